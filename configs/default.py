@@ -1,0 +1,131 @@
+"""The main job: one level on text that every Python installation carries.
+
+    python train.py
+
+Hardware: 2 CPU cores, under 6 minutes. Every setting of a run stands here
+once; the other files edit it. Lengths are in ids (bytes at the first level),
+entropies and thresholds in bits, intervals in optimizer steps.
+"""
+
+import ml_collections
+
+
+def get_level() -> ml_collections.ConfigDict:
+  """One level over bytes."""
+  level = ml_collections.ConfigDict()
+  level.d_model = 96
+
+  # Causal transformer over ids; its entropy says where segments begin.
+  level.entropy_model = ml_collections.ConfigDict(
+    # A window of w sees w previous ids and the id itself.
+    dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
+  )
+  level.segmentation = ml_collections.ConfigDict(
+    dict(
+      rule='entropy_delta',
+      # Start of the calibration, or the threshold itself without a target.
+      threshold_bits=0.3,
+      # Mean ids per segment to calibrate to; None keeps the threshold.
+      target_length=ml_collections.config_dict.placeholder(float),
+      # How far one step may move the threshold, per relative error.
+      calibration_bits=0.05,
+      min_length=1,
+      max_length=16,
+      # Slots of a row are sized for segments of this mean length.
+      capacity_length=3.0,
+    )
+  )
+  level.segmentation.target_length = 4.5
+
+  # Sliding-window transformer whose states are pooled per segment.
+  level.encoder = ml_collections.ConfigDict(
+    dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
+  )
+  level.pooling = ml_collections.ConfigDict(dict(num_heads=3))
+  level.quantizer = ml_collections.ConfigDict(
+    dict(
+      codebook_size=1024,
+      # Width of the space codes live in; None for d_model.
+      code_dim=ml_collections.config_dict.placeholder(int),
+      decay=0.97,
+      # Every so many steps, codes unused for so many steps are replaced.
+      reset_interval_steps=10,
+      reset_after_steps=40,
+    )
+  )
+  level.quantizer.code_dim = 32
+
+  level.expander = ml_collections.ConfigDict(
+    dict(
+      num_layers=2,
+      num_heads=3,
+      ffn_dim=288,
+      # 'segment': an id sees the ids of its own segment, so that all segments
+      # decode at once. 'window': the last `window` ids.
+      context='segment',
+      window=32,
+      # How many codes before its own an id attends to.
+      lookback=0,
+    )
+  )
+  return level
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The whole run."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  # How long: optimizer steps, or passes over the data. One of them is None.
+  config.max_steps = ml_collections.config_dict.placeholder(int)
+  config.max_steps = 1500
+  config.num_epochs = ml_collections.config_dict.placeholder(float)
+  config.log_interval = 20
+  config.eval_interval = 500
+  # Held-out batches of an evaluation during training; the last one reads all.
+  config.eval_batches = 16
+  config.checkpoint_interval = 500
+  config.max_to_keep = 2
+
+  config.data = ml_collections.ConfigDict(
+    dict(
+      # Comma-separated globs; empty for the standard library's sources.
+      train='',
+      # Held-out files; empty to hold out a fraction of the documents above.
+      validation='',
+      validation_fraction=0.05,
+      sequence_length=256,
+      batch_size=16,
+      read_threads=2,
+      prefetch_batches=8,
+    )
+  )
+
+  config.model = ml_collections.ConfigDict(
+    dict(
+      levels=(get_level(),),
+      # Compute type; parameters and statistics are float32 always.
+      dtype='float32',
+      # Of attention, pooling, and code search; 'auto' goes by the platform.
+      implementation='auto',
+    )
+  )
+
+  config.loss = ml_collections.ConfigDict(
+    dict(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+  )
+
+  config.optimizer = ml_collections.ConfigDict(
+    dict(
+      learning_rate=3e-3,
+      final_fraction=0.1,
+      warmup_steps=50,
+      weight_decay=0.01,
+      beta1=0.9,
+      beta2=0.98,
+      clip_norm=1.0,
+    )
+  )
+
+  config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  return config
