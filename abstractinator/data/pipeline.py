@@ -1,0 +1,193 @@
+"""Batches: an endless shuffled stream to train on, one pass to validate on.
+
+A process takes every `shard_count`-th row of a global batch, so that global
+batches are the same for any number of processes.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import grain
+import numpy as np
+
+from abstractinator.config import DataConfig
+from abstractinator.data.packing import PackedRows, empty_row
+from abstractinator.data.sources import find_documents, split, standard_library
+from abstractinator.types import Batch
+
+
+def open_data(
+  config: DataConfig, *, max_documents: int
+) -> tuple[PackedRows, PackedRows]:
+  """Finds the documents of a run and packs them.
+
+  Args:
+    config: What to read. An empty `train` is the standard library; an empty
+      `validation` is a fraction of `train`.
+    max_documents: How many documents a row may touch.
+
+  Returns:
+    Rows to train on and rows to validate on.
+
+  Raises:
+    ValueError: If files are missing, cannot be read or split.
+  """
+  train = find_documents(config.train) if config.train else standard_library()
+  if config.validation:
+    validation = find_documents(config.validation)
+  else:
+    train, validation = split(train, config.validation_fraction)
+  train_rows, validation_rows = (
+    PackedRows(
+      documents,
+      sequence_length=config.sequence_length,
+      max_documents=max_documents,
+    )
+    for documents in (train, validation)
+  )
+  return train_rows, validation_rows
+
+
+def fingerprint(rows: PackedRows) -> dict[str, Any]:
+  """Returns what a checkpoint notes of a data set, ready for JSON."""
+  return {
+    'num_documents': rows.num_documents,
+    'num_bytes': rows.num_bytes,
+    'sha256': rows.documents.fingerprint(),
+  }
+
+
+def steps_per_epoch(rows: PackedRows, batch_size: int) -> int:
+  """How many batches it takes to have seen every row."""
+  return -(-len(rows) // batch_size)
+
+
+class TrainIterator:
+  """Endless batches in an order that is shuffled anew in each epoch.
+
+  Any batch can be computed from its number, which is the whole state.
+  """
+
+  def __init__(
+    self,
+    rows: PackedRows,
+    *,
+    seed: int,
+    batch_size: int,
+    shard_index: int,
+    shard_count: int,
+    read_threads: int,
+    prefetch_batches: int,
+  ):
+    """Starts before the first batch.
+
+    Args:
+      rows: What to read.
+      seed: Determines the order.
+      batch_size: Rows of a global batch.
+      shard_index: Which part of each batch to read, 0 to shard_count - 1.
+      shard_count: Into how many parts a batch is divided.
+      read_threads: How many batches are read at once; 0 reads in `__next__`.
+      prefetch_batches: How many batches are kept ready by the threads.
+
+    Raises:
+      ValueError: If there is no row or batches cannot be divided.
+    """
+    local_size = _local_size(rows, batch_size, shard_index, shard_count)
+    # Grain orders the numbers of rows only and a batch is read as a whole: half
+    # the overhead of passing rows through it. Repeated before it is batched: no
+    # row is dropped, and a data set may be smaller than a batch.
+    dataset = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    dataset = dataset[shard_index::shard_count].batch(
+      local_size,
+      drop_remainder=True,
+      batch_fn=functools.partial(_read_batch, rows),
+    )
+    options = grain.ReadOptions(
+      num_threads=read_threads, prefetch_buffer_size=prefetch_batches
+    )
+    self._iterator = iter(dataset.to_iter_dataset(options))
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> Batch:
+    """Returns this shard's rows of the next batch, as numpy arrays."""
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the position: how many batches have been taken."""
+    return self._iterator.get_state()
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a position, which may stem from another number of shards."""
+    self._iterator.set_state(state)
+
+
+def validation_batches(
+  rows: PackedRows,
+  *,
+  batch_size: int,
+  seed: int,
+  shard_index: int,
+  shard_count: int,
+  max_batches: int | None = None,
+) -> Iterator[Batch]:
+  """Reads each row once, in an order that depends on the seed only.
+
+  The order is shuffled, so that the first `max_batches` are a fair sample. The
+  last batch is filled up with rows of padding, numbered -1; so all batches
+  have one shape, and all shards as many batches.
+
+  Args:
+    rows: What to read.
+    batch_size: Rows of a global batch.
+    seed: Determines the order.
+    shard_index: Which part of each batch to read, 0 to shard_count - 1.
+    shard_count: Into how many parts a batch is divided.
+    max_batches: Where to stop early; None reads all rows.
+
+  Returns:
+    An iterator over this shard's rows of each batch, as numpy arrays.
+
+  Raises:
+    ValueError: If there is no row or batches cannot be divided.
+  """
+  _local_size(rows, batch_size, shard_index, shard_count)
+  order = np.random.default_rng(seed).permutation(len(rows))
+  order = np.pad(order, (0, -len(rows) % batch_size), constant_values=-1)
+  batches = order.reshape(-1, batch_size)[:max_batches]
+  return (
+    _read_batch(rows, indices)
+    for indices in batches[:, shard_index::shard_count]
+  )
+
+
+def _local_size(
+  rows: PackedRows, batch_size: int, shard_index: int, shard_count: int
+) -> int:
+  """Rows of a shard's part of a batch, checked."""
+  if not len(rows):
+    raise ValueError('data: has no rows, allowed: at least 1')
+  if not 0 <= shard_index < shard_count:
+    raise ValueError(
+      f'shard_index: got {shard_index}, allowed: 0 to {shard_count - 1}'
+    )
+  if batch_size < 1 or batch_size % shard_count:
+    raise ValueError(
+      f'data.batch_size: got {batch_size}, allowed: a multiple of the'
+      f' {shard_count} processes that read data'
+    )
+  return batch_size // shard_count
+
+
+def _read_batch(rows: PackedRows, indices: Sequence[int]) -> Batch:
+  """Reads rows and stacks them; index -1 is a row of padding."""
+  padding = empty_row(rows.sequence_length)
+  read = [rows[index] if index >= 0 else padding for index in indices]
+  return Batch(
+    ids_BS=np.stack([row['ids'] for row in read]),
+    document_BS=np.stack([row['document'] for row in read]),
+    row_B=np.stack([row['row'] for row in read]),
+  )

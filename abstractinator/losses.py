@@ -1,0 +1,76 @@
+"""Every term of the objective and its weight.
+
+Terms are sums in nats over the ids of a batch, so that they add up over
+microbatches and devices; the objective is their weighted sum per id.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from abstractinator.config import LossConfig
+from abstractinator.modules.abstractinator import LevelOutput
+from abstractinator.types import Array, Batch
+
+
+def num_ids(batch: Batch) -> Array:
+  """Real ids of a batch, [] float32."""
+  return jnp.sum(batch.document_BS >= 0, dtype=jnp.float32)
+
+
+def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
+  """Unweighted terms, named as their weights in `LossConfig`.
+
+  Args:
+    output: Of the level.
+    batch: What it was given.
+
+  Returns:
+    [] float32 each: cross-entropy of the entropy model and of the expander,
+    binary cross-entropy of the ends of segments where they are uncertain, nats;
+    squared distance of segments to their codes, summed over segments.
+  """
+  is_valid_BS = batch.document_BS >= 0
+  compressed, expanded = output.compressed, output.expanded
+  ends = sigmoid_cross_entropy(
+    expanded.end_logits_BS, compressed.segments.is_end_BS
+  )
+  return {
+    'entropy_model': _masked_sum(
+      cross_entropy(compressed.entropy_logits_BSV, batch.ids_BS), is_valid_BS
+    ),
+    'expander': _masked_sum(
+      cross_entropy(expanded.logits_BSV, batch.ids_BS), is_valid_BS
+    ),
+    'end': _masked_sum(ends, is_valid_BS & ~expanded.end_is_certain_BS),
+    'commitment': _masked_sum(
+      compressed.quantized.distance_BP, compressed.is_valid_BP
+    ),
+  }
+
+
+def objective(
+  terms: dict[str, Array], weights: LossConfig, num_ids: Array
+) -> Array:
+  """Weighted sum of the terms per id, [] float32, nats."""
+  weighted = [
+    getattr(weights, field.name) * terms[field.name]
+    for field in dataclasses.fields(weights)
+  ]
+  return sum(weighted) / jnp.maximum(num_ids, 1.0)
+
+
+def cross_entropy(logits: Array, ids: Array) -> Array:
+  """-log softmax(logits)[ids], [...] float32 nats, from [..., V] logits."""
+  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def sigmoid_cross_entropy(logits: Array, is_true: Array) -> Array:
+  """-log p of a yes or no with log-odds `logits`, nats."""
+  return jax.nn.softplus(jnp.where(is_true, -logits, logits))
+
+
+def _masked_sum(x: Array, mask: Array) -> Array:
+  return jnp.sum(jnp.where(mask, x, 0.0))

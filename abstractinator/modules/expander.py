@@ -1,0 +1,198 @@
+"""Codes back to ids, autoregressively within what a segment may see."""
+
+import flax.linen as nn
+import flax.struct
+from jax import lax
+import jax.numpy as jnp
+
+from abstractinator.config import LevelConfig
+from abstractinator.modules import layers
+from abstractinator.modules.attention import LaneCache
+from abstractinator.modules.blocks import Block
+from abstractinator.ops.segmentation import document_starts
+from abstractinator.types import Array, Segments, Special
+
+
+@flax.struct.dataclass
+class ExpanderOutput:
+  """Teacher-forced predictions.
+
+  Attributes:
+    logits_BSV: [B, S, V] float32, of each id given the codes it sees and the
+      ids before it in its context.
+    end_logits_BS: [B, S] float32, log-odds that the id is its segment's last,
+      given the same and the id itself.
+    end_is_certain_BS: [B, S] bool, ids whose being last or not goes without
+      saying: EOS, and the `max_length`-th of a segment.
+  """
+
+  logits_BSV: Array
+  end_logits_BS: Array
+  end_is_certain_BS: Array
+
+
+class DecoderOnlyExpanderRVQ(nn.Module):
+  """Predicts the ids of each segment from its code.
+
+  Id s is fed the id before it and attends to the code of its own segment, the
+  first id of a segment included, and to `lookback` earlier ones. A head on the
+  state and the id itself says whether the segment ends there.
+
+  With `context='segment'` an id sees the ids of its own segment only, a segment
+  starts from BOS, and all segments decode at once (`decode`). With 'window' it
+  sees the last `window` ids.
+
+  Attributes:
+    config: Sizes of the level.
+    num_ids: Ordinary ids; the specials come after them.
+    implementation: Of the ops.
+    dtype: Compute type.
+  """
+
+  config: LevelConfig
+  num_ids: int
+  implementation: str
+  dtype: jnp.dtype
+
+  def setup(self):
+    c, width = self.config.expander, self.config.d_model
+    max_length = self.config.segmentation.max_length
+    vocab = self.num_ids + len(Special)
+    self.embed = layers.embed(vocab, width, self.dtype)
+    self.offset_embed = layers.embed(max_length, width, self.dtype)
+    self.blocks = [
+      Block(
+        num_heads=c.num_heads,
+        window=max_length - 1 if c.context == 'segment' else c.window,
+        ffn_dim=c.ffn_dim,
+        depth=c.num_layers,
+        implementation=self.implementation,
+        dtype=self.dtype,
+        lookback=c.lookback,
+        name=f'block_{i}',
+      )
+      for i in range(c.num_layers)
+    ]
+    self.norm = layers.RMSNorm(self.dtype)
+    self.head = layers.logits(vocab, self.dtype)
+    self.end_hidden = nn.Dense(width, use_bias=False, dtype=self.dtype)
+    self.end_head = layers.logits(1, self.dtype)
+
+  def __call__(
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    segments: Segments,
+    memory_BPD: Array,
+  ) -> ExpanderOutput:
+    """Teacher-forced predictions for rows.
+
+    Args:
+      ids_BS: [B, S] int32, the ids to predict.
+      document_BS: [B, S] int32, -1 on padding.
+      segments: Their division.
+      memory_BPD: [B, P, D], vectors of the codes.
+
+    Returns:
+      The predictions.
+    """
+    is_first_BS = document_starts(document_BS)
+    # Segment of the document's first id, carried along the document.
+    lowest_BS = lax.cummax(
+      jnp.where(is_first_BS, segments.index_BS, 0), axis=1
+    )
+    alone = self.config.expander.context == 'segment'
+    fed_BS = layers.shift_right(
+      ids_BS,
+      segments.is_start_BS if alone else is_first_BS,
+      self.num_ids + Special.BOS,
+    )
+    x_BSD = self.embed(fed_BS) + self.offset_embed(segments.offset_BS)
+    for block in self.blocks:
+      x_BSD, _ = block(
+        x_BSD,
+        segments.index_BS if alone else document_BS,
+        memory=(memory_BPD, segments.index_BS, lowest_BS),
+      )
+    x_BSD = self.norm(x_BSD)
+    return ExpanderOutput(
+      logits_BSV=self.head(x_BSD).astype(jnp.float32),
+      end_logits_BS=self._end_logits(x_BSD, ids_BS),
+      end_is_certain_BS=self._end_is_certain(ids_BS, segments.offset_BS),
+    )
+
+  def decode(
+    self, memory_BPD: Array, lowest_BP: Array
+  ) -> tuple[Array, Array]:
+    """Greedy ids of every segment, all at once, from the codes alone.
+
+    Takes `max_length` steps, whatever the number of segments.
+
+    Args:
+      memory_BPD: [B, P, D], vectors of the codes.
+      lowest_BP: [B, P] int32, first slot that each segment may see.
+
+    Returns:
+      [B, P, L] int32 ids and [B, P] int32 lengths, 1..L; ids past a segment's
+      length are meaningless.
+
+    Raises:
+      ValueError: If the context is not 'segment'.
+    """
+    c = self.config.expander
+    if c.context != 'segment':
+      raise ValueError(
+        f'expander.context: got {c.context!r}, allowed: segment, for segments'
+        ' to decode independently'
+      )
+    batch, slots, width = memory_BPD.shape
+    max_length = self.config.segmentation.max_length
+    lanes = batch * slots
+    index_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
+    shape = (lanes, max_length, c.num_heads, width // c.num_heads)
+    caches = [
+      LaneCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+      for _ in self.blocks
+    ]
+
+    def one_step(module, carry, step):
+      caches, fed_N = carry
+      x_N1D = module.embed(fed_N)[:, None] + module.offset_embed(step)
+      new = []
+      for block, cache in zip(module.blocks, caches, strict=True):
+        x_N1D, cache = block(
+          x_N1D,
+          None,
+          memory=(memory_BPD, index_BP, lowest_BP),
+          cache=cache,
+          step=step,
+        )
+        new.append(cache)
+      x_ND = module.norm(x_N1D)[:, 0]
+      # BOS and PAD are never anyone's next id.
+      logits_NV = module.head(x_ND).astype(jnp.float32)
+      logits_NV = logits_NV.at[:, module.num_ids + Special.BOS].set(-jnp.inf)
+      logits_NV = logits_NV.at[:, module.num_ids + Special.PAD].set(-jnp.inf)
+      ids_N = jnp.argmax(logits_NV, axis=-1).astype(jnp.int32)
+      is_end_N = module._end_logits(x_ND, ids_N) > 0
+      is_end_N |= module._end_is_certain(ids_N, step)
+      return (new, ids_N), (ids_N, is_end_N)
+
+    fed_N = jnp.full((lanes,), self.num_ids + Special.BOS, jnp.int32)
+    _, (ids_LN, is_end_LN) = nn.scan(
+      one_step, variable_broadcast='params', split_rngs={'params': False}
+    )(self, (caches, fed_N), jnp.arange(max_length, dtype=jnp.int32))
+    length_N = 1 + jnp.argmax(is_end_LN, axis=0).astype(jnp.int32)
+    return (
+      ids_LN.T.reshape(batch, slots, max_length),
+      length_N.reshape(batch, slots),
+    )
+
+  def _end_logits(self, x: Array, ids: Array) -> Array:
+    both = jnp.concatenate([x, self.embed(ids)], axis=-1)
+    hidden = nn.silu(self.end_hidden(both))
+    return self.end_head(hidden)[..., 0].astype(jnp.float32)
+
+  def _end_is_certain(self, ids: Array, offset: Array) -> Array:
+    max_length = self.config.segmentation.max_length
+    return (ids == self.num_ids + Special.EOS) | (offset == max_length - 1)

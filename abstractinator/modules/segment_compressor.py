@@ -1,0 +1,126 @@
+"""Ids in, one code per segment out."""
+
+import flax.linen as nn
+import flax.struct
+from jax import lax
+import jax.numpy as jnp
+
+from abstractinator.config import LevelConfig
+from abstractinator.modules import layers
+from abstractinator.modules.blocks import Stack
+from abstractinator.modules.entropy_model import EntropyModel
+from abstractinator.modules.learned_query_attention import (
+  LearnedQueryAttention,
+)
+from abstractinator.modules.vector_quantizer import (
+  QuantizerOutput,
+  VectorQuantizer,
+)
+from abstractinator.ops import calibration, segmentation
+from abstractinator.types import Array, Segments, Special
+
+
+@flax.struct.dataclass
+class CompressorOutput:
+  """What a compressor makes of its ids.
+
+  Attributes:
+    entropy_logits_BSV: [B, S, V] float32, the entropy model's prediction of
+      each id from those before it.
+    entropy_bits_BS: [B, S] float32, entropy of that prediction, no gradient.
+    segments: Where the ids were cut.
+    is_valid_BP: [B, P] bool, slots that hold a segment.
+    pooled_BPD: [B, P, D] segments before quantization.
+    quantized: Codes and their vectors.
+  """
+
+  entropy_logits_BSV: Array
+  entropy_bits_BS: Array
+  segments: Segments
+  is_valid_BP: Array
+  pooled_BPD: Array
+  quantized: QuantizerOutput
+
+
+class SegmentCompressor(nn.Module):
+  """Entropy model, segmentation, encoder, pooling and quantizer of a level.
+
+  The entropy path decides where segments begin, the compression path what they
+  become; they share no parameter, and no gradient passes from one to the other.
+
+  Attributes:
+    config: Sizes of the level.
+    num_ids: Ordinary ids; the specials come after them.
+    implementation: Of the ops.
+    dtype: Compute type.
+
+  Collections:
+    vq: See `VectorQuantizer`.
+    calibration: `threshold`, a `calibration.ThresholdState`; a forward pass
+      with it mutable adds to the sums of the step.
+  """
+
+  config: LevelConfig
+  num_ids: int
+  implementation: str
+  dtype: jnp.dtype
+
+  def setup(self):
+    c = self.config
+    common = dict(implementation=self.implementation, dtype=self.dtype)
+    self.entropy_model = EntropyModel(
+      c.entropy_model, c.d_model, self.num_ids, **common
+    )
+    self.embed = layers.embed(
+      self.num_ids + len(Special), c.d_model, self.dtype
+    )
+    self.encoder = Stack(c.encoder, **common)
+    self.pooling = LearnedQueryAttention(c.pooling.num_heads, **common)
+    self.quantizer = VectorQuantizer(c.quantizer, c.d_model, **common)
+    self.threshold = self.variable(
+      'calibration',
+      'threshold',
+      calibration.initial_state,
+      c.segmentation.threshold_bits,
+      c.segmentation.target_length,
+      c.segmentation.calibration_bits,
+    )
+
+  def __call__(
+    self, ids_BS: Array, document_BS: Array, row_B: Array
+  ) -> CompressorOutput:
+    """Compresses rows; see `Batch` for the arguments."""
+    entropy_logits_BSV = self.entropy_model(ids_BS, document_BS)
+    entropy_bits_BS = segmentation.entropy_bits(
+      lax.stop_gradient(entropy_logits_BSV)
+    )
+    segments = self._segment(entropy_bits_BS, document_BS)
+    num_slots = self.config.segmentation.num_slots(ids_BS.shape[1])
+    states_BSD = self.encoder(self.embed(ids_BS), document_BS)
+    pooled_BPD = self.pooling(states_BSD, segments.index_BS, num_slots)
+    is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
+    return CompressorOutput(
+      entropy_logits_BSV=entropy_logits_BSV,
+      entropy_bits_BS=entropy_bits_BS,
+      segments=segments,
+      is_valid_BP=is_valid_BP,
+      pooled_BPD=pooled_BPD,
+      quantized=self.quantizer(pooled_BPD, is_valid_BP, row_B),
+    )
+
+  def _segment(self, entropy_bits_BS: Array, document_BS: Array) -> Segments:
+    c = self.config.segmentation
+    segments = segmentation.segment(
+      segmentation.entropy_jumps(
+        entropy_bits_BS, self.threshold.value.threshold_bits
+      ),
+      document_BS,
+      min_length=c.min_length,
+      max_length=c.max_length,
+      num_slots=c.num_slots(document_BS.shape[1]),
+    )
+    if (
+      self.is_mutable_collection('calibration') and not self.is_initializing()
+    ):
+      self.threshold.value = calibration.observe(self.threshold.value, segments)
+    return segments

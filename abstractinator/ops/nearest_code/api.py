@@ -1,0 +1,38 @@
+"""The one entry to code search, whatever computes it."""
+
+import chex
+
+from abstractinator.ops.nearest_code import reference, xla
+from abstractinator.types import Array
+
+_IMPLEMENTATIONS = {
+  'reference': reference.nearest_code,
+  'xla': xla.nearest_code,
+}
+
+
+def nearest_code(
+  x_NC: Array, codebook_KC: Array, *, implementation: str
+) -> Array:
+  """Finds the codebook entry at the smallest Euclidean distance.
+
+  Args:
+    x_NC: [N, C] vectors, any float type.
+    codebook_KC: [K, C] float32 entries.
+    implementation: 'xla' goes over the vectors in tiles, so that memory does
+      not grow as N * K; 'reference' is dense, the oracle of the tests.
+
+  Returns:
+    [N] int32 in 0..K-1; the smallest among equals. Distances are in float32.
+
+  Raises:
+    ValueError: If the implementation is unknown.
+  """
+  chex.assert_rank([x_NC, codebook_KC], 2)
+  chex.assert_equal_shape_suffix([x_NC, codebook_KC], 1)
+  if implementation not in _IMPLEMENTATIONS:
+    raise ValueError(
+      f'implementation: got {implementation!r}, allowed:'
+      f' {", ".join(_IMPLEMENTATIONS)}'
+    )
+  return _IMPLEMENTATIONS[implementation](x_NC, codebook_KC)

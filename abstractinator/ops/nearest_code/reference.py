@@ -1,0 +1,12 @@
+"""Dense code search by differences, the oracle of the others."""
+
+import jax.numpy as jnp
+
+from abstractinator.types import Array
+
+
+def nearest_code(x_NC: Array, codebook_KC: Array) -> Array:
+  """See `api.nearest_code`. Builds [N, K, C]."""
+  difference = x_NC.astype(jnp.float32)[:, None] - codebook_KC[None]
+  distance_NK = jnp.sum(jnp.square(difference), axis=-1)
+  return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)

@@ -1,0 +1,5 @@
+"""Attention from ids to the codes of their own and earlier segments."""
+
+from abstractinator.ops.segment_cross.api import segment_cross_attention
+
+__all__ = ['segment_cross_attention']

@@ -1,0 +1,169 @@
+"""Where arrays live: the device mesh, parameter shardings, batch placement.
+
+Parameters are sharded by rules over their paths rather than by metadata on
+the modules: the moments of the optimizer end in the same names as the
+parameters they belong to, so one table covers the whole training state.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+from abstractinator.config import MeshConfig
+from abstractinator.types import PyTree
+
+# Rows of a batch are spread over both of these: under fsdp every device holds
+# a slice of the weights and works on rows of its own.
+BATCH_AXES = ('data', 'fsdp')
+
+# First match wins. A path is the '/'-joined names from the root of the state.
+# A spec speaks of the last dimensions; the ones before it are not sharded.
+_RULES = (
+  # Statistics of a whole batch: every device must hold the same ones.
+  (r'^(collections/)?(vq|segmentation)/', P()),
+  (r'(^|/)kernel$', P('fsdp', 'tensor')),
+  (r'(^|/)embedding$', P(None, 'fsdp')),
+  (r'(^|/)(scale|bias)$', P()),
+  (r'(^|/)(step|count|threshold)$', P()),
+)
+
+
+def make_mesh(
+  config: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Arranges the devices in a mesh with axes data, fsdp and tensor.
+
+  Args:
+    config: Devices along each axis; -1 on one of them takes what is left.
+    devices: The devices to use, all of the run by default.
+
+  Returns:
+    The mesh. Its axes are of type Auto: XLA propagates shardings.
+
+  Raises:
+    ValueError: If the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = dataclasses.asdict(config)
+  known = math.prod(size for size in sizes.values() if size != -1)
+  resolved = {
+    name: len(devices) // known if size == -1 else size
+    for name, size in sizes.items()
+  }
+  if math.prod(resolved.values()) != len(devices):
+    got = ', '.join(f'mesh.{name}={size}' for name, size in sizes.items())
+    raise ValueError(
+      f'{got}: allowed: sizes whose product is the number of devices'
+      f' ({len(devices)}), -1 on one axis for what is left'
+    )
+  return jax.make_mesh(
+    tuple(resolved.values()),
+    tuple(resolved),
+    # The default is Explicit, under which Linen's Embed fails.
+    axis_types=(AxisType.Auto,) * len(resolved),
+    devices=devices,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding of an array whose leading axis counts the rows of a batch."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
+  """Returns the sharding of every leaf of a training state.
+
+  A mesh axis that does not divide its dimension is left out, so that any
+  sizes work on any mesh (the price is memory, not correctness).
+
+  Args:
+    abstract_state: The state, or what `jax.eval_shape` says of it.
+    mesh: From `make_mesh`.
+
+  Returns:
+    A tree of the same structure of NamedSharding.
+
+  Raises:
+    KeyError: If no rule covers a leaf, naming its path.
+  """
+
+  def leaf_sharding(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    for pattern, spec in _RULES:
+      if re.search(pattern, name):
+        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
+    raise KeyError(f'no sharding rule for {name}, of shape {leaf.shape}')
+
+  return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
+
+
+def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """Aligns `spec` with the last dimensions and drops axes that do not fit."""
+  axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
+  axes = axes[len(axes) - len(shape) :]
+  return P(
+    *(
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, shape, strict=True)
+    )
+  )
+
+
+def process_shard(sharding: Sharding, global_batch: int) -> tuple[int, int]:
+  """Says which rows of every batch this process has to load.
+
+  Not simply its process index: processes that differ only along the tensor
+  axis need the same rows.
+
+  Args:
+    sharding: From `batch_sharding`.
+    global_batch: Rows of the batch over all processes.
+
+  Returns:
+    (index, count): rows index, index + count, ... of each batch are the
+    process's own, as `dataset[index::count]` picks them. Processes that need
+    the same rows get the same index.
+
+  Raises:
+    ValueError: If the rows do not divide evenly among devices or processes.
+  """
+  shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
+  if global_batch % shards:
+    raise ValueError(
+      f'data.batch_size: got {global_batch}, allowed: a multiple of'
+      f' mesh.data * mesh.fsdp ({shards})'
+    )
+  blocks: dict[int, set[int]] = {}
+  for device, (rows,) in sharding.devices_indices_map((global_batch,)).items():
+    blocks.setdefault(device.process_index, set()).add(rows.start or 0)
+  groups = sorted({tuple(sorted(block)) for block in blocks.values()})
+  if sum(map(len, groups)) != shards:
+    raise ValueError(
+      f'mesh.tensor: got {sharding.mesh.shape["tensor"]}, allowed: a size by'
+      ' which processes share either all of their rows or none'
+    )
+  mine = tuple(sorted(blocks[jax.process_index()]))
+  return groups.index(mine), len(groups)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+  """Turns the rows that each process has loaded into arrays over the mesh.
+
+  Args:
+    batch: numpy arrays [rows of this process, ...], see `process_shard`.
+    mesh: From `make_mesh`.
+
+  Returns:
+    jax arrays [rows of all processes, ...] with `batch_sharding`.
+  """
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)

@@ -1,0 +1,52 @@
+"""Everything a step changes."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.types import Array, Batch, PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Arrays only; what they belong to is known where they are used.
+
+  Attributes:
+    step: [] int32, optimizer steps done.
+    params: Parameters, float32.
+    collections: Mutable collections of the model, `vq` and `calibration`.
+    opt_state: Of the optimizer.
+  """
+
+  step: Array
+  params: PyTree
+  collections: PyTree
+  opt_state: PyTree
+
+
+def initial_state(
+  key: Array,
+  model: Abstractinator,
+  optimizer: optax.GradientTransformation,
+  *,
+  batch_size: int,
+  sequence_length: int,
+) -> TrainState:
+  """Builds the state of step 0; meant to be jitted with shardings."""
+  zeros = jnp.zeros((batch_size, sequence_length), jnp.int32)
+  batch = Batch(ids_BS=zeros, document_BS=zeros, row_B=zeros[:, 0])
+  collections = dict(model.init(key, batch))
+  params = collections.pop('params')
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    collections=collections,
+    opt_state=optimizer.init(params),
+  )
+
+
+def abstract_state(*args, **kwargs) -> TrainState:
+  """Shapes and types of `initial_state` without computing it."""
+  return jax.eval_shape(lambda: initial_state(*args, **kwargs))

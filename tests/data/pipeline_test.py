@@ -1,0 +1,246 @@
+"""Batches to train on and to validate on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from abstractinator.byte_vocab import PAD_ID
+from abstractinator.config import DataConfig
+from abstractinator.data import pipeline
+from abstractinator.data.documents import Documents, MemoryDocument
+from abstractinator.data.packing import PackedRows
+from abstractinator.types import Batch
+
+SEQUENCE_LENGTH = 8
+
+
+def make_rows(count):
+  """Rows that all differ: document i is SEQUENCE_LENGTH - 1 times i, EOS."""
+  documents = [
+    MemoryDocument(f'd{i}', bytes([i]) * (SEQUENCE_LENGTH - 1))
+    for i in range(count)
+  ]
+  return PackedRows(
+    Documents(documents), sequence_length=SEQUENCE_LENGTH, max_documents=9
+  )
+
+
+def train_iterator(rows, **changes):
+  settings = {
+    'seed': 0,
+    'batch_size': 4,
+    'shard_index': 0,
+    'shard_count': 1,
+    'read_threads': 2,
+    'prefetch_batches': 3,
+  }
+  return pipeline.TrainIterator(rows, **settings | changes)
+
+
+def validation_batches(rows, **changes):
+  settings = {'seed': 0, 'batch_size': 4, 'shard_index': 0, 'shard_count': 1}
+  return pipeline.validation_batches(rows, **settings | changes)
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def row_numbers(batches):
+  return np.concatenate([batch.row_B for batch in batches]).tolist()
+
+
+def assert_equal(one, two):
+  assert len(one) == len(two)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def assert_is_batch_of(batch, rows, size):
+  assert isinstance(batch, Batch)
+  assert batch.ids_BS.shape == batch.document_BS.shape == (size, 8)
+  for field in (batch.ids_BS, batch.document_BS, batch.row_B):
+    assert isinstance(field, np.ndarray)
+    assert field.dtype == np.int32
+  for i, number in enumerate(batch.row_B):
+    np.testing.assert_array_equal(batch.ids_BS[i], rows[number]['ids'])
+    np.testing.assert_array_equal(
+      batch.document_BS[i], rows[number]['document']
+    )
+
+
+@pytest.mark.parametrize('read_threads', [0, 2])
+def test_training_reads_each_row_once_per_epoch(read_threads):
+  rows = make_rows(10)
+  batches = take(train_iterator(rows, read_threads=read_threads), 10)
+  for batch in batches:
+    assert_is_batch_of(batch, rows, 4)
+  numbers = row_numbers(batches)
+  epochs = [numbers[i : i + 10] for i in range(0, 40, 10)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(10))
+  # Ten rows in the same order twice by chance: 1 in 3.6 million.
+  assert len({*map(tuple, epochs), tuple(range(10))}) == 5
+
+
+def test_seed_determines_the_order():
+  rows = make_rows(20)
+  one = row_numbers(take(train_iterator(rows), 5))
+  assert one == row_numbers(take(train_iterator(rows), 5))
+  assert one == row_numbers(take(train_iterator(rows, read_threads=0), 5))
+  assert one != row_numbers(take(train_iterator(rows, seed=1), 5))
+
+
+@pytest.mark.parametrize('position', [0, 1, 7])
+def test_resume_is_exact(position):
+  rows = make_rows(10)
+  iterator = train_iterator(rows)
+  take(iterator, position)
+  state = json.loads(json.dumps(iterator.get_state()))
+  assert state == {'next_index': position}
+  expected = take(iterator, 6)
+  fresh = train_iterator(rows)
+  fresh.set_state(state)
+  assert_equal(take(fresh, 6), expected)
+  # Backwards too, with batches read ahead in the queue.
+  iterator.set_state(state)
+  assert_equal(take(iterator, 6), expected)
+  assert iterator.get_state() == {'next_index': position + 6}
+
+
+@pytest.mark.parametrize('shard_count', [2, 4])
+def test_shards_unite_to_the_global_batch(shard_count):
+  rows = make_rows(10)
+  sharding = [
+    {'shard_index': i, 'shard_count': shard_count} for i in range(shard_count)
+  ]
+  for make in (train_iterator, validation_batches):
+    shards = [make(rows, **shard) for shard in sharding]
+    parts = [take(shard, 3) for shard in shards]
+    for batch, *local in zip(take(make(rows), 3), *parts, strict=True):
+      size = 4 // shard_count
+      assert [len(part.row_B) for part in local] == [size] * shard_count
+      united = jax.tree.map(
+        lambda *xs: np.stack(xs, axis=1).reshape(4, *xs[0].shape[1:]), *local
+      )
+      assert_equal([united], [batch])
+
+
+def test_position_moves_between_shard_counts():
+  rows = make_rows(10)
+  whole = train_iterator(rows)
+  half = train_iterator(rows, shard_index=1, shard_count=2)
+  take(half, 3)
+  whole.set_state(half.get_state())
+  assert row_numbers(take(whole, 1))[1::2] == row_numbers(take(half, 1))
+
+
+def test_data_set_may_be_smaller_than_a_batch():
+  rows = make_rows(3)
+  batches = take(train_iterator(rows, batch_size=8), 3)
+  assert np.bincount(row_numbers(batches)).tolist() == [8, 8, 8]
+  assert [batch.ids_BS.shape for batch in batches] == [(8, 8)] * 3
+
+
+@pytest.mark.parametrize(('count', 'steps'), [(1, 1), (4, 1), (5, 2), (8, 2)])
+def test_steps_per_epoch(count, steps):
+  assert pipeline.steps_per_epoch(make_rows(count), 4) == steps
+
+
+@pytest.mark.parametrize('count', [1, 3, 4, 10, 12])
+def test_validation_reads_each_row_once_and_pads(count):
+  rows = make_rows(count)
+  batches = list(validation_batches(rows))
+  assert len(batches) == -(-count // 4)
+  numbers = row_numbers(batches)
+  assert sorted(numbers[:count]) == list(range(count))
+  assert set(numbers[count:]) <= {-1}
+  for batch in batches:
+    assert batch.ids_BS.shape == (4, 8)
+    real = jax.tree.map(lambda x, is_real=batch.row_B >= 0: x[is_real], batch)
+    assert_is_batch_of(real, rows, len(real.row_B))
+    assert (batch.ids_BS[batch.row_B < 0] == PAD_ID).all()
+    assert (batch.document_BS[batch.row_B < 0] == -1).all()
+
+
+def test_validation_order_is_shuffled_and_fixed():
+  rows = make_rows(40)
+  order = row_numbers(validation_batches(rows))
+  assert order == row_numbers(validation_batches(rows))
+  assert order != sorted(order)
+  assert order != row_numbers(validation_batches(rows, seed=1))
+  first = validation_batches(rows, max_batches=3)
+  assert row_numbers(first) == order[:12]
+
+
+def test_every_shard_has_as_many_validation_batches():
+  # The last batch has one row: shard 1 has nothing but padding in it.
+  rows = make_rows(5)
+  shards = [
+    list(validation_batches(rows, shard_index=i, shard_count=2))
+    for i in range(2)
+  ]
+  assert [len(shard) for shard in shards] == [2, 2]
+  assert shards[0][1].row_B[0] >= 0
+  assert shards[1][1].row_B.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize('make', [train_iterator, validation_batches])
+@pytest.mark.parametrize(
+  ('count', 'changes', 'message'),
+  [
+    (0, {}, 'data: has no rows, allowed: at least 1'),
+    (
+      5,
+      {'batch_size': 4, 'shard_count': 3},
+      'data.batch_size: got 4, allowed: a multiple of the 3 processes',
+    ),
+    (5, {'batch_size': 0}, 'data.batch_size: got 0, allowed: '),
+    (5, {'shard_index': 1}, 'shard_index: got 1, allowed: 0 to 0'),
+    (5, {'shard_index': -1}, 'shard_index: got -1, allowed: 0 to 0'),
+  ],
+)
+def test_impossible_batches_are_refused_at_once(make, count, changes, message):
+  with pytest.raises(ValueError) as info:
+    make(make_rows(count), **changes)
+  assert str(info.value).startswith(message)
+
+
+def data_config(**changes):
+  settings = {
+    'train': '',
+    'validation': '',
+    'validation_fraction': 0.05,
+    'sequence_length': 16,
+    'batch_size': 4,
+    'read_threads': 0,
+    'prefetch_batches': 1,
+  }
+  return DataConfig(**settings | changes)
+
+
+def test_open_data_splits_the_default_corpus():
+  train, validation = pipeline.open_data(data_config(), max_documents=7)
+  assert train.num_documents > 10 * validation.num_documents > 0
+  assert train.num_bytes > 5e6
+  assert train.sequence_length == validation.sequence_length == 16
+  assert train.max_documents == validation.max_documents == 7
+
+
+def test_open_data_reads_globs(tmp_path):
+  for i in range(30):
+    (tmp_path / f'{i}.txt').write_bytes(b'abc')
+  (tmp_path / 'held').write_bytes(b'held out')
+  config = data_config(train=f'{tmp_path}/*.txt', validation=f'{tmp_path}/held')
+  train, validation = pipeline.open_data(config, max_documents=7)
+  assert (train.num_documents, validation.num_documents) == (30, 1)
+  assert pipeline.fingerprint(validation) == {
+    'num_documents': 1,
+    'num_bytes': 8,
+    'sha256': validation.documents.fingerprint(),
+  }
+  config = data_config(train=f'{tmp_path}/*.txt', validation_fraction=0.3)
+  train, validation = pipeline.open_data(config, max_documents=7)
+  assert train.num_documents + validation.num_documents == 30
+  assert validation.num_documents > 1

@@ -1,0 +1,140 @@
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
+
+from abstractinator.training.metric_writer import MetricWriter
+
+
+def read_jsonl(workdir):
+  def refuse(name):
+    raise AssertionError(f'{name} is no JSON')
+
+  text = (workdir / 'metrics.jsonl').read_text()
+  return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def read_tensorboard(workdir):
+  events = EventAccumulator(
+    str(workdir / 'tensorboard'),
+    size_guidance={'scalars': 0, 'tensors': 0, 'histograms': 0},
+  )
+  return events.Reload()
+
+
+def scalars(events, tag):
+  return [(e.step, e.value) for e in events.Scalars(tag)]
+
+
+def test_scalars(tmp_path):
+  with MetricWriter(tmp_path / 'new') as writer:
+    writer.write_scalars(1, {'train/loss': 2.5, 'perf/bytes': 7})
+    writer.write_scalars(
+      2, {'train/loss': jnp.float32(1.5), 'perf/bytes': np.float64(8)}
+    )
+  assert read_jsonl(tmp_path / 'new') == [
+    {'step': 1, 'train/loss': 2.5, 'perf/bytes': 7.0},
+    {'step': 2, 'train/loss': 1.5, 'perf/bytes': 8.0},
+  ]
+  events = read_tensorboard(tmp_path / 'new')
+  assert scalars(events, 'train/loss') == [(1, 2.5), (2, 1.5)]
+  assert scalars(events, 'perf/bytes') == [(1, 7.0), (2, 8.0)]
+
+
+def test_values_that_are_not_finite(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_scalars(1, {'a': math.nan, 'b': math.inf, 'c': -math.inf})
+  assert read_jsonl(tmp_path) == [{'step': 1, 'a': None, 'b': None, 'c': None}]
+  (event,) = read_tensorboard(tmp_path).Scalars('a')
+  assert math.isnan(event.value)
+
+
+def test_histogram(tmp_path):
+  counts = np.array([0, 3, 0, 10**9, 1], np.int64)
+  with MetricWriter(tmp_path) as writer:
+    writer.write_histogram(4, 'vq/usage', counts)
+    writer.write_histogram(5, 'vq/usage', jnp.zeros(5))
+  first, second = read_tensorboard(tmp_path).Histograms('vq/usage')
+  value = first.histogram_value
+  assert first.step == 4
+  assert (value.min, value.max, value.num) == (0, 4, counts.sum())
+  assert value.sum == 3 * 1 + 10**9 * 3 + 4
+  assert value.sum_squares == 3 * 1 + 10**9 * 9 + 16
+  assert value.bucket_limit == [0.5, 1.5, 2.5, 3.5, 4.5]
+  assert value.bucket == counts.tolist()
+  assert second.histogram_value.num == 0
+
+
+def test_text(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_text(3, 'samples', '**bold**\n\n| a | b |')
+  (event,) = read_tensorboard(tmp_path).Tensors('samples/text_summary')
+  assert event.step == 3
+  assert event.tensor_proto.string_val[0] == b'**bold**\n\n| a | b |'
+
+
+def write_steps(workdir, steps, offset, **kwargs):
+  with MetricWriter(workdir, **kwargs) as writer:
+    for step in steps:
+      writer.write_scalars(step, {'loss': step + offset})
+
+
+def test_resumption_drops_the_steps_done_again(tmp_path):
+  write_steps(tmp_path, [10, 20, 30, 40], 0.0)
+  # Killed in the middle of a line.
+  with open(tmp_path / 'metrics.jsonl', 'a') as f:
+    f.write('{"step": 50, "lo')
+  write_steps(tmp_path, [30, 40], 0.5, resume_step=20)
+  values = [(10, 10.0), (20, 20.0), (30, 30.5), (40, 40.5)]
+  assert read_jsonl(tmp_path) == [{'step': s, 'loss': v} for s, v in values]
+  assert scalars(read_tensorboard(tmp_path), 'loss') == values
+  # Values of the very step that the run goes on from belong to it.
+  write_steps(tmp_path, [50], 0.0, resume_step=40)
+  assert scalars(read_tensorboard(tmp_path), 'loss') == [*values, (50, 50.0)]
+
+
+def test_half_a_line_of_an_early_step_is_dropped(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 2}\n{"step": 2, "a')
+  write_steps(tmp_path, [9], 0.0, resume_step=8)
+  assert read_jsonl(tmp_path) == [
+    {'step': 1, 'a': 2},
+    {'step': 9, 'loss': 9.0},
+  ]
+
+
+def test_new_run_drops_an_attempt_without_checkpoint(tmp_path):
+  write_steps(tmp_path, [0, 1], 0.0)
+  write_steps(tmp_path, [0], 0.5)
+  assert read_jsonl(tmp_path) == [{'step': 0, 'loss': 0.5}]
+  assert scalars(read_tensorboard(tmp_path), 'loss') == [(0, 0.5)]
+
+
+@pytest.mark.parametrize('line', ['{"step": 2, "a', '[1]', '{"a": 1}'])
+def test_broken_line_in_the_middle(tmp_path, line):
+  path = tmp_path / 'metrics.jsonl'
+  text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=f'{path}:2: got '):
+    MetricWriter(tmp_path, resume_step=5)
+  assert path.read_text() == text
+
+
+def test_lines_are_whole_before_the_file_is_closed(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_scalars(1, {'loss': 1.0})
+    assert read_jsonl(tmp_path) == [{'step': 1, 'loss': 1.0}]
+    writer.flush()
+
+
+def test_other_processes_write_nothing(tmp_path):
+  with MetricWriter(tmp_path / 'run', enabled=False) as writer:
+    writer.write_scalars(1, {'loss': 1.0})
+    writer.write_histogram(1, 'usage', np.ones(3))
+    writer.write_text(1, 'text', 'text')
+    writer.flush()
+  assert not (tmp_path / 'run').exists()
