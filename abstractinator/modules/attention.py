@@ -1,5 +1,7 @@
 """Attention layers: projections around the ops."""
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 from jax import lax
@@ -35,7 +37,7 @@ class SelfAttention(nn.Module):
     dtype: Compute type.
 
   Parameters:
-    qkv/kernel: [D, 3, H, A].
+    q/kernel, k/kernel, v/kernel: [D, H, A].
     out/kernel: [H, A, D].
   """
 
@@ -67,13 +69,13 @@ class SelfAttention(nn.Module):
     """
     width = x_BSD.shape[-1]
     head_dim = width // self.num_heads
-    qkv = nn.DenseGeneral(
-      (3, self.num_heads, head_dim),
+    project = functools.partial(
+      nn.DenseGeneral,
+      (self.num_heads, head_dim),
       use_bias=False,
       dtype=self.dtype,
-      name='qkv',
-    )(x_BSD)
-    q, k, v = (x[..., 0, :, :] for x in jnp.split(qkv, 3, axis=-3))
+    )
+    q, k, v = (project(name=name)(x_BSD) for name in 'qkv')
     position = jnp.arange(x_BSD.shape[1]) if step is None else step[None]
     table = rope_table(position, head_dim)
     q, k = rotate(q, table), rotate(k, table)
@@ -157,20 +159,18 @@ class SegmentCrossAttention(nn.Module):
     width = x_BTD.shape[-1]
     head_dim = width // self.num_heads
 
-    def project(x, name):
-      return nn.DenseGeneral(
-        (self.num_heads, head_dim),
-        use_bias=False,
-        dtype=self.dtype,
-        name=name,
-      )(x)
-
-    v = project(memory_BPD, 'v')
+    project = functools.partial(
+      nn.DenseGeneral,
+      (self.num_heads, head_dim),
+      use_bias=False,
+      dtype=self.dtype,
+    )
+    v = project(name='v')(memory_BPD)
     q = k = None
     if self.lookback:
       slot_P = jnp.arange(memory_BPD.shape[1])
-      q = rotate(project(x_BTD, 'q'), rope_table(index_BT, head_dim))
-      k = rotate(project(memory_BPD, 'k'), rope_table(slot_P, head_dim))
+      q = rotate(project(name='q')(x_BTD), rope_table(index_BT, head_dim))
+      k = rotate(project(name='k')(memory_BPD), rope_table(slot_P, head_dim))
     out = segment_cross_attention(
       q,
       k,

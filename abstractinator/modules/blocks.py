@@ -1,6 +1,7 @@
 """Transformer blocks and stacks."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from abstractinator.config import StackConfig
@@ -23,7 +24,7 @@ class SwiGLU(nn.Module):
     dtype: Compute type.
 
   Parameters:
-    gate_up/kernel: [D, 2, F].
+    gate/kernel, up/kernel: [D, F].
     down/kernel: [F, D].
 
   Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
@@ -36,17 +37,21 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., D] to [..., D] of the compute type."""
-    both = nn.DenseGeneral(
-      (2, self.hidden), use_bias=False, dtype=self.dtype, name='gate_up'
-    )(x)
-    gate, up = jnp.split(both, 2, axis=-2)
-    return nn.Dense(
-      x.shape[-1],
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=output_init(self.depth),
-      name='down',
-    )(nn.silu(gate[..., 0, :]) * up[..., 0, :])
+    def dense(width, name, **kwargs):
+      return nn.Dense(
+        width, use_bias=False, dtype=self.dtype, name=name, **kwargs
+      )
+
+    hidden = _gated(dense(self.hidden, 'gate')(x), dense(self.hidden, 'up')(x))
+    return dense(x.shape[-1], 'down', kernel_init=output_init(self.depth))(
+      hidden
+    )
+
+
+@jax.checkpoint
+def _gated(gate: Array, up: Array) -> Array:
+  """silu(gate) * up; the backward pass keeps the inputs only."""
+  return nn.silu(gate) * up
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
 """Small pieces shared by the modules."""
 
 import flax.linen as nn
+import jax
 from jax import lax
 import jax.numpy as jnp
 
@@ -28,9 +29,14 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     """[..., D] to [..., D]."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    x = x.astype(jnp.float32)
-    inverse = lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
-    return (x * inverse * scale).astype(self.dtype)
+    return _rms_norm(x, scale).astype(self.dtype)
+
+
+@jax.checkpoint
+def _rms_norm(x: Array, scale: Array) -> Array:
+  x = x.astype(jnp.float32)
+  inverse = lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
+  return x * inverse * scale
 
 
 def shift_right(ids_BS: Array, is_first_BS: Array, first_id: int) -> Array:

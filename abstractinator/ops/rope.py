@@ -13,11 +13,11 @@ def rope_table(
 
   Args:
     position_T: [...] integer positions.
-    width: Even width of the vectors to rotate.
+    width: Even width A of the vectors to rotate.
     base: Angles fall from 1 to nearly 1 / base radians per position.
 
   Returns:
-    Two [..., width / 2] float32 arrays.
+    Two [..., A/2] float32 arrays.
 
   Source: Su et al., RoFormer, arXiv:2104.09864, equation 34.
   """
@@ -37,7 +37,10 @@ def rotate(x_BTHA: Array, table: tuple[Array, Array]) -> Array:
   Returns:
     [B, T, H, A] of the type of `x_BTHA`; the rotation is done in float32.
   """
-  cos, sin = (t[..., None, :] for t in table)
-  a, b = jnp.split(x_BTHA.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-  return rotated.astype(x_BTHA.dtype)
+  cos, sin = (t[..., None, None, :] for t in table)
+  x = x_BTHA.astype(jnp.float32)
+  pairs = x.reshape(*x.shape[:-1], 2, -1)
+  # (a, b) -> (a cos - b sin, b cos + a sin), both halves in one pass.
+  sign = jnp.array([[-1.0], [1.0]])
+  rotated = pairs * cos + jnp.flip(pairs, axis=-2) * (sign * sin)
+  return rotated.reshape(x.shape).astype(x_BTHA.dtype)

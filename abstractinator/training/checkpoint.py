@@ -92,7 +92,7 @@ class Checkpointer:
   ) -> None:
     """Starts to write a checkpoint, after waiting for the one before.
 
-    Returns when the state has been copied: it may be donated right away.
+    When it returns the state may be donated, as the next step does.
 
     Args:
       step: Optimizer steps done.
@@ -109,7 +109,7 @@ class Checkpointer:
     if latest is not None and step <= latest:
       raise ValueError(
         f'{self.directory}: got step {step} to save, allowed: a step after the'
-        f' latest checkpoint ({latest})'
+        f' latest checkpoint ({latest}); move later ones away to branch off'
       )
     best = {}
     if metrics is not None and self._best_metric is not None:
@@ -130,8 +130,8 @@ class Checkpointer:
     )
 
   def steps(self) -> list[int]:
-    """Steps of the checkpoints there are, in order."""
-    return sorted(self._manager.all_steps())
+    """Returns the steps of the checkpoints there are, in order."""
+    return _steps(self._manager)
 
   def latest_step(self) -> int | None:
     """Step of the latest checkpoint, None if there is none."""
@@ -245,20 +245,19 @@ def _open_to_read(workdir: str) -> ocp.CheckpointManager:
     raise ValueError(
       f'workdir: got {workdir!r}, allowed: the directory of a run'
     )
-  directory = _directory(workdir)
-  if not os.path.isdir(directory):
-    raise ValueError(_no_checkpoint(directory))
-  return _open(directory, create=False)
+  return _open(_directory(workdir), create=False)
 
 
-def _no_checkpoint(directory: str) -> str:
-  return f'{directory}: no checkpoint there; training writes them there'
+def _steps(manager: ocp.CheckpointManager) -> list[int]:
+  return sorted(manager.all_steps())
 
 
 def _choose_step(manager: ocp.CheckpointManager, step: int | None) -> int:
-  steps = sorted(manager.all_steps())
+  steps = _steps(manager)
   if not steps:
-    raise ValueError(_no_checkpoint(manager.directory))
+    raise ValueError(
+      f'{manager.directory}: no checkpoint there, where training writes them'
+    )
   if step is None:
     return steps[-1]
   if step not in steps:
@@ -276,7 +275,7 @@ def _damaged(
   manager: ocp.CheckpointManager, step: int, detail: str
 ) -> ValueError:
   path = os.path.join(manager.directory, str(step))
-  others = [other for other in sorted(manager.all_steps()) if other != step]
+  others = [other for other in _steps(manager) if other != step]
   return ValueError(
     f'{path}: this checkpoint is damaged ({detail}); others there:'
     f' {_listed(others) or "none"}; move it away to go on from another'

@@ -74,7 +74,7 @@ class MetricWriter:
       tag: value if math.isfinite(value) else None
       for tag, value in values.items()
     }
-    self._jsonl.write(json.dumps(line, allow_nan=False) + '\n')
+    self._jsonl.write(json.dumps(line) + '\n')
 
   def write_histogram(self, step: int, tag: str, counts: np.ndarray) -> None:
     """Writes how often each of K codes was used, as a histogram over codes.

@@ -137,12 +137,10 @@ def test_state_may_be_donated_after_save(tmp_path):
     with jax.transfer_guard('disallow'):
       checkpointer.save(1, state, {}, CONFIG)
     overwrite = jax.jit(
-      lambda s: jax.tree.map(jnp.zeros_like, s),
+      lambda s: jax.tree.map(lambda x: (x + 1).astype(x.dtype), s),
       donate_argnums=0,
-      keep_unused=True,
     )
     jax.block_until_ready(overwrite(state))
-    assert state.params['dense']['kernel'].is_deleted()
     restored = checkpointer.restore(abstract(make_state())).state
   assert_equal(restored, make_state())
 
@@ -198,9 +196,9 @@ def test_half_written_checkpoint_is_removed(tmp_path):
   assert checkpoint.read_config(tmp_path) == CONFIG
   with Checkpointer(tmp_path, max_to_keep=9) as checkpointer:
     assert checkpointer.latest_step() == 5
-    checkpointer.save(6, make_state(6), {}, CONFIG)
+    checkpointer.save(8, make_state(8), {}, CONFIG)
     assert_equal(
-      checkpointer.restore(abstract(make_state())).state, make_state(6)
+      checkpointer.restore(abstract(make_state())).state, make_state(8)
     )
   assert not leftover.exists()
 
