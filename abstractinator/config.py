@@ -268,6 +268,15 @@ class LevelConfig(_Section):
       )
 
 
+  def max_documents(self, sequence_length: int) -> int:
+    """Documents a row may touch so that its segments find slots.
+
+    Each document can cost one segment beyond what its length needs.
+    """
+    needed = -(-sequence_length // self.segmentation.max_length)
+    return self.segmentation.num_slots(sequence_length) - needed
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Section):
   """The pyramid."""
@@ -347,7 +356,7 @@ class RunConfig(_Section):
 
   seed: int
   max_steps: int | None
-  num_epochs: float | None
+  num_epochs: float
   log_interval: int
   eval_interval: int
   eval_batches: int
@@ -360,21 +369,31 @@ class RunConfig(_Section):
   mesh: MeshConfig
 
   def __post_init__(self):
+    _require(self.seed >= 0, 'seed', self.seed, '>= 0')
     _require_positive(
       self,
+      'num_epochs',
       'log_interval',
       'eval_interval',
       'eval_batches',
       'checkpoint_interval',
       'max_to_keep',
     )
+    # So that a resumed run logs the same windows as one never stopped.
     _require(
-      (self.max_steps is None) != (self.num_epochs is None),
-      'max_steps',
-      self.max_steps,
-      'exactly one of max_steps and num_epochs',
+      self.checkpoint_interval % self.log_interval == 0,
+      'checkpoint_interval',
+      self.checkpoint_interval,
+      f'a multiple of log_interval ({self.log_interval})',
     )
+    for i, level in enumerate(self.model.levels):
+      documents = level.max_documents(self.data.sequence_length)
+      _require(
+        documents >= 1,
+        f'model.levels[{i}].segmentation.capacity_length',
+        level.segmentation.capacity_length,
+        f'smaller, so that rows of {self.data.sequence_length} ids have a slot'
+        ' to spare',
+      )
     if self.max_steps is not None:
       _require_positive(self, 'max_steps')
-    if self.num_epochs is not None:
-      _require_positive(self, 'num_epochs')

@@ -76,10 +76,10 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
 
-  # How long: optimizer steps, or passes over the data. One of them is None.
+  # How long: passes over the data, but no more optimizer steps than this.
+  config.num_epochs = 1.0
   config.max_steps = ml_collections.config_dict.placeholder(int)
   config.max_steps = 1500
-  config.num_epochs = ml_collections.config_dict.placeholder(float)
   config.log_interval = 20
   config.eval_interval = 500
   # Held-out batches of an evaluation during training; the last one reads all.

@@ -2,14 +2,13 @@
 
 import flax.linen as nn
 import flax.struct
-from jax import lax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
 from abstractinator.modules import layers
 from abstractinator.modules.attention import LaneCache
 from abstractinator.modules.blocks import Block
-from abstractinator.ops.segmentation import document_starts
+from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
 
@@ -97,10 +96,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       The predictions.
     """
     is_first_BS = document_starts(document_BS)
-    # Segment of the document's first id, carried along the document.
-    lowest_BS = lax.cummax(
-      jnp.where(is_first_BS, segments.index_BS, 0), axis=1
-    )
+    lowest_BS = first_slots(segments, document_BS)
     alone = self.config.expander.context == 'segment'
     fed_BS = layers.shift_right(
       ids_BS,

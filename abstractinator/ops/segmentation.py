@@ -102,6 +102,24 @@ def segment(
   )
 
 
+def first_slots(segments: Segments, document_BS: Array) -> Array:
+  """First segment of the document that each id lies in, [B, S] int32.
+
+  It bounds how far back an id may look; 0 on padding.
+  """
+  first_BS = jnp.where(document_starts(document_BS), segments.index_BS, 0)
+  return jnp.where(document_BS >= 0, lax.cummax(first_BS, axis=1), 0)
+
+
+def per_slot(x_BS: Array, segments: Segments, num_slots: int) -> Array:
+  """What stands at the first id of each segment, [B, P]; 0 in empty slots."""
+  slot_BS = jnp.where(segments.is_start_BS, segments.index_BS, num_slots)
+  empty_BP = jnp.zeros((x_BS.shape[0], num_slots), x_BS.dtype)
+  return jax.vmap(lambda e, i, x: e.at[i].set(x, mode='drop'))(
+    empty_BP, slot_BS, x_BS
+  )
+
+
 def _latest(mark_BS: Array) -> Array:
   """Position of the last mark at or before each id, [B, S] int32."""
   position = jnp.arange(mark_BS.shape[1], dtype=jnp.int32)

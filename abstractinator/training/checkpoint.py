@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from abstractinator.types import Array, PyTree
+from abstractinator.training.checksum import by_path, checksums
+from abstractinator.types import PyTree
 
 _POLICIES = ocp.checkpoint_managers
 _JSON_ITEMS = ('data', 'config', 'checksums')
@@ -122,7 +122,7 @@ class Checkpointer:
         state=ocp.args.PyTreeSave(state),
         data=ocp.args.JsonSave(dict(data_position)),
         config=ocp.args.JsonSave(dict(config_dict)),
-        checksums=ocp.args.JsonSave(_checksums(state)),
+        checksums=ocp.args.JsonSave(checksums(state)),
       ),
       metrics=best,
       # Orbax would drop saves that it finds too early, without a word.
@@ -156,10 +156,7 @@ class Checkpointer:
         are not those of `abstract_state`.
     """
     self.wait()
-    step = _choose_step(self._manager, step)
-    state = _read_state(self._manager, step, abstract_state, None)
-    items = _read_json(self._manager, step, 'data', 'config')
-    return Restored(state, items.data, items.config, step)
+    return _restore(self._manager, abstract_state, step)
 
   def wait(self) -> None:
     """Returns when what was saved is on the disk."""
@@ -174,6 +171,14 @@ class Checkpointer:
 
   def __exit__(self, *unused) -> None:
     self.close()
+
+
+def restore(
+  workdir: str, abstract_state: PyTree, step: int | None = None
+) -> Restored:
+  """`Checkpointer.restore` of a run that is only read."""
+  with _open_to_read(workdir) as manager:
+    return _restore(manager, abstract_state, step)
 
 
 def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
@@ -302,6 +307,15 @@ def _read_json(manager: ocp.CheckpointManager, step: int, *names: str) -> Any:
   return _read(manager, step, **{n: ocp.args.JsonRestore() for n in names})
 
 
+def _restore(
+  manager: ocp.CheckpointManager, abstract_state: PyTree, step: int | None
+) -> Restored:
+  step = _choose_step(manager, step)
+  state = _read_state(manager, step, abstract_state, None)
+  items = _read_json(manager, step, 'data', 'config')
+  return Restored(state, items.data, items.config, step)
+
+
 def _read_state(
   manager: ocp.CheckpointManager,
   step: int,
@@ -319,7 +333,7 @@ def _read_state(
   saved = metadata.tree
   if fields is not None:
     saved = {name: saved[name] for name in fields if name in saved}
-  _check_leaves(path, _by_path(saved), _by_path(abstract))
+  _check_leaves(path, by_path(saved), by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -337,18 +351,10 @@ def _read_state(
     ),
     checksums=ocp.args.JsonRestore(),
   )
-  for name, checksum in _checksums(restored.state).items():
+  for name, checksum in checksums(restored.state).items():
     if restored.checksums.get(name) != checksum:
       raise _damaged(manager, step, f'wrong checksum of {name}')
   return restored.state
-
-
-def _by_path(tree: PyTree) -> dict[str, Any]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }
 
 
 def _check_leaves(
@@ -365,23 +371,3 @@ def _check_leaves(
     )
     if got != want:
       raise ValueError(f'{path}: {name} is {got} in the checkpoint, not {want}')
-
-
-def _checksums(tree: PyTree) -> dict[str, int]:
-  """Checksum of every leaf, by path; the same on any mesh."""
-  sums = jax.device_get(_leaf_checksums(_by_path(tree)))
-  return {name: int(value) for name, value in sums.items()}
-
-
-@jax.jit
-def _leaf_checksums(leaves: dict[str, Array]) -> dict[str, Array]:
-  return jax.tree.map(_leaf_checksum, leaves)
-
-
-def _leaf_checksum(x: Array) -> Array:
-  """Sum of the bits of x modulo 2**32: exact, whatever the order."""
-  if x.dtype == jnp.bool_:
-    x = x.astype(jnp.uint8)
-  width = min(8 * x.dtype.itemsize, 32)
-  bits = jax.lax.bitcast_convert_type(x, f'uint{width}')
-  return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)

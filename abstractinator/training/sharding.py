@@ -25,10 +25,10 @@ BATCH_AXES = ('data', 'fsdp')
 # A spec speaks of the last dimensions; the ones before it are not sharded.
 _RULES = (
   # Statistics of a whole batch: every device must hold the same ones.
-  (r'^(collections/)?(vq|segmentation)/', P()),
+  (r'^(collections/)?(vq|calibration)/', P()),
   (r'(^|/)kernel$', P('fsdp', 'tensor')),
   (r'(^|/)embedding$', P(None, 'fsdp')),
-  (r'(^|/)(scale|bias)$', P()),
+  (r'(^|/)(scale|bias|query)$', P()),
   (r'(^|/)(step|count|threshold)$', P()),
 )
 

@@ -47,7 +47,7 @@ def make_state(seed=0):
   return State(
     step=jnp.int32(7),
     params=params,
-    collections={'vq': vq, 'segmentation': {'threshold': jnp.float32(0.3)}},
+    collections={'vq': vq, 'calibration': {'threshold': jnp.float32(0.3)}},
     opt_state=optax.adamw(1e-3).init(params),
   )
 

@@ -55,7 +55,7 @@ def make_state(params):
     'params': params,
     'collections': {
       'vq': {'level_0': {'codebook': jnp.ones((16, 8)), 'n': jnp.ones(16)}},
-      'segmentation': {'level_0': {'threshold': jnp.float32(0.3)}},
+      'calibration': {'level_0': {'threshold': jnp.float32(0.3)}},
     },
     'opt_state': optax.chain(
       optax.clip_by_global_norm(1.0), optax.adamw(lambda step: 1e-3)
@@ -70,6 +70,7 @@ def test_state_shardings():
     'dense': {'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)},
     'heads': {'kernel': jnp.ones((3, 8, 4))},
     'norm': {'scale': jnp.ones(8)},
+    'pool': {'query': jnp.ones(8)},
     # 3 does not divide: its axis is left out, the other one stays.
     'odd': {'kernel': jnp.ones((3, 4))},
     'odder': {'kernel': jnp.ones((8, 5)), 'embedding': jnp.ones((8, 5))},
@@ -85,6 +86,7 @@ def test_state_shardings():
     'dense': {'kernel': P('fsdp', 'tensor'), 'bias': P(None)},
     'heads': {'kernel': P(None, 'fsdp', 'tensor')},
     'norm': {'scale': P(None)},
+    'pool': {'query': P(None)},
     'odd': {'kernel': P(None, 'tensor')},
     'odder': {'kernel': P('fsdp', None), 'embedding': P(None, None)},
     'head': {'kernel': P('tensor')},

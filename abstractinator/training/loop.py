@@ -1,0 +1,325 @@
+"""A run: from a config and a directory to a trained level."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator import byte_vocab, metrics
+from abstractinator.config import RunConfig
+from abstractinator.data import pipeline
+from abstractinator.evaluation.held_out import HeldOut
+from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.training import checkpoint, sharding
+from abstractinator.training import optimizer as optimizers
+from abstractinator.training.metric_writer import MetricWriter
+from abstractinator.training.progress import Progress
+from abstractinator.training.state import TrainState, initial_state
+from abstractinator.training.step import train_step
+from abstractinator.training.window import Window
+from abstractinator.types import PyTree
+
+_EXAMPLE_ROWS = 4
+
+
+def make_model(config: RunConfig, platform: str) -> Abstractinator:
+  """The level of a config, for a platform ('cpu', 'gpu', 'tpu')."""
+  return Abstractinator(
+    config=config.model.levels[0],
+    num_ids=byte_vocab.NUM_BYTES,
+    implementation=resolve_implementation(
+      config.model.implementation, platform
+    ),
+    dtype=jnp.dtype(config.model.dtype),
+  )
+
+
+class Run:
+  """What a run is made of, and the loop over it."""
+
+  def __init__(self, config: RunConfig, workdir: str):
+    """Opens data and files and compiles the initial state.
+
+    Args:
+      config: The run.
+      workdir: Its directory, created if need be. A run that lies there goes on
+        from its latest checkpoint.
+
+    Raises:
+      ValueError: If sizes, data or checkpoints do not fit.
+    """
+    self.config = config
+    self.workdir = workdir
+    self._is_main = jax.process_index() == 0
+    self._mesh = sharding.make_mesh(config.mesh)
+    shard = sharding.process_shard(
+      sharding.batch_sharding(self._mesh), config.data.batch_size
+    )
+    self._open_data(*shard)
+    self._model = make_model(config, self._mesh.devices.flat[0].platform)
+    self._schedule = optimizers.make_schedule(
+      config.optimizer, self.total_steps
+    )
+    self._optimizer = optimizers.make_optimizer(
+      config.optimizer, self.total_steps
+    )
+    init = functools.partial(
+      initial_state,
+      model=self._model,
+      optimizer=self._optimizer,
+      batch_size=config.data.batch_size,
+      sequence_length=config.data.sequence_length,
+    )
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
+    shardings = sharding.state_shardings(abstract, self._mesh)
+    self._init = jax.jit(
+      init, out_shardings=shardings
+    )
+    self._abstract = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      shardings,
+    )
+    self._step = jax.jit(
+      functools.partial(
+        train_step,
+        model=self._model,
+        optimizer=self._optimizer,
+        weights=config.loss,
+      ),
+      in_shardings=(shardings, sharding.batch_sharding(self._mesh)),
+      out_shardings=(shardings, sharding.replicated(self._mesh)),
+      donate_argnums=0,
+    )
+    self._held_out = HeldOut(
+      self._model,
+      config.loss,
+      self._mesh,
+      variables_of(shardings),
+      functools.partial(self._validation_batches, *shard),
+    )
+    self._checkpointer = checkpoint.Checkpointer(
+      workdir, config.max_to_keep, best_metric='eval/loss_total'
+    )
+
+  def _open_data(self, shard_index: int, shard_count: int) -> None:
+    c = self.config
+    self._train_rows, self._validation_rows = pipeline.open_data(
+      c.data,
+      max_documents=c.model.levels[0].max_documents(c.data.sequence_length),
+    )
+    self._iterator = pipeline.TrainIterator(
+      self._train_rows,
+      seed=c.seed,
+      batch_size=c.data.batch_size,
+      shard_index=shard_index,
+      shard_count=shard_count,
+      read_threads=c.data.read_threads,
+      prefetch_batches=c.data.prefetch_batches,
+    )
+    per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
+    self.total_steps = math.ceil(c.num_epochs * per_epoch)
+    if c.max_steps is not None:
+      self.total_steps = min(self.total_steps, c.max_steps)
+    self._data_identity = {
+      'train': pipeline.fingerprint(self._train_rows),
+      'validation': pipeline.fingerprint(self._validation_rows),
+    }
+
+  def _validation_batches(self, shard_index, shard_count, max_batches):
+    return pipeline.validation_batches(
+      self._validation_rows,
+      batch_size=self.config.data.batch_size,
+      seed=self.config.seed,
+      shard_index=shard_index,
+      shard_count=shard_count,
+      max_batches=max_batches,
+    )
+
+  def start(self, resume_from: str | None = None) -> TrainState:
+    """The first state of this process: restored if there is one to restore.
+
+    Args:
+      resume_from: Directory of another run to start from, if this one has no
+        checkpoint yet.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: If a checkpoint is damaged, has other shapes, or was trained
+        on other data.
+    """
+    if self._checkpointer.latest_step() is not None:
+      restored = self._checkpointer.restore(self._abstract)
+    elif resume_from is not None:
+      restored = checkpoint.restore(resume_from, self._abstract)
+    else:
+      return self._init(jax.random.key(self.config.seed))
+    position = dict(restored.data_position)
+    next_index = position.pop('next_index')
+    for name, identity in self._data_identity.items():
+      if position[name] != identity:
+        raise ValueError(
+          f'data.{name}: got {identity}, allowed: the data of the checkpoint,'
+          f' {position[name]}'
+        )
+    self._iterator.set_state({'next_index': next_index})
+    return restored.state
+
+  def train(self, state: TrainState) -> dict[str, float]:
+    """Trains to the end.
+
+    Args:
+      state: From `start`; it is used up.
+
+    Returns:
+      The last held-out metrics, by tag; none if there was nothing to do.
+
+    Raises:
+      FloatingPointError: If a loss is not finite.
+    """
+    c = self.config
+    step = int(state.step)
+    writer = MetricWriter(self.workdir, step, enabled=self._is_main)
+    progress = Progress(self.total_steps, step, enabled=self._is_main)
+    if self._is_main:
+      self._describe(progress, state, step)
+    window = Window()
+    tags: dict[str, float] = {}
+    with jax.set_mesh(self._mesh), writer, self._checkpointer:
+      pending = None
+      while step < self.total_steps:
+        batch = sharding.shard_batch(next(self._iterator), self._mesh)
+        with jax.transfer_guard('disallow'):
+          state, new = self._step(state, batch)
+        # Fetching the metrics of the step before keeps the device busy.
+        if pending is not None:
+          self._take(window, step, pending, progress)
+        step, pending = step + 1, new
+        is_last = step == self.total_steps
+        is_log = step % c.log_interval == 0 or is_last
+        is_eval = step % c.eval_interval == 0 or is_last
+        is_save = step % c.checkpoint_interval == 0 or is_last
+        if not (is_log or is_eval or is_save):
+          continue
+        self._take(window, step, pending, progress)
+        pending = None
+        window.pause()
+        if is_log:
+          writer.write_scalars(step, self._train_tags(window, step))
+          writer.write_histogram(
+            step, 'train/code_usage', window.total['code_counts'].total
+          )
+          window.restart()
+        if is_eval:
+          tags = self._evaluate(state, step, is_last, writer, progress)
+        if is_save:
+          self._save(step, state, tags if is_eval else None)
+        window.resume()
+    progress.close()
+    return tags
+
+  def _take(self, window, step, fetched, progress) -> None:
+    """Adds the metrics of a step to the window, stopping on a broken loss."""
+    values = jax.device_get(fetched)
+    for name, mean in values.items():
+      if name.startswith('loss_') and not np.isfinite(mean.total):
+        raise FloatingPointError(
+          f'step {step}: {name} is {float(mean.total)}; stopped. The latest'
+          f' checkpoint lies in {self._checkpointer.directory}. A smaller'
+          ' optimizer.learning_rate or optimizer.clip_norm may help'
+        )
+    window.add(values)
+    progress.update(step, window.shown())
+
+  def _train_tags(self, window, step: int) -> dict[str, float]:
+    tags = {f'train/{k}': v for k, v in window.summary().items()}
+    tags['train/learning_rate'] = float(self._schedule(step - 1))
+    tags['perf/bytes_per_second'] = window.bytes_per_second()
+    return tags
+
+  def _evaluate(self, state, step, is_last, writer, progress) -> dict:
+    """Held-out metrics, all rows at the end of the run."""
+    progress.message(f'step {step}: evaluating on held-out documents')
+    variables = variables_of(state)
+    summary, code_counts = self._held_out.evaluate(
+      variables, None if is_last else self.config.eval_batches
+    )
+    tags = {f'eval/{name}': value for name, value in summary.items()}
+    writer.write_scalars(step, tags)
+    writer.write_histogram(step, 'eval/code_usage', code_counts)
+    if self.config.model.levels[0].expander.context == 'segment':
+      writer.write_text(
+        step,
+        'eval/examples',
+        self._held_out.examples(variables, _EXAMPLE_ROWS),
+      )
+    progress.message(f'step {step}: {headline(summary)}')
+    return tags
+
+  def _save(self, step: int, state: TrainState, tags: dict | None) -> None:
+    position = self._iterator.get_state() | self._data_identity
+    self._checkpointer.save(
+      step, state, position, self.config.to_dict(), metrics=tags
+    )
+
+  def _describe(self, progress, state, step) -> None:
+    num_params = sum(x.size for x in jax.tree.leaves(state.params))
+    rows = self._train_rows
+    progress.message(
+      f'{self.workdir}: {num_params:,} parameters on'
+      f' {self._mesh.devices.size} device(s),'
+      f' {rows.num_documents:,} documents of {rows.num_bytes / 1e6:.1f} MB to'
+      f' train on, {self._validation_rows.num_documents:,} held out, steps'
+      f' {step} to {self.total_steps}'
+    )
+
+
+  def report(self, tags: dict[str, float]) -> str:
+    """What to tell at the end: how it went, where it lies, what comes next.
+
+    Args:
+      tags: From `train`.
+    """
+    lines = [f'run {self.workdir}: {self.total_steps} steps done']
+    if tags:
+      summary = {k.removeprefix('eval/'): v for k, v in tags.items()}
+      lines.append(f'held-out documents: {headline(summary)}')
+    return '\n'.join(
+      [
+        *lines,
+        'next:',
+        f'  abstractinator reconstruct {self.workdir} FILE',
+        f'  abstractinator segment {self.workdir} FILE',
+        f'  tensorboard --logdir {self.workdir}/tensorboard',
+      ]
+    )
+
+
+def variables_of(state: TrainState) -> PyTree:
+  """What the model needs of a state, or of its shardings."""
+  return {'params': state.params, **state.collections}
+
+
+def headline(summary: dict[str, float]) -> str:
+  """The held-out metrics that matter most, in a line."""
+  given_codes = (
+    summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
+  )
+  parts = [
+    f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
+    f'expander {given_codes:.3f} bits/byte given codes (ends'
+    f' {summary["end_bits_per_byte"]:.3f} of them)',
+    f'{summary["bytes_per_segment"]:.2f} bytes/segment',
+    f'{summary["live_code_fraction"]:.1%} of the codes live',
+    f'byte accuracy {summary["teacher_forced_byte_accuracy"]:.1%}'
+    ' teacher-forced',
+  ]
+  if 'free_running_byte_accuracy' in summary:
+    parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
+  return ', '.join(parts)

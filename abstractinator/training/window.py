@@ -1,0 +1,64 @@
+"""Metrics of the steps since the last log line."""
+
+import time
+
+import numpy as np
+
+from abstractinator import metrics
+from abstractinator.types import Mean
+
+_SHOWN = {
+  'loss_total': 'loss',
+  'entropy_model_bits_per_byte': 'entropy bpb',
+  'expander_bits_per_byte': 'expander bpb',
+  'bytes_per_segment': 'bytes/seg',
+  'live_code_fraction': 'live',
+}
+
+
+class Window:
+  """Sums metrics and the time that training took, without what interrupts it.
+
+  Attributes:
+    total: Metrics so far, numpy.
+  """
+
+  def __init__(self):
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins an empty window now."""
+    self.total: dict[str, Mean] = {}
+    self._seconds = 0.0
+    self._since = time.monotonic()
+
+  def pause(self) -> None:
+    """Stops the clock: what follows is no training."""
+    self._seconds += time.monotonic() - self._since
+
+  def resume(self) -> None:
+    """Starts the clock again."""
+    self._since = time.monotonic()
+
+  def add(self, step_metrics: metrics.Metrics) -> None:
+    """Adds the fetched metrics of a step."""
+    self.total = metrics.merge(self.total or None, step_metrics)
+
+  def summary(self) -> dict[str, float]:
+    """See `metrics.summarize`."""
+    return metrics.summarize(self.total)
+
+  def bytes_per_second(self) -> float:
+    """Bytes trained on per second of training, between `restart` and `pause`."""
+    num_bytes = np.sum(self.total['bytes_per_segment'].total)
+    return float(num_bytes) / max(self._seconds, 1e-9)
+
+  def shown(self) -> dict[str, float]:
+    """What the progress line shows."""
+    summary = self.summary()
+    elapsed = self._seconds + time.monotonic() - self._since
+    num_bytes = float(self.total['bytes_per_segment'].total)
+    return {
+      **{label: summary[name] for name, label in _SHOWN.items()},
+      'bytes/s': num_bytes / max(elapsed, 1e-9),
+    }

@@ -1,0 +1,27 @@
+"""Settings of the run in a directory, to go on with it.
+
+    python train.py --config=configs/resume.py:WORKDIR
+
+is what `python train.py --workdir=WORKDIR` does on its own.
+"""
+
+import json
+import os
+
+import ml_collections
+
+from configs import default
+
+
+def get_config(workdir: str) -> ml_collections.ConfigDict:
+  with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
+    values = json.load(f)
+  config = default.get_config()
+  levels = values['model'].pop('levels')
+  typed = []
+  for level in levels:
+    typed.append(default.get_level())
+    typed[-1].update(level)
+  config.update(values)
+  config.model.levels = tuple(typed)
+  return config

@@ -1,0 +1,35 @@
+"""A level that trains in seconds, to see every part work.
+
+    python train.py --config=configs/tiny.py
+
+Hardware: 2 CPU cores, under a minute, compilation included. Nothing it learns
+is of use.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = default.get_config()
+  config.max_steps = 60
+  config.log_interval = 10
+  config.eval_interval = 30
+  config.eval_batches = 4
+  config.checkpoint_interval = 30
+  config.optimizer.warmup_steps = 10
+
+  config.data.sequence_length = 128
+  config.data.batch_size = 8
+
+  (level,) = config.model.levels
+  level.d_model = 32
+  for part in (level.entropy_model, level.encoder, level.expander):
+    part.num_layers = 1
+    part.num_heads = 2
+    part.ffn_dim = 64
+  level.pooling.num_heads = 2
+  level.quantizer.codebook_size = 64
+  level.quantizer.code_dim = 16
+  return config

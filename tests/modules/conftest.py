@@ -1,0 +1,155 @@
+"""A level small enough to follow every one of its ids."""
+
+import dataclasses
+import functools
+import pathlib
+import runpy
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
+from abstractinator.config import LevelConfig
+from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.types import Batch
+
+_DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
+
+_TINY = {
+  'd_model': 16,
+  'entropy_model.num_layers': 2,
+  'entropy_model.num_heads': 2,
+  'entropy_model.window': 5,
+  'entropy_model.ffn_dim': 24,
+  # Jumps of any size count, so that a dozen ids make several segments.
+  'segmentation.threshold_bits': 0.0,
+  'segmentation.min_length': 2,
+  'segmentation.max_length': 6,
+  # Slots never run short: with the ends of documents, 2 ids a segment fit.
+  'segmentation.capacity_length': 1.5,
+  'encoder.num_layers': 2,
+  'encoder.num_heads': 2,
+  'encoder.window': 4,
+  'encoder.ffn_dim': 24,
+  'pooling.num_heads': 2,
+  'quantizer.codebook_size': 12,
+  'quantizer.code_dim': 6,
+  'expander.num_layers': 2,
+  'expander.num_heads': 2,
+  'expander.ffn_dim': 24,
+  'expander.window': 3,
+}
+
+
+def make_config(**changes: Any) -> LevelConfig:
+  """The default level made tiny; `expander__lookback=2` edits a setting."""
+  level = runpy.run_path(str(_DEFAULT))['get_level']()
+  edits = {k.replace('__', '.'): v for k, v in changes.items()}
+  level.update_from_flattened_dict(_TINY | edits)
+  return LevelConfig.from_dict(level.to_dict())
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """An initialised level; every function of it is jitted once."""
+
+  config: LevelConfig
+  model: Abstractinator
+  variables: Any
+
+  def __hash__(self):
+    return id(self)
+
+  def __eq__(self, other):
+    return self is other
+
+  @functools.cached_property
+  def call(self):
+    return jax.jit(self.model.apply)
+
+  @functools.cached_property
+  def compress(self):
+    return jax.jit(functools.partial(self.model.apply, method='compress'))
+
+  @functools.cached_property
+  def entropy_logits(self):
+    def of(model, ids_BS, document_BS):
+      return model.compressor.entropy_model(ids_BS, document_BS)
+
+    return jax.jit(functools.partial(self.model.apply, method=of))
+
+  @functools.cached_property
+  def expand(self):
+    def of(model, *args):
+      return model.expander(*args)
+
+    return jax.jit(functools.partial(self.model.apply, method=of))
+
+  @functools.cached_property
+  def decode_vectors(self):
+    def of(model, *args):
+      return model.expander.decode(*args)
+
+    return jax.jit(functools.partial(self.model.apply, method=of))
+
+
+@functools.cache
+def _make_level(dtype: str, changes: tuple) -> Level:
+  config = make_config(**dict(changes))
+  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.dtype(dtype))
+  zeros = jnp.zeros((1, 8), jnp.int32)
+  variables = jax.jit(model.init)(
+    jax.random.key(0), Batch(zeros, zeros, zeros[:, 0])
+  )
+  # Initial predictions are nearly uniform; these say something, so that
+  # entropies jump and greedy ids and lengths differ.
+  variables = jax.tree.map(lambda x: x, dict(variables))
+  params = variables['params']
+  for head in (
+    params['compressor']['entropy_model']['head'],
+    params['expander']['head'],
+    params['expander']['end_head'],
+  ):
+    head['kernel'] = head['kernel'] * 20
+  return Level(config, model, variables)
+
+
+@pytest.fixture(scope='session')
+def tiny_level():
+  """Builds a level; `tiny_level(expander__lookback=2)` edits its config."""
+
+  def build(dtype: str = 'float32', **changes: Any) -> Level:
+    return _make_level(dtype, tuple(sorted(changes.items())))
+
+  return build
+
+
+@pytest.fixture(scope='session')
+def tiny_config():
+  """Builds the config of a tiny level."""
+  return make_config
+
+
+@pytest.fixture(scope='session')
+def make_batch():
+  """Builds rows from the lengths of their documents, padded to `size`."""
+
+  def build(lengths, size: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    ids = np.full((len(lengths), size), PAD_ID, np.int32)
+    document = np.full((len(lengths), size), -1, np.int32)
+    for row, row_lengths in enumerate(lengths):
+      begin = 0
+      for number, length in enumerate(row_lengths):
+        end = begin + length
+        ids[row, begin : end - 1] = rng.integers(0, NUM_BYTES, length - 1)
+        ids[row, end - 1] = EOS_ID
+        document[row, begin:end] = number
+        begin = end
+    row_B = np.arange(len(lengths), dtype=np.int32)
+    return Batch(*map(jnp.asarray, (ids, document, row_B)))
+
+  return build

@@ -1,0 +1,126 @@
+"""Trains a level: python train.py [--config=FILE] [--workdir=DIR].
+
+    python train.py                                     configs/default.py
+    python train.py --config=configs/tiny.py            another config
+    python train.py --config.data.train='texts/*.txt'   another value
+    python train.py --workdir=DIR                       goes on with a run there
+    python train.py --resume_from=DIR                   goes on elsewhere
+"""
+
+import datetime
+import difflib
+import json
+import os
+import sys
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Python file with a get_config(); configs/default.py.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; runs/TIME if not given.'
+)
+_RESUME_FROM = flags.DEFINE_string(
+  'resume_from', None, 'Directory of a run to go on from, in a new workdir.'
+)
+
+
+class UserError(Exception):
+  """Something in the command that the user can put right."""
+
+
+def main(argv: list[str]) -> int:
+  """Runs; returns the exit status."""
+  # jax comes after the flags: a wrong one is answered at once.
+  from abstractinator.config import RunConfig
+  from abstractinator.training import workdir as workdirs
+  from abstractinator.training.loop import Run
+
+  if len(argv) > 1:
+    raise UserError(f'{argv[1]}: not a flag; see python train.py --help')
+  workdir = _WORKDIR.value or os.path.join(
+    'runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+  )
+  try:
+    config = RunConfig.from_dict(json.loads(_CONFIG.value.to_json_best_effort()))
+    workdirs.check(workdir, config)
+    run = Run(config, workdir)
+    state = run.start(_RESUME_FROM.value)
+    workdirs.claim(workdir, config)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  try:
+    final = run.train(state)
+  except FloatingPointError as error:
+    print(f'train.py: {error}', file=sys.stderr)
+    return 1
+  print(run.report(final))
+  return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with the config to start from and errors to the point."""
+  argv = _with_config(argv)
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, OSError) as error:
+    raise UserError(str(error).split('\n')[0]) from error
+  except (AttributeError, KeyError, IndexError) as error:
+    unknown = _unknown_setting(argv)
+    if unknown is None:
+      raise
+    raise UserError(unknown) from error
+
+
+def _with_config(argv: list[str]) -> list[str]:
+  """Puts --config first: the given one, a stored run's, or the default."""
+  given = [a for a in argv[1:] if a.startswith(('--config=', '-config='))]
+  rest = [a for a in argv if a not in given]
+  if not given:
+    for flag in ('--workdir=', '--resume_from='):
+      for arg in rest:
+        path = arg.removeprefix(flag)
+        if path != arg and os.path.exists(os.path.join(path, 'config.json')):
+          given = given or [f'--config={_CONFIGS}/resume.py:{path}']
+  given = given or [f'--config={_CONFIGS}/default.py']
+  return [rest[0], *given, *rest[1:]]
+
+
+def _unknown_setting(argv: list[str]) -> str | None:
+  """Says which override names no setting, if one does."""
+  parser = config_flags.ConfigFileFlagParser('config', True)
+  known = list(_paths(parser.parse(argv[1].split('=', 1)[1])))
+  for arg in argv[2:]:
+    name = arg.split('=', 1)[0].removeprefix('--')
+    if name.startswith('config.') and name not in known:
+      near = difflib.get_close_matches(name, known, n=3) or known[:3]
+      return f'--{name}: unknown setting, allowed: --{", --".join(near)}, ...'
+  return None
+
+
+def _paths(node, path: str = 'config'):
+  if isinstance(node, ml_collections.ConfigDict):
+    for key in node:
+      yield from _paths(node[key], f'{path}.{key}')
+  elif isinstance(node, (list, tuple)):
+    for index, item in enumerate(node):
+      yield from _paths(item, f'{path}[{index}]')
+  else:
+    yield path
+
+
+def _run(argv: list[str]) -> None:
+  sys.exit(main(argv))
+
+
+if __name__ == '__main__':
+  try:
+    app.run(_run, flags_parser=parse_flags)
+  except UserError as error:
+    print(f'train.py: error: {error}', file=sys.stderr)
+    sys.exit(2)
