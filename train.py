@@ -9,12 +9,13 @@
 
 import datetime
 import difflib
+import importlib.util
 import json
 import os
 import sys
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> int:
   from abstractinator.training import workdir as workdirs
   from abstractinator.training.loop import Run
 
+  # Libraries tell much; what matters of a run is on the progress line.
+  logging.set_verbosity(logging.WARNING)
   if len(argv) > 1:
     raise UserError(f'{argv[1]}: not a flag; see python train.py --help')
   workdir = _WORKDIR.value or os.path.join(
@@ -66,6 +69,9 @@ def main(argv: list[str]) -> int:
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with the config to start from and errors to the point."""
   argv = _with_config(argv)
+  path = argv[1].split('=', 1)[1].partition(':')[0]
+  if not os.path.isfile(path):
+    raise UserError(f'--config: got {path!r}, allowed: a Python file')
   try:
     return flags.FLAGS(argv)
   except (flags.Error, OSError) as error:
@@ -93,8 +99,11 @@ def _with_config(argv: list[str]) -> list[str]:
 
 def _unknown_setting(argv: list[str]) -> str | None:
   """Says which override names no setting, if one does."""
-  parser = config_flags.ConfigFileFlagParser('config', True)
-  known = list(_paths(parser.parse(argv[1].split('=', 1)[1])))
+  path, _, argument = argv[1].split('=', 1)[1].partition(':')
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  known = list(_paths(module.get_config(*filter(None, [argument]))))
   for arg in argv[2:]:
     name = arg.split('=', 1)[0].removeprefix('--')
     if name.startswith('config.') and name not in known:

@@ -173,6 +173,14 @@ class Checkpointer:
     self.close()
 
 
+def latest_step(workdir: str) -> int | None:
+  """Step of the latest checkpoint of a run, None if there is none."""
+  if not os.path.isdir(_directory(workdir)):
+    return None
+  with _open_to_read(workdir) as manager:
+    return manager.latest_step()
+
+
 def restore(
   workdir: str, abstract_state: PyTree, step: int | None = None
 ) -> Restored:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from abstractinator.training.progress import Progress
 from abstractinator.training.state import TrainState, initial_state
 from abstractinator.training.step import train_step
 from abstractinator.training.window import Window
-from abstractinator.types import PyTree
+from abstractinator.types import Batch, PyTree
 
 _EXAMPLE_ROWS = 4
 
@@ -55,10 +56,10 @@ class Run:
     self.workdir = workdir
     self._is_main = jax.process_index() == 0
     self._mesh = sharding.make_mesh(config.mesh)
-    shard = sharding.process_shard(
+    self._shard = sharding.process_shard(
       sharding.batch_sharding(self._mesh), config.data.batch_size
     )
-    self._open_data(*shard)
+    self._open_data()
     self._model = make_model(config, self._mesh.devices.flat[0].platform)
     self._schedule = optimizers.make_schedule(
       config.optimizer, self.total_steps
@@ -100,26 +101,14 @@ class Run:
       config.loss,
       self._mesh,
       variables_of(shardings),
-      functools.partial(self._validation_batches, *shard),
-    )
-    self._checkpointer = checkpoint.Checkpointer(
-      workdir, config.max_to_keep, best_metric='eval/loss_total'
+      self._validation_batches,
     )
 
-  def _open_data(self, shard_index: int, shard_count: int) -> None:
+  def _open_data(self) -> None:
     c = self.config
     self._train_rows, self._validation_rows = pipeline.open_data(
       c.data,
       max_documents=c.model.levels[0].max_documents(c.data.sequence_length),
-    )
-    self._iterator = pipeline.TrainIterator(
-      self._train_rows,
-      seed=c.seed,
-      batch_size=c.data.batch_size,
-      shard_index=shard_index,
-      shard_count=shard_count,
-      read_threads=c.data.read_threads,
-      prefetch_batches=c.data.prefetch_batches,
     )
     per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
@@ -130,13 +119,26 @@ class Run:
       'validation': pipeline.fingerprint(self._validation_rows),
     }
 
-  def _validation_batches(self, shard_index, shard_count, max_batches):
+  def _train_batches(self, next_index: int) -> pipeline.TrainIterator:
+    iterator = pipeline.TrainIterator(
+      self._train_rows,
+      seed=self.config.seed,
+      batch_size=self.config.data.batch_size,
+      shard_index=self._shard[0],
+      shard_count=self._shard[1],
+      read_threads=self.config.data.read_threads,
+      prefetch_batches=self.config.data.prefetch_batches,
+    )
+    iterator.set_state({'next_index': next_index})
+    return iterator
+
+  def _validation_batches(self, max_batches: int | None) -> Iterator[Batch]:
     return pipeline.validation_batches(
       self._validation_rows,
       batch_size=self.config.data.batch_size,
       seed=self.config.seed,
-      shard_index=shard_index,
-      shard_count=shard_count,
+      shard_index=self._shard[0],
+      shard_count=self._shard[1],
       max_batches=max_batches,
     )
 
@@ -154,21 +156,22 @@ class Run:
       ValueError: If a checkpoint is damaged, has other shapes, or was trained
         on other data.
     """
-    if self._checkpointer.latest_step() is not None:
-      restored = self._checkpointer.restore(self._abstract)
+    if checkpoint.latest_step(self.workdir) is not None:
+      source = self.workdir
     elif resume_from is not None:
-      restored = checkpoint.restore(resume_from, self._abstract)
+      source = resume_from
     else:
+      self._next_index = 0
       return self._init(jax.random.key(self.config.seed))
+    restored = checkpoint.restore(source, self._abstract)
     position = dict(restored.data_position)
-    next_index = position.pop('next_index')
+    self._next_index = position.pop('next_index')
     for name, identity in self._data_identity.items():
       if position[name] != identity:
         raise ValueError(
           f'data.{name}: got {identity}, allowed: the data of the checkpoint,'
           f' {position[name]}'
         )
-    self._iterator.set_state({'next_index': next_index})
     return restored.state
 
   def train(self, state: TrainState) -> dict[str, float]:
@@ -185,16 +188,20 @@ class Run:
     """
     c = self.config
     step = int(state.step)
+    iterator = self._train_batches(self._next_index)
     writer = MetricWriter(self.workdir, step, enabled=self._is_main)
+    checkpointer = checkpoint.Checkpointer(
+      self.workdir, c.max_to_keep, best_metric='eval/loss_total'
+    )
     progress = Progress(self.total_steps, step, enabled=self._is_main)
     if self._is_main:
       self._describe(progress, state, step)
     window = Window()
     tags: dict[str, float] = {}
-    with jax.set_mesh(self._mesh), writer, self._checkpointer:
+    with jax.set_mesh(self._mesh), writer, checkpointer:
       pending = None
       while step < self.total_steps:
-        batch = sharding.shard_batch(next(self._iterator), self._mesh)
+        batch = sharding.shard_batch(next(iterator), self._mesh)
         with jax.transfer_guard('disallow'):
           state, new = self._step(state, batch)
         # Fetching the metrics of the step before keeps the device busy.
@@ -219,7 +226,13 @@ class Run:
         if is_eval:
           tags = self._evaluate(state, step, is_last, writer, progress)
         if is_save:
-          self._save(step, state, tags if is_eval else None)
+          checkpointer.save(
+            step,
+            state,
+            iterator.get_state() | self._data_identity,
+            c.to_dict(),
+            metrics=tags if is_eval else None,
+          )
         window.resume()
     progress.close()
     return tags
@@ -231,7 +244,7 @@ class Run:
       if name.startswith('loss_') and not np.isfinite(mean.total):
         raise FloatingPointError(
           f'step {step}: {name} is {float(mean.total)}; stopped. The latest'
-          f' checkpoint lies in {self._checkpointer.directory}. A smaller'
+          f' checkpoint lies in {self.workdir}/checkpoints. A smaller'
           ' optimizer.learning_rate or optimizer.clip_norm may help'
         )
     window.add(values)
@@ -262,18 +275,13 @@ class Run:
     progress.message(f'step {step}: {headline(summary)}')
     return tags
 
-  def _save(self, step: int, state: TrainState, tags: dict | None) -> None:
-    position = self._iterator.get_state() | self._data_identity
-    self._checkpointer.save(
-      step, state, position, self.config.to_dict(), metrics=tags
-    )
-
   def _describe(self, progress, state, step) -> None:
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
-    rows = self._train_rows
+    rows, device = self._train_rows, self._mesh.devices.flat[0]
     progress.message(
       f'{self.workdir}: {num_params:,} parameters on'
-      f' {self._mesh.devices.size} device(s),'
+      f' {self._mesh.devices.size} {device.device_kind} device(s)'
+      f' ({self._model.implementation}, {self.config.model.dtype}),'
       f' {rows.num_documents:,} documents of {rows.num_bytes / 1e6:.1f} MB to'
       f' train on, {self._validation_rows.num_documents:,} held out, steps'
       f' {step} to {self.total_steps}'

@@ -42,7 +42,7 @@ def test_an_id_changes_exactly_the_predictions_within_reach_after_it(
 
 
 def test_appended_padding_changes_no_prediction(level, make_batch):
-  short, long = make_batch([[21, 11]], 32), make_batch([[21, 11]], 47)
+  short, long = make_batch([[21, 11]], 32), make_batch([[21, 11]], SIZE)
   np.testing.assert_allclose(
     level.entropy_logits(level.variables, long.ids_BS, long.document_BS)[
       :, :32

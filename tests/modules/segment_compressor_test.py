@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.types import Batch
+from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
 
 SIZE = 40
 
@@ -73,20 +72,29 @@ def test_an_id_changes_no_segment_before_its_own(level, make_batch):
 def test_the_division_of_a_prefix_is_the_prefix_of_the_division(
   level, make_batch
 ):
-  batch = make_batch([[23, 12]], SIZE)
-  index = level.compress(level.variables, batch).segments.index_BS
-  for size in (1, 2, 9, 17, 24, 31):
-    prefix = Batch(
-      batch.ids_BS[:, :size], batch.document_BS[:, :size], batch.row_B
-    )
-    np.testing.assert_array_equal(
-      level.compress(level.variables, prefix).segments.index_BS,
-      index[:, :size],
-    )
+  """Row n of a batch ends after n ids."""
+  row = make_batch([[23, 12]], SIZE)
+  full = jax.tree.map(lambda x: jnp.repeat(x, SIZE, axis=0), row)
+  is_prefix_SS = jnp.arange(SIZE) < jnp.arange(SIZE)[:, None]
+  prefixes = full.replace(
+    ids_BS=jnp.where(is_prefix_SS, full.ids_BS, PAD_ID),
+    document_BS=jnp.where(is_prefix_SS, full.document_BS, -1),
+  )
+  want = level.compress(level.variables, full).segments
+  got = level.compress(level.variables, prefixes).segments
+  np.testing.assert_array_equal(
+    got.index_BS, jnp.where(is_prefix_SS, want.index_BS, -1)
+  )
+  np.testing.assert_array_equal(
+    got.is_start_BS, is_prefix_SS & want.is_start_BS
+  )
+  np.testing.assert_array_equal(
+    got.offset_BS, jnp.where(is_prefix_SS, want.offset_BS, 0)
+  )
 
 
 def test_padding_changes_no_segment(level, make_batch):
-  short, long = make_batch([[21, 11]], 32), make_batch([[21, 11]], 45)
+  short, long = make_batch([[21, 11]], 32), make_batch([[21, 11]], SIZE)
   other = long.replace(
     ids_BS=jnp.where(long.document_BS < 0, 65, long.ids_BS)
   )
@@ -113,7 +121,10 @@ def test_a_document_gives_the_same_codes_wherever_it_lies(level, make_batch):
   changed = batch.replace(
     ids_BS=jnp.where(batch.document_BS == 1, batch.ids_BS, others.ids_BS)
   )
-  alone = make_batch([[17]], 17).replace(ids_BS=batch.ids_BS[:, 9:26])
+  alone = make_batch([[17]], SIZE)
+  alone = alone.replace(
+    ids_BS=alone.ids_BS.at[:, :17].set(batch.ids_BS[:, 9:26])
+  )
   outputs = [
     (level.compress(level.variables, b), b, document)
     for b, document in ((batch, 1), (changed, 1), (alone, 0))
@@ -131,9 +142,9 @@ def test_a_document_gives_the_same_codes_wherever_it_lies(level, make_batch):
 
 
 def test_no_segment_crosses_documents(level, make_batch):
-  batch = make_batch([[9, 17, 11], [1, 1, 1]], SIZE)
+  batch = make_batch([[9, 17, 11], [1, 1, 1], [2, 2, 2]], SIZE)
   output = level.compress(level.variables, batch)
-  for row in range(2):
+  for row in range(3):
     slots = [slots_of_document(output, batch, row, d) for d in range(3)]
     together = np.concatenate(slots)
     assert len(set(together)) == len(together)
@@ -155,7 +166,7 @@ def test_a_row_alone_is_compressed_as_in_a_batch(level, make_batch):
 
 
 def test_valid_slots_are_the_segments(level, make_batch):
-  batch = make_batch([[23, 12], [3]], SIZE)
+  batch = make_batch([[23, 12], [3], [40]], SIZE)
   output = level.compress(level.variables, batch)
   slots = level.config.segmentation.num_slots(SIZE)
   np.testing.assert_array_equal(
@@ -165,7 +176,9 @@ def test_valid_slots_are_the_segments(level, make_batch):
   assert not output.segments.is_capacity_bound_BS.any()
 
 
-def test_entropy_and_compression_paths_share_no_gradient(level, make_batch):
+def test_entropy_and_compression_paths_share_no_gradient(
+  level, make_batch, quick_jit
+):
   batch = make_batch([[23, 12]], SIZE)
 
   def loss(params, pick):
@@ -175,9 +188,8 @@ def test_entropy_and_compression_paths_share_no_gradient(level, make_batch):
     return jnp.sum(jnp.square(pick(output)))
 
   def touched(pick):
-    grads = jax.jit(jax.grad(lambda p: loss(p, pick)))(
-      level.variables['params']
-    )['compressor']
+    grads = quick_jit(jax.grad(loss), pick=pick)(level.variables['params'])
+    grads = grads['compressor']
     return {
       name for name, tree in grads.items()
       if any(bool(x.any()) for x in jax.tree.leaves(tree))
@@ -191,12 +203,13 @@ def test_entropy_and_compression_paths_share_no_gradient(level, make_batch):
 
 
 def test_a_pass_counts_lengths_only_with_calibration_mutable(
-  level, make_batch
+  level, make_batch, quick_jit
 ):
   batch = make_batch([[23, 12], [8]], SIZE)
-  output, collections = level.model.apply(
-    level.variables, batch, method='compress', mutable=['calibration']
+  compress = quick_jit(
+    level.model.apply, method='compress', mutable=['calibration']
   )
+  output, collections = compress(level.variables, batch)
   state = collections['calibration']['compressor']['threshold']
   assert float(state.num_ids) == 43
   assert float(state.num_segments) == float(output.segments.count_B.sum())

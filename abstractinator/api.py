@@ -1,0 +1,242 @@
+"""A trained level, for use on bytes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from abstractinator import codes as codes_lib
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.codes import Codes
+from abstractinator.config import RunConfig
+from abstractinator.evaluation.reconstruction import free_running_counts
+from abstractinator.training import checkpoint
+from abstractinator.training.loop import make_model
+from abstractinator.training.state import abstract_state
+from abstractinator.types import Array, Batch, PyTree
+
+# Ids of the largest batch; bounds memory whatever the length of a text.
+_BATCH_IDS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """What came back of a text from its codes alone.
+
+  Attributes:
+    text: The decoded bytes.
+    byte_accuracy: Bytes that free-running decoding got right, compared within
+      each segment; see `evaluation.reconstruction`.
+    teacher_forced_byte_accuracy: Bytes predicted right from their code and the
+      true bytes before them.
+    num_segments: How many codes there were.
+    bytes_per_segment: Bytes of the text over `num_segments`.
+    exact: Whether `text` is the original.
+  """
+
+  text: bytes
+  byte_accuracy: float
+  teacher_forced_byte_accuracy: float
+  num_segments: int
+  bytes_per_segment: float
+  exact: bool
+
+
+def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
+  """Opens the level that a run has trained.
+
+  Args:
+    workdir: The directory of the run.
+    step: Which checkpoint, the latest by default.
+
+  Returns:
+    The level, on the default device.
+
+  Raises:
+    ValueError: If there is no such checkpoint, or it is damaged.
+  """
+  config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  model = make_model(config, jax.default_backend())
+  state = abstract_state(
+    jax.random.key(0),
+    model,
+    optax.identity(),
+    batch_size=1,
+    sequence_length=config.data.sequence_length,
+  )
+  fields = checkpoint.restore_variables(
+    workdir, {'params': state.params, 'collections': state.collections}, step
+  )
+  variables = {'params': fields['params'], **fields['collections']}
+  return TrainedLevel(config, variables)
+
+
+class TrainedLevel:
+  """Turns bytes into segments and codes, and codes into bytes.
+
+  A text is any bytes, at least one; as in training EOS comes after its last
+  byte, in a segment like any other id. It is cut into rows of
+  `data.sequence_length` ids, each encoded as a document of its own.
+
+  Attributes:
+    config: Of the run.
+  """
+
+  def __init__(self, config: RunConfig, variables: PyTree):
+    """Compiles nothing yet.
+
+    Args:
+      config: Of the run.
+      variables: `params` and the collections.
+    """
+    self.config = config
+    self._model = make_model(config, jax.default_backend())
+    self._variables = variables
+
+  def segment(self, data: bytes) -> list[bytes]:
+    """Divides a text where the entropy model jumps.
+
+    Args:
+      data: The text.
+
+    Returns:
+      Its segments, none empty; joined they are `data`.
+
+    Raises:
+      ValueError: If there are no bytes.
+    """
+    segments, _ = self._in_batches(_compress, *self._rows(data))
+    # A segment of EOS alone starts behind the text.
+    starts = np.flatnonzero(segments.is_start_BS.reshape(-1)[: len(data)])
+    return [
+      data[start:stop]
+      for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)
+    ]
+
+  def encode(self, data: bytes) -> Codes:
+    """Turns a text into codes, one a segment.
+
+    Args:
+      data: The text.
+
+    Returns:
+      Its codes.
+
+    Raises:
+      ValueError: If there are no bytes.
+    """
+    segments, codes_BP = self._in_batches(_compress, *self._rows(data))
+    return codes_lib.from_slots(codes_BP, segments.count_B)
+
+  def decode(self, codes: Codes) -> bytes:
+    """Turns codes into a text: greedily, all segments at once.
+
+    A segment ends where the level says so, at EOS at the latest, which adds no
+    byte. EOS in the wrong place cuts its own segment short, not the text.
+
+    Args:
+      codes: As from `encode`.
+
+    Returns:
+      The text. No codes, no bytes.
+
+    Raises:
+      ValueError: If a code is not in the codebook, the counts do not fit, or
+        the level was trained so that segments do not decode by themselves.
+    """
+    if not len(codes.count_B):
+      return b''
+    return codes_lib.text(*self._decode(codes))
+
+  def reconstruct(self, data: bytes) -> Reconstruction:
+    """Encodes a text, decodes it from its codes alone, and compares.
+
+    Args:
+      data: The text.
+
+    Returns:
+      What came back, and how much of it is right.
+
+    Raises:
+      ValueError: If there are no bytes, or as `decode`.
+    """
+    ids_BS, document_BS = self._rows(data)
+    segments, codes_BP, predicted_BS = self._in_batches(
+      _predict, ids_BS, document_BS
+    )
+    codes = codes_lib.from_slots(codes_BP, segments.count_B)
+    decoded_BPL, length_BP, is_valid_BP = self._decode(codes)
+    num_right, num_total = free_running_counts(
+      decoded_BPL, length_BP, ids_BS, segments, is_valid_BP
+    )
+    is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)
+    text = codes_lib.text(decoded_BPL, length_BP, is_valid_BP)
+    return Reconstruction(
+      text=text,
+      byte_accuracy=float(num_right) / float(num_total),
+      teacher_forced_byte_accuracy=float(np.sum(is_right_BS)) / len(data),
+      num_segments=len(codes.codes_N),
+      bytes_per_segment=len(data) / len(codes.codes_N),
+      exact=text == data,
+    )
+
+  def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    return codes_lib.rows(data, self.config.data.sequence_length)
+
+  def _decode(self, codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decoded ids [B, P, L], lengths [B, P], and the slots with a code."""
+    (level,) = self.config.model.levels
+    codes_BP, is_valid_BP = codes_lib.to_slots(
+      codes,
+      level.quantizer.codebook_size,
+      level.segmentation.num_slots(self.config.data.sequence_length),
+    )
+    return *self._in_batches(_decode, codes_BP), is_valid_BP
+
+  def _in_batches(self, function: Callable[..., Any], *rows: np.ndarray) -> Any:
+    """Calls a function on rows; few sizes of batches, so few compilations."""
+    size = self.config.data.sequence_length
+    largest = 1 << max((_BATCH_IDS // size).bit_length() - 1, 0)
+    outputs = []
+    for start in range(0, len(rows[0]), largest):
+      part = [x[start : start + largest] for x in rows]
+      count = len(part[0])
+      missing = (1 << (count - 1).bit_length()) - count
+      padded = [np.pad(x, ((0, missing), (0, 0)), mode='edge') for x in part]
+      output = jax.device_get(function(self._model, self._variables, *padded))
+      outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compress(model, variables, ids_BS, document_BS):
+  output = model.apply(
+    variables, _batch(ids_BS, document_BS), method='compress'
+  )
+  return output.segments, output.quantized.codes_BP
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(model, variables, ids_BS, document_BS):
+  output = model.apply(variables, _batch(ids_BS, document_BS))
+  compressed = output.compressed
+  predicted_BS = jnp.argmax(output.expanded.logits_BSV, axis=-1)
+  return compressed.segments, compressed.quantized.codes_BP, predicted_BS
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, variables, codes_BP):
+  # A row is one document: its segments may look back to the first.
+  lowest_BP = jnp.zeros_like(codes_BP)
+  return model.apply(variables, codes_BP, lowest_BP, method='decode')
+
+
+def _batch(ids_BS: Array, document_BS: Array) -> Batch:
+  # Only training asks which row is which.
+  row_B = jnp.zeros((ids_BS.shape[0],), jnp.int32)
+  return Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)

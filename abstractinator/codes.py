@@ -1,0 +1,109 @@
+"""Texts as rows of ids and as codes, on the host."""
+
+import dataclasses
+
+import numpy as np
+
+from abstractinator import byte_vocab
+from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codes:
+  """A text as codes.
+
+  Attributes:
+    codes_N: [N] int32, one code a segment, in the order of the text.
+    count_B: [B] int32, how many of them each row of the text has; their sum
+      is N. Segments of different rows do not see each other.
+  """
+
+  codes_N: np.ndarray
+  count_B: np.ndarray
+
+
+def rows(data: bytes, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cuts a text into rows, each a document; EOS comes after the last byte.
+
+  Args:
+    data: Any bytes, at least one.
+    sequence_length: S.
+
+  Returns:
+    Ids and documents, [B, S] int32 each; see `Batch`.
+
+  Raises:
+    ValueError: If there are no bytes.
+  """
+  if not len(data):
+    raise ValueError('data: got no bytes, allowed: at least 1')
+  ids = byte_vocab.encode(data)
+  missing = -len(ids) % sequence_length
+  ids_BS = np.pad(ids, (0, missing), constant_values=PAD_ID)
+  ids_BS = ids_BS.reshape(-1, sequence_length)
+  return ids_BS, np.where(ids_BS == PAD_ID, -1, 0).astype(np.int32)
+
+
+def text(
+  ids_BPL: np.ndarray, length_BP: np.ndarray, is_valid_BP: np.ndarray
+) -> bytes:
+  """Joins decoded segments.
+
+  Args:
+    ids_BPL: [B, P, L] int32 ids.
+    length_BP: [B, P] int32, how many of them hold.
+    is_valid_BP: [B, P] bool, slots with a segment.
+
+  Returns:
+    The bytes; specials are left out.
+  """
+  is_kept_BPL = np.arange(ids_BPL.shape[2]) < length_BP[..., None]
+  is_kept_BPL &= is_valid_BP[..., None] & (ids_BPL < NUM_BYTES)
+  return ids_BPL[is_kept_BPL].astype(np.uint8).tobytes()
+
+
+def from_slots(codes_BP: np.ndarray, count_B: np.ndarray) -> Codes:
+  """Packs the codes of rows; slots from the count of a row on are empty."""
+  return Codes(codes_BP[_is_valid(count_B, codes_BP.shape[1])], count_B)
+
+
+def to_slots(
+  codes: Codes, num_codes: int, num_slots: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Undoes `from_slots`.
+
+  Args:
+    codes: Of a text.
+    num_codes: K.
+    num_slots: P.
+
+  Returns:
+    codes_BP [B, P] int32, 0 in empty slots, and is_valid_BP [B, P] bool.
+
+  Raises:
+    ValueError: If a code is not in 0..K-1 or the counts do not fit.
+  """
+  codes_N, count_B = codes.codes_N, codes.count_B
+  is_wrong_N = (codes_N < 0) | (codes_N >= num_codes)
+  if is_wrong_N.any():
+    raise ValueError(
+      f'codes: got {codes_N[is_wrong_N][0]}, allowed: 0 to {num_codes - 1}'
+    )
+  is_wrong_B = (count_B < 1) | (count_B > num_slots)
+  if is_wrong_B.any():
+    raise ValueError(
+      f'codes of a row: got {count_B[is_wrong_B][0]}, allowed: 1 to {num_slots}'
+    )
+  if count_B.sum() != len(codes_N):
+    raise ValueError(
+      f'codes: got {len(codes_N)} of them, allowed: {count_B.sum()}, as many as'
+      ' the rows have together'
+    )
+  is_valid_BP = _is_valid(count_B, num_slots)
+  codes_BP = np.zeros(is_valid_BP.shape, np.int32)
+  codes_BP[is_valid_BP] = codes_N
+  return codes_BP, is_valid_BP
+
+
+def _is_valid(count_B: np.ndarray, num_slots: int) -> np.ndarray:
+  return np.arange(num_slots) < count_B[:, None]

@@ -1,0 +1,311 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.byte_vocab import BOS_ID, EOS_ID, NUM_BYTES, PAD_ID
+from abstractinator.types import Segments
+
+SIZE = 36
+# Three documents of three, one, and four segments, then padding.
+LENGTHS = ((5, 2, 6), (4,), (1, 6, 3, 3))
+SLOTS = 11
+
+WIRINGS = [
+  ('segment', 0),
+  ('segment', 2),
+  ('window', 0),
+  ('window', 2),
+]
+
+
+@pytest.fixture(scope='module', params=WIRINGS, ids=lambda w: f'{w[0]}-{w[1]}')
+def level(request, tiny_level):
+  context, lookback = request.param
+  return tiny_level(expander__context=context, expander__lookback=lookback)
+
+
+def make_row():
+  """One row: ids, documents and segments by hand, no model involved."""
+  document = np.full(SIZE, -1, np.int32)
+  index = np.full(SIZE, -1, np.int32)
+  offset = np.zeros(SIZE, np.int32)
+  position = slot = 0
+  for number, lengths in enumerate(LENGTHS):
+    for length in lengths:
+      here = slice(position, position + length)
+      document[here], index[here] = number, slot
+      offset[here] = np.arange(length)
+      position, slot = position + length, slot + 1
+  is_start = (index >= 0) & (offset == 0)
+  is_end = (index >= 0) & (index != np.append(index[1:], -1))
+  ids = np.random.default_rng(0).integers(0, NUM_BYTES, SIZE)
+  ids = np.where(index >= 0, ids, PAD_ID)
+  for number in range(len(LENGTHS)):
+    ids[np.nonzero(document == number)[0][-1]] = EOS_ID
+  segments = Segments(
+    index_BS=index,
+    is_start_BS=is_start,
+    is_end_BS=is_end,
+    offset_BS=offset,
+    count_B=np.int32(slot),
+    is_capacity_bound_BS=np.zeros(SIZE, bool),
+  )
+  return ids.astype(np.int32), document, segments
+
+
+def rows(x, count):
+  return jnp.repeat(jnp.asarray(x)[None], count, axis=0)
+
+
+def make_memory(level, seed=3):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(SLOTS, level.config.d_model)).astype(np.float32)
+
+
+def expand(level, ids_BS, memory_BPD):
+  _, document, segments = make_row()
+  count = len(ids_BS)
+  # One batch size, one compilation: rows of no interest fill it up.
+  fill = SIZE - count
+  output = level.expand(
+    level.variables,
+    jnp.concatenate([jnp.asarray(ids_BS), rows(ids_BS[0], fill)]),
+    rows(document, SIZE),
+    Segments(
+      **{k: rows(v, SIZE) for k, v in vars(segments).items()}
+    ),
+    jnp.concatenate([jnp.asarray(memory_BPD), rows(memory_BPD[0], fill)]),
+  )
+  return (
+    np.asarray(output.logits_BSV[:count]),
+    np.asarray(output.end_logits_BS[:count]),
+  )
+
+
+def sees_ids(level):
+  """[j, s]: the prediction of id s may read id j."""
+  _, document, segments = make_row()
+  c = level.config.expander
+  j, s = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
+  if c.context == 'segment':
+    group, reach = segments.index_BS, SIZE
+  else:
+    group, reach = document, 1 + c.num_layers * c.window
+  return (
+    (j < s)
+    & (s <= j + reach)
+    & (group[:, None] == group[None, :])
+    & (group[None, :] >= 0)
+  )
+
+
+def sees_codes(level):
+  """[p, s]: the prediction of id s may read slot p."""
+  _, document, segments = make_row()
+  c = level.config.expander
+  index = segments.index_BS
+  lowest = np.array(
+    [
+      index[document == d].min() if d >= 0 else SLOTS
+      for d in document
+    ]
+  )
+  p = np.arange(SLOTS)[:, None]
+  direct = (p <= index) & (p >= index - c.lookback) & (p >= lowest)
+  if c.context == 'segment':
+    return direct
+  # What the ids within reach have read before the last self-attention.
+  reach = (c.num_layers - 1) * c.window
+  seen = direct.copy()
+  for s in range(SIZE):
+    for t in range(max(0, s - reach), s):
+      if document[t] == document[s] and document[s] >= 0:
+        seen[:, s] |= direct[:, t]
+  return seen
+
+
+def test_predictions_read_exactly_the_ids_before_in_their_context(level):
+  """Row j of the batch has id j changed."""
+  ids, _, segments = make_row()
+  memory = rows(make_memory(level), SIZE)
+  changed = rows(ids, SIZE).at[jnp.arange(SIZE), jnp.arange(SIZE)].set(
+    (ids + 7) % NUM_BYTES
+  )
+  logits, ends = expand(level, rows(ids, SIZE), memory)
+  logits_changed, ends_changed = expand(level, changed, memory)
+  real = segments.index_BS >= 0
+  expected = sees_ids(level)
+  assert expected.any(axis=1).sum() > 15
+  np.testing.assert_array_equal(
+    np.any(logits != logits_changed, axis=-1)[:, real], expected[:, real]
+  )
+  # Whether a segment ends at an id is said of the id itself too.
+  np.testing.assert_array_equal(
+    (ends != ends_changed)[:, real],
+    (expected | np.eye(SIZE, dtype=bool))[:, real],
+  )
+
+
+def test_predictions_read_exactly_the_codes_they_may_see(level):
+  """Row p of the batch has the vector of slot p changed."""
+  ids, _, segments = make_row()
+  memory = rows(make_memory(level), SLOTS)
+  changed = memory.at[jnp.arange(SLOTS), jnp.arange(SLOTS)].add(1.0)
+  logits, ends = expand(level, rows(ids, SLOTS), memory)
+  logits_changed, ends_changed = expand(level, rows(ids, SLOTS), changed)
+  real = segments.index_BS >= 0
+  expected = sees_codes(level)
+  got = np.any(logits != logits_changed, axis=-1)
+  np.testing.assert_array_equal(got[:, real], expected[:, real])
+  np.testing.assert_array_equal(
+    (ends != ends_changed)[:, real], expected[:, real]
+  )
+  for slot in range(int(segments.count_B)):
+    first = np.argmax(got[slot] & real)
+    assert segments.index_BS[first] == slot
+    assert segments.is_start_BS[first]
+  assert not got[int(segments.count_B) :, real].any()
+
+
+def test_a_code_moves_the_prediction_of_its_first_id_by_much(level):
+  ids, _, segments = make_row()
+  memory = rows(make_memory(level), SLOTS)
+  changed = memory.at[jnp.arange(SLOTS), jnp.arange(SLOTS)].multiply(-1.0)
+  difference = np.max(
+    np.abs(
+      expand(level, rows(ids, SLOTS), changed)[0]
+      - expand(level, rows(ids, SLOTS), memory)[0]
+    ),
+    axis=-1,
+  )
+  for s in np.nonzero(segments.is_start_BS)[0]:
+    assert difference[segments.index_BS[s], s] > 0.05
+
+
+def test_certain_ends_are_eos_and_the_longest_segments(level):
+  ids, document, segments = make_row()
+  output = level.expand(
+    level.variables,
+    rows(ids, SIZE),
+    rows(document, SIZE),
+    Segments(**{k: rows(v, SIZE) for k, v in vars(segments).items()}),
+    rows(make_memory(level), SIZE),
+  )
+  longest = level.config.segmentation.max_length
+  np.testing.assert_array_equal(
+    output.end_is_certain_BS[0],
+    (ids == EOS_ID) | (segments.offset_BS == longest - 1),
+  )
+
+
+def loop_decode(level, memory_BPD, document_BP):
+  """Greedy decoding by teacher-forced calls over the ids decoded so far."""
+  batch, slots, _ = memory_BPD.shape
+  longest = level.config.segmentation.max_length
+  size = slots * longest
+  index = np.arange(size) // longest
+  offset = np.arange(size) % longest
+  segments = Segments(
+    index_BS=rows(index, batch),
+    is_start_BS=rows(offset == 0, batch),
+    is_end_BS=rows(offset == longest - 1, batch),
+    offset_BS=rows(offset, batch),
+    count_B=jnp.full((batch,), slots),
+    is_capacity_bound_BS=jnp.zeros((batch, size), bool),
+  )
+  ids = np.zeros((batch, slots, longest), np.int32)
+  length = np.zeros((batch, slots), np.int32)
+
+  def predict():
+    output = level.expand(
+      level.variables,
+      jnp.asarray(ids.reshape(batch, size)),
+      jnp.asarray(np.repeat(document_BP, longest, axis=1)),
+      segments,
+      memory_BPD,
+    )
+    return (
+      np.array(output.logits_BSV).reshape(*ids.shape, -1),
+      np.asarray(output.end_logits_BS).reshape(ids.shape),
+      np.asarray(output.end_is_certain_BS).reshape(ids.shape),
+    )
+
+  for step in range(longest):
+    logits, _, _ = predict()
+    logits[..., [BOS_ID, PAD_ID]] = -np.inf
+    ids[..., step] = np.argmax(logits[:, :, step], axis=-1)
+    _, ends, is_certain = predict()
+    is_end = (ends[..., step] > 0) | is_certain[..., step]
+    length = np.where((length == 0) & is_end, step + 1, length)
+  return ids, length
+
+
+@pytest.mark.parametrize('lookback', [0, 2])
+def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
+  tiny_level, lookback
+):
+  level = tiny_level(expander__context='segment', expander__lookback=lookback)
+  rng = np.random.default_rng(5)
+  memory = 2 * rng.normal(size=(2, SLOTS, level.config.d_model))
+  memory = memory.astype(np.float32)
+  document = np.array(
+    [[0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3], [0] * 6 + [1] * 5], np.int32
+  )
+  lowest = np.array(
+    [[np.argmax(row == d) for d in row] for row in document], np.int32
+  )
+  ids, length = level.decode_vectors(
+    level.variables, jnp.asarray(memory), jnp.asarray(lowest)
+  )
+  want_ids, want_length = loop_decode(level, memory, document)
+  np.testing.assert_array_equal(length, want_length)
+  # Lengths differ, and so do ids: there was something to get wrong.
+  assert len(set(np.ravel(length))) > 2
+  assert len(set(np.ravel(ids))) > 20
+  is_kept = np.arange(ids.shape[-1]) < np.asarray(length)[..., None]
+  np.testing.assert_array_equal(
+    np.where(is_kept, ids, -1), np.where(is_kept, want_ids, -1)
+  )
+
+
+def test_decoding_never_gives_bos_or_pad(tiny_level):
+  """Heads that want nothing else still give bytes and EOS."""
+  level = tiny_level()
+  kernel = level.variables['params']['expander']['head']['kernel']
+  wish = 1e3 * jnp.sign(jnp.sum(kernel, axis=1))
+  eager = jnp.stack([wish, -wish], axis=1)
+  params = dict(level.variables['params'])
+  params['expander'] = params['expander'] | {
+    'head': {'kernel': kernel.at[:, jnp.array([BOS_ID, PAD_ID])].set(eager)}
+  }
+  memory = np.stack([make_memory(level, seed) for seed in range(2)])
+  ids, _ = level.decode_vectors(
+    level.variables | {'params': params},
+    jnp.asarray(memory),
+    jnp.zeros((2, SLOTS), jnp.int32),
+  )
+  assert not np.isin(ids, [BOS_ID, PAD_ID]).any()
+
+
+def test_decode_refuses_contexts_wider_than_a_segment(tiny_level):
+  level = tiny_level(expander__context='window', expander__lookback=0)
+  with pytest.raises(ValueError, match=r"context: got 'window'.*segment"):
+    level.decode_vectors(
+      level.variables,
+      jnp.zeros((1, SLOTS, level.config.d_model)),
+      jnp.zeros((1, SLOTS), jnp.int32),
+    )
+
+
+def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
+  level = tiny_level()
+  codes = jnp.arange(SLOTS)[None] % level.config.quantizer.codebook_size
+  vectors = level.model.apply(
+    level.variables, codes, method=lambda m, c: m.compressor.quantizer.lookup(c)
+  )
+  lowest = jnp.zeros((1, SLOTS), jnp.int32)
+  decode = quick_jit(level.model.apply, method='decode')
+  got = decode(level.variables, codes, lowest)
+  want = level.decode_vectors(level.variables, vectors, lowest)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a, b)

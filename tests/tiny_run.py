@@ -1,0 +1,57 @@
+"""A run with an untrained level, for tests of what uses checkpoints."""
+
+import json
+
+import jax
+import optax
+
+from abstractinator.config import RunConfig
+from abstractinator.training.checkpoint import Checkpointer
+from abstractinator.training.loop import make_model
+from abstractinator.training.state import initial_state
+from configs import tiny
+
+
+def config(lookback=0, context='segment') -> RunConfig:
+  c = tiny.get_config()
+  c.data.sequence_length = 32
+  (level,) = c.model.levels
+  level.segmentation.target_length = None
+  level.segmentation.threshold_bits = 0.05
+  level.segmentation.max_length = 8
+  level.segmentation.capacity_length = 2.0
+  level.expander.lookback = lookback
+  level.expander.context = context
+  return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
+
+
+def save(workdir, run_config: RunConfig, steps=(3,)) -> None:
+  """Writes checkpoints with random parameters, large enough to matter."""
+  with Checkpointer(str(workdir), max_to_keep=9) as checkpointer:
+    for step in steps:
+      state = _state(run_config, step)
+      checkpointer.save(
+        step, state, {'next_index': step}, run_config.to_dict()
+      )
+
+
+@jax.jit
+def _louder(key, tree):
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(key, len(leaves))
+  return structure.unflatten(
+    x + 0.3 * jax.random.normal(k, x.shape)
+    for k, x in zip(keys, leaves, strict=True)
+  )
+
+
+def _state(run_config, seed):
+  key = jax.random.key(seed)
+  state = initial_state(
+    key,
+    make_model(run_config, 'cpu'),
+    optax.adam(1e-3),
+    batch_size=1,
+    sequence_length=run_config.data.sequence_length,
+  )
+  return state.replace(params=_louder(key, state.params))

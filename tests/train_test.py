@@ -1,0 +1,253 @@
+"""Runs of `train.py` as a user starts them."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
+
+from abstractinator.training import checkpoint
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_STEPS, _INTERVAL = 30, 10
+
+
+def _start(*args: str) -> subprocess.Popen:
+  # The run is to see the machine as it is, not the tests' fake devices.
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.Popen(
+    [sys.executable, str(_ROOT / 'train.py'), *args],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=env | {'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def _run(*args: str) -> tuple[int, str, str]:
+  process = _start(*args)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp('corpus')
+  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
+  rng = random.Random(0)
+  for i in range(40):
+    text = ' '.join(rng.choice(words) for _ in range(400))
+    (folder / f'{i}.txt').write_text(text)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def settings(corpus) -> list[str]:
+  return [
+    f'--config={_ROOT}/configs/tiny.py',
+    f'--config.data.train={corpus}/*.txt',
+    '--config.data.validation_fraction=0.2',
+    f'--config.max_steps={_STEPS}',
+    f'--config.checkpoint_interval={_INTERVAL}',
+    '--config.log_interval=5',
+    '--config.eval_interval=15',
+    '--config.eval_batches=2',
+    '--config.max_to_keep=5',
+    '--config.num_epochs=100',
+  ]
+
+
+@pytest.fixture(scope='module')
+def finished(settings, tmp_path_factory) -> pathlib.Path:
+  """A run that was never stopped."""
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  code, out, err = _run(*settings, f'--workdir={workdir}')
+  assert code == 0, err
+  assert str(workdir) in out
+  assert 'next:' in out
+  return workdir
+
+
+def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint by path, read without the model."""
+  with checkpoint._open_to_read(str(workdir)) as manager:
+    tree = manager.item_metadata(step).state.tree
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
+    )
+    state = checkpoint._read_state(manager, step, shapes, tuple(shapes))
+  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+  return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict]:
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  # How fast it went is all that may differ.
+  return [
+    {k: v for k, v in json.loads(line).items() if not k.startswith('perf/')}
+    for line in lines
+  ]
+
+
+def _assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
+  state_a, state_b = _state(a, _STEPS), _state(b, _STEPS)
+  assert state_a.keys() == state_b.keys()
+  for path, array in state_a.items():
+    np.testing.assert_array_equal(array, state_b[path], err_msg=path)
+  assert _metrics(a) == _metrics(b)
+
+
+def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
+  workdir = tmp_path / 'run'
+  process = _start(*settings, f'--workdir={workdir}')
+  deadline = time.monotonic() + 200
+  while not (workdir / 'checkpoints' / str(_INTERVAL)).exists():
+    assert process.poll() is None, process.communicate()[1]
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  time.sleep(random.random())
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  code, _, err = _run(f'--workdir={workdir}')
+  assert code == 0, err
+  first = int(re.search(rf'steps (\d+) to {_STEPS}', err)[1])
+  assert _INTERVAL <= first <= _STEPS
+  _assert_same(finished, workdir)
+
+
+def test_run_resumed_elsewhere_ends_the_same(settings, finished, tmp_path):
+  # What a run stopped after its second checkpoint would have left.
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  (source / 'checkpoints').mkdir(parents=True)
+  for name in ('config.json', f'checkpoints/{2 * _INTERVAL}'):
+    subprocess.run(['cp', '-r', finished / name, source / name], check=True)
+  before = sorted(p.name for p in source.rglob('*'))
+  code, _, err = _run(f'--resume_from={source}', f'--workdir={workdir}')
+  assert code == 0, err
+  assert sorted(p.name for p in source.rglob('*')) == before
+  state, want = _state(workdir, _STEPS), _state(finished, _STEPS)
+  for path, array in want.items():
+    np.testing.assert_array_equal(array, state[path], err_msg=path)
+
+
+def test_metrics_hold_what_the_readme_promises(finished):
+  lines = _metrics(finished)
+  tags = set().union(*lines)
+  assert tags >= {
+    'step',
+    'train/loss_total',
+    'train/learning_rate',
+    'eval/entropy_model_bits_per_byte',
+    'eval/expander_bits_per_byte',
+    'eval/end_bits_per_byte',
+    'eval/bytes_per_segment',
+    'eval/live_code_fraction',
+    'eval/teacher_forced_byte_accuracy',
+    'eval/free_running_byte_accuracy',
+  }
+  raw = (finished / 'metrics.jsonl').read_text()
+  assert '"perf/bytes_per_second"' in raw
+  losses = [x['train/loss_total'] for x in lines if 'train/loss_total' in x]
+  assert len(losses) == _STEPS // 5
+  assert losses[-1] < 0.8 * losses[0]
+  assert lines[-1]['step'] == _STEPS
+
+
+def test_tensorboard_reads_the_run(finished):
+  reader = EventAccumulator(
+    str(finished / 'tensorboard'),
+    size_guidance={'scalars': 0, 'tensors': 0, 'histograms': 0},
+  ).Reload()
+  for tag in ('train/loss_total', 'train/learning_rate'):
+    steps = [event.step for event in reader.Scalars(tag)]
+    assert steps == list(range(5, _STEPS + 1, 5))
+  last = [x for x in _metrics(finished) if 'eval/loss_total' in x][-1]
+  scalar = reader.Scalars('eval/loss_total')[-1]
+  assert scalar.value == pytest.approx(last['eval/loss_total'], rel=1e-6)
+  usage = reader.Histograms('eval/code_usage')[-1].histogram_value
+  assert sum(usage.bucket) == usage.num > 0
+  text = reader.Tensors('eval/examples/text_summary')[-1]
+  passage = text.tensor_proto.string_val[0].decode()
+  assert '|' in passage
+  assert 'from codes' in passage
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--config.data.train=/nowhere/*.txt'], '/nowhere/*.txt'),
+    (['--config.model.levels[0].d_modle=3'], 'd_modle: unknown setting'),
+    (['--config.max_steps=soon'], 'max_steps=soon'),
+    (['--config.model.levels[0].d_model=33'], 'levels[0].entropy_model'),
+    (['--config=/nowhere.py'], '/nowhere.py'),
+    (['--resume_from=/nowhere'], '/nowhere'),
+    (['stray'], 'stray'),
+  ],
+)
+def test_wrong_command_is_one_line_and_changes_nothing(
+  args, message, tmp_path
+):
+  workdir = tmp_path / 'run'
+  code, out, err = _run(*args, f'--workdir={workdir}')
+  assert code == 2
+  assert out == ''
+  (line,) = err.splitlines()
+  assert line.startswith('train.py: error: ')
+  assert message in line
+  assert not workdir.exists()
+
+
+def _snapshot(folder: pathlib.Path) -> dict[str, bytes]:
+  files = [p for p in folder.rglob('*') if p.is_file()]
+  return {str(p): p.read_bytes() for p in files}
+
+
+def test_workdir_of_another_config_is_refused(finished):
+  before = _snapshot(finished)
+  code, _, err = _run(f'--workdir={finished}', '--config.seed=7')
+  assert code == 2
+  (line,) = err.splitlines()
+  assert 'seed: got 7, allowed: 0' in line
+  assert _snapshot(finished) == before
+
+
+def test_damaged_checkpoint_is_refused(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  subprocess.run(['cp', '-r', finished, workdir], check=True)
+  latest = workdir / 'checkpoints' / str(_STEPS)
+  arrays = max((latest / 'state').rglob('*'), key=lambda p: p.stat().st_size)
+  data = bytearray(arrays.read_bytes())
+  data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+  arrays.write_bytes(data)
+  before = _snapshot(workdir)
+  code, _, err = _run(f'--workdir={workdir}')
+  assert code == 2
+  (line,) = err.splitlines()
+  assert 'damaged' in line
+  assert str(latest) in line
+  assert _snapshot(workdir) == before
+
+
+def test_other_data_is_refused_on_resume(settings, finished, corpus, tmp_path):
+  workdir = tmp_path / 'run'
+  subprocess.run(['cp', '-r', finished, workdir], check=True)
+  extra = corpus / '0.txt'
+  text = extra.read_text()
+  try:
+    extra.write_text(text + ' more')
+    code, _, err = _run(f'--workdir={workdir}', '--config.max_steps=40')
+  finally:
+    extra.write_text(text)
+  assert code == 2
+  assert 'allowed: the data of the checkpoint' in err
