@@ -1,10 +1,10 @@
 """Trains a level: python train.py [--config=FILE] [--workdir=DIR].
 
-    python train.py                                     configs/default.py
-    python train.py --config=configs/tiny.py            another config
-    python train.py --config.data.train='texts/*.txt'   another value
-    python train.py --workdir=DIR                       goes on with a run there
-    python train.py --resume_from=DIR                   goes on elsewhere
+python train.py                                     configs/default.py
+python train.py --config=configs/tiny.py            another config
+python train.py --config.data.train='texts/*.txt'   another value
+python train.py --workdir=DIR                       goes on with a run there
+python train.py --resume_from=DIR                   goes on elsewhere
 """
 
 import datetime
@@ -50,7 +50,9 @@ def main(argv: list[str]) -> int:
     'runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   )
   try:
-    config = RunConfig.from_dict(json.loads(_CONFIG.value.to_json_best_effort()))
+    config = RunConfig.from_dict(
+      json.loads(_CONFIG.value.to_json_best_effort())
+    )
     workdirs.check(workdir, config)
     run = Run(config, workdir)
     state = run.start(_RESUME_FROM.value)
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with the config to start from and errors to the point."""
+  """Absl's parser, with the config to start from and errors to the point."""
   argv = _with_config(argv)
   path = argv[1].split('=', 1)[1].partition(':')[0]
   if not os.path.isfile(path):

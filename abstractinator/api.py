@@ -171,7 +171,7 @@ class TrainedLevel:
     )
     codes = codes_lib.from_slots(codes_BP, segments.count_B)
     decoded_BPL, length_BP, is_valid_BP = self._decode(codes)
-    num_right, num_total = free_running_counts(
+    num_right, num_total = jax.jit(free_running_counts)(
       decoded_BPL, length_BP, ids_BS, segments, is_valid_BP
     )
     is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)

@@ -267,7 +267,6 @@ class LevelConfig(_Section):
         f' {self.d_model})',
       )
 
-
   def max_documents(self, sequence_length: int) -> int:
     """Documents a row may touch so that its segments find slots.
 
@@ -324,12 +323,8 @@ class OptimizerConfig(_Section):
       self.final_fraction,
       '0 to 1',
     )
-    _require(
-      self.warmup_steps >= 0, 'warmup_steps', self.warmup_steps, '>= 0'
-    )
-    _require(
-      self.weight_decay >= 0, 'weight_decay', self.weight_decay, '>= 0'
-    )
+    _require(self.warmup_steps >= 0, 'warmup_steps', self.warmup_steps, '>= 0')
+    _require(self.weight_decay >= 0, 'weight_decay', self.weight_decay, '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)

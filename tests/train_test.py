@@ -195,9 +195,7 @@ def test_tensorboard_reads_the_run(finished):
     (['stray'], 'stray'),
   ],
 )
-def test_wrong_command_is_one_line_and_changes_nothing(
-  args, message, tmp_path
-):
+def test_wrong_command_is_one_line_and_changes_nothing(args, message, tmp_path):
   workdir = tmp_path / 'run'
   code, out, err = _run(*args, f'--workdir={workdir}')
   assert code == 2

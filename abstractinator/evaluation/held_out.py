@@ -139,9 +139,7 @@ def decode_step(
     compressed.segments,
     compressed.is_valid_BP,
   )
-  accuracy = Mean(
-    num_right.astype(jnp.float32), num_total.astype(jnp.float32)
-  )
+  accuracy = Mean(num_right.astype(jnp.float32), num_total.astype(jnp.float32))
   return accuracy, compressed.segments, decoded_BPL, length_BP
 
 
@@ -158,7 +156,6 @@ def _merge_present(
 def _block(segments: list[np.ndarray]) -> str:
   """A Markdown code block, indented so that no text can end it."""
   texts = [
-    byte_vocab.decode(ids).decode('utf-8', errors='replace')
-    for ids in segments
+    byte_vocab.decode(ids).decode('utf-8', errors='replace') for ids in segments
   ]
   return '\n'.join(f'    {line}' for line in '|'.join(texts).splitlines())

@@ -4,8 +4,8 @@ import functools
 
 import flax.linen as nn
 import flax.struct
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.ops.attention import attention
 from abstractinator.ops.rope import rope_table, rotate

@@ -37,6 +37,7 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., D] to [..., D] of the compute type."""
+
     def dense(width, name, **kwargs):
       return nn.Dense(
         width, use_bias=False, dtype=self.dtype, name=name, **kwargs

@@ -117,9 +117,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       end_is_certain_BS=self._end_is_certain(ids_BS, segments.offset_BS),
     )
 
-  def decode(
-    self, memory_BPD: Array, lowest_BP: Array
-  ) -> tuple[Array, Array]:
+  def decode(self, memory_BPD: Array, lowest_BP: Array) -> tuple[Array, Array]:
     """Greedy ids of every segment, all at once, from the codes alone.
 
     Takes `max_length` steps, whatever the number of segments.

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from abstractinator.ops.segment_pool import segment_pool
 from abstractinator.modules import layers
+from abstractinator.ops.segment_pool import segment_pool
 from abstractinator.types import Array
 
 

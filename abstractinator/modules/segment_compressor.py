@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 import flax.struct
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.config import LevelConfig
 from abstractinator.modules import layers
@@ -119,8 +119,6 @@ class SegmentCompressor(nn.Module):
       max_length=c.max_length,
       num_slots=c.num_slots(document_BS.shape[1]),
     )
-    if (
-      self.is_mutable_collection('calibration') and not self.is_initializing()
-    ):
+    if self.is_mutable_collection('calibration') and not self.is_initializing():
       self.threshold.value = calibration.observe(self.threshold.value, segments)
     return segments

@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 import flax.struct
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.config import QuantizerConfig
 from abstractinator.ops import codebook

@@ -7,8 +7,8 @@ over microbatches or devices gives the same codebook.
 
 import flax.struct
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array
 

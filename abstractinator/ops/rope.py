@@ -1,7 +1,7 @@
 """Rotary position embedding."""
 
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array
 

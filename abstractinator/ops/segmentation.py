@@ -1,8 +1,8 @@
 """Where segments begin, and what they are made of."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array, Segments
 
@@ -29,7 +29,7 @@ def document_starts(document_BS: Array) -> Array:
 
 
 def entropy_jumps(entropy_bits_BS: Array, threshold_bits: Array) -> Array:
-  """Rule `entropy_delta`: an id wants to open a segment where the entropy jumps.
+  """Rule `entropy_delta`: ids open a segment where the entropy jumps.
 
   Both entropies are known before the id is seen, so that a decoder can take the
   same decision.
@@ -183,9 +183,9 @@ def _fit_slots(
   position = jnp.arange(size, dtype=jnp.int32)
   # Segments that ids >= s need if one starts at s: the rest of its document at
   # `max_length`, and the documents after it.
-  is_last = is_valid_BS & ~jnp.pad(
-    is_valid_BS & ~is_first_BS, ((0, 0), (0, 1))
-  )[:, 1:]
+  is_last = (
+    is_valid_BS & ~jnp.pad(is_valid_BS & ~is_first_BS, ((0, 0), (0, 1)))[:, 1:]
+  )
   document_end = lax.cummin(
     jnp.where(is_last, position, size - 1), axis=1, reverse=True
   )
@@ -197,7 +197,9 @@ def _fit_slots(
   # were paid for when the segment before them was granted.
   open_at = _latest(jnp.pad(is_start_BS, ((0, 0), (1, 0)))[:, :-1]) - 1
   is_forced = is_first_BS | (position - open_at == max_length)
-  is_denied = is_start_BS & ~is_forced & (used + rest_of_document + after > num_slots)
+  is_denied = (
+    is_start_BS & ~is_forced & (used + rest_of_document + after > num_slots)
+  )
   is_bound = (jnp.cumsum(is_denied, axis=1) > 0) & is_valid_BS
   anchor = _latest((is_start_BS & ~is_bound) | is_first_BS)
   regular = is_first_BS | ((position - anchor) % max_length == 0)

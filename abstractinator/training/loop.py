@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import byte_vocab, metrics
+from abstractinator import byte_vocab
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
@@ -77,9 +77,7 @@ class Run:
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, self._mesh)
-    self._init = jax.jit(
-      init, out_shardings=shardings
-    )
+    self._init = jax.jit(init, out_shardings=shardings)
     self._abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       abstract,
@@ -287,7 +285,6 @@ class Run:
       f' {step} to {self.total_steps}'
     )
 
-
   def report(self, tags: dict[str, float]) -> str:
     """What to tell at the end: how it went, where it lies, what comes next.
 
@@ -316,9 +313,7 @@ def variables_of(state: TrainState) -> PyTree:
 
 def headline(summary: dict[str, float]) -> str:
   """The held-out metrics that matter most, in a line."""
-  given_codes = (
-    summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
-  )
+  given_codes = summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
   parts = [
     f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
     f'expander {given_codes:.3f} bits/byte given codes (ends'

@@ -49,7 +49,7 @@ class Window:
     return metrics.summarize(self.total)
 
   def bytes_per_second(self) -> float:
-    """Bytes trained on per second of training, between `restart` and `pause`."""
+    """Bytes trained on per second, between `restart` and `pause`."""
     num_bytes = np.sum(self.total['bytes_per_segment'].total)
     return float(num_bytes) / max(self._seconds, 1e-9)
 

@@ -1,7 +1,7 @@
 """Attention in blocks: each block of queries meets only the keys it can see."""
 
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array
 

@@ -1,7 +1,7 @@
 """Code search by matrix products, a tile of vectors at a time."""
 
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array
 

@@ -1,8 +1,8 @@
 """Segment cross-attention by gathering the few slots each query sees."""
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.types import Array
 

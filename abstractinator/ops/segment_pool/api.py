@@ -5,7 +5,10 @@ import chex
 from abstractinator.ops.segment_pool import reference, xla
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS = {'reference': reference.segment_pool, 'xla': xla.segment_pool}
+_IMPLEMENTATIONS = {
+  'reference': reference.segment_pool,
+  'xla': xla.segment_pool,
+}
 
 
 def segment_pool(

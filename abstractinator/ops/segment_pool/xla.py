@@ -54,9 +54,7 @@ def _backward(num_slots, residuals, grad_BPHE):
   bucket_N = _buckets(index_BS, num_slots)
 
   def of_slot(x_BPHE):  # [B, S, H, E]
-    x = jnp.pad(
-      x_BPHE.astype(jnp.float32), ((0, 0), (0, 1), (0, 0), (0, 0))
-    )
+    x = jnp.pad(x_BPHE.astype(jnp.float32), ((0, 0), (0, 1), (0, 0), (0, 0)))
     return x.reshape(-1, *x.shape[2:])[bucket_N].reshape(value_BSHE.shape)
 
   weight_BSH = weight_NH.reshape(score_BSH.shape)

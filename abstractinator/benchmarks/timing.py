@@ -1,0 +1,60 @@
+"""Clocks: how long a call takes, and how fast the machine multiplies."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Large enough to be as fast as it gets, small enough to be quick.
+_SIZES = {'cpu': (1024, 1536, 2048), 'gpu': (4096, 8192), 'tpu': (4096, 8192)}
+
+
+def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
+  """Times calls one by one, each until its result is there.
+
+  Args:
+    function: What to call; already compiled.
+    repeats: How often.
+
+  Returns:
+    The duration of each call.
+  """
+  durations = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    durations.append(time.perf_counter() - start)
+  return durations
+
+
+def matmul_rate(dtype: jnp.dtype, repeats: int = 3) -> float:
+  """Measures how fast this device multiplies square matrices.
+
+  Args:
+    dtype: Of the matrices.
+    repeats: Products of each size.
+
+  Returns:
+    Floating point operations per second of the fastest product.
+
+  Raises:
+    KeyError: If the platform is not 'cpu', 'gpu' or 'tpu'.
+  """
+  best = 0.0
+  for size in _SIZES[jax.default_backend()]:
+    product, x = _product(size, dtype)
+    durations = seconds(lambda: product(x), repeats)  # noqa: B023
+    best = max(best, 2 * size**3 / min(durations))
+  return best
+
+
+@functools.cache
+def _product(size: int, dtype: jnp.dtype) -> tuple[Callable[..., Any], Any]:
+  """A compiled product and what to call it with."""
+  x = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  product = jax.jit(jnp.matmul).lower(x, x).compile()
+  jax.block_until_ready(product(x, x))
+  return functools.partial(product, x), x

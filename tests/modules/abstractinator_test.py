@@ -1,0 +1,307 @@
+import functools
+import math
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from abstractinator import losses
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.config import LossConfig
+from abstractinator.modules.abstractinator import Abstractinator, advance
+from abstractinator.ops.attention import reference
+from abstractinator.training.state import initial_state
+from abstractinator.training.step import train_step
+from abstractinator.types import Batch
+
+SIZE = 40
+WEIGHTS = LossConfig(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+
+BLOCK = {
+  'attention/k/kernel': (16, 2, 8),
+  'attention/out/kernel': (2, 8, 16),
+  'attention/q/kernel': (16, 2, 8),
+  'attention/v/kernel': (16, 2, 8),
+  'attention_norm/scale': (16,),
+  'ffn/down/kernel': (24, 16),
+  'ffn/gate/kernel': (16, 24),
+  'ffn/up/kernel': (16, 24),
+  'ffn_norm/scale': (16,),
+}
+CROSS = {
+  'cross/out/kernel': (2, 8, 16),
+  'cross/v/kernel': (16, 2, 8),
+}
+CROSS_WITH_LOOKBACK = CROSS | {
+  'cross/k/kernel': (16, 2, 8),
+  'cross/q/kernel': (16, 2, 8),
+  'cross_norm/scale': (16,),
+}
+
+
+def under(prefix, tree):
+  return {f'{prefix}/{name}': shape for name, shape in tree.items()}
+
+
+def expected_params(cross):
+  entropy_model = 'compressor/entropy_model'
+  return {
+    f'{entropy_model}/embed/embedding': (259, 16),
+    **under(f'{entropy_model}/stack/block_0', BLOCK),
+    **under(f'{entropy_model}/stack/block_1', BLOCK),
+    f'{entropy_model}/stack/norm/scale': (16,),
+    f'{entropy_model}/head/kernel': (16, 259),
+    'compressor/embed/embedding': (259, 16),
+    **under('compressor/encoder/block_0', BLOCK),
+    **under('compressor/encoder/block_1', BLOCK),
+    'compressor/encoder/norm/scale': (16,),
+    'compressor/pooling/query': (16,),
+    'compressor/pooling/q/kernel': (16, 2, 8),
+    'compressor/pooling/k/kernel': (16, 2, 8),
+    'compressor/pooling/v/kernel': (16, 2, 8),
+    'compressor/pooling/out/kernel': (16, 16),
+    'compressor/pooling/in_norm/scale': (16,),
+    'compressor/pooling/out_norm/scale': (16,),
+    'compressor/quantizer/down/kernel': (16, 6),
+    'compressor/quantizer/up/kernel': (6, 16),
+    'expander/embed/embedding': (259, 16),
+    'expander/offset_embed/embedding': (6, 16),
+    **under('expander/block_0', BLOCK | cross),
+    **under('expander/block_1', BLOCK | cross),
+    'expander/norm/scale': (16,),
+    'expander/head/kernel': (16, 259),
+    'expander/end_hidden/kernel': (32, 16),
+    'expander/end_head/kernel': (16, 1),
+  }
+
+
+def paths(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.fixture(scope='module')
+def level(tiny_level):
+  return tiny_level()
+
+
+@pytest.mark.parametrize(
+  ('lookback', 'cross'), [(0, CROSS), (2, CROSS_WITH_LOOKBACK)]
+)
+def test_parameters_by_path_and_shape(tiny_config, lookback, cross):
+  model = Abstractinator(
+    tiny_config(expander__lookback=lookback), NUM_BYTES, 'xla', jnp.bfloat16
+  )
+  zeros = jnp.zeros((1, 8), jnp.int32)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), Batch(zeros, zeros, zeros[:, 0])
+  )
+  assert set(variables) == {'params', 'vq', 'calibration'}
+  assert paths(variables['params']) == expected_params(cross)
+  for leaf in jax.tree.leaves(variables['params']):
+    assert leaf.dtype == jnp.float32
+  state = 'compressor/quantizer/state'
+  assert paths(variables['vq']) == {
+    f'{state}/codebook_KC': (12, 6),
+    f'{state}/ema_count_K': (12,),
+    f'{state}/ema_sum_KC': (12, 6),
+    f'{state}/last_hit_step_K': (12,),
+    f'{state}/step': (),
+    f'{state}/reservoir_RC': (12, 6),
+    f'{state}/reservoir_step_R': (12,),
+    f'{state}/hits_K': (12,),
+    f'{state}/sum_KC': (12, 6),
+    f'{state}/priority_R': (12,),
+    f'{state}/candidate_RC': (12, 6),
+  }
+  threshold = 'compressor/threshold'
+  assert paths(variables['calibration']) == {
+    f'{threshold}/threshold_bits': (),
+    f'{threshold}/num_ids': (),
+    f'{threshold}/num_segments': (),
+  }
+
+
+def test_bfloat16_computes_finite_float32_logits(tiny_level, make_batch):
+  batch = make_batch([[23, 12], [40], [3]], SIZE)
+  level = tiny_level('bfloat16')
+  output = level.call(level.variables, batch)
+  assert output.compressed.pooled_BPD.dtype == jnp.bfloat16
+  assert output.compressed.quantized.vectors_BPD.dtype == jnp.bfloat16
+  for x in (
+    output.compressed.entropy_logits_BSV,
+    output.compressed.entropy_bits_BS,
+    output.compressed.quantized.distance_BP,
+    output.expanded.logits_BSV,
+    output.expanded.end_logits_BS,
+  ):
+    assert x.dtype == jnp.float32
+  for leaf in jax.tree.leaves(output):
+    assert np.isfinite(np.asarray(leaf, np.float32)).all()
+  # The same function, less exactly: of logits with a deviation of about 2.
+  exact = tiny_level().call(level.variables, batch)
+  np.testing.assert_allclose(
+    output.compressed.entropy_logits_BSV,
+    exact.compressed.entropy_logits_BSV,
+    atol=0.25,
+  )
+
+
+def test_an_empty_row_is_finite_and_counts_for_nothing(level, make_batch):
+  batch = make_batch([[23, 12], [], [40]], SIZE)
+  output = level.call(level.variables, batch)
+  for leaf in jax.tree.leaves(output):
+    assert np.isfinite(np.asarray(leaf, np.float32)).all()
+  assert int(output.compressed.segments.count_B[1]) == 0
+  kept = jax.tree.map(lambda x: x[jnp.array([0, 2, 2])], batch)
+  kept = kept.replace(document_BS=kept.document_BS.at[2].set(-1))
+  other = level.call(level.variables, kept)
+  a, b = losses.terms(output, batch), losses.terms(other, kept)
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_collections_after_microbatches_are_those_of_the_batch(
+  level, make_batch, quick_jit
+):
+  """Four microbatches, in another order, then one step of the states."""
+  batch = make_batch([[23, 12], [40], [5, 5, 5], [31]], SIZE)
+  mutable = ['vq', 'calibration']
+  apply = quick_jit(level.model.apply, mutable=mutable)
+  params = level.variables['params']
+  start = {name: level.variables[name] for name in mutable}
+  output, whole = apply({'params': params, **start}, batch)
+  parts = start
+  for row in (2, 0, 3, 1):
+    micro = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+    part, parts = apply({'params': params, **parts}, micro)
+    is_valid = np.asarray(part.compressed.is_valid_BP[0])
+    np.testing.assert_array_equal(
+      part.compressed.quantized.codes_BP[0, is_valid],
+      output.compressed.quantized.codes_BP[row, is_valid],
+    )
+  for a, b in ((whole, parts), (advance(whole), advance(parts))):
+    jax.tree.map(np.testing.assert_array_equal, *(
+      exact_part(c) for c in (a, b)
+    ))
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, atol=1e-5), a, b
+    )
+  state = whole['vq']['compressor']['quantizer']['state']
+  assert float(state.hits_K.sum()) == float(
+    output.compressed.segments.count_B.sum()
+  )
+  moved = advance(whole)['vq']['compressor']['quantizer']['state']
+  assert int(moved.step) == 1
+  assert float(moved.hits_K.sum()) == 0
+
+
+def exact_part(collections):
+  """Counts and choices, which no rounding may touch."""
+  state = collections['vq']['compressor']['quantizer']['state']
+  threshold = collections['calibration']['compressor']['threshold']
+  return (
+    state.hits_K,
+    state.ema_count_K,
+    state.priority_R,
+    state.last_hit_step_K,
+    state.reservoir_step_R,
+    threshold.num_ids,
+    threshold.num_segments,
+    threshold.threshold_bits,
+  )
+
+
+def subjaxprs(value):
+  if isinstance(value, core.ClosedJaxpr):
+    yield value.jaxpr
+  elif isinstance(value, core.Jaxpr):
+    yield value
+  elif isinstance(value, (tuple, list)):
+    for item in value:
+      yield from subjaxprs(item)
+
+
+def quadratic_arrays(jaxpr, sizes):
+  """Primitives with an array of two axes as long as the sequence."""
+  found = []
+  for equation in jaxpr.eqns:
+    for var in (*equation.invars, *equation.outvars):
+      shape = getattr(var.aval, 'shape', ())
+      if sum(size in sizes or size >= 1000 for size in shape) > 1:
+        found.append((equation.primitive.name, shape))
+    for value in equation.params.values():
+      for inner in subjaxprs(value):
+        found += quadratic_arrays(inner, sizes)
+  return found
+
+
+@pytest.mark.parametrize(
+  ('context', 'lookback'), [('segment', 0), ('window', 2)]
+)
+def test_a_training_step_holds_no_array_quadratic_in_the_sequence(
+  tiny_config, context, lookback
+):
+  size = 4096
+  config = tiny_config(
+    expander__context=context,
+    expander__lookback=lookback,
+    segmentation__capacity_length=3.0,
+    quantizer__codebook_size=40,
+  )
+  slots = config.segmentation.num_slots(size)
+  assert slots == 1366
+  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.float32)
+  optimizer = optax.adam(1e-3)
+  state = jax.eval_shape(
+    lambda: initial_state(
+      jax.random.key(0), model, optimizer, batch_size=2, sequence_length=size
+    )
+  )
+  ids = jax.ShapeDtypeStruct((2, size), jnp.int32)
+  batch = Batch(ids, ids, jax.ShapeDtypeStruct((2,), jnp.int32))
+  step = functools.partial(
+    train_step, model=model, optimizer=optimizer, weights=WEIGHTS
+  )
+  jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
+  assert count_equations(jaxpr) > 2000
+  assert quadratic_arrays(jaxpr, {size, slots}) == []
+
+
+def count_equations(jaxpr):
+  total = len(jaxpr.eqns)
+  for equation in jaxpr.eqns:
+    for value in equation.params.values():
+      total += sum(map(count_equations, subjaxprs(value)))
+  return total
+
+
+def test_the_search_for_quadratic_arrays_finds_the_dense_reference():
+  """Also where it hides: in a gradient, a jit, a scan and a checkpoint."""
+  size = 1100
+  x = jax.ShapeDtypeStruct((1, size, 2, 4), jnp.float32)
+
+  @jax.jit
+  @jax.checkpoint
+  def dense(x, group):
+    return reference.attention(x, x, x, group_BS=group, window=3, scale=1.0)
+
+  def loss(x, group):
+    total, _ = jax.lax.scan(
+      lambda c, _: (c + dense(x, group).sum(), None), 0.0, length=2
+    )
+    return total
+
+  group = jax.ShapeDtypeStruct((1, size), jnp.int32)
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(x, group).jaxpr
+  assert not any(
+    math.prod(v.aval.shape) >= size**2
+    for e in jaxpr.eqns for v in e.outvars
+  )
+  shapes = {shape for _, shape in quadratic_arrays(jaxpr, {size})}
+  assert (1, 2, size, size) in shapes
