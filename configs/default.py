@@ -79,12 +79,12 @@ def get_config() -> ml_collections.ConfigDict:
   # How long: passes over the data, but no more optimizer steps than this.
   config.num_epochs = 1.0
   config.max_steps = ml_collections.config_dict.placeholder(int)
-  config.max_steps = 1500
+  config.max_steps = 650
   config.log_interval = 20
-  config.eval_interval = 500
+  config.eval_interval = 200
   # Held-out batches of an evaluation during training; the last one reads all.
   config.eval_batches = 16
-  config.checkpoint_interval = 500
+  config.checkpoint_interval = 200
   config.max_to_keep = 2
 
   config.data = ml_collections.ConfigDict(

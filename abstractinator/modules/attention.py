@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
     dtype: Compute type.
 
   Parameters:
-    q/kernel, k/kernel, v/kernel: [D, H, A].
+    qkv/kernel: [D, 3, H, A].
     out/kernel: [H, A, D].
   """
 
@@ -69,13 +69,13 @@ class SelfAttention(nn.Module):
     """
     width = x_BSD.shape[-1]
     head_dim = width // self.num_heads
-    project = functools.partial(
-      nn.DenseGeneral,
-      (self.num_heads, head_dim),
+    qkv = nn.DenseGeneral(
+      (3, self.num_heads, head_dim),
       use_bias=False,
       dtype=self.dtype,
-    )
-    q, k, v = (project(name=name)(x_BSD) for name in 'qkv')
+      name='qkv',
+    )(x_BSD)
+    q, k, v = (x[..., 0, :, :] for x in jnp.split(qkv, 3, axis=-3))
     position = jnp.arange(x_BSD.shape[1]) if step is None else step[None]
     table = rope_table(position, head_dim)
     q, k = rotate(q, table), rotate(k, table)

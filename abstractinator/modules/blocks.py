@@ -24,7 +24,7 @@ class SwiGLU(nn.Module):
     dtype: Compute type.
 
   Parameters:
-    gate/kernel, up/kernel: [D, F].
+    gate_up/kernel: [D, 2, F].
     down/kernel: [F, D].
 
   Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
@@ -38,21 +38,24 @@ class SwiGLU(nn.Module):
   def __call__(self, x: Array) -> Array:
     """[..., D] to [..., D] of the compute type."""
 
-    def dense(width, name, **kwargs):
-      return nn.Dense(
-        width, use_bias=False, dtype=self.dtype, name=name, **kwargs
-      )
-
-    hidden = _gated(dense(self.hidden, 'gate')(x), dense(self.hidden, 'up')(x))
-    return dense(x.shape[-1], 'down', kernel_init=output_init(self.depth))(
-      hidden
-    )
+    # One product for both: on CPU it is faster than two.
+    both = nn.DenseGeneral(
+      (2, self.hidden), use_bias=False, dtype=self.dtype, name='gate_up'
+    )(x)
+    return nn.Dense(
+      x.shape[-1],
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=output_init(self.depth),
+      name='down',
+    )(_gated(both))
 
 
 @jax.checkpoint
-def _gated(gate: Array, up: Array) -> Array:
-  """silu(gate) * up; the backward pass keeps the inputs only."""
-  return nn.silu(gate) * up
+def _gated(both: Array) -> Array:
+  """silu(gate) * up of [..., 2, F]; the backward pass keeps the input only."""
+  gate, up = jnp.split(both, 2, axis=-2)
+  return nn.silu(gate[..., 0, :]) * up[..., 0, :]
 
 
 class Block(nn.Module):

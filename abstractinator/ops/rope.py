@@ -37,10 +37,7 @@ def rotate(x_BTHA: Array, table: tuple[Array, Array]) -> Array:
   Returns:
     [B, T, H, A] of the type of `x_BTHA`; the rotation is done in float32.
   """
-  cos, sin = (t[..., None, None, :] for t in table)
-  x = x_BTHA.astype(jnp.float32)
-  pairs = x.reshape(*x.shape[:-1], 2, -1)
-  # (a, b) -> (a cos - b sin, b cos + a sin), both halves in one pass.
-  sign = jnp.array([[-1.0], [1.0]])
-  rotated = pairs * cos + jnp.flip(pairs, axis=-2) * (sign * sin)
-  return rotated.reshape(x.shape).astype(x_BTHA.dtype)
+  cos, sin = (t[..., None, :] for t in table)
+  a, b = jnp.split(x_BTHA.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+  return rotated.astype(x_BTHA.dtype)

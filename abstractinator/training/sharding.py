@@ -26,6 +26,12 @@ BATCH_AXES = ('data', 'fsdp')
 _RULES = (
   # Statistics of a whole batch: every device must hold the same ones.
   (r'^(collections/)?(vq|calibration)/', P()),
+  # Heads and hidden units are split over `tensor`, the width over `fsdp`.
+  (r'(^|/)qkv/kernel$', P('fsdp', None, 'tensor', None)),
+  (r'(^|/)[qkv]/kernel$', P('fsdp', 'tensor', None)),
+  (r'(^|/)gate_up/kernel$', P('fsdp', None, 'tensor')),
+  (r'(^|/)(attention|cross)/out/kernel$', P('tensor', None, 'fsdp')),
+  (r'(^|/)down/kernel$', P('tensor', 'fsdp')),
   (r'(^|/)kernel$', P('fsdp', 'tensor')),
   (r'(^|/)embedding$', P(None, 'fsdp')),
   (r'(^|/)(scale|bias|query)$', P()),

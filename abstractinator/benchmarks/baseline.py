@@ -1,0 +1,134 @@
+"""The level that benchmarks time, and a compiled training step of it."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator.benchmarks.flops import training_flops
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.config import LevelConfig, LossConfig, OptimizerConfig
+from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.training.optimizer import make_optimizer
+from abstractinator.training.state import initial_state
+from abstractinator.training.step import train_step
+from abstractinator.types import Batch
+
+_STACK = dict(num_layers=2, num_heads=4, window=64, ffn_dim=512)
+
+# The size at which the PyTorch original was timed: 128 wide, 4 heads, window
+# 64, layers 2 + 2 + 4, 512 codes as wide as the model, one slot for two bytes,
+# cross-attention to the own and the previous segment.
+LEVEL = LevelConfig.from_dict(
+  dict(
+    d_model=128,
+    entropy_model=_STACK,
+    segmentation=dict(
+      rule='entropy_delta',
+      threshold_bits=0.2885,
+      target_length=4.5,
+      calibration_bits=0.05,
+      min_length=1,
+      max_length=16,
+      capacity_length=2.0,
+    ),
+    encoder=_STACK,
+    pooling=dict(num_heads=4),
+    quantizer=dict(
+      codebook_size=512,
+      code_dim=None,
+      decay=0.97,
+      reset_interval_steps=10,
+      reset_after_steps=40,
+    ),
+    expander=dict(
+      num_layers=4,
+      num_heads=4,
+      ffn_dim=512,
+      context='segment',
+      window=64,
+      lookback=1,
+    ),
+  )
+)
+_WEIGHTS = LossConfig(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+_OPTIMIZER = OptimizerConfig(
+  learning_rate=5e-4,
+  final_fraction=0.1,
+  warmup_steps=0,
+  weight_decay=0.01,
+  beta1=0.9,
+  beta2=0.98,
+  clip_norm=1.0,
+)
+
+
+class Step:
+  """A compiled training step on random bytes, with its state."""
+
+  def __init__(
+    self,
+    level: LevelConfig,
+    sequence_length: int,
+    batch_size: int,
+    dtype: str,
+  ):
+    """Compiles.
+
+    Args:
+      level: Sizes.
+      sequence_length: S.
+      batch_size: B.
+      dtype: Compute type.
+    """
+    self.shape = (batch_size, sequence_length)
+    model = Abstractinator(
+      level,
+      num_ids=NUM_BYTES,
+      implementation=resolve_implementation('auto', jax.default_backend()),
+      dtype=jnp.dtype(dtype),
+    )
+    optimizer = make_optimizer(_OPTIMIZER, total_steps=1000)
+    self._batch = jax.device_put(_random_batch(self.shape))
+    self._state = jax.jit(
+      lambda key: initial_state(
+        key,
+        model,
+        optimizer,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+      )
+    )(jax.random.key(0))
+    step = functools.partial(
+      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS
+    )
+    start = time.perf_counter()
+    self.compiled = (
+      jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
+    )
+    self.compile_seconds = time.perf_counter() - start
+    variables = {'params': self._state.params, **self._state.collections}
+    self.flops = training_flops(model.apply, variables, self._batch)
+
+  def __call__(self) -> jax.Array:
+    """Takes a step; returns something to wait for."""
+    self._state, metrics = self.compiled(self._state, self._batch)
+    return metrics['loss_total'].total
+
+  def memory_bytes(self) -> int:
+    """What the compiled step takes: arguments and temporaries."""
+    memory = self.compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+
+def _random_batch(shape: tuple[int, int]) -> Batch:
+  """Rows of printable bytes, a document each."""
+  ids_BS = np.random.default_rng(0).integers(32, 127, shape, dtype=np.int32)
+  return Batch(
+    ids_BS=ids_BS,
+    document_BS=np.zeros(shape, np.int32),
+    row_B=np.arange(shape[0], dtype=np.int32),
+  )

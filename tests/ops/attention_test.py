@@ -1,0 +1,189 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.ops.attention import attention
+
+IMPLEMENTATIONS = ['xla']
+ROWS, HEADS, WIDTH, VALUE_WIDTH = 3, 2, 6, 4
+
+
+def make_inputs(size, seed=0):
+  rng = np.random.default_rng(seed)
+  q, k = (rng.normal(size=(ROWS, size, HEADS, WIDTH)) for _ in range(2))
+  v = rng.normal(size=(ROWS, size, HEADS, VALUE_WIDTH))
+  return q, k, v
+
+
+def make_groups(kind, size):
+  """[ROWS, S] of groups that differ from row to row."""
+  rng = np.random.default_rng(1)
+  position = np.arange(size)
+  if kind == 'one':
+    return np.zeros((ROWS, size), np.int32)
+  if kind == 'single ids':
+    return np.tile(position, (ROWS, 1)).astype(np.int32)
+  if kind == 'padding':
+    # A padded row, an empty one and one of a single id.
+    real = np.array([[size // 2], [0], [1]])
+    return np.where(position < real, 0, -1).astype(np.int32)
+  cuts = rng.random((ROWS, size)) < 0.1
+  group = np.cumsum(cuts, axis=1)
+  if kind == 'holes':
+    group = np.where(rng.random((ROWS, size)) < 0.3, -1, group)
+  return group.astype(np.int32)
+
+
+def at(implementation, group, window, scale=WIDTH**-0.5):
+  return functools.partial(
+    attention,
+    group_BS=jnp.asarray(group),
+    window=window,
+    scale=scale,
+    implementation=implementation,
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+  ('size', 'window', 'kind'),
+  [
+    (1, 0, 'one'),
+    (1, 5, 'one'),
+    (37, 0, 'one'),
+    (37, 1, 'documents'),
+    (65, 32, 'one'),
+    (67, 33, 'documents'),
+    (97, 31, 'holes'),
+    (70, 64, 'documents'),
+    (131, 65, 'holes'),
+    (33, 34, 'one'),
+    (45, 500, 'documents'),
+    (300, 129, 'one'),
+    (301, 300, 'documents'),
+    (70, 33, 'single ids'),
+    (70, 33, 'padding'),
+    (128, 32, 'documents'),
+  ],
+)
+def test_agrees_with_the_reference(
+  hold_against, implementation, size, window, kind
+):
+  group = make_groups(kind, size)
+  hold_against(
+    at(implementation, group, window),
+    at('reference', group, window),
+    make_inputs(size),
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_agrees_with_the_reference_at_large_scores(
+  hold_against, implementation
+):
+  group = make_groups('documents', 70)
+  q, k, v = make_inputs(70)
+  hold_against(
+    at(implementation, group, 33),
+    at('reference', group, 33),
+    (20 * q, k, v),
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('kind', ['documents', 'padding'])
+def test_agrees_with_the_reference_in_bfloat16(
+  hold_against, implementation, kind
+):
+  group = make_groups(kind, 70)
+  hold_against(
+    at(implementation, group, 33),
+    at('reference', group, 33),
+    make_inputs(70),
+    'bfloat16',
+  )
+
+
+@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+def test_ids_of_no_group_get_zeros_and_zero_gradients(
+  quick_jit, implementation
+):
+  group = make_groups('holes', 40)
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(40)]
+  run = quick_jit(at(implementation, group, 7))
+  out, pullback = jax.vjp(run, *args)
+  is_out = group < 0
+  assert is_out.any()
+  assert (~is_out).any()
+  np.testing.assert_array_equal(out[is_out], 0)
+  for grad in pullback(jnp.ones_like(out)):
+    np.testing.assert_array_equal(grad[is_out], 0)
+    assert np.abs(grad[~is_out]).max() > 0
+
+
+@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+def test_a_window_counts_the_ids_before_an_id(implementation):
+  """Equal scores: each output is the mean of the values it sees."""
+  size, window = 7, 2
+  group = jnp.array([[0, 0, 0, 0, 1, 1, -1]])
+  out = attention(
+    jnp.zeros((1, size, 1, 2)),
+    jnp.zeros((1, size, 1, 2)),
+    jnp.eye(size)[None, :, None],
+    group_BS=group,
+    window=window,
+    scale=1.0,
+    implementation=implementation,
+  )
+  third = 1 / 3
+  np.testing.assert_allclose(
+    out[0, :, 0],
+    [
+      [1, 0, 0, 0, 0, 0, 0],
+      [0.5, 0.5, 0, 0, 0, 0, 0],
+      [third, third, third, 0, 0, 0, 0],
+      [0, third, third, third, 0, 0, 0],
+      [0, 0, 0, 0, 1, 0, 0],
+      [0, 0, 0, 0, 0.5, 0.5, 0],
+      [0, 0, 0, 0, 0, 0, 0],
+    ],
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('window', [0, 3, 50])
+def test_the_reference_agrees_with_jax(quick_jit, window):
+  size = 23
+  group = make_groups('documents', size)
+  args = [
+    jnp.asarray(x, jnp.float32) for x in make_inputs(size)
+  ]
+  position = np.arange(size)
+  distance = position[:, None] - position[None, :]
+  sees = (distance >= 0) & (distance <= window)
+  sees = sees & (group[:, :, None] == group[:, None, :])
+  # jax wants values as wide as keys.
+  q, k, v = args
+  wide = jnp.pad(v, ((0, 0),) * 3 + ((0, WIDTH - VALUE_WIDTH),))
+  want = quick_jit(
+    functools.partial(
+      jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
+    )
+  )(q, k, wide)
+  np.testing.assert_allclose(
+    quick_jit(at('reference', group, window, scale=0.3))(q, k, v),
+    want[..., :VALUE_WIDTH],
+    atol=2e-6,
+  )
+
+
+def test_errors_name_what_is_allowed():
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(4)]
+  group = make_groups('one', 4)
+  with pytest.raises(ValueError, match=r"'flash'.*reference, xla"):
+    at('flash', group, 1)(*args)
+  with pytest.raises(ValueError, match=r'window: got -1, allowed: >= 0'):
+    at('xla', group, -1)(*args)

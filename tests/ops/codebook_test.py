@@ -1,0 +1,214 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.ops import codebook
+from abstractinator.ops.nearest_code import nearest_code
+
+SIZE, WIDTH, COUNT = 10, 3, 24
+NEVER = 10**6
+
+
+def make_state(size=SIZE, width=WIDTH, interval=NEVER, after=NEVER, decay=0.9):
+  return codebook.initial_state(
+    jax.random.key(0),
+    size,
+    width,
+    decay=decay,
+    reset_interval_steps=interval,
+    reset_after_steps=after,
+  )
+
+
+def make_vectors(seed, count=COUNT, num_codes=SIZE):
+  rng = np.random.default_rng(seed)
+  return (
+    rng.normal(size=(count, WIDTH)).astype(np.float32),
+    rng.integers(0, num_codes, count).astype(np.int32),
+    rng.random(count) < 0.8,
+    rng.permutation(1000)[:count].astype(np.uint32),
+  )
+
+
+observe = jax.jit(codebook.observe)
+advance = jax.jit(codebook.advance)
+
+
+def assert_same(a, b, rounded=()):
+  for name, value in vars(a).items():
+    if name in rounded:
+      np.testing.assert_allclose(value, getattr(b, name), atol=1e-6)
+    else:
+      np.testing.assert_array_equal(value, getattr(b, name), err_msg=name)
+
+
+def test_observe_and_advance_are_a_moving_average():
+  state = make_state()
+  entries = np.asarray(state.codebook_KC, np.float64)
+  count, total = np.ones(SIZE), entries.copy()
+  for step in range(4):
+    # The last entries are never hit.
+    x, code, is_valid, name = make_vectors(step, num_codes=SIZE - 3)
+    state = advance(observe(state, x, code, is_valid, name))
+    hits = np.bincount(code[is_valid], minlength=SIZE)
+    sums = np.zeros((SIZE, WIDTH))
+    np.add.at(sums, code[is_valid], x[is_valid])
+    count = 0.9 * count + 0.1 * hits
+    total = 0.9 * total + 0.1 * sums
+    smooth = (count + 1e-5) / (count.sum() + SIZE * 1e-5) * count.sum()
+    np.testing.assert_allclose(state.ema_count_K, count, rtol=1e-6)
+    np.testing.assert_allclose(
+      state.codebook_KC, total / smooth[:, None], rtol=1e-5, atol=1e-6
+    )
+    assert int(state.step) == step + 1
+    last = np.asarray(state.last_hit_step_K)
+    np.testing.assert_array_equal(last[hits > 0], step)
+    assert (last[-3:] < 0).all()
+    for name in ('hits_K', 'sum_KC', 'priority_R', 'candidate_RC'):
+      assert not np.asarray(getattr(state, name)).any()
+
+
+def test_invalid_vectors_change_no_bit():
+  x, code, is_valid, name = make_vectors(0)
+  assert 0 < is_valid.sum() < COUNT
+  state = make_state(interval=1, after=1)
+  want = observe(state, x, code, is_valid, name)
+  got = observe(
+    state,
+    np.where(is_valid[:, None], x, np.nan),
+    np.where(is_valid, code, (code + 3) % SIZE),
+    is_valid,
+    np.where(is_valid, name, name + 5000),
+  )
+  assert_same(want, got)
+  assert_same(advance(want), advance(got))
+  assert np.isfinite(advance(got).codebook_KC).all()
+  assert float(want.hits_K.sum()) == is_valid.sum()
+  # All of them invalid: the step saw nothing.
+  assert_same(state, observe(state, x, code, np.zeros(COUNT, bool), name))
+
+
+def test_four_calls_of_any_order_are_one():
+  x, code, is_valid, name = make_vectors(0, count=96)
+  state = make_state(interval=1, after=1)
+  whole = observe(state, x, code, is_valid, name)
+  order = np.random.default_rng(1).permutation(96)
+  parts = state
+  for rows in np.split(order, 4):
+    parts = observe(parts, x[rows], code[rows], is_valid[rows], name[rows])
+  rounded = ('sum_KC', 'ema_sum_KC', 'codebook_KC')
+  assert_same(whole, parts, rounded)
+  assert_same(advance(whole), advance(parts), rounded)
+  # Most places of the reservoir had several candidates.
+  assert (np.asarray(whole.priority_R) > 0).sum() == SIZE
+
+
+def test_the_reservoir_takes_valid_vectors_each_of_them_once():
+  x, code, is_valid, name = make_vectors(0)
+  state = advance(observe(make_state(), x, code, is_valid, name))
+  filled = np.asarray(state.reservoir_step_R) == 0
+  assert 4 < filled.sum() <= SIZE
+  source = [
+    np.nonzero((x == vector).all(axis=1))[0]
+    for vector in np.asarray(state.reservoir_RC)[filled]
+  ]
+  assert all(len(s) == 1 for s in source)
+  chosen = np.concatenate(source)
+  assert is_valid[chosen].all()
+  assert len(set(chosen)) == len(chosen)
+
+
+def test_another_step_draws_another_reservoir():
+  x, code, is_valid, name = make_vectors(0)
+  first = advance(observe(make_state(), x, code, is_valid, name))
+  second = advance(observe(first, x, code, is_valid, name))
+  assert np.any(first.reservoir_RC != second.reservoir_RC)
+
+
+def test_dead_entries_become_other_real_vectors_when_due():
+  """Every 3 steps, entries without hits for 5 steps; only 0 and 1 are hit."""
+  state = make_state(interval=3, after=5)
+  # As if all had been hit at step 0, so that nothing is dead at the start.
+  state = state.replace(last_hit_step_K=jnp.zeros(SIZE, jnp.int32))
+  seen = np.zeros((0, WIDTH), np.float32)
+  changed = {}
+  for step in range(14):
+    x, code, is_valid, name = make_vectors(step, count=60, num_codes=2)
+    seen = np.concatenate([seen, x[is_valid]])
+    before = np.asarray(state.codebook_KC)
+    state = advance(observe(state, x, code, is_valid, name))
+    after = np.asarray(state.codebook_KC)
+    moved = np.nonzero(np.abs(after - before).max(axis=1) > 1e-3)[0]
+    changed[step] = set(moved) - {0, 1}
+    if changed[step]:
+      vectors = after[sorted(changed[step])]
+      is_real = (vectors[:, None] == seen[None]).all(-1).any(1)
+      assert is_real.all()
+      assert len(np.unique(vectors, axis=0)) == len(vectors)
+      # A replaced entry weighs as a new one does.
+      np.testing.assert_array_equal(
+        np.asarray(state.ema_count_K)[sorted(changed[step])], 1
+      )
+  rest = set(range(2, SIZE))
+  # Due at 0, 3, 6, ...; dead from 5 on, and again 5 steps after step 7.
+  assert {s: c for s, c in changed.items() if c} == {6: rest, 12: rest}
+
+
+def test_a_dead_entry_stays_where_the_reservoir_is_empty():
+  state = make_state(interval=1, after=1)
+  after = advance(state)
+  np.testing.assert_allclose(after.codebook_KC, state.codebook_KC, rtol=1e-4)
+  # Three vectors replace three dead entries, no more.
+  x, code, is_valid, name = make_vectors(0)
+  few = observe(state, x[:3], code[:3] * 0, np.ones(3, bool), name[:3])
+  places = int((np.asarray(few.priority_R) > 0).sum())
+  after = advance(few)
+  moved = np.abs(after.codebook_KC - state.codebook_KC).max(axis=1) > 1e-3
+  assert 1 <= places <= 3
+  assert int(moved[1:].sum()) == places
+
+
+def test_entries_without_hits_keep_their_place():
+  state = make_state(decay=0.97)
+  start = np.asarray(state.codebook_KC)
+  for step in range(50):
+    x, code, is_valid, name = make_vectors(step, num_codes=2)
+    state = advance(observe(state, x, code, is_valid, name))
+  np.testing.assert_allclose(state.codebook_KC[2:], start[2:], rtol=2e-4)
+  assert np.abs(state.codebook_KC[:2] - start[:2]).max() > 0.1
+
+
+def test_every_cluster_gets_an_entry_of_its_own():
+  """60 clusters, 256 entries, 50 steps."""
+  size, width, clusters = 256, 8, 60
+  rng = np.random.default_rng(0)
+  centers = 4 * rng.normal(size=(clusters, width))
+  state = make_state(size, width, interval=10, after=20, decay=0.97)
+
+  @jax.jit
+  def step(state, x, name):
+    code = nearest_code(x, state.codebook_KC, implementation='xla')
+    state = codebook.observe(state, x, code, jnp.ones(len(x), bool), name)
+    return codebook.advance(state)
+
+  def draw(count):
+    label = rng.integers(0, clusters, count)
+    x = centers[label] + 0.1 * rng.normal(size=(count, width))
+    return label, jnp.asarray(x, jnp.float32)
+
+  for i in range(50):
+    _, x = draw(256)
+    state = step(state, x, jnp.arange(256, dtype=jnp.uint32) + 256 * i)
+  label, x = draw(4000)
+  code = np.asarray(
+    nearest_code(x, state.codebook_KC, implementation='reference')
+  )
+  pairs = set(zip(code.tolist(), label.tolist(), strict=True))
+  shared = {c for c, n in zip(*np.unique([c for c, _ in pairs],
+                                         return_counts=True), strict=True)
+            if n > 1}
+  own = {label for code, label in pairs if code not in shared}
+  assert len(own) >= 0.9 * clusters

@@ -1,0 +1,71 @@
+"""How implementations of an op are held against its oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+# Values and gradients, relative to the largest number of the oracle.
+TOLERANCES = {'float32': (2e-6, 1e-5), 'bfloat16': (2e-2, 2e-2)}
+
+
+def quick_jit(function):
+  """Jits for one use: in half the usual time, to slower code."""
+  return jax.jit(
+    function,
+    compiler_options={
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    },
+  )
+
+
+def _close(got, want, tolerance, what):
+  got, want = (np.asarray(x, np.float32) for x in (got, want))
+  assert got.shape == want.shape, what
+  assert np.isfinite(want).all(), what
+  scale = max(np.max(np.abs(want), initial=0.0), 1e-3)
+  np.testing.assert_allclose(
+    got, want, rtol=0, atol=tolerance * scale, err_msg=what
+  )
+
+
+@pytest.fixture(scope='session')
+def hold_against():
+  """Holds values and gradients of a function against those of its oracle."""
+
+  def check(function, oracle, arrays, dtype='float32'):
+    """Compares on `arrays`, given to the oracle in float32.
+
+    Args:
+      function: Of arrays, to one array.
+      oracle: Likewise.
+      arrays: Float arrays, rounded to `dtype` for both.
+      dtype: What `function` computes in.
+    """
+    given = [jnp.asarray(x, dtype) for x in arrays]
+    exact = [x.astype(jnp.float32) for x in given]
+    tolerance, grad_tolerance = TOLERANCES[dtype]
+
+    def both(f, args):
+      out, pullback = jax.vjp(f, *args)
+      rng = np.random.default_rng(11)
+      direction = jnp.asarray(rng.normal(size=out.shape), 'bfloat16')
+      return out, pullback(direction.astype(out.dtype))
+
+    got, got_grads = jax.jit(lambda *args: both(function, args))(*given)
+    want, want_grads = quick_jit(lambda *args: both(oracle, args))(*exact)
+    assert got.dtype == jnp.dtype(dtype)
+    _close(got, want, tolerance, 'value')
+    assert len(got_grads) == len(want_grads) > 0
+    for i, (a, b) in enumerate(zip(got_grads, want_grads, strict=True)):
+      assert a.dtype == jnp.dtype(dtype)
+      _close(a, b, grad_tolerance, f'gradient of argument {i}')
+
+  return check
+
+
+@pytest.fixture(scope='session', name='quick_jit')
+def _quick_jit():
+  """Jits for one use: in half the usual time, to slower code."""
+  return quick_jit

@@ -1,0 +1,159 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.ops.segment_cross import segment_cross_attention
+
+IMPLEMENTATIONS = ['xla']
+HEADS, WIDTH, VALUE_WIDTH = 2, 4, 3
+
+# Own slot and lowest visible slot of each query, and how many slots there are.
+LAYOUTS = {
+  'one document': ([[0, 0, 1, 2, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]], 0, 8),
+  'documents': (
+    [[0, 0, 1, 2, 2, 3, 4, 5], [0, 1, 2, 3, 3, 3, 4, 4]],
+    [[0, 0, 0, 2, 2, 2, 2, 5], [0, 1, 1, 1, 1, 1, 4, 4]],
+    9,
+  ),
+  'padding': ([[0, 1, 1, 2, -1, -1, -1, -1], [-1] * 8], 0, 4),
+  'slots short': ([[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 1, 2, 3, 9]], 0, 3),
+  'fewer slots than lookback': ([[0] * 5 + [1] * 3, [0] * 4 + [-1] * 4], 0, 2),
+}
+
+
+def make_inputs(slots, queries=8, seed=0):
+  rng = np.random.default_rng(seed)
+  return (
+    rng.normal(size=(2, queries, HEADS, WIDTH)),
+    rng.normal(size=(2, slots, HEADS, WIDTH)),
+    rng.normal(size=(2, slots, HEADS, VALUE_WIDTH)),
+  )
+
+
+def at(implementation, index, lowest, lookback, scale=0.5):
+  index = jnp.asarray(index, jnp.int32)
+  lowest = jnp.broadcast_to(jnp.asarray(lowest, jnp.int32), index.shape)
+  return lambda q, k, v: segment_cross_attention(
+    q,
+    k,
+    v,
+    index_BT=index,
+    lowest_BT=lowest,
+    lookback=lookback,
+    scale=scale,
+    implementation=implementation,
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('lookback', [0, 1, 3])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_agrees_with_the_reference(
+  hold_against, implementation, layout, lookback
+):
+  index, lowest, slots = LAYOUTS[layout]
+  hold_against(
+    at(implementation, index, lowest, lookback),
+    at('reference', index, lowest, lookback),
+    make_inputs(slots),
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('lookback', [0, 3])
+def test_agrees_with_the_reference_in_bfloat16(
+  hold_against, implementation, lookback
+):
+  index, lowest, slots = LAYOUTS['documents']
+  hold_against(
+    at(implementation, index, lowest, lookback),
+    at('reference', index, lowest, lookback),
+    make_inputs(slots),
+    'bfloat16',
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_agrees_with_the_reference_at_large_scores(
+  hold_against, implementation
+):
+  # Enough queries for some to be torn between slots: one that is not has
+  # gradients that are small differences, and set no scale.
+  index = np.sort(np.random.default_rng(3).integers(0, 90, (2, 300)), axis=1)
+  q, k, v = make_inputs(90, queries=300)
+  hold_against(
+    at(implementation, index, 0, 3),
+    at('reference', index, 0, 3),
+    (20 * q, k, v),
+  )
+
+
+@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
+  implementation,
+):
+  """Equal scores: each output is the mean of the values it sees."""
+  index = [[0, 1, 2, 3, 3, 4, -1, 5]]
+  lowest = [[0, 0, 0, 0, 3, 3, 3, 5]]
+  out = at(implementation, index, lowest, 2)(
+    jnp.zeros((1, 8, 1, 2)), jnp.zeros((1, 5, 1, 2)), jnp.eye(5)[None, :, None]
+  )
+  third = 1 / 3
+  np.testing.assert_allclose(
+    out[0, :, 0],
+    [
+      [1, 0, 0, 0, 0],
+      [0.5, 0.5, 0, 0, 0],
+      [third, third, third, 0, 0],
+      [0, third, third, third, 0],
+      [0, 0, 0, 1, 0],
+      [0, 0, 0, 0.5, 0.5],
+      [0, 0, 0, 0, 0],
+      [0, 0, 0, 0, 0],
+    ],
+    atol=1e-6,
+  )
+
+
+def test_the_reference_agrees_with_jax(quick_jit):
+  index, lowest, slots = LAYOUTS['documents']
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in make_inputs(slots))
+  index, lowest = np.array(index)[..., None], np.array(lowest)[..., None]
+  p = np.arange(slots)
+  sees = (p <= index) & (p >= index - 2) & (p >= lowest)
+  wide = jnp.pad(v, ((0, 0),) * 3 + ((0, WIDTH - VALUE_WIDTH),))
+  want = quick_jit(
+    functools.partial(
+      jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
+    )
+  )(q, k, wide)
+  got = at('reference', index[..., 0], lowest[..., 0], 2, scale=0.3)
+  np.testing.assert_allclose(
+    quick_jit(got)(q, k, v),
+    want[..., :VALUE_WIDTH],
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+def test_without_lookback_there_is_no_query_or_key(implementation):
+  index, lowest, slots = LAYOUTS['padding']
+  v = jnp.asarray(make_inputs(slots)[2], jnp.float32)
+  out = at(implementation, index, lowest, 0)(None, None, v)
+  for row in range(2):
+    for query in range(8):
+      slot = index[row][query]
+      want = v[row, slot] if slot >= 0 else jnp.zeros_like(v[0, 0])
+      np.testing.assert_array_equal(out[row, query], want)
+
+
+def test_errors_name_what_is_allowed():
+  index, lowest, slots = LAYOUTS['documents']
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(slots)]
+  with pytest.raises(ValueError, match=r"'halo'.*reference, xla"):
+    at('halo', index, lowest, 1)(*args)
+  with pytest.raises(ValueError, match=r'lookback: got -1, allowed: >= 0'):
+    at('xla', index, lowest, -1)(*args)

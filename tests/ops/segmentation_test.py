@@ -1,0 +1,263 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.ops import segmentation
+
+
+@functools.cache
+def jitted(min_length, max_length, num_slots):
+  return jax.jit(
+    functools.partial(
+      segmentation.segment,
+      min_length=min_length,
+      max_length=max_length,
+      num_slots=num_slots,
+    )
+  )
+
+
+def segment(wants, document, min_length, max_length, num_slots):
+  segments = jitted(min_length, max_length, num_slots)(
+    jnp.asarray(wants), jnp.asarray(document, jnp.int32)
+  )
+  return jax.tree.map(np.asarray, segments)
+
+
+def smallest_number_of_slots(document):
+  """Of one row, of segments of `max_length` ids each."""
+
+  def of(max_length):
+    lengths = np.bincount(document[document >= 0])
+    return sum(math.ceil(n / max_length) for n in lengths)
+
+  return of
+
+
+def id_by_id(wants, document, min_length, max_length, num_slots):
+  """The docstring of `segment`, one row, one id after the other.
+
+  Returns:
+    Whether each id opens a segment, and whether it lies where slots ran short.
+  """
+  size = int((document >= 0).sum())
+  needed = smallest_number_of_slots
+  opens = np.zeros(len(document), bool)
+  is_bound = np.zeros(len(document), bool)
+  used = length = 0
+  denied = False
+  for s in range(size):
+    is_first = s == 0 or document[s] != document[s - 1]
+    is_forced = is_first or length == max_length
+    is_wish = not is_forced and wants[s] and length >= min_length
+    if is_wish and not denied:
+      # This segment begins here; what it and the rest need at the least.
+      denied = used + needed(document[s:])(max_length) > num_slots
+    opens[s] = is_forced or (is_wish and not denied)
+    is_bound[s] = denied
+    length = 1 if opens[s] else length + 1
+    used += int(opens[s])
+  return opens, is_bound
+
+
+def make_rows(rng, rows, size):
+  """Wishes from rare to everywhere; documents from single ids to the row."""
+  wants = rng.random((rows, size)) < rng.choice([0.05, 0.3, 0.6, 1], (rows, 1))
+  cuts = rng.random((rows, size)) < rng.choice([0, 0.05, 0.2, 0.7], (rows, 1))
+  document = np.cumsum(cuts, axis=1) - cuts[:, :1]
+  real = rng.choice([0, 1, size // 2, size - 1, size], (rows, 1))
+  return wants, np.where(np.arange(size) < real, document, -1)
+
+
+SETTINGS = [
+  # Size, min_length, max_length.
+  (1, 1, 1),
+  (24, 1, 1),
+  (24, 3, 3),
+  (23, 1, 4),
+  (47, 2, 6),
+  (130, 3, 9),
+]
+
+
+@pytest.mark.parametrize(('size', 'min_length', 'max_length'), SETTINGS)
+@pytest.mark.parametrize('slots', ['smallest', 'some more', 'plenty'])
+def test_agrees_with_following_the_ids_one_by_one(
+  size, min_length, max_length, slots
+):
+  """Rows whose documents need about as many slots share a call."""
+  rng = np.random.default_rng(size + max_length)
+  wants, document = make_rows(rng, 60, size)
+  least = np.array(
+    [smallest_number_of_slots(d)(max_length) for d in document]
+  )
+  worst = max(1, int(np.median(least)))
+  num_slots = {
+    'smallest': worst, 'some more': worst + 3, 'plenty': size
+  }[slots]
+  got = segment(wants, document, min_length, max_length, num_slots)
+  saw_bound = saw_tight = 0
+  for row in range(len(wants)):
+    opens, is_bound = id_by_id(
+      wants[row], document[row], min_length, max_length, num_slots
+    )
+    is_valid = document[row] >= 0
+    np.testing.assert_array_equal(got.is_start_BS[row], opens)
+    np.testing.assert_array_equal(got.is_capacity_bound_BS[row], is_bound)
+    np.testing.assert_array_equal(
+      got.index_BS[row], np.where(is_valid, np.cumsum(opens) - 1, -1)
+    )
+    assert got.count_B[row] == opens.sum()
+    if least[row] <= num_slots:
+      assert got.index_BS[row].max() < num_slots
+      saw_tight += least[row] == num_slots
+    saw_bound += is_bound.any()
+  if slots == 'smallest' and size > min_length + 1 and max_length > 1:
+    assert saw_bound > 5
+    assert saw_tight > 5 or max_length > 6
+  if slots == 'plenty':
+    assert saw_bound == 0
+
+
+@pytest.mark.parametrize(('size', 'min_length', 'max_length'), SETTINGS)
+def test_starts_ends_offsets_and_counts_say_the_same(
+  size, min_length, max_length
+):
+  rng = np.random.default_rng(size)
+  wants, document = make_rows(rng, 60, size)
+  num_slots = max(1, size // max(1, max_length - 1))
+  got = segment(wants, document, min_length, max_length, num_slots)
+  for row in range(len(wants)):
+    is_valid = document[row] >= 0
+    index = got.index_BS[row]
+    assert (index[~is_valid] == -1).all()
+    assert not got.is_start_BS[row][~is_valid].any()
+    assert not got.is_end_BS[row][~is_valid].any()
+    assert (got.offset_BS[row][~is_valid] == 0).all()
+    assert not got.is_capacity_bound_BS[row][~is_valid].any()
+    numbers, lengths = np.unique(index[is_valid], return_counts=True)
+    np.testing.assert_array_equal(numbers, np.arange(got.count_B[row]))
+    assert (lengths <= max_length).all()
+    for number in numbers:
+      (here,) = np.nonzero(index == number)
+      np.testing.assert_array_equal(here, np.arange(here[0], here[-1] + 1))
+      np.testing.assert_array_equal(
+        got.offset_BS[row][here], np.arange(len(here))
+      )
+      np.testing.assert_array_equal(
+        got.is_start_BS[row][here], here == here[0]
+      )
+      np.testing.assert_array_equal(got.is_end_BS[row][here], here == here[-1])
+      assert len(set(document[row][here])) == 1
+      is_last = here[-1] + 1 == size or (
+        document[row][here[-1] + 1] != document[row][here[-1]]
+      )
+      assert len(here) >= min_length or is_last
+
+
+def test_the_division_of_a_prefix_is_the_prefix_of_the_division():
+  """Row n ends after n ids; slots do not bind."""
+  rng = np.random.default_rng(0)
+  size = 61
+  for _ in range(5):
+    wants, document = make_rows(rng, 1, size)
+    document = np.where(document < 0, document.max(), document)
+    is_prefix = np.arange(size) < np.arange(size + 1)[:, None]
+    got = segment(
+      np.repeat(wants, size + 1, axis=0),
+      np.where(is_prefix, document, -1), 2, 7, size
+    )
+    np.testing.assert_array_equal(
+      got.index_BS, np.where(is_prefix, got.index_BS[-1], -1)
+    )
+
+
+def test_padding_and_its_wishes_change_nothing():
+  rng = np.random.default_rng(0)
+  wants, document = make_rows(rng, 50, 41)
+  got = segment(wants, document, 2, 5, 12)
+  longer = ((0, 0), (0, 9))
+  other = segment(
+    np.pad(np.where(document < 0, ~wants, wants), longer, constant_values=True),
+    np.pad(document, longer, constant_values=-1),
+    2,
+    5,
+    12,
+  )
+  for name, value in vars(got).items():
+    if name == 'count_B':
+      np.testing.assert_array_equal(other.count_B, value)
+    else:
+      np.testing.assert_array_equal(getattr(other, name)[:, :41], value)
+
+
+def test_a_denied_wish_ends_wishes_for_good():
+  """Three slots for 10 ids of at most 4: none is left to grant after two."""
+  wants = np.array([[0, 1, 0, 0, 0, 0, 1, 0, 1, 0]], bool)
+  got = segment(wants, np.zeros((1, 10)), 1, 4, 3)
+  # A start at 1 would leave 9 ids to two slots of 4: denied, as all after.
+  np.testing.assert_array_equal(
+    got.index_BS, [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]]
+  )
+  np.testing.assert_array_equal(
+    got.is_capacity_bound_BS[0], np.arange(10) >= 1
+  )
+
+
+def test_a_division_by_hand():
+  wants = np.array([[1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 1, 1]], bool)
+  document = np.array([[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, -1]])
+  got = segment(wants, document, 2, 4, 9)
+  # Too early at 1, granted at 3, four ids by 7, a document at 8, too early
+  # at 9, granted at 10.
+  np.testing.assert_array_equal(
+    got.index_BS, [[0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 4, -1]]
+  )
+
+
+def test_document_starts_are_the_first_ids():
+  document = jnp.array([[0, 0, 1, 2, 2, -1], [-1] * 6, [3, 3, 3, 3, 3, 3]])
+  np.testing.assert_array_equal(
+    segmentation.document_starts(document),
+    np.array([[1, 0, 1, 1, 0, 0], [0] * 6, [1, 0, 0, 0, 0, 0]], bool),
+  )
+
+
+def test_entropy_bits_by_hand_and_by_numpy():
+  uniform = segmentation.entropy_bits(jnp.full((2, 256), 7.0))
+  np.testing.assert_allclose(uniform, 8.0, atol=1e-5)
+  one_hot = jnp.array([0.0, 1e4, 0.0])
+  np.testing.assert_allclose(segmentation.entropy_bits(one_hot), 0.0, atol=1e-6)
+  halves = segmentation.entropy_bits(jnp.array([3e4, 3e4, -3e4]))
+  np.testing.assert_allclose(halves, 1.0, atol=1e-6)
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.normal(size=(4, 5, 259))
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  np.testing.assert_allclose(
+    segmentation.entropy_bits(jnp.asarray(logits, jnp.float32)),
+    -(p * np.log2(p)).sum(-1),
+    rtol=1e-5,
+  )
+  rounded = jnp.asarray(logits, jnp.bfloat16)
+  bits = segmentation.entropy_bits(rounded)
+  assert bits.dtype == jnp.float32
+  np.testing.assert_array_equal(
+    bits, segmentation.entropy_bits(rounded.astype(jnp.float32))
+  )
+
+
+def test_entropy_jumps_by_hand():
+  bits = jnp.array([[5.0, 5.5, 3.0, 3.3, 3.9, 3.9]])
+  np.testing.assert_array_equal(
+    segmentation.entropy_jumps(bits, jnp.float32(0.4)),
+    [[False, True, False, False, True, False]],
+  )
+  # The first id has nothing to jump from, and a jump is above the threshold.
+  np.testing.assert_array_equal(
+    segmentation.entropy_jumps(bits, jnp.float32(0.5)),
+    [[False, False, False, False, True, False]],
+  )
