@@ -1,10 +1,10 @@
-"""The command `abstractinator`: a trained level on a file or standard input.
+r"""The command `abstractinator`: a trained level on a file or standard input.
 
     abstractinator segment WORKDIR [FILE]       the text, divided
     abstractinator reconstruct WORKDIR [FILE]   the text, from its codes alone
 
 Bytes that are no UTF-8, such as those of a character that a boundary divides,
-are shown as `\\xNN`, in plain output and in JSON alike.
+are shown as `\xNN`, in plain output and in JSON alike.
 """
 
 import argparse

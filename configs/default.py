@@ -79,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
   # How long: passes over the data, but no more optimizer steps than this.
   config.num_epochs = 1.0
   config.max_steps = ml_collections.config_dict.placeholder(int)
-  config.max_steps = 650
+  config.max_steps = 550
   config.log_interval = 20
   config.eval_interval = 200
   # Held-out batches of an evaluation during training; the last one reads all.

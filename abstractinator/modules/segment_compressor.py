@@ -19,6 +19,8 @@ from abstractinator.modules.vector_quantizer import (
 from abstractinator.ops import calibration, segmentation
 from abstractinator.types import Array, Segments, Special
 
+_RULES = {'entropy_delta': segmentation.entropy_jumps}
+
 
 @flax.struct.dataclass
 class CompressorOutput:
@@ -110,10 +112,11 @@ class SegmentCompressor(nn.Module):
 
   def _segment(self, entropy_bits_BS: Array, document_BS: Array) -> Segments:
     c = self.config.segmentation
+    wants_start_BS = _RULES[c.rule](
+      entropy_bits_BS, self.threshold.value.threshold_bits
+    )
     segments = segmentation.segment(
-      segmentation.entropy_jumps(
-        entropy_bits_BS, self.threshold.value.threshold_bits
-      ),
+      wants_start_BS,
       document_BS,
       min_length=c.min_length,
       max_length=c.max_length,

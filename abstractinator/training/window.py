@@ -24,13 +24,18 @@ class Window:
   """
 
   def __init__(self):
-    self.restart()
+    self._last_shown: dict[str, float] | None = None
+    self._clear()
 
-  def restart(self) -> None:
-    """Begins an empty window now."""
+  def _clear(self) -> None:
     self.total: dict[str, Mean] = {}
     self._seconds = 0.0
     self._since = time.monotonic()
+
+  def restart(self) -> None:
+    """Begins an empty window now."""
+    self._last_shown = self._current()
+    self._clear()
 
   def pause(self) -> None:
     """Stops the clock: what follows is no training."""
@@ -54,7 +59,10 @@ class Window:
     return float(num_bytes) / max(self._seconds, 1e-9)
 
   def shown(self) -> dict[str, float]:
-    """What the progress line shows."""
+    """What the progress line shows: the last whole window, the first as is."""
+    return self._last_shown or self._current()
+
+  def _current(self) -> dict[str, float]:
     summary = self.summary()
     elapsed = self._seconds + time.monotonic() - self._since
     num_bytes = float(self.total['bytes_per_segment'].total)

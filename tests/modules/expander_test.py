@@ -71,9 +71,7 @@ def expand(level, ids_BS, memory_BPD):
     level.variables,
     jnp.concatenate([jnp.asarray(ids_BS), rows(ids_BS[0], fill)]),
     rows(document, SIZE),
-    Segments(
-      **{k: rows(v, SIZE) for k, v in vars(segments).items()}
-    ),
+    Segments(**{k: rows(v, SIZE) for k, v in vars(segments).items()}),
     jnp.concatenate([jnp.asarray(memory_BPD), rows(memory_BPD[0], fill)]),
   )
   return (
@@ -105,10 +103,7 @@ def sees_codes(level):
   c = level.config.expander
   index = segments.index_BS
   lowest = np.array(
-    [
-      index[document == d].min() if d >= 0 else SLOTS
-      for d in document
-    ]
+    [index[document == d].min() if d >= 0 else SLOTS for d in document]
   )
   p = np.arange(SLOTS)[:, None]
   direct = (p <= index) & (p >= index - c.lookback) & (p >= lowest)
@@ -128,8 +123,10 @@ def test_predictions_read_exactly_the_ids_before_in_their_context(level):
   """Row j of the batch has id j changed."""
   ids, _, segments = make_row()
   memory = rows(make_memory(level), SIZE)
-  changed = rows(ids, SIZE).at[jnp.arange(SIZE), jnp.arange(SIZE)].set(
-    (ids + 7) % NUM_BYTES
+  changed = (
+    rows(ids, SIZE)
+    .at[jnp.arange(SIZE), jnp.arange(SIZE)]
+    .set((ids + 7) % NUM_BYTES)
   )
   logits, ends = expand(level, rows(ids, SIZE), memory)
   logits_changed, ends_changed = expand(level, changed, memory)

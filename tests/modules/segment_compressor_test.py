@@ -95,9 +95,7 @@ def test_the_division_of_a_prefix_is_the_prefix_of_the_division(
 
 def test_padding_changes_no_segment(level, make_batch):
   short, long = make_batch([[21, 11]], 32), make_batch([[21, 11]], SIZE)
-  other = long.replace(
-    ids_BS=jnp.where(long.document_BS < 0, 65, long.ids_BS)
-  )
+  other = long.replace(ids_BS=jnp.where(long.document_BS < 0, 65, long.ids_BS))
   want = level.compress(level.variables, short)
   slots = np.arange(int(want.segments.count_B[0]))
   assert len(slots) > 8
@@ -191,13 +189,17 @@ def test_entropy_and_compression_paths_share_no_gradient(
     grads = quick_jit(jax.grad(loss), pick=pick)(level.variables['params'])
     grads = grads['compressor']
     return {
-      name for name, tree in grads.items()
+      name
+      for name, tree in grads.items()
       if any(bool(x.any()) for x in jax.tree.leaves(tree))
     }
 
   assert touched(lambda o: o.entropy_logits_BSV) == {'entropy_model'}
   assert touched(lambda o: o.quantized.vectors_BPD) == {
-    'embed', 'encoder', 'pooling', 'quantizer'
+    'embed',
+    'encoder',
+    'pooling',
+    'quantizer',
   }
   assert touched(lambda o: o.entropy_bits_BS) == set()
 

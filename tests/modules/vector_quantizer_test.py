@@ -53,7 +53,9 @@ def test_with_a_code_space_the_gradient_is_that_of_the_projections_alone():
   weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
 
   def quantized(x):
-    return jnp.sum(weight * model.apply(variables, x, is_valid, row).vectors_BPD)
+    return jnp.sum(
+      weight * model.apply(variables, x, is_valid, row).vectors_BPD
+    )
 
   def projected(x):
     params = variables['params']
@@ -84,13 +86,9 @@ def test_codes_are_the_nearest_entries_and_distances_reach_the_input_only():
   x, is_valid, row = make_input()
   output = model.apply(variables, x, is_valid, row)
   entries = np.asarray(variables['vq']['state'].codebook_KC)
-  distance = np.mean(
-    np.square(np.asarray(x)[:, :, None] - entries), axis=-1
-  )
+  distance = np.mean(np.square(np.asarray(x)[:, :, None] - entries), axis=-1)
   np.testing.assert_array_equal(output.codes_BP, distance.argmin(-1))
-  np.testing.assert_allclose(
-    output.distance_BP, distance.min(-1), rtol=1e-5
-  )
+  np.testing.assert_allclose(output.distance_BP, distance.min(-1), rtol=1e-5)
   grad = jax.grad(
     lambda x: model.apply(variables, x, is_valid, row).distance_BP.sum()
   )(x)
@@ -120,8 +118,7 @@ def test_empty_slots_touch_nothing():
   x, is_valid, row = make_input()
   other = jnp.where(is_valid[..., None], x, jnp.float32(1e6))
   (output, collections), (output_2, collections_2) = (
-    model.apply(variables, x, is_valid, row, mutable=['vq'])
-    for x in (x, other)
+    model.apply(variables, x, is_valid, row, mutable=['vq']) for x in (x, other)
   )
   assert_same(collections, collections_2)
   assert_same(advance(collections), advance(collections_2))

@@ -158,9 +158,7 @@ def test_a_window_counts_the_ids_before_an_id(implementation):
 def test_the_reference_agrees_with_jax(quick_jit, window):
   size = 23
   group = make_groups('documents', size)
-  args = [
-    jnp.asarray(x, jnp.float32) for x in make_inputs(size)
-  ]
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(size)]
   position = np.arange(size)
   distance = position[:, None] - position[None, :]
   sees = (distance >= 0) & (distance <= window)

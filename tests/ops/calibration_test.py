@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,18 +8,21 @@ import pytest
 from abstractinator.ops import calibration, segmentation
 
 
-def make_segments(lengths):
-  """One row: segments of these lengths, then two ids of padding."""
-  starts = np.zeros(sum(lengths) + 2, bool)
-  starts[np.cumsum([0, *lengths[:-1]])] = bool(lengths)
-  document = np.append(np.zeros(sum(lengths)), [-1, -1])
-  return segmentation.segment(
-    jnp.asarray(starts[None]),
-    jnp.asarray(document[None], jnp.int32),
-    min_length=1,
-    max_length=100,
-    num_slots=len(starts),
+SIZE = 44
+
+segment = jax.jit(
+  functools.partial(
+    segmentation.segment, min_length=1, max_length=SIZE, num_slots=SIZE
   )
+)
+
+
+def make_segments(lengths):
+  """One row: segments of these lengths, then padding."""
+  starts = np.zeros(SIZE, bool)
+  starts[np.cumsum([0, *lengths[:-1]])] = bool(lengths)
+  document = np.where(np.arange(SIZE) < sum(lengths), 0, -1)
+  return segment(jnp.asarray(starts[None]), jnp.asarray(document[None]))
 
 
 def step(state, *rows):

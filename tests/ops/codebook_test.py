@@ -1,9 +1,6 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from abstractinator.ops import codebook
 from abstractinator.ops.nearest_code import nearest_code
@@ -13,7 +10,8 @@ NEVER = 10**6
 
 
 def make_state(size=SIZE, width=WIDTH, interval=NEVER, after=NEVER, decay=0.9):
-  return codebook.initial_state(
+  """A codebook after a step 0 that hit every entry: none is dead."""
+  state = codebook.initial_state(
     jax.random.key(0),
     size,
     width,
@@ -21,6 +19,7 @@ def make_state(size=SIZE, width=WIDTH, interval=NEVER, after=NEVER, decay=0.9):
     reset_interval_steps=interval,
     reset_after_steps=after,
   )
+  return state.replace(last_hit_step_K=jnp.zeros(size, jnp.int32))
 
 
 def make_vectors(seed, count=COUNT, num_codes=SIZE):
@@ -66,7 +65,7 @@ def test_observe_and_advance_are_a_moving_average():
     assert int(state.step) == step + 1
     last = np.asarray(state.last_hit_step_K)
     np.testing.assert_array_equal(last[hits > 0], step)
-    assert (last[-3:] < 0).all()
+    assert (last[-3:] == 0).all()
     for name in ('hits_K', 'sum_KC', 'priority_R', 'candidate_RC'):
       assert not np.asarray(getattr(state, name)).any()
 
@@ -131,8 +130,6 @@ def test_another_step_draws_another_reservoir():
 def test_dead_entries_become_other_real_vectors_when_due():
   """Every 3 steps, entries without hits for 5 steps; only 0 and 1 are hit."""
   state = make_state(interval=3, after=5)
-  # As if all had been hit at step 0, so that nothing is dead at the start.
-  state = state.replace(last_hit_step_K=jnp.zeros(SIZE, jnp.int32))
   seen = np.zeros((0, WIDTH), np.float32)
   changed = {}
   for step in range(14):
@@ -159,6 +156,7 @@ def test_dead_entries_become_other_real_vectors_when_due():
 
 def test_a_dead_entry_stays_where_the_reservoir_is_empty():
   state = make_state(interval=1, after=1)
+  state = state.replace(last_hit_step_K=state.last_hit_step_K - 1)
   after = advance(state)
   np.testing.assert_allclose(after.codebook_KC, state.codebook_KC, rtol=1e-4)
   # Three vectors replace three dead entries, no more.
@@ -169,6 +167,23 @@ def test_a_dead_entry_stays_where_the_reservoir_is_empty():
   moved = np.abs(after.codebook_KC - state.codebook_KC).max(axis=1) > 1e-3
   assert 1 <= places <= 3
   assert int(moved[1:].sum()) == places
+
+
+def test_a_new_codebook_starts_over_from_the_first_vectors():
+  state = codebook.initial_state(
+    jax.random.key(0),
+    SIZE,
+    WIDTH,
+    decay=0.9,
+    reset_interval_steps=NEVER,
+    reset_after_steps=NEVER,
+  )
+  x, _, is_valid, name = make_vectors(0)
+  state = advance(observe(state, x, np.zeros(COUNT, int), is_valid, name))
+  is_real = (np.asarray(state.codebook_KC)[:, None] == x).all(-1).any(1)
+  assert not is_real[0]
+  filled = int((np.asarray(state.reservoir_step_R) == 0).sum())
+  assert int(is_real.sum()) == min(filled, SIZE - 1) > 4
 
 
 def test_entries_without_hits_keep_their_place():
@@ -206,9 +221,6 @@ def test_every_cluster_gets_an_entry_of_its_own():
   code = np.asarray(
     nearest_code(x, state.codebook_KC, implementation='reference')
   )
-  pairs = set(zip(code.tolist(), label.tolist(), strict=True))
-  shared = {c for c, n in zip(*np.unique([c for c, _ in pairs],
-                                         return_counts=True), strict=True)
-            if n > 1}
-  own = {label for code, label in pairs if code not in shared}
+  labels_of = {c: set(label[code == c]) for c in set(code)}
+  own = set().union(*(found for found in labels_of.values() if len(found) == 1))
   assert len(own) >= 0.9 * clusters

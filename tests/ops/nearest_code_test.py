@@ -32,9 +32,7 @@ def test_finds_the_entry_at_the_smallest_distance(
   margin = np.partition(distance, 1)[:, 1] - distance.min(-1) if size > 1 else 1
   is_clear = np.broadcast_to(margin > 1e-5, count)
   assert is_clear.mean() > 0.99
-  np.testing.assert_array_equal(
-    code[is_clear], distance.argmin(-1)[is_clear]
-  )
+  np.testing.assert_array_equal(code[is_clear], distance.argmin(-1)[is_clear])
 
 
 @pytest.mark.parametrize('implementation', ALL)

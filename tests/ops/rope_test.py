@@ -53,7 +53,8 @@ def test_positions_may_differ_from_row_to_row():
   y = rotate(x, rope_table(position, 4))
   for row in range(2):
     np.testing.assert_allclose(
-      y[row], rotate(x[row : row + 1], rope_table(position[row], 4))[0],
+      y[row],
+      rotate(x[row : row + 1], rope_table(position[row], 4))[0],
       rtol=1e-6,
     )
 

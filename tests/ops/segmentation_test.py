@@ -92,13 +92,9 @@ def test_agrees_with_following_the_ids_one_by_one(
   """Rows whose documents need about as many slots share a call."""
   rng = np.random.default_rng(size + max_length)
   wants, document = make_rows(rng, 60, size)
-  least = np.array(
-    [smallest_number_of_slots(d)(max_length) for d in document]
-  )
+  least = np.array([smallest_number_of_slots(d)(max_length) for d in document])
   worst = max(1, int(np.median(least)))
-  num_slots = {
-    'smallest': worst, 'some more': worst + 3, 'plenty': size
-  }[slots]
+  num_slots = {'smallest': worst, 'some more': worst + 3, 'plenty': size}[slots]
   got = segment(wants, document, min_length, max_length, num_slots)
   saw_bound = saw_tight = 0
   for row in range(len(wants)):
@@ -116,7 +112,7 @@ def test_agrees_with_following_the_ids_one_by_one(
       assert got.index_BS[row].max() < num_slots
       saw_tight += least[row] == num_slots
     saw_bound += is_bound.any()
-  if slots == 'smallest' and size > min_length + 1 and max_length > 1:
+  if slots == 'smallest' and min_length < max_length:
     assert saw_bound > 5
     assert saw_tight > 5 or max_length > 6
   if slots == 'plenty':
@@ -148,9 +144,7 @@ def test_starts_ends_offsets_and_counts_say_the_same(
       np.testing.assert_array_equal(
         got.offset_BS[row][here], np.arange(len(here))
       )
-      np.testing.assert_array_equal(
-        got.is_start_BS[row][here], here == here[0]
-      )
+      np.testing.assert_array_equal(got.is_start_BS[row][here], here == here[0])
       np.testing.assert_array_equal(got.is_end_BS[row][here], here == here[-1])
       assert len(set(document[row][here])) == 1
       is_last = here[-1] + 1 == size or (
@@ -169,7 +163,10 @@ def test_the_division_of_a_prefix_is_the_prefix_of_the_division():
     is_prefix = np.arange(size) < np.arange(size + 1)[:, None]
     got = segment(
       np.repeat(wants, size + 1, axis=0),
-      np.where(is_prefix, document, -1), 2, 7, size
+      np.where(is_prefix, document, -1),
+      2,
+      7,
+      size,
     )
     np.testing.assert_array_equal(
       got.index_BS, np.where(is_prefix, got.index_BS[-1], -1)
@@ -200,12 +197,8 @@ def test_a_denied_wish_ends_wishes_for_good():
   wants = np.array([[0, 1, 0, 0, 0, 0, 1, 0, 1, 0]], bool)
   got = segment(wants, np.zeros((1, 10)), 1, 4, 3)
   # A start at 1 would leave 9 ids to two slots of 4: denied, as all after.
-  np.testing.assert_array_equal(
-    got.index_BS, [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]]
-  )
-  np.testing.assert_array_equal(
-    got.is_capacity_bound_BS[0], np.arange(10) >= 1
-  )
+  np.testing.assert_array_equal(got.index_BS, [[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]])
+  np.testing.assert_array_equal(got.is_capacity_bound_BS[0], np.arange(10) >= 1)
 
 
 def test_a_division_by_hand():
@@ -216,6 +209,25 @@ def test_a_division_by_hand():
   # at 9, granted at 10.
   np.testing.assert_array_equal(
     got.index_BS, [[0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 4, -1]]
+  )
+
+
+def test_first_slots_and_what_stands_at_the_first_id_of_a_segment():
+  wants = np.array([[0, 0, 1, 0, 0, 1, 0, 0], [0] * 8], bool)
+  document = np.array([[0, 0, 0, 1, 2, 2, 2, -1], [-1] * 8])
+  got = segment(wants, document, 1, 4, 6)
+  np.testing.assert_array_equal(
+    got.index_BS, [[0, 0, 1, 2, 3, 4, 4, -1], [-1] * 8]
+  )
+  lowest = segmentation.first_slots(got, jnp.asarray(document))
+  np.testing.assert_array_equal(lowest, [[0, 0, 0, 2, 3, 3, 3, 0], [0] * 8])
+  x = jnp.arange(10, 18) * jnp.ones((2, 1), jnp.int32)
+  np.testing.assert_array_equal(
+    segmentation.per_slot(x, got, 6), [[10, 12, 13, 14, 15, 0], [0] * 6]
+  )
+  # Segments without a slot are left out.
+  np.testing.assert_array_equal(
+    segmentation.per_slot(x, got, 3), [[10, 12, 13], [0] * 3]
   )
 
 

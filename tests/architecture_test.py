@@ -1,0 +1,153 @@
+"""Who may import whom, read from the source alone.
+
+Layers, lowest first: `types`, `config`, `byte_vocab`; `ops`; `modules`;
+`losses`, `metrics`, `training.step`; then loops, evaluation and commands.
+"""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = 'abstractinator'
+MAX_LINES = 300
+
+BASE = ('types', 'config', 'byte_vocab')
+OWN = ('types', 'config')
+APART = ('flax.linen', 'ml_collections')
+STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
+
+# First match wins: a part of the package, the parts of it that it may import,
+# and the libraries that it may not.
+RULES = (
+  ('types', (), ('flax.linen', 'optax', 'numpy')),
+  ('config', (), ('jax', 'flax', 'numpy', 'ml_collections')),
+  ('byte_vocab', ('types',), ('flax', 'optax')),
+  (
+    'ops',
+    ('types', 'ops'),
+    ('flax.linen', 'optax', 'ml_collections', 'grain', 'orbax'),
+  ),
+  (
+    'modules',
+    ('types', 'config', 'ops', 'modules'),
+    ('optax', 'absl', 'ml_collections', 'grain', 'orbax'),
+  ),
+  ('losses', STEP, ('optax', 'absl', 'flax.linen')),
+  ('metrics', STEP, ('optax', 'absl', 'flax.linen')),
+  ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
+  ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
+  (
+    'training.step',
+    (*STEP, 'training.state'),
+    ('absl', 'grain', 'orbax', 'time'),
+  ),
+  (
+    'training.loop',
+    (*STEP, 'data', 'training', 'evaluation'),
+    ('ml_collections',),
+  ),
+  ('training.checkpoint', (*OWN, 'training.checksum'), APART),
+  ('training.window', (*OWN, 'metrics'), APART),
+  # Optimizer, sharding, progress and so on do not know each other.
+  ('training', OWN, APART),
+  (
+    'evaluation',
+    (*STEP, 'data', 'training', 'evaluation'),
+    ('ml_collections',),
+  ),
+  ('codes', BASE, ('jax', 'flax')),
+  ('api', (*STEP, 'codes', 'data', 'training', 'evaluation'), ('absl',)),
+  ('benchmarks', None, ('ml_collections',)),
+  ('cli', None, ('ml_collections',)),
+  ('__main__', ('cli',), ()),
+  ('', ('api',), ()),
+)
+
+
+def is_under(name, parts):
+  return any(name == part or name.startswith(f'{part}.') for part in parts)
+
+
+def rule_for(name):
+  for part, allowed, banned in RULES:
+    if is_under(name, (part,)) or name == part:
+      return part, allowed, banned
+  raise AssertionError(f'{PACKAGE}.{name}: no rule in {__file__} covers it')
+
+
+def imports(source):
+  """Dotted names a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'relative import of {node.module}'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def violations(name, source):
+  """What a file of the package imports against its rule."""
+  _, allowed, banned = rule_for(name)
+  for target in imports(source):
+    if is_under(target, (PACKAGE,)):
+      inner = target.removeprefix(PACKAGE).removeprefix('.')
+      if allowed is not None and not is_under(inner, allowed):
+        yield f'{target} (allowed of the package: {", ".join(allowed)})'
+    elif is_under(target, banned):
+      yield f'{target} (not allowed: {", ".join(banned)})'
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT / PACKAGE).with_suffix('').parts
+  return '.'.join(parts).removesuffix('__init__').removesuffix('.')
+
+
+FILES = sorted((ROOT / PACKAGE).rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_layers(path):
+  found = list(violations(module_name(path), path.read_text()))
+  assert not found, f'{path.relative_to(ROOT)} imports {"; ".join(found)}'
+
+
+def test_no_file_of_the_package_is_too_long():
+  long = {
+    str(path.relative_to(ROOT)): count
+    for path in FILES
+    if (count := len(path.read_text().splitlines())) > MAX_LINES
+  }
+  assert not long, f'at most {MAX_LINES} lines a file: {long}; split by idea'
+
+
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.name
+)
+def test_configs_load_without_jax_or_the_package(path):
+  for target in imports(path.read_text()):
+    assert not is_under(target, (PACKAGE, 'jax', 'flax', 'optax')), (
+      f'configs/{path.name} imports {target}: configs load in milliseconds'
+    )
+
+
+@pytest.mark.parametrize(
+  ('name', 'source'),
+  [
+    ('types', 'from abstractinator.config import X'),
+    ('ops.rope', 'import flax.linen as nn'),
+    ('ops.rope', 'from flax import linen'),
+    ('ops.attention.xla', 'from abstractinator import config'),
+    ('ops.rope', 'from abstractinator.modules import layers'),
+    ('modules.layers', 'def f():\n  import optax'),
+    ('modules.layers', 'from abstractinator import losses'),
+    ('losses', 'from abstractinator.training import step'),
+    ('training.step', 'from absl import logging'),
+    ('training.sharding', 'from abstractinator.training import loop'),
+    ('data.packing', 'from abstractinator.modules import layers'),
+    ('', 'from abstractinator import cli'),
+  ],
+)
+def test_a_forbidden_import_is_found(name, source):
+  assert list(violations(name, source))

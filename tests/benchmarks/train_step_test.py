@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from abstractinator.benchmarks import profile, timing, train_step
+from abstractinator.benchmarks.baseline import LEVEL, Step
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+  """A level and products small enough to test with."""
+  tiny = dict(num_layers=1, num_heads=2, ffn_dim=16)
+  level = LEVEL.to_dict() | {'d_model': 16}
+  for name in ('entropy_model', 'encoder', 'expander'):
+    level[name] = level[name] | tiny
+  monkeypatch.setattr(train_step, 'LEVEL', LEVEL.from_dict(level))
+  monkeypatch.setattr(timing, '_SIZES', {'cpu': (64, 128)})
+
+
+def test_baseline_has_the_size_of_the_original():
+  stacks = (LEVEL.entropy_model, LEVEL.encoder, LEVEL.expander)
+  assert [s.num_layers for s in stacks] == [2, 2, 4]
+  assert {s.num_heads for s in stacks} == {4}
+  assert {s.window for s in stacks} == {64}
+  assert (LEVEL.d_model, LEVEL.quantizer.codebook_size) == (128, 512)
+
+
+def test_measures_prints_and_writes(tmp_path, capsys):
+  path = tmp_path / 'speed.jsonl'
+  train_step.main(
+    [
+      '--sequence_lengths=32,64',
+      '--tokens=64',
+      '--steps=2',
+      f'--json={path}',
+      '--profile',
+    ]
+  )
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [(m['sequence_length'], m['batch_size']) for m in lines] == [
+    (32, 2),
+    (64, 1),
+  ]
+  for m in lines:
+    assert m['bytes_per_second'] == pytest.approx(64 / m['median_seconds'])
+    assert m['best_seconds'] <= m['median_seconds']
+    share = m['flops'] / m['median_seconds'] / m['matmul_flops_per_second']
+    assert m['matmul_share'] == pytest.approx(share)
+    assert 0 < m['memory_bytes'] < m['peak_rss_bytes']
+  out = capsys.readouterr().out
+  ratio = lines[1]['bytes_per_second'] / lines[0]['bytes_per_second']
+  assert f' {ratio:.2f} ' in out.splitlines()[2]
+  assert '<- expander/block/ffn' in out
+
+
+def test_flops_are_those_of_the_model():
+  # Window attention by blocks: twice the batch, twice the products.
+  small = train_step.LEVEL
+  one, two = (Step(small, 32, batch, 'float32').flops for batch in (1, 2))
+  assert two == pytest.approx(2 * one, rel=1e-6)
+
+
+@pytest.mark.parametrize('lengths', ['48', '0', '64,128'])
+def test_lengths_that_do_not_divide_are_refused(lengths, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    train_step.main([f'--sequence_lengths={lengths}', '--tokens=64'])
+  assert 'allowed: divisors of --tokens (64)' in capsys.readouterr().err
+
+
+def test_timing_waits_and_counts():
+  calls = []
+  durations = timing.seconds(lambda: calls.append(0), 3)
+  assert len(durations) == len(calls) == 3
+
+
+@pytest.mark.parametrize(
+  ('op_name', 'expected'),
+  [
+    (
+      'jit(train_step)/transpose(jvp(Abstractinator))/expander/block_2/ffn/down'
+      '/dot_general',
+      '<- expander/block/ffn',
+    ),
+    (
+      'jit(train_step)/jvp(Abstractinator)/Abstractinator.compress/compressor'
+      '/entropy_model/stack/block_0/attention/q/dot_general',
+      '-> compressor/entropy_model/stack/block/attention',
+    ),
+    (
+      'jit(train_step)/transpose(jvp(Abstractinator))/expander/block_1/ffn_norm'
+      '/jvp(Abstractinator)/expander/block_1/ffn_norm/checkpoint/mul',
+      '<- expander/block/ffn_norm',
+    ),
+    (
+      'jit(train_step)/jvp(Abstractinator)/expander/embed/jit(_take)/gather',
+      '-> expander/embed',
+    ),
+    ('jit(train_step)/transpose(jvp())/mul', '<- losses'),
+    ('jit(train_step)/sqrt', '-- update'),
+    ('', '-- unnamed'),
+  ],
+)
+def test_operations_are_told_by_module(op_name, expected):
+  assert profile.module_of(op_name) == expected

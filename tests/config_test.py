@@ -1,0 +1,279 @@
+import ast
+import copy
+import dataclasses
+import json
+import pathlib
+import runpy
+import typing
+
+import pytest
+
+from abstractinator import config as config_lib
+from abstractinator.config import RunConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def plain(config):
+  """As train.py hands it over."""
+  return json.loads(config.to_json_best_effort())
+
+
+DEFAULT = plain(
+  runpy.run_path(str(ROOT / 'configs' / 'default.py'))['get_config']()
+)
+
+
+def values(edits=()):
+  """The default run as plain values, with settings at dotted paths replaced."""
+  result = copy.deepcopy(DEFAULT)
+  for path, value in dict(edits).items():
+    *groups, last = path.split('.')
+    node = result
+    for group in groups:
+      node = node[int(group) if group.isdigit() else group]
+    if value is REMOVED:
+      del node[last]
+    else:
+      node[last] = value
+  return result
+
+
+REMOVED = object()
+LEVEL = 'model.levels.0'
+
+
+@pytest.mark.parametrize(
+  'path',
+  sorted((ROOT / 'configs').glob('*.py')),
+  ids=lambda p: p.name,
+)
+def test_every_config_builds(path, tmp_path):
+  get_config = runpy.run_path(str(path))['get_config']
+  args = []
+  if path.name == 'resume.py':
+    edited = values({'seed': 3, f'{LEVEL}.expander.lookback': 2})
+    (tmp_path / 'config.json').write_text(json.dumps(edited))
+    args.append(str(tmp_path))
+  config = RunConfig.from_dict(plain(get_config(*args)))
+  assert len(config.model.levels) == 1
+  if args:
+    assert config == RunConfig.from_dict(edited)
+
+
+def test_a_config_survives_its_own_dictionary():
+  config = RunConfig.from_dict(values())
+  assert RunConfig.from_dict(config.to_dict()) == config
+  assert config.model.levels[0].segmentation.target_length == 4.5
+  assert config.data.validation == ''
+
+
+def test_whole_numbers_serve_as_fractions():
+  config = RunConfig.from_dict(values({'optimizer.clip_norm': 2}))
+  assert type(config.optimizer.clip_norm) is float
+
+
+def test_slots_hold_a_row_of_the_mean_length():
+  segmentation = RunConfig.from_dict(values()).model.levels[0].segmentation
+  assert segmentation.num_slots(9) == 3
+  assert segmentation.num_slots(10) == 4
+
+
+@pytest.mark.parametrize(
+  ('edits', 'message'),
+  [
+    ({'sede': 1}, ('sede', 'unknown', 'seed')),
+    ({'data.batchsize': 4}, ('data.batchsize', 'unknown', 'batch_size')),
+    (
+      {f'{LEVEL}.expander.lookbak': 1},
+      ('model.levels[0].expander.lookbak', 'unknown', 'lookback'),
+    ),
+    ({'seed': REMOVED}, ('missing', 'seed')),
+    ({'data.train': REMOVED}, ('missing', 'data.train')),
+    (
+      {f'{LEVEL}.quantizer.decay': REMOVED},
+      ('missing', 'model.levels[0].quantizer.decay'),
+    ),
+    ({'seed': 'zero'}, ('seed', "'zero'", 'int')),
+    ({'seed': True}, ('seed', 'True', 'int')),
+    ({'data.sequence_length': 1.5}, ('data.sequence_length', '1.5', 'int')),
+    ({'loss.end': float('nan')}, ('loss.end', 'nan', 'finite')),
+    ({'optimizer.beta1': '0.9'}, ('optimizer.beta1', "'0.9'", 'float')),
+    ({'data': 3}, ('data', '3', 'group of settings')),
+    ({'model.levels': 'one'}, ('model.levels', "'one'", 'list')),
+    ({'model.levels': []}, ('model.levels', '0', '1 level')),
+    (
+      {'model.dtype': 'float16'},
+      ('model.dtype', "'float16'", 'float32, bfloat16'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.rule': 'space'},
+      ('model.levels[0].segmentation.rule', "'space'", 'entropy_delta'),
+    ),
+    (
+      {f'{LEVEL}.expander.context': 'full'},
+      ('model.levels[0].expander.context', "'full'", 'segment, window'),
+    ),
+    ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
+    ({'data.read_threads': -1}, ('data.read_threads', '-1', '>= 0')),
+    (
+      {'data.validation_fraction': 1.0},
+      ('data.validation_fraction', '1.0', '0 <= value < 1'),
+    ),
+    (
+      {'data.validation_fraction': 0.0},
+      ('data.validation_fraction', '0.0', 'above 0', 'validation is empty'),
+    ),
+    (
+      {f'{LEVEL}.entropy_model.window': 0},
+      ('model.levels[0].entropy_model.window', '0', 'positive'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.min_length': 17},
+      ('model.levels[0].segmentation.min_length', '17', 'max_length (16)'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.capacity_length': 0.5},
+      ('model.levels[0].segmentation.capacity_length', '0.5', '1 to', '16'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.capacity_length': 17.0},
+      ('model.levels[0].segmentation.capacity_length', '17.0', '1 to', '16'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.target_length': 2.0},
+      (
+        'model.levels[0].segmentation.target_length',
+        '2.0',
+        'capacity_length (3.0)',
+      ),
+    ),
+    (
+      {f'{LEVEL}.segmentation.target_length': 16.5},
+      ('model.levels[0].segmentation.target_length', '16.5', 'max_length (16)'),
+    ),
+    (
+      {
+        f'{LEVEL}.segmentation.min_length': 5,
+        f'{LEVEL}.segmentation.target_length': 4.5,
+      },
+      ('model.levels[0].segmentation.target_length', '4.5', 'min_length (5)'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.decay': 1.0},
+      ('model.levels[0].quantizer.decay', '1.0', '0 <= value < 1'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.code_dim': 0},
+      ('model.levels[0].quantizer.code_dim', '0', 'positive'),
+    ),
+    (
+      {f'{LEVEL}.expander.lookback': -1},
+      ('model.levels[0].expander.lookback', '-1', '>= 0'),
+    ),
+    (
+      {f'{LEVEL}.encoder.num_heads': 5},
+      ('model.levels[0].encoder.num_heads', '5', 'divisor of d_model (96)'),
+    ),
+    (
+      {f'{LEVEL}.pooling.num_heads': 7},
+      ('model.levels[0].pooling.num_heads', '7', 'divisor of d_model (96)'),
+    ),
+    (
+      {f'{LEVEL}.expander.num_heads': 32},
+      ('model.levels[0].expander.num_heads', '32', 'even', '96'),
+    ),
+    ({'loss.commitment': -0.1}, ('loss.commitment', '-0.1', '>= 0')),
+    (
+      {'optimizer.final_fraction': 1.5},
+      ('optimizer.final_fraction', '1.5', '0 to 1'),
+    ),
+    ({'optimizer.warmup_steps': -1}, ('optimizer.warmup_steps', '-1', '>= 0')),
+    (
+      {'optimizer.weight_decay': -1.0},
+      ('optimizer.weight_decay', '-1.0', '>= 0'),
+    ),
+    ({'optimizer.beta2': 1.0}, ('optimizer.beta2', '1.0', '0 <= value < 1')),
+    ({'mesh.fsdp': 0}, ('mesh.fsdp', '0', 'positive number or -1')),
+    ({'mesh.tensor': -1}, ('mesh.tensor', '-1 on one axis')),
+    ({'max_to_keep': 0}, ('max_to_keep', '0', 'positive')),
+    ({'seed': -1}, ('seed', '-1', '>= 0')),
+    ({'max_steps': 0}, ('max_steps', '0', 'positive')),
+    ({'num_epochs': 0.0}, ('num_epochs', '0.0', 'positive')),
+    (
+      {'checkpoint_interval': 30},
+      ('checkpoint_interval', '30', 'multiple of log_interval (20)'),
+    ),
+    (
+      {
+        f'{LEVEL}.segmentation.capacity_length': 16.0,
+        f'{LEVEL}.segmentation.target_length': None,
+      },
+      (
+        'model.levels[0].segmentation.capacity_length',
+        '16.0',
+        'rows of 256 ids',
+      ),
+    ),
+  ],
+  ids=lambda v: ' '.join(v) if isinstance(v, dict) else '',
+)
+def test_an_error_names_the_setting_its_value_and_what_is_allowed(
+  edits, message
+):
+  with pytest.raises(ValueError) as info:
+    RunConfig.from_dict(values(edits))
+  assert '\n' not in str(info.value)
+  for part in message:
+    assert part in str(info.value)
+  if message[0] != 'missing':
+    assert str(info.value).startswith(message[0])
+
+
+def sections():
+  for value in vars(config_lib).values():
+    if dataclasses.is_dataclass(value) and isinstance(value, type):
+      yield value
+
+
+def attributes_read():
+  """Names that the package reads as attributes, checks of config.py apart."""
+  names = set()
+  for path in (ROOT / 'abstractinator').rglob('*.py'):
+    for node in without_checks(ast.parse(path.read_text())):
+      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        names.add(node.attr)
+  return names
+
+
+def without_checks(node):
+  if not (isinstance(node, ast.FunctionDef) and node.name == '__post_init__'):
+    yield node
+    for child in ast.iter_child_nodes(node):
+      yield from without_checks(child)
+
+
+def test_every_setting_is_read_somewhere():
+  # `losses.objective` goes over the fields of LossConfig, and
+  # `sharding.make_mesh` over those of MeshConfig.
+  by_name = {config_lib.LossConfig, config_lib.MeshConfig}
+  read = attributes_read()
+  unread = {
+    f'{section.__name__}.{field.name}'
+    for section in sections()
+    if section not in by_name
+    for field in dataclasses.fields(section)
+    if field.name not in read
+  }
+  assert not unread
+
+
+def test_there_are_no_defaults():
+  count = 0
+  for section in sections():
+    for field in dataclasses.fields(section):
+      count += 1
+      assert field.default is dataclasses.MISSING, field.name
+      assert field.default_factory is dataclasses.MISSING, field.name
+    assert typing.get_type_hints(section)
+  assert count > 60

@@ -1,0 +1,135 @@
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator import losses
+from abstractinator.byte_vocab import EOS_ID, PAD_ID
+from abstractinator.config import LossConfig
+from abstractinator.types import Batch, Segments
+
+NUM_IDS, VOCAB, SLOTS = 5, 259, 3
+
+
+def make_output(seed=0):
+  """A level's output on rows [a b | c EOS] and [d | padding], made up."""
+  rng = np.random.default_rng(seed)
+  document = np.array([[0, 0, 0, 0], [0, -1, -1, -1]])
+  ids = np.array([[1, 2, 3, EOS_ID], [7, PAD_ID, PAD_ID, PAD_ID]])
+  is_end = np.array([[0, 1, 0, 1], [1, 0, 0, 0]], bool)
+  zeros = np.zeros((2, 4))
+  segments = Segments(
+    index_BS=np.array([[0, 0, 1, 1], [0, -1, -1, -1]]),
+    is_start_BS=zeros,
+    is_end_BS=jnp.asarray(is_end),
+    offset_BS=zeros,
+    count_B=np.array([2, 1]),
+    is_capacity_bound_BS=np.array([[0, 0, 1, 1], [0] * 4], bool),
+  )
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  output = types.SimpleNamespace(
+    compressed=types.SimpleNamespace(
+      entropy_logits_BSV=normal(2, 4, VOCAB),
+      segments=segments,
+      is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
+      quantized=types.SimpleNamespace(
+        distance_BP=jnp.abs(normal(2, SLOTS)),
+        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]),
+      ),
+    ),
+    expanded=types.SimpleNamespace(
+      logits_BSV=normal(2, 4, VOCAB),
+      end_logits_BS=normal(2, 4),
+      end_is_certain_BS=jnp.array([[False, False, False, True], [False] * 4]),
+    ),
+  )
+  batch = Batch(jnp.asarray(ids), jnp.asarray(document), jnp.arange(2))
+  return output, batch
+
+
+def log_softmax(x):
+  x = np.asarray(x, np.float64)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_terms_are_sums_over_real_ids_and_segments():
+  output, batch = make_output()
+  got = losses.terms(output, batch)
+  real = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+  ids = np.asarray(batch.ids_BS)
+  for name, logits in (
+    ('entropy_model', output.compressed.entropy_logits_BSV),
+    ('expander', output.expanded.logits_BSV),
+  ):
+    log_p = log_softmax(logits)
+    want = -sum(log_p[b, s, ids[b, s]] for b, s in real)
+    np.testing.assert_allclose(got[name], want, rtol=1e-5)
+  end = np.asarray(output.expanded.end_logits_BS, np.float64)
+  is_end = {(0, 1), (1, 0)}
+  # Whether EOS ends its segment is no question.
+  want = sum(
+    np.log1p(np.exp(-end[at] if at in is_end else end[at]))
+    for at in real
+    if at != (0, 3)
+  )
+  np.testing.assert_allclose(got['end'], want, rtol=1e-5)
+  distance = output.compressed.quantized.distance_BP
+  np.testing.assert_allclose(
+    got['commitment'],
+    distance[0, 0] + distance[0, 1] + distance[1, 0],
+    rtol=1e-6,
+  )
+  assert float(losses.num_ids(batch)) == NUM_IDS
+
+
+def test_padding_may_hold_anything():
+  output, batch = make_output()
+  want = losses.terms(output, batch)
+  is_pad = np.asarray(batch.document_BS) < 0
+  output.expanded.logits_BSV = output.expanded.logits_BSV.at[is_pad].set(
+    jnp.nan
+  )
+  output.expanded.end_logits_BS = output.expanded.end_logits_BS.at[is_pad].set(
+    jnp.inf
+  )
+  output.compressed.quantized.distance_BP = jnp.where(
+    output.compressed.is_valid_BP,
+    output.compressed.quantized.distance_BP,
+    jnp.inf,
+  )
+  batch = batch.replace(ids_BS=jnp.where(is_pad, 0, batch.ids_BS))
+  got = losses.terms(output, batch)
+  for name in want:
+    np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_the_objective_weighs_terms_per_id():
+  terms = {'entropy_model': 8.0, 'expander': 4.0, 'end': 2.0, 'commitment': 1.0}
+  weights = LossConfig(entropy_model=1.0, expander=0.5, end=2.0, commitment=8.0)
+  value = losses.objective(terms, weights, jnp.float32(4.0))
+  assert float(value) == (8 + 2 + 4 + 8) / 4
+  # A batch of padding only is no reason to divide by 0.
+  zero = dict.fromkeys(terms, 0.0)
+  assert float(losses.objective(zero, weights, jnp.float32(0.0))) == 0.0
+
+
+@pytest.mark.parametrize('logit', [-200.0, -1.5, 0.0, 3.0, 200.0])
+def test_cross_entropies_are_exact_and_finite_at_any_logit(logit):
+  np.testing.assert_allclose(
+    losses.sigmoid_cross_entropy(jnp.float32(logit), jnp.array([True, False])),
+    [np.logaddexp(0, -logit), np.logaddexp(0, logit)],
+    rtol=1e-6,
+    atol=1e-7,
+  )
+  np.testing.assert_allclose(
+    losses.cross_entropy(
+      jnp.array([[logit, 0.0]] * 2, jnp.float32), jnp.array([0, 1])
+    ),
+    [np.logaddexp(0, -logit), np.logaddexp(0, logit)],
+    rtol=1e-6,
+    atol=1e-6,
+  )

@@ -1,0 +1,87 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator import metrics
+from abstractinator.byte_vocab import EOS_ID, PAD_ID, VOCAB_SIZE
+from abstractinator.types import Batch, Mean
+
+NUM_CODES = 8
+TERMS = {
+  'entropy_model': jnp.float32(6.0),
+  'expander': jnp.float32(3.0),
+  'end': jnp.float32(1.5),
+  'commitment': jnp.float32(9.0),
+}
+
+
+def make_metrics():
+  """Rows [a b c EOS] in two segments and [d | padding] in one."""
+  ids = jnp.array([[1, 2, 3, EOS_ID], [7, PAD_ID, PAD_ID, PAD_ID]])
+  document = jnp.array([[0, 0, 0, 0], [0, -1, -1, -1]])
+  # Right at a, c, EOS and on padding; wrong at b and d.
+  guess = jnp.array([[1, 9, 3, EOS_ID], [8, PAD_ID, PAD_ID, PAD_ID]])
+  output = types.SimpleNamespace(
+    compressed=types.SimpleNamespace(
+      segments=types.SimpleNamespace(
+        count_B=jnp.array([2, 1]),
+        is_capacity_bound_BS=jnp.array([[0, 0, 1, 1], [0] * 4], bool),
+      ),
+      is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
+      quantized=types.SimpleNamespace(
+        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]])
+      ),
+    ),
+    expanded=types.SimpleNamespace(
+      logits_BSV=jax.nn.one_hot(guess, VOCAB_SIZE)
+    ),
+  )
+  batch = Batch(ids, document, jnp.arange(2))
+  return metrics.level_metrics(output, batch, TERMS, NUM_CODES)
+
+
+def test_sums_and_counts_by_hand():
+  bit = np.log(2)
+  want = {
+    'entropy_model_bits_per_byte': (6 / bit, 4),
+    'expander_bits_per_byte': (3 / bit, 4),
+    'end_bits_per_byte': (1.5 / bit, 4),
+    'commitment': (9, 3),
+    'teacher_forced_byte_accuracy': (2, 4),
+    'bytes_per_segment': (4, 3),
+    'overflow_fraction': (2, 5),
+    'code_counts': ([0, 1, 0, 0, 2, 0, 0, 0], 1),
+  }
+  got = make_metrics()
+  assert set(got) == set(want)
+  for name, (total, count) in want.items():
+    np.testing.assert_allclose(got[name].total, total, rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(got[name].count, count, rtol=1e-6, err_msg=name)
+
+
+def test_merging_adds_and_dividing_comes_last():
+  a = {'loss': Mean(np.float32(6), np.float32(2))}
+  b = {'loss': Mean(np.float32(1), np.float32(5))}
+  assert metrics.merge(None, a) is a
+  merged = metrics.merge(a, b)
+  # Not the mean of means.
+  assert metrics.summarize(merged) == {'loss': 1.0}
+
+
+def test_a_summary_of_the_codes():
+  got = metrics.summarize(jax.device_get(make_metrics()))
+  assert 'code_counts' not in got
+  bits = -(np.log2(1 / 3) / 3 + 2 * np.log2(2 / 3) / 3)
+  assert got['live_code_fraction'] == 2 / NUM_CODES
+  assert got['codebook_perplexity'] == pytest.approx(2**bits)
+  assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
+  assert got['entropy_model_bits_per_byte'] == pytest.approx(1.5 / np.log(2))
+
+
+def test_a_summary_of_nothing_is_finite():
+  zero = jax.tree.map(np.zeros_like, jax.device_get(make_metrics()))
+  for value in metrics.summarize(zero).values():
+    assert np.isfinite(value)
