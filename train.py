@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
   """Runs; returns the exit status."""
   # jax comes after the flags: a wrong one is answered at once.
   from abstractinator.config import RunConfig
+  from abstractinator.training import report
   from abstractinator.training import workdir as workdirs
   from abstractinator.training.loop import Run
 
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
   except FloatingPointError as error:
     print(f'train.py: {error}', file=sys.stderr)
     return 1
-  print(run.report(final))
+  print(report.closing(workdir, run.total_steps, final))
   return 0
 
 

@@ -16,7 +16,7 @@ from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.training import checkpoint
-from abstractinator.training.loop import make_model
+from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
 from abstractinator.types import Array, Batch, PyTree
 

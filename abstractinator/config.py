@@ -2,16 +2,18 @@
 
 There are no defaults here: `configs/default.py` spells each value once, other
 config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
-An error names the path of the setting, its value and what is allowed.
 """
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Literal
+
+from abstractinator.config_section import (
+  Section,
+  require,
+  require_fraction,
+  require_positive,
+)
 
 Rule = Literal['entropy_delta']
 Context = Literal['segment', 'window']
@@ -19,102 +21,8 @@ Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
 
 
-def _require(ok: bool, field: str, value: Any, allowed: str) -> None:
-  if not ok:
-    raise ValueError(f'{field}: got {value!r}, allowed: {allowed}')
-
-
-def _require_positive(config: Any, *fields: str) -> None:
-  for field in fields:
-    value = getattr(config, field)
-    _require(value > 0, field, value, 'a positive number')
-
-
-def _require_fraction(config: Any, *fields: str) -> None:
-  for field in fields:
-    value = getattr(config, field)
-    _require(0 <= value < 1, field, value, '0 <= value < 1')
-
-
-def _convert(annotation: Any, value: Any, path: str) -> Any:
-  """Returns `value` as `annotation` wants it, or raises naming `path`."""
-  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin in (types.UnionType, typing.Union):
-    if value is None:
-      return None
-    (annotation,) = [a for a in args if a is not type(None)]
-    return _convert(annotation, value, path)
-  if origin is Literal:
-    _require(value in args, path, value, ', '.join(map(str, args)))
-    return value
-  if origin is tuple:
-    _require(
-      isinstance(value, Sequence) and not isinstance(value, str),
-      path,
-      value,
-      'a list',
-    )
-    return tuple(
-      _convert(args[0], v, f'{path}[{i}]') for i, v in enumerate(value)
-    )
-  if dataclasses.is_dataclass(annotation):
-    return annotation.from_dict(value, path)
-  if annotation is float and type(value) is int:
-    return float(value)
-  _require(
-    type(value) is annotation, path, value, f'a value of {annotation.__name__}'
-  )
-  if annotation is float:
-    _require(math.isfinite(value), path, value, 'a finite number')
-  return value
-
-
-class _Section:
-  """A part of the config that can be read from a mapping."""
-
-  @classmethod
-  def from_dict(cls, values: Mapping[str, Any], path: str = '') -> Self:
-    """Builds the section from plain values.
-
-    Args:
-      values: Exactly the fields of the section; nested sections as mappings.
-      path: Where the section stands in the whole config, for messages.
-
-    Returns:
-      The section, checked.
-
-    Raises:
-      ValueError: If a key is unknown or missing, or a value is not allowed.
-    """
-    prefix = f'{path}.' if path else ''
-    _require(isinstance(values, Mapping), path, values, 'a group of settings')
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    for key in values:
-      if key not in fields:
-        near = difflib.get_close_matches(key, fields, n=2) or list(fields)
-        raise ValueError(
-          f'{prefix}{key}: unknown setting, allowed: {", ".join(near)}'
-        )
-    missing = [prefix + name for name in fields if name not in values]
-    if missing:
-      raise ValueError(f'missing settings: {", ".join(missing)}')
-    converted = {
-      name: _convert(annotation, values[name], prefix + name)
-      for name, annotation in fields.items()
-    }
-    try:
-      return cls(**converted)
-    except ValueError as error:
-      # Sections check themselves without knowing where they stand.
-      raise ValueError(f'{prefix}{error}') from None
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns plain nested values, ready for JSON."""
-    return dataclasses.asdict(self)
-
-
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
   """What to read. See `configs/default.py` for units."""
 
   train: str
@@ -126,10 +34,10 @@ class DataConfig(_Section):
   prefetch_batches: int
 
   def __post_init__(self):
-    _require_positive(self, 'sequence_length', 'batch_size', 'prefetch_batches')
-    _require_fraction(self, 'validation_fraction')
-    _require(self.read_threads >= 0, 'read_threads', self.read_threads, '>= 0')
-    _require(
+    require_positive(self, 'sequence_length', 'batch_size', 'prefetch_batches')
+    require_fraction(self, 'validation_fraction')
+    require(self.read_threads >= 0, 'read_threads', self.read_threads, '>= 0')
+    require(
       bool(self.validation) or self.validation_fraction > 0,
       'validation_fraction',
       self.validation_fraction,
@@ -138,7 +46,7 @@ class DataConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class StackConfig(_Section):
+class StackConfig(Section):
   """A causal transformer stack with a sliding window."""
 
   num_layers: int
@@ -147,11 +55,11 @@ class StackConfig(_Section):
   ffn_dim: int
 
   def __post_init__(self):
-    _require_positive(self, 'num_layers', 'num_heads', 'window', 'ffn_dim')
+    require_positive(self, 'num_layers', 'num_heads', 'window', 'ffn_dim')
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentationConfig(_Section):
+class SegmentationConfig(Section):
   """Where segments begin."""
 
   rule: Rule
@@ -163,21 +71,21 @@ class SegmentationConfig(_Section):
   capacity_length: float
 
   def __post_init__(self):
-    _require_positive(self, 'min_length', 'max_length', 'calibration_bits')
-    _require(
+    require_positive(self, 'min_length', 'max_length', 'calibration_bits')
+    require(
       self.min_length <= self.max_length,
       'min_length',
       self.min_length,
       f'at most max_length ({self.max_length})',
     )
-    _require(
+    require(
       1 <= self.capacity_length <= self.max_length,
       'capacity_length',
       self.capacity_length,
       f'1 to max_length ({self.max_length})',
     )
     if self.target_length is not None:
-      _require(
+      require(
         max(self.capacity_length, self.min_length)
         <= self.target_length
         <= self.max_length,
@@ -193,17 +101,17 @@ class SegmentationConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolingConfig(_Section):
+class PoolingConfig(Section):
   """Learned-query attention over a segment."""
 
   num_heads: int
 
   def __post_init__(self):
-    _require_positive(self, 'num_heads')
+    require_positive(self, 'num_heads')
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizerConfig(_Section):
+class QuantizerConfig(Section):
   """Vector quantization with an EMA codebook."""
 
   codebook_size: int
@@ -213,16 +121,16 @@ class QuantizerConfig(_Section):
   reset_after_steps: int
 
   def __post_init__(self):
-    _require_positive(
+    require_positive(
       self, 'codebook_size', 'reset_interval_steps', 'reset_after_steps'
     )
-    _require_fraction(self, 'decay')
+    require_fraction(self, 'decay')
     if self.code_dim is not None:
-      _require_positive(self, 'code_dim')
+      require_positive(self, 'code_dim')
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpanderConfig(_Section):
+class ExpanderConfig(Section):
   """The autoregressive decoder of a level."""
 
   num_layers: int
@@ -233,12 +141,12 @@ class ExpanderConfig(_Section):
   lookback: int
 
   def __post_init__(self):
-    _require_positive(self, 'num_layers', 'num_heads', 'ffn_dim', 'window')
-    _require(self.lookback >= 0, 'lookback', self.lookback, '>= 0')
+    require_positive(self, 'num_layers', 'num_heads', 'ffn_dim', 'window')
+    require(self.lookback >= 0, 'lookback', self.lookback, '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)
-class LevelConfig(_Section):
+class LevelConfig(Section):
   """One level: compressor, quantizer, expander."""
 
   d_model: int
@@ -250,16 +158,16 @@ class LevelConfig(_Section):
   expander: ExpanderConfig
 
   def __post_init__(self):
-    _require_positive(self, 'd_model')
+    require_positive(self, 'd_model')
     for name in ('entropy_model', 'encoder', 'pooling', 'expander'):
       heads = getattr(self, name).num_heads
-      _require(
+      require(
         self.d_model % heads == 0,
         f'{name}.num_heads',
         heads,
         f'a divisor of d_model ({self.d_model})',
       )
-      _require(
+      require(
         name == 'pooling' or self.d_model // heads % 2 == 0,
         f'{name}.num_heads',
         heads,
@@ -277,7 +185,7 @@ class LevelConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
   """The pyramid."""
 
   levels: tuple[LevelConfig, ...]
@@ -285,11 +193,11 @@ class ModelConfig(_Section):
   implementation: Implementation
 
   def __post_init__(self):
-    _require(len(self.levels) == 1, 'levels', len(self.levels), '1 level')
+    require(len(self.levels) == 1, 'levels', len(self.levels), '1 level')
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig(_Section):
+class LossConfig(Section):
   """Weights of the terms of the objective, each in nats per id."""
 
   entropy_model: float
@@ -299,11 +207,11 @@ class LossConfig(_Section):
 
   def __post_init__(self):
     for name, weight in dataclasses.asdict(self).items():
-      _require(weight >= 0, name, weight, '>= 0')
+      require(weight >= 0, name, weight, '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
   """AdamW with warm-up and cosine decay."""
 
   learning_rate: float
@@ -315,20 +223,20 @@ class OptimizerConfig(_Section):
   clip_norm: float
 
   def __post_init__(self):
-    _require_positive(self, 'learning_rate', 'clip_norm')
-    _require_fraction(self, 'beta1', 'beta2')
-    _require(
+    require_positive(self, 'learning_rate', 'clip_norm')
+    require_fraction(self, 'beta1', 'beta2')
+    require(
       0 <= self.final_fraction <= 1,
       'final_fraction',
       self.final_fraction,
       '0 to 1',
     )
-    _require(self.warmup_steps >= 0, 'warmup_steps', self.warmup_steps, '>= 0')
-    _require(self.weight_decay >= 0, 'weight_decay', self.weight_decay, '>= 0')
+    for name in ('warmup_steps', 'weight_decay'):
+      require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig(_Section):
+class MeshConfig(Section):
   """Devices along each mesh axis; -1 on one axis takes what is left."""
 
   data: int
@@ -338,15 +246,13 @@ class MeshConfig(_Section):
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
     for name, size in sizes.items():
-      _require(size > 0 or size == -1, name, size, 'a positive number or -1')
-    unknown = [name for name, size in sizes.items() if size == -1]
-    _require(
-      len(unknown) <= 1, unknown[-1] if unknown else '', -1, '-1 on one axis'
-    )
+      require(size > 0 or size == -1, name, size, 'a positive number or -1')
+    one = list(sizes.values()).count(-1) <= 1
+    require(one, 'tensor', self.tensor, '-1 on one axis')
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(_Section):
+class RunConfig(Section):
   """A whole run."""
 
   seed: int
@@ -364,8 +270,8 @@ class RunConfig(_Section):
   mesh: MeshConfig
 
   def __post_init__(self):
-    _require(self.seed >= 0, 'seed', self.seed, '>= 0')
-    _require_positive(
+    require(self.seed >= 0, 'seed', self.seed, '>= 0')
+    require_positive(
       self,
       'num_epochs',
       'log_interval',
@@ -375,7 +281,7 @@ class RunConfig(_Section):
       'max_to_keep',
     )
     # So that a resumed run logs the same windows as one never stopped.
-    _require(
+    require(
       self.checkpoint_interval % self.log_interval == 0,
       'checkpoint_interval',
       self.checkpoint_interval,
@@ -383,7 +289,7 @@ class RunConfig(_Section):
     )
     for i, level in enumerate(self.model.levels):
       documents = level.max_documents(self.data.sequence_length)
-      _require(
+      require(
         documents >= 1,
         f'model.levels[{i}].segmentation.capacity_length',
         level.segmentation.capacity_length,
@@ -391,4 +297,4 @@ class RunConfig(_Section):
         ' to spare',
       )
     if self.max_steps is not None:
-      _require_positive(self, 'max_steps')
+      require_positive(self, 'max_steps')

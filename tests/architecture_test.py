@@ -22,7 +22,8 @@ STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
 # and the libraries that it may not.
 RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
-  ('config', (), ('jax', 'flax', 'numpy', 'ml_collections')),
+  ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
+  ('config', ('config_section',), ('jax', 'flax', 'numpy', 'ml_collections')),
   ('byte_vocab', ('types',), ('flax', 'optax')),
   (
     'ops',
@@ -48,7 +49,13 @@ RULES = (
     (*STEP, 'data', 'training', 'evaluation'),
     ('ml_collections',),
   ),
-  ('training.checkpoint', (*OWN, 'training.checksum'), APART),
+  ('training.model', (*BASE, 'ops', 'modules'), ('optax', 'ml_collections')),
+  (
+    'training.checkpoint',
+    (*OWN, 'training.checksum', 'training.checkpoint_files'),
+    APART,
+  ),
+  ('training.checkpoint_files', (*OWN, 'training.checksum'), APART),
   ('training.window', (*OWN, 'metrics'), APART),
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),

@@ -7,7 +7,7 @@ import optax
 
 from abstractinator.config import RunConfig
 from abstractinator.training.checkpoint import Checkpointer
-from abstractinator.training.loop import make_model
+from abstractinator.training.model import make_model
 from abstractinator.training.state import initial_state
 from configs import tiny
 
@@ -30,28 +30,26 @@ def save(workdir, run_config: RunConfig, steps=(3,)) -> None:
   with Checkpointer(str(workdir), max_to_keep=9) as checkpointer:
     for step in steps:
       state = _state(run_config, step)
-      checkpointer.save(
-        step, state, {'next_index': step}, run_config.to_dict()
-      )
-
-
-@jax.jit
-def _louder(key, tree):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(key, len(leaves))
-  return structure.unflatten(
-    x + 0.3 * jax.random.normal(k, x.shape)
-    for k, x in zip(keys, leaves, strict=True)
-  )
+      checkpointer.save(step, state, {'next_index': step}, run_config.to_dict())
 
 
 def _state(run_config, seed):
-  key = jax.random.key(seed)
-  state = initial_state(
-    key,
-    make_model(run_config, 'cpu'),
-    optax.adam(1e-3),
-    batch_size=1,
-    sequence_length=run_config.data.sequence_length,
-  )
-  return state.replace(params=_louder(key, state.params))
+  def make(key):
+    state = initial_state(
+      key,
+      make_model(run_config, 'cpu'),
+      optax.identity(),
+      batch_size=1,
+      sequence_length=run_config.data.sequence_length,
+    )
+    leaves, structure = jax.tree.flatten(state.params)
+    keys = jax.random.split(key, len(leaves))
+    noise = [
+      jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
+    ]
+    noise = structure.unflatten(noise)
+    return state.replace(
+      params=jax.tree.map(lambda x, n: x + 0.3 * n, state.params, noise)
+    )
+
+  return jax.jit(make)(jax.random.key(seed))

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
-from abstractinator.training import checkpoint
+from abstractinator.training import checkpoint_files
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _STEPS, _INTERVAL = 30, 10
@@ -81,12 +81,12 @@ def finished(settings, tmp_path_factory) -> pathlib.Path:
 
 def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint by path, read without the model."""
-  with checkpoint._open_to_read(str(workdir)) as manager:
+  with checkpoint_files.open_to_read(str(workdir)) as manager:
     tree = manager.item_metadata(step).state.tree
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
     )
-    state = checkpoint._read_state(manager, step, shapes, tuple(shapes))
+    state = checkpoint_files.read_state(manager, step, shapes, tuple(shapes))
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
 

@@ -180,12 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   args = parser.parse_args(argv)
   steps = []
-  for length in map(int, args.sequence_lengths.split(',')):
-    if length < 1 or args.tokens % length:
-      parser.error(
-        f'--sequence_lengths: got {length}, allowed: divisors of --tokens'
-        f' ({args.tokens})'
-      )
+  for length in _lengths(parser, args.sequence_lengths, args.tokens):
     print(f'compiling S={length}', file=sys.stderr)
     steps.append(Step(LEVEL, length, args.tokens // length, args.dtype))
   measurements = measure(steps, args.steps, args.dtype)
@@ -197,6 +192,20 @@ def main(argv: Sequence[str] | None = None) -> None:
   if args.profile:
     for step in steps:
       print(f'\nS={step.shape[1]}\n{profile.report(step, step.compiled)}')
+
+
+def _lengths(
+  parser: argparse.ArgumentParser, given: str, tokens: int
+) -> list[int]:
+  lengths = []
+  for length in given.split(','):
+    if not length.isdecimal() or not int(length) or tokens % int(length):
+      parser.error(
+        f'--sequence_lengths: got {length!r}, allowed: divisors of --tokens'
+        f' ({tokens})'
+      )
+    lengths.append(int(length))
+  return lengths
 
 
 if __name__ == '__main__':

@@ -37,7 +37,6 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """[..., D] to [..., D] of the compute type."""
-
     # One product for both: on CPU it is faster than two.
     both = nn.DenseGeneral(
       (2, self.hidden), use_bias=False, dtype=self.dtype, name='gate_up'

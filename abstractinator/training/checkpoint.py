@@ -8,21 +8,18 @@ an error says which others there are.
 """
 
 import dataclasses
-import json
-import logging
 import math
 import os
 from collections.abc import Mapping
 from typing import Any, Self
 
-import jax
 import orbax.checkpoint as ocp
 
-from abstractinator.training.checksum import by_path, checksums
+from abstractinator.training import checkpoint_files as files
+from abstractinator.training.checksum import checksums
 from abstractinator.types import PyTree
 
 _POLICIES = ocp.checkpoint_managers
-_JSON_ITEMS = ('data', 'config', 'checksums')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Checkpointer:
       best_metric: Name of a metric, the lower the better, by which one more
         checkpoint is kept: the best. None to keep the latest only.
     """
-    self.directory = _directory(workdir)
+    self.directory = files.directory_of(workdir)
     self._best_metric = best_metric
     policies = [_POLICIES.LatestN(max_to_keep)]
     if best_metric is not None:
@@ -70,7 +67,7 @@ class Checkpointer:
           keep_checkpoints_without_metrics=False,
         )
       )
-    self._manager = _open(
+    self._manager = files.open_manager(
       self.directory,
       cleanup_tmp_directories=True,
       # Without it orbax does not write the metrics down.
@@ -131,7 +128,7 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """Returns the steps of the checkpoints there are, in order."""
-    return _steps(self._manager)
+    return files.steps_of(self._manager)
 
   def latest_step(self) -> int | None:
     """Step of the latest checkpoint, None if there is none."""
@@ -175,9 +172,9 @@ class Checkpointer:
 
 def latest_step(workdir: str) -> int | None:
   """Step of the latest checkpoint of a run, None if there is none."""
-  if not os.path.isdir(_directory(workdir)):
+  if not os.path.isdir(files.directory_of(workdir)):
     return None
-  with _open_to_read(workdir) as manager:
+  with files.open_to_read(workdir) as manager:
     return manager.latest_step()
 
 
@@ -185,7 +182,7 @@ def restore(
   workdir: str, abstract_state: PyTree, step: int | None = None
 ) -> Restored:
   """`Checkpointer.restore` of a run that is only read."""
-  with _open_to_read(workdir) as manager:
+  with files.open_to_read(workdir) as manager:
     return _restore(manager, abstract_state, step)
 
 
@@ -195,9 +192,9 @@ def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
   Raises:
     ValueError: If there is no such checkpoint or it is damaged.
   """
-  with _open_to_read(workdir) as manager:
-    step = _choose_step(manager, step)
-    return _read_json(manager, step, 'config').config
+  with files.open_to_read(workdir) as manager:
+    step = files.choose_step(manager, step)
+    return files.read_json(manager, step, 'config').config
 
 
 def restore_variables(
@@ -220,162 +217,17 @@ def restore_variables(
     ValueError: If there is no such checkpoint, it is damaged, or its leaves
       are not those of `abstract_variables`.
   """
-  with _open_to_read(workdir) as manager:
-    step = _choose_step(manager, step)
-    return _read_state(
+  with files.open_to_read(workdir) as manager:
+    step = files.choose_step(manager, step)
+    return files.read_state(
       manager, step, dict(abstract_variables), tuple(abstract_variables)
     )
-
-
-def _directory(workdir: str) -> str:
-  return os.path.join(os.path.abspath(workdir), 'checkpoints')
-
-
-def _open(directory: str, **options) -> ocp.CheckpointManager:
-  # absl calls a filter once however often it is added.
-  logging.getLogger('absl').addFilter(_is_wanted)
-  handlers = {n: ocp.JsonCheckpointHandler() for n in _JSON_ITEMS}
-  handlers['state'] = ocp.PyTreeCheckpointHandler()
-  try:
-    return ocp.CheckpointManager(
-      directory,
-      item_handlers=handlers,
-      options=ocp.CheckpointManagerOptions(**options),
-    )
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{directory}/*/metrics: one of these is damaged ({error})'
-    ) from error
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-  """False for what orbax tells about its own doings, dozens of lines a save."""
-  return record.levelno > logging.INFO or '/orbax/' not in record.pathname
-
-
-def _open_to_read(workdir: str) -> ocp.CheckpointManager:
-  if not os.path.isdir(workdir):
-    raise ValueError(
-      f'workdir: got {workdir!r}, allowed: the directory of a run'
-    )
-  return _open(_directory(workdir), create=False)
-
-
-def _steps(manager: ocp.CheckpointManager) -> list[int]:
-  return sorted(manager.all_steps())
-
-
-def _choose_step(manager: ocp.CheckpointManager, step: int | None) -> int:
-  steps = _steps(manager)
-  if not steps:
-    raise ValueError(
-      f'{manager.directory}: no checkpoint there, where training writes them'
-    )
-  if step is None:
-    return steps[-1]
-  if step not in steps:
-    raise ValueError(
-      f'{manager.directory}: got step {step}, allowed: {_listed(steps)}'
-    )
-  return step
-
-
-def _listed(steps: list[int]) -> str:
-  return ', '.join(map(str, steps))
-
-
-def _damaged(
-  manager: ocp.CheckpointManager, step: int, detail: str
-) -> ValueError:
-  path = os.path.join(manager.directory, str(step))
-  others = [other for other in _steps(manager) if other != step]
-  return ValueError(
-    f'{path}: this checkpoint is damaged ({detail}); others there:'
-    f' {_listed(others) or "none"}; move it away to go on from another'
-  )
-
-
-def _read(manager: ocp.CheckpointManager, step: int, **items) -> Any:
-  """Restores items, with one error for the many ways a file can be broken."""
-  try:
-    return manager.restore(step, args=ocp.args.Composite(**items))
-  except jax.errors.JaxRuntimeError:
-    # Out of device memory, for one: not the files' fault.
-    raise
-  except Exception as error:
-    raise _damaged(manager, step, _first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-  text = str(error).strip().split('\n')[0][:100]
-  return f'{type(error).__name__}: {text}'
-
-
-def _read_json(manager: ocp.CheckpointManager, step: int, *names: str) -> Any:
-  return _read(manager, step, **{n: ocp.args.JsonRestore() for n in names})
 
 
 def _restore(
   manager: ocp.CheckpointManager, abstract_state: PyTree, step: int | None
 ) -> Restored:
-  step = _choose_step(manager, step)
-  state = _read_state(manager, step, abstract_state, None)
-  items = _read_json(manager, step, 'data', 'config')
+  step = files.choose_step(manager, step)
+  state = files.read_state(manager, step, abstract_state, None)
+  items = files.read_json(manager, step, 'data', 'config')
   return Restored(state, items.data, items.config, step)
-
-
-def _read_state(
-  manager: ocp.CheckpointManager,
-  step: int,
-  abstract: PyTree,
-  fields: tuple[str, ...] | None,
-) -> PyTree:
-  """Reads the state, or `fields` of it, and compares the checksums."""
-  path = os.path.join(manager.directory, str(step))
-  try:
-    metadata = manager.item_metadata(step).state
-  except Exception as error:
-    raise _damaged(manager, step, _first_line(error)) from error
-  if metadata is None:
-    raise _damaged(manager, step, 'no description of its state')
-  saved = metadata.tree
-  if fields is not None:
-    saved = {name: saved[name] for name in fields if name in saved}
-  _check_leaves(path, by_path(saved), by_path(abstract))
-  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  target = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=getattr(x, 'sharding', None) or default
-    ),
-    abstract,
-  )
-  restored = _read(
-    manager,
-    step,
-    state=ocp.args.PyTreeRestore(
-      item=target,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-      partial_restore=True,
-    ),
-    checksums=ocp.args.JsonRestore(),
-  )
-  for name, checksum in checksums(restored.state).items():
-    if restored.checksums.get(name) != checksum:
-      raise _damaged(manager, step, f'wrong checksum of {name}')
-  return restored.state
-
-
-def _check_leaves(
-  path: str, saved: dict[str, Any], wanted: dict[str, Any]
-) -> None:
-  """Raises if the leaves saved are not the leaves wanted, naming one."""
-  for name in wanted | saved:
-    if name not in saved:
-      raise ValueError(f'{path}: {name} is not in the checkpoint')
-    if name not in wanted:
-      raise ValueError(f'{path}: {name} is in the checkpoint but not wanted')
-    got, want = (
-      f'{x.dtype}{list(x.shape)}' for x in (saved[name], wanted[name])
-    )
-    if got != want:
-      raise ValueError(f'{path}: {name} is {got} in the checkpoint, not {want}')

@@ -5,18 +5,15 @@ import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import byte_vocab
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
-from abstractinator.modules.abstractinator import Abstractinator
-from abstractinator.ops.implementation import resolve_implementation
-from abstractinator.training import checkpoint, sharding
+from abstractinator.training import checkpoint, report, sharding
 from abstractinator.training import optimizer as optimizers
 from abstractinator.training.metric_writer import MetricWriter
+from abstractinator.training.model import make_model
 from abstractinator.training.progress import Progress
 from abstractinator.training.state import TrainState, initial_state
 from abstractinator.training.step import train_step
@@ -24,18 +21,6 @@ from abstractinator.training.window import Window
 from abstractinator.types import Batch, PyTree
 
 _EXAMPLE_ROWS = 4
-
-
-def make_model(config: RunConfig, platform: str) -> Abstractinator:
-  """The level of a config, for a platform ('cpu', 'gpu', 'tpu')."""
-  return Abstractinator(
-    config=config.model.levels[0],
-    num_ids=byte_vocab.NUM_BYTES,
-    implementation=resolve_implementation(
-      config.model.implementation, platform
-    ),
-    dtype=jnp.dtype(config.model.dtype),
-  )
 
 
 class Run:
@@ -270,7 +255,7 @@ class Run:
         'eval/examples',
         self._held_out.examples(variables, _EXAMPLE_ROWS),
       )
-    progress.message(f'step {step}: {headline(summary)}')
+    progress.message(f'step {step}: {report.headline(summary)}')
     return tags
 
   def _describe(self, progress, state, step) -> None:
@@ -285,44 +270,7 @@ class Run:
       f' {step} to {self.total_steps}'
     )
 
-  def report(self, tags: dict[str, float]) -> str:
-    """What to tell at the end: how it went, where it lies, what comes next.
-
-    Args:
-      tags: From `train`.
-    """
-    lines = [f'run {self.workdir}: {self.total_steps} steps done']
-    if tags:
-      summary = {k.removeprefix('eval/'): v for k, v in tags.items()}
-      lines.append(f'held-out documents: {headline(summary)}')
-    return '\n'.join(
-      [
-        *lines,
-        'next:',
-        f'  abstractinator reconstruct {self.workdir} FILE',
-        f'  abstractinator segment {self.workdir} FILE',
-        f'  tensorboard --logdir {self.workdir}/tensorboard',
-      ]
-    )
-
 
 def variables_of(state: TrainState) -> PyTree:
   """What the model needs of a state, or of its shardings."""
   return {'params': state.params, **state.collections}
-
-
-def headline(summary: dict[str, float]) -> str:
-  """The held-out metrics that matter most, in a line."""
-  given_codes = summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
-  parts = [
-    f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
-    f'expander {given_codes:.3f} bits/byte given codes (ends'
-    f' {summary["end_bits_per_byte"]:.3f} of them)',
-    f'{summary["bytes_per_segment"]:.2f} bytes/segment',
-    f'{summary["live_code_fraction"]:.1%} of the codes live',
-    f'byte accuracy {summary["teacher_forced_byte_accuracy"]:.1%}'
-    ' teacher-forced',
-  ]
-  if 'free_running_byte_accuracy' in summary:
-    parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
-  return ', '.join(parts)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from abstractinator.benchmarks import profile, timing, train_step
-from abstractinator.benchmarks.baseline import LEVEL, Step
+from abstractinator.benchmarks.baseline import LEVEL
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +53,11 @@ def test_measures_prints_and_writes(tmp_path, capsys):
   assert '<- expander/block/ffn' in out
 
 
-def test_flops_are_those_of_the_model():
-  # Window attention by blocks: twice the batch, twice the products.
-  small = train_step.LEVEL
-  one, two = (Step(small, 32, batch, 'float32').flops for batch in (1, 2))
-  assert two == pytest.approx(2 * one, rel=1e-6)
-
-
-@pytest.mark.parametrize('lengths', ['48', '0', '64,128'])
+@pytest.mark.parametrize('lengths', ['48', '0', '64,128', 'long'])
 def test_lengths_that_do_not_divide_are_refused(lengths, capsys):
   with pytest.raises(SystemExit, match='2'):
     train_step.main([f'--sequence_lengths={lengths}', '--tokens=64'])
-  assert 'allowed: divisors of --tokens (64)' in capsys.readouterr().err
+  assert 'allowed: divisors of' in capsys.readouterr().err
 
 
 def test_timing_waits_and_counts():

@@ -69,9 +69,7 @@ def one_row(truth, guess, is_start):
     decoded[0, slot, : len(ids)] = ids
     lengths[0, slot] = len(ids)
   is_valid_BP = np.arange(SLOTS) < np.asarray(segments.count_B)[:, None]
-  counted = free_running_counts(
-    decoded, lengths, ids_BS, segments, is_valid_BP
-  )
+  counted = free_running_counts(decoded, lengths, ids_BS, segments, is_valid_BP)
   return tuple(map(int, counted))
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from abstractinator.ops import calibration, segmentation
 
-
 SIZE = 44
 
 segment = jax.jit(

@@ -160,7 +160,7 @@ def test_a_dead_entry_stays_where_the_reservoir_is_empty():
   after = advance(state)
   np.testing.assert_allclose(after.codebook_KC, state.codebook_KC, rtol=1e-4)
   # Three vectors replace three dead entries, no more.
-  x, code, is_valid, name = make_vectors(0)
+  x, code, _, name = make_vectors(0)
   few = observe(state, x[:3], code[:3] * 0, np.ones(3, bool), name[:3])
   places = int((np.asarray(few.priority_R) > 0).sum())
   after = advance(few)

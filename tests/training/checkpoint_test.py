@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.config import MeshConfig
-from abstractinator.training import checkpoint
+from abstractinator.training import checkpoint, checksum
 from abstractinator.training.checkpoint import Checkpointer
 from abstractinator.training.sharding import make_mesh, state_shardings
 
@@ -278,7 +278,7 @@ def test_damaged_metrics(tmp_path):
 
 def test_checksums_notice_each_leaf():
   state = make_state()
-  before = checkpoint._checksums(state)
+  before = checksum.checksums(state)
   leaves, tree = jax.tree.flatten(state)
   for i, leaf in enumerate(leaves):
     changed = (
@@ -289,12 +289,12 @@ def test_checksums_notice_each_leaf():
     new = jax.tree.unflatten(
       tree, [*leaves[:i], changed.reshape(leaf.shape), *leaves[i + 1 :]]
     )
-    after = checkpoint._checksums(new)
+    after = checksum.checksums(new)
     assert sum(after[name] != before[name] for name in before) == 1
 
 
 def test_checksum_by_hand():
-  checksums = checkpoint._checksums(
+  sums = checksum.checksums(
     {
       'float': jnp.array([1.0, -2.0]),
       'int': jnp.array([-1, 2], jnp.int32),
@@ -304,7 +304,7 @@ def test_checksum_by_hand():
       'scalar': jnp.uint32(9),
     }
   )
-  assert checksums == {
+  assert sums == {
     'float': (0x3F800000 + 0xC0000000) % 2**32,
     'int': 1,
     'bfloat16': 2 * 0x3F80,

@@ -1,0 +1,20 @@
+"""From a config to the module it describes."""
+
+import jax.numpy as jnp
+
+from abstractinator import byte_vocab
+from abstractinator.config import RunConfig
+from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.ops.implementation import resolve_implementation
+
+
+def make_model(config: RunConfig, platform: str) -> Abstractinator:
+  """The level of a config, for a platform ('cpu', 'gpu', 'tpu')."""
+  return Abstractinator(
+    config=config.model.levels[0],
+    num_ids=byte_vocab.NUM_BYTES,
+    implementation=resolve_implementation(
+      config.model.implementation, platform
+    ),
+    dtype=jnp.dtype(config.model.dtype),
+  )

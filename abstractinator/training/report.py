@@ -1,0 +1,41 @@
+"""What a run tells those who started it."""
+
+
+def closing(workdir: str, total_steps: int, tags: dict[str, float]) -> str:
+  """What to tell at the end: how it went, where it lies, what comes next.
+
+  Args:
+    workdir: Where it lies.
+    total_steps: Of the run.
+    tags: Its last held-out metrics, none if it was done before.
+  """
+  lines = [f'run {workdir}: {total_steps} steps done']
+  if tags:
+    summary = {k.removeprefix('eval/'): v for k, v in tags.items()}
+    lines.append(f'held-out documents: {headline(summary)}')
+  return '\n'.join(
+    [
+      *lines,
+      'next:',
+      f'  abstractinator reconstruct {workdir} FILE',
+      f'  abstractinator segment {workdir} FILE',
+      f'  tensorboard --logdir {workdir}/tensorboard',
+    ]
+  )
+
+
+def headline(summary: dict[str, float]) -> str:
+  """The held-out metrics that matter most, in a line."""
+  given_codes = summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
+  parts = [
+    f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
+    f'expander {given_codes:.3f} bits/byte given codes (ends'
+    f' {summary["end_bits_per_byte"]:.3f} of them)',
+    f'{summary["bytes_per_segment"]:.2f} bytes/segment',
+    f'{summary["live_code_fraction"]:.1%} of the codes live',
+    f'byte accuracy {summary["teacher_forced_byte_accuracy"]:.1%}'
+    ' teacher-forced',
+  ]
+  if 'free_running_byte_accuracy' in summary:
+    parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
+  return ', '.join(parts)

@@ -1,0 +1,228 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import abstractinator
+from abstractinator import api
+from abstractinator.codes import Codes
+from tests import tiny_run
+
+# Rows of the runs here have 32 ids, slots for 16 segments.
+LENGTH, SLOTS, NUM_CODES = 32, 16, 64
+ALL_BYTES = bytes(range(256))
+
+
+@pytest.fixture(scope='module', params=[0, 2], ids=['lookback0', 'lookback2'])
+def level(request, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
+  tiny_run.save(workdir, tiny_run.config(lookback=request.param))
+  return abstractinator.load(str(workdir))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+  """Three sizes of batches are enough to test with, and quicker to compile."""
+  monkeypatch.setattr(api, '_BATCH_IDS', 4 * LENGTH)
+
+
+def random_bytes(size, seed=0):
+  return np.random.default_rng(seed).bytes(size)
+
+
+def texts():
+  """Around the borders of rows and batches, where EOS moves to a new row."""
+  sizes = [1, LENGTH - 1, LENGTH, LENGTH + 1, 700]
+  return [random_bytes(size) for size in sizes] + [ALL_BYTES]
+
+
+def test_segments_join_to_the_text(level):
+  for data in texts():
+    segments = level.segment(data)
+    assert b''.join(segments) == data
+    assert all(1 <= len(segment) <= 8 for segment in segments)
+  # Else nothing was divided and the rest proves little.
+  assert len({len(segment) for segment in level.segment(ALL_BYTES)}) > 2
+
+
+def test_a_row_starts_a_segment_and_knows_nothing_of_others(level):
+  data = random_bytes(3 * LENGTH)
+  alone = [level.segment(data[i : i + LENGTH]) for i in (0, 32, 64)]
+  assert [x for row in alone for x in row] == level.segment(data)
+
+
+def test_codes_are_one_a_segment(level):
+  for data in texts():
+    codes = level.encode(data)
+    assert codes.codes_N.dtype == np.int32
+    assert len(codes.count_B) == -(-(len(data) + 1) // LENGTH)
+    assert codes.count_B.sum() == len(codes.codes_N)
+    # EOS may have a segment of its own.
+    assert len(codes.codes_N) - len(level.segment(data)) in (0, 1)
+    assert 0 <= codes.codes_N.min() <= codes.codes_N.max() < NUM_CODES
+
+
+def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
+  data = random_bytes(700)
+  whole = level.encode(data)
+  monkeypatch.setattr(api, '_BATCH_IDS', LENGTH)
+  by_row = level.encode(data)
+  np.testing.assert_array_equal(whole.codes_N, by_row.codes_N)
+  np.testing.assert_array_equal(whole.count_B, by_row.count_B)
+
+
+def test_decoding_a_text_is_decoding_its_rows(level):
+  codes = level.encode(random_bytes(700))
+  rows = np.split(codes.codes_N, np.cumsum(codes.count_B)[:-1])
+  alone = [level.decode(Codes(row, np.array([len(row)]))) for row in rows]
+  assert len(set(alone)) > 1
+  assert b''.join(alone) == level.decode(codes)
+
+
+def test_lookback_ends_at_the_row(level):
+  """A code changes what later segments decode to within `lookback` only."""
+  lookback = level.config.model.levels[0].expander.lookback
+  codes = level.encode(random_bytes(3 * LENGTH))
+  changed = codes.codes_N.copy()
+  last = codes.count_B[0] - 1
+  changed[last] = (changed[last] + 1) % NUM_CODES
+  before, length, _ = level._decode(codes)
+  after, length_after, _ = level._decode(Codes(changed, codes.count_B))
+  assert (before[0, last] != after[0, last]).any()
+  np.testing.assert_array_equal(before[1:], after[1:])
+  np.testing.assert_array_equal(length[1:], length_after[1:])
+  first = codes.codes_N.copy()
+  first[0] = (first[0] + 1) % NUM_CODES
+  after, _, _ = level._decode(Codes(first, codes.count_B))
+  is_other = (before != after).any(-1)[0]
+  assert is_other[0]
+  assert is_other[1 : 1 + lookback].any() == (lookback > 0)
+  # Empty slots hold code 0 and may see the changed one no more either.
+  assert not is_other[1 + lookback :].any()
+
+
+def test_reconstruction_is_encode_then_decode(level):
+  for data in texts():
+    result = level.reconstruct(data)
+    codes = level.encode(data)
+    assert result.text == level.decode(codes)
+    assert result.num_segments == len(codes.codes_N)
+    assert result.bytes_per_segment == len(data) / len(codes.codes_N)
+    assert 0 <= result.byte_accuracy <= 1
+    assert 0 <= result.teacher_forced_byte_accuracy <= 1
+    assert result.exact == (result.text == data)
+
+
+def test_a_perfect_expander_is_exact(level, monkeypatch):
+  """What came from the codes is compared with the text it came from."""
+  data = random_bytes(100)
+  segments = level.segment(data)
+  codes = level.encode(data)
+  ids, lengths, is_valid = level._decode(codes)
+  for (row, slot), segment in zip(
+    np.argwhere(is_valid), segments, strict=False
+  ):
+    ids[row, slot, : len(segment)] = list(segment)
+    lengths[row, slot] = len(segment)
+  if len(segments) < len(codes.codes_N):
+    lengths[tuple(np.argwhere(is_valid)[-1])] = 0
+  monkeypatch.setattr(level, '_decode', lambda _: (ids, lengths, is_valid))
+  result = level.reconstruct(data)
+  assert result.text == data
+  assert (result.exact, result.byte_accuracy) == (True, 1.0)
+  ids[0, 0, 0] ^= 1
+  result = level.reconstruct(data)
+  assert (result.exact, result.byte_accuracy) == (False, pytest.approx(0.99))
+
+
+def test_eos_ends_its_segment_and_adds_no_byte(level, monkeypatch):
+  ids = np.full((1, SLOTS, 8), 97, np.int32)
+  ids[0, 1, 1] = 257
+  lengths = np.full((1, SLOTS), 2, np.int32)
+  is_valid = np.arange(SLOTS)[None] < 3
+  monkeypatch.setattr(level, '_decode', lambda _: (ids, lengths, is_valid))
+  assert level.decode(Codes(np.zeros(3), np.array([3]))) == b'aaaaa'
+
+
+@pytest.mark.parametrize(
+  ('codes', 'counts', 'message'),
+  [
+    ([3, NUM_CODES], [2], 'codes: got 64, allowed: 0 to 63'),
+    ([-1, 3], [2], 'codes: got -1, allowed: 0 to 63'),
+    ([0] * 17, [17], 'codes of a row: got 17, allowed: 1 to 16'),
+    ([0, 0], [2, 0], 'codes of a row: got 0, allowed: 1 to 16'),
+    ([0, 0], [2, 1], 'codes: got 2 of them, allowed: 3'),
+  ],
+)
+def test_codes_that_no_text_has_raise(level, codes, counts, message):
+  with pytest.raises(ValueError, match=message):
+    level.decode(Codes(np.array(codes), np.array(counts)))
+
+
+def test_empty_texts_raise_and_no_codes_are_no_bytes(level):
+  for method in (level.segment, level.encode, level.reconstruct):
+    with pytest.raises(ValueError, match='got no bytes, allowed: at least 1'):
+      method(b'')
+  none = np.zeros(0, np.int32)
+  assert level.decode(Codes(none, none)) == b''
+
+
+def test_few_sizes_of_batches_are_compiled(level, monkeypatch):
+  monkeypatch.setattr(api, '_BATCH_IDS', 7 * LENGTH)
+  sizes = []
+
+  def record(model, variables, ids_BS):
+    sizes.append(len(ids_BS))
+    return (ids_BS,)
+
+  for num_rows in (1, 3, 4, 5, 11):
+    rows = np.arange(num_rows * LENGTH).reshape(num_rows, LENGTH)
+    (back,) = level._in_batches(record, rows)
+    np.testing.assert_array_equal(back, rows)
+  # Seven rows fit, four is the power of two below.
+  assert sizes == [1, 4, 4, 4, 1, 4, 4, 4]
+
+
+def test_step_chooses_the_checkpoint(tmp_path):
+  config = tiny_run.config()
+  tiny_run.save(tmp_path, config, steps=(3, 5))
+  latest, third, fifth = (
+    abstractinator.load(str(tmp_path), step=step) for step in (None, 3, 5)
+  )
+  data = random_bytes(200)
+  codes = [x.encode(data).codes_N.tolist() for x in (latest, third, fifth)]
+  assert codes[0] == codes[2] != codes[1]
+
+
+def test_segments_that_do_not_decode_alone_raise(tmp_path):
+  tiny_run.save(tmp_path, tiny_run.config(context='window'))
+  level = abstractinator.load(str(tmp_path))
+  codes = level.encode(b'some text')
+  with pytest.raises(ValueError, match=r'expander\.context: got .window'):
+    level.decode(codes)
+
+
+def test_compute_type_and_implementation_come_from_the_config(tmp_path):
+  config = tiny_run.config()
+  model = dataclasses.replace(
+    config.model, dtype='bfloat16', implementation='reference'
+  )
+  tiny_run.save(tmp_path, dataclasses.replace(config, model=model))
+  level = abstractinator.load(str(tmp_path))
+  assert level._model.dtype == 'bfloat16'
+  assert level._model.implementation == 'reference'
+
+
+def test_importing_the_package_is_cheap():
+  code = 'import sys, abstractinator; print("jax" in sys.modules)'
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert out.stdout == 'False\n'
+
+
+def test_the_package_has_no_other_names():
+  with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    abstractinator.lod  # noqa: B018

@@ -1,0 +1,170 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import abstractinator
+from abstractinator.cli import main
+from tests import tiny_run
+
+TEXT = 'Grüße: ein Text, geteilt.\nZweite Zeile\x00'.encode()
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  tiny_run.save(path, tiny_run.config())
+  return str(path)
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / 'text.txt'
+  path.write_bytes(TEXT)
+  return str(path)
+
+
+def show(data):
+  return data.decode('utf-8', errors='backslashreplace')
+
+
+def test_segment_prints_the_text_divided(workdir, file, capsys):
+  segments = abstractinator.load(workdir).segment(TEXT)
+  assert main(['segment', workdir, file]) == 0
+  assert capsys.readouterr() == ('|'.join(map(show, segments)) + '\n', '')
+  assert main(['segment', workdir, file, '--separator=<>']) == 0
+  assert capsys.readouterr().out == '<>'.join(map(show, segments)) + '\n'
+
+
+def test_segment_as_json(workdir, tmp_path, capsys):
+  data = bytes(range(256)) + np.random.default_rng(0).bytes(300)
+  path = tmp_path / 'any'
+  path.write_bytes(data)
+  assert main(['segment', workdir, str(path), '--json']) == 0
+  segments = abstractinator.load(workdir).segment(data)
+  assert json.loads(capsys.readouterr().out) == list(map(show, segments))
+
+
+def test_reconstruct_prints_text_and_accuracy(workdir, file, capsys):
+  result = abstractinator.load(workdir).reconstruct(TEXT)
+  assert main(['reconstruct', workdir, file]) == 0
+  out = capsys.readouterr().out
+  assert out.startswith(show(result.text) + '\n')
+  assert out.splitlines()[-1] == (
+    f'byte accuracy {result.byte_accuracy:.2%} free-running,'
+    f' {result.teacher_forced_byte_accuracy:.2%} teacher-forced; {len(TEXT)}'
+    f' bytes in {result.num_segments} segments,'
+    f' {result.bytes_per_segment:.2f} bytes/segment'
+  )
+  assert main(['reconstruct', workdir, file, '--json']) == 0
+  assert json.loads(capsys.readouterr().out) == {
+    'text': show(result.text),
+    'byte_accuracy': result.byte_accuracy,
+    'teacher_forced_byte_accuracy': result.teacher_forced_byte_accuracy,
+    'num_bytes': len(TEXT),
+    'num_segments': result.num_segments,
+    'bytes_per_segment': result.bytes_per_segment,
+    'exact': result.exact,
+  }
+
+
+def run(*args, stdin=TEXT, **env):
+  return subprocess.run(
+    [sys.executable, '-m', 'abstractinator', *args],
+    input=stdin,
+    capture_output=True,
+    env={**os.environ, **env},
+  )
+
+
+def test_process_reads_stdin_and_is_quiet(workdir, file, capsys):
+  assert main(['segment', workdir, file]) == 0
+  expected = capsys.readouterr().out.encode()
+  for args in (['segment', workdir], ['segment', workdir, '-']):
+    process = run(*args)
+    assert process.stdout == expected
+    assert (process.returncode, process.stderr) == (0, b'')
+
+
+def test_a_terminal_without_the_characters(workdir):
+  process = run('segment', workdir, PYTHONIOENCODING='ascii')
+  assert (process.returncode, process.stderr) == (0, b'')
+  assert b'Gr' in process.stdout
+  assert process.stdout.isascii()
+
+
+def test_a_reader_that_leaves_is_no_error(workdir):
+  command = f'"{sys.executable}" -m abstractinator segment "{workdir}" | true'
+  process = subprocess.run(
+    ['bash', '-o', 'pipefail', '-c', command], input=TEXT, capture_output=True
+  )
+  assert (process.returncode, process.stderr) == (0, b'')
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['segment', 'nowhere', 'FILE'], "got 'nowhere', allowed: the directory"),
+    (['segment', 'EMPTY', 'FILE'], 'no checkpoint there'),
+    (['segment', 'RUN', 'absent'], "No such file or directory: 'absent'"),
+    (['segment', 'RUN', 'EMPTY'], 'Is a directory'),
+    (['segment', 'RUN', os.devnull], f'{os.devnull}: is empty'),
+    (['reconstruct', 'RUN', 'FILE', '--step=4'], 'got step 4, allowed: 3'),
+    (['reconstruct', 'RUN', 'FILE', '--step=x'], "invalid int value: 'x'"),
+    (['reconstruct', 'RUN', 'FILE', '--jsn'], 'unrecognized arguments: --jsn'),
+    (['reconstruct', 'WINDOW', 'FILE'], "expander.context: got 'window'"),
+    (['reconstruct', 'DAMAGED', 'FILE'], 'this checkpoint is damaged'),
+    (['split', 'RUN', 'FILE'], "invalid choice: 'split'"),
+    ([], 'required: COMMAND'),
+  ],
+)
+def test_bad_input_is_answered_in_one_line(
+  args, message, workdir, file, tmp_path, capsys
+):
+  paths = {'RUN': workdir, 'FILE': file, 'EMPTY': str(tmp_path / 'empty')}
+  os.mkdir(paths['EMPTY'])
+  if 'WINDOW' in args:
+    paths['WINDOW'] = str(tmp_path / 'window')
+    tiny_run.save(paths['WINDOW'], tiny_run.config(context='window'))
+  if 'DAMAGED' in args:
+    paths['DAMAGED'] = str(tmp_path / 'damaged')
+    tiny_run.save(paths['DAMAGED'], tiny_run.config())
+    damage(os.path.join(paths['DAMAGED'], 'checkpoints', '3', 'state'))
+  capsys.readouterr()
+  try:
+    status = main([paths.get(arg, arg) for arg in args])
+  except SystemExit as stop:  # argparse's way
+    status = stop.code
+  out, err = capsys.readouterr()
+  assert (status, out) == (2, '')
+  (line,) = err.splitlines()
+  assert line.startswith('abstractinator: error: ')
+  assert message in line
+
+
+def damage(directory):
+  """Empties every file of a checkpoint's state."""
+  for folder, _, names in os.walk(directory):
+    for name in names:
+      open(os.path.join(folder, name), 'w').close()
+
+
+def test_bad_input_of_a_process(tmp_path):
+  """Nothing of jax and orbax comes before or after the line."""
+  process = run('segment', str(tmp_path))
+  (line,) = process.stderr.decode().splitlines()
+  assert line.startswith('abstractinator: error: ')
+  assert 'no checkpoint there' in line
+  assert (process.returncode, process.stdout) == (2, b'')
+
+
+def test_nothing_on_stdin(workdir):
+  process = run('segment', workdir, stdin=b'')
+  assert process.returncode == 2
+  assert process.stderr == (
+    b'abstractinator: error: standard input: is empty, allowed: at least 1'
+    b' byte\n'
+  )
