@@ -25,7 +25,8 @@ def pytest_generate_tests(metafunc):
   mark = metafunc.definition.get_closest_marker('golden')
   if mark is not None:
     folder = metafunc.config.getoption('--golden-dir')
-    found = golden_files.paths(folder, mark.args[0])
-    metafunc.parametrize(
-      'golden', map(golden_files.load, found), ids=[p.stem for p in found]
-    )
+    cases = [
+      golden_files.load(path)
+      for path in golden_files.paths(folder, mark.args[0])
+    ]
+    metafunc.parametrize('golden', cases, ids=[case.name for case in cases])
