@@ -137,6 +137,19 @@ def test_a_perfect_expander_is_exact(level, monkeypatch):
   assert (result.exact, result.byte_accuracy) == (False, pytest.approx(0.99))
 
 
+def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
+  """Each second id is predicted right; EOS, the last, is no byte."""
+  predict = api._predict
+
+  def half_right(model, variables, ids_BS, document_BS):
+    segments, codes_BP, _ = predict(model, variables, ids_BS, document_BS)
+    return segments, codes_BP, ids_BS + np.arange(LENGTH) % 2
+
+  monkeypatch.setattr(api, '_predict', half_right)
+  result = level.reconstruct(random_bytes(2 * LENGTH + 4))
+  assert result.teacher_forced_byte_accuracy == 0.5
+
+
 def test_eos_ends_its_segment_and_adds_no_byte(level, monkeypatch):
   ids = np.full((1, SLOTS, 8), 97, np.int32)
   ids[0, 1, 1] = 257

@@ -249,3 +249,12 @@ def test_other_data_is_refused_on_resume(settings, finished, corpus, tmp_path):
     extra.write_text(text)
   assert code == 2
   assert 'allowed: the data of the checkpoint' in err
+
+
+def test_broken_loss_stops_the_run_and_says_which_term(settings, tmp_path):
+  workdir = tmp_path / 'run'
+  rate = '--config.optimizer.learning_rate=1e30'
+  code, _, err = _run(*settings, rate, f'--workdir={workdir}')
+  assert code == 1
+  assert re.search(r'step \d+: loss_\w+ is (nan|inf)', err.splitlines()[-1])
+  assert not (workdir / 'checkpoints' / str(_STEPS)).exists()

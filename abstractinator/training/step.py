@@ -56,7 +56,7 @@ def train_step(
   metrics['loss_total'] = Mean(loss * num_ids, num_ids)
   for name, total in terms.items():
     metrics[f'loss_{name}'] = Mean(total, num_ids)
-  metrics['gradient_norm'] = Mean(optax.global_norm(grads), jnp.ones(()))
+  metrics['gradient_norm'] = Mean(optax.tree.norm(grads), jnp.ones(()))
   return (
     TrainState(
       step=state.step + 1,

@@ -195,6 +195,50 @@ def test_certain_ends_are_eos_and_the_longest_segments(level):
   )
 
 
+def test_a_document_is_predicted_alike_wherever_it_lies(level):
+  """The third document alone in a row, its segments in the first slots."""
+  ids, document, segments = make_row()
+  memory = make_memory(level)
+  first = int(segments.index_BS[document == 2].min())
+  here = np.nonzero(document == 2)[0]
+  shift = int(here[0])
+
+  def moved(x, fill):
+    return np.concatenate([x[here], np.full(SIZE - len(here), fill, x.dtype)])
+
+  alone = Segments(
+    index_BS=np.maximum(moved(segments.index_BS, -1) - first, -1),
+    is_start_BS=moved(segments.is_start_BS, False),
+    is_end_BS=moved(segments.is_end_BS, False),
+    offset_BS=moved(segments.offset_BS, 0),
+    count_B=segments.count_B - first,
+    is_capacity_bound_BS=segments.is_capacity_bound_BS,
+  )
+  outputs = [
+    level.expand(
+      level.variables,
+      rows(i, SIZE),
+      rows(d, SIZE),
+      Segments(**{k: rows(v, SIZE) for k, v in vars(s).items()}),
+      rows(m, SIZE),
+    )
+    for i, d, s, m in (
+      (ids, document, segments, memory),
+      (
+        moved(ids, PAD_ID),
+        np.minimum(moved(document, -1), 0),
+        alone,
+        np.roll(memory, -first, axis=0),
+      ),
+    )
+  ]
+  for name in ('logits_BSV', 'end_logits_BS'):
+    together, apart = (getattr(output, name)[0] for output in outputs)
+    np.testing.assert_allclose(
+      apart[: len(here)], together[shift : shift + len(here)], atol=2e-5
+    )
+
+
 def loop_decode(level, memory_BPD, document_BP):
   """Greedy decoding by teacher-forced calls over the ids decoded so far."""
   batch, slots, _ = memory_BPD.shape
