@@ -79,12 +79,12 @@ def get_config() -> ml_collections.ConfigDict:
   # How long: passes over the data, but no more optimizer steps than this.
   config.num_epochs = 1.0
   config.max_steps = ml_collections.config_dict.placeholder(int)
-  config.max_steps = 550
+  config.max_steps = 700
   config.log_interval = 20
-  config.eval_interval = 200
+  config.eval_interval = 250
   # Held-out batches of an evaluation during training; the last one reads all.
   config.eval_batches = 16
-  config.checkpoint_interval = 200
+  config.checkpoint_interval = 100
   config.max_to_keep = 2
 
   config.data = ml_collections.ConfigDict(
