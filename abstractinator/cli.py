@@ -8,6 +8,7 @@ are shown as `\xNN`, in plain output and in JSON alike.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -40,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   # A terminal that lacks a character must not end in an exception.
   sys.stdout.reconfigure(errors='backslashreplace')
-  try:
+  # Whoever reads it may have seen enough.
+  with contextlib.suppress(BrokenPipeError):
     print(output, flush=True)
-  except BrokenPipeError:
-    # Whoever read it has seen enough; Python would complain on exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   return 0
 
 

@@ -4,9 +4,11 @@ Orbax answers a broken file with one of many exceptions; here each becomes one
 ValueError that names the checkpoint.
 """
 
+import functools
 import json
 import logging
 import os
+import sys
 from typing import Any
 
 import jax
@@ -94,6 +96,7 @@ def _damaged(
 
 def _read(manager: ocp.CheckpointManager, step: int, **items) -> Any:
   """Restores items, with one error for the many ways a file can be broken."""
+  _hush_leftovers()
   try:
     return manager.restore(step, args=ocp.args.Composite(**items))
   except jax.errors.JaxRuntimeError:
@@ -101,6 +104,23 @@ def _read(manager: ocp.CheckpointManager, step: int, **items) -> Any:
     raise
   except Exception as error:
     raise _damaged(manager, step, _first_line(error)) from error
+
+
+@functools.cache
+def _hush_leftovers() -> None:
+  """Keeps reads that orbax gave up from telling of the same failure again.
+
+  Each is a coroutine that nobody waits for, and would print a traceback when it
+  is collected: before the error arrives here, or at the end of the process.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable):
+    code = getattr(unraisable.object, 'cr_code', None)
+    if code is None or '/orbax/' not in code.co_filename:
+      previous(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ import pytest
 
 from abstractinator.benchmarks import profile, timing, train_step
 from abstractinator.benchmarks.baseline import LEVEL
+from abstractinator.benchmarks.train_step import Measurement
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +49,17 @@ def test_measures_prints_and_writes(tmp_path, capsys):
     assert m['matmul_share'] == pytest.approx(share)
     assert 0 < m['memory_bytes'] < m['peak_rss_bytes']
   out = capsys.readouterr().out
-  ratio = lines[1]['bytes_per_second'] / lines[0]['bytes_per_second']
-  assert f' {ratio:.2f} ' in out.splitlines()[2]
+  assert train_step.table([Measurement(**m) for m in lines]) in out
   assert '<- expander/block/ffn' in out
+  faster = lines[0] | {
+    'bytes_per_second': 2.5 * lines[0]['bytes_per_second'],
+    'memory_bytes': 3 * lines[0]['memory_bytes'],
+  }
+  table = train_step.table([Measurement(**m) for m in (lines[0], faster)])
+  _, first, second, _ = table.splitlines()
+  assert first.split()[-1] == '1.00'
+  assert '    2.50 ' in second
+  assert second.split()[-1] == '3.00'
 
 
 @pytest.mark.parametrize('lengths', ['48', '0', '64,128', 'long'])

@@ -15,3 +15,11 @@ def test_nothing_falls_back_silently():
     resolve_implementation('pallas', 'cpu')
   with pytest.raises(ValueError, match=r"'abacus'.*cpu, gpu, tpu"):
     resolve_implementation('auto', 'abacus')
+
+
+def test_choice_is_logged_once(caplog):
+  resolve_implementation.cache_clear()
+  with caplog.at_level('INFO'):
+    for _ in range(2):
+      resolve_implementation('auto', 'cpu')
+  assert caplog.messages == ['implementation of the ops on cpu: xla']
