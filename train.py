@@ -18,6 +18,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from abstractinator import huge_pages
+
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -131,6 +133,7 @@ def _run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.ensure()
   try:
     app.run(_run, flags_parser=parse_flags)
   except UserError as error:

@@ -22,6 +22,7 @@ STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
 # and the libraries that it may not.
 RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
+  ('huge_pages', (), ('jax', 'flax', 'numpy')),
   ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
   ('config', ('config_section',), ('jax', 'flax', 'numpy', 'ml_collections')),
   ('byte_vocab', ('types',), ('flax', 'optax')),

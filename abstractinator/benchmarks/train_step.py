@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from abstractinator import huge_pages
 from abstractinator.benchmarks import profile, timing
 from abstractinator.benchmarks.baseline import LEVEL, Step
 
@@ -209,4 +210,5 @@ def _lengths(
 
 
 if __name__ == '__main__':
+  huge_pages.ensure()
   main()
