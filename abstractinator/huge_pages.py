@@ -15,7 +15,7 @@ def ensure() -> None:
   the same process id. An environment that has tunables of its own is left as
   it is.
 
-  Source: GNU C Library manual, section 38.2, glibc.malloc.hugetlb.
+  Source: GNU C Library manual, Memory Allocation Tunables.
   """
   if sys.platform == 'linux' and _VARIABLE not in os.environ:
     os.environ[_VARIABLE] = 'glibc.malloc.hugetlb=1'
