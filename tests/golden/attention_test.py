@@ -101,7 +101,7 @@ def swiglu(params, prefix, x):
 
 
 def dense_attention(sees):
-  """The op with any mask, [B or 1, T, S] bool, for masks that we do not have."""
+  """The op with any mask, [B or 1, T, S] bool, for masks we do not have."""
 
   def run(q, k, v, *, scale, **_):
     heads = q.shape[2]
