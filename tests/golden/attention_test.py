@@ -100,10 +100,17 @@ def swiglu(params, prefix, x):
   return out[..., :-1] + params[f'{prefix}w2.bias']
 
 
-def dense_attention(sees):
-  """The op with any mask, [B or 1, T, S] bool, for masks we do not have."""
+def dense_attention(sees, is_real=None):
+  """The op with any mask, [B or 1, T, S] bool, for masks we do not have.
+
+  Keys and values of what is not real, [B, S], are zero, seen or not.
+  """
 
   def run(q, k, v, *, scale, **_):
+    if q is None:
+      return jnp.einsum('bts,bshe->bthe', sees.astype(v.dtype), v)
+    if is_real is not None:
+      k, v = (x * is_real[..., None, None] for x in (k, v))
     heads = q.shape[2]
     k, v = (
       jnp.broadcast_to(x, (*x.shape[:2], heads, x.shape[3])) for x in (k, v)
@@ -168,7 +175,9 @@ def stored_tables(monkeypatch, golden, token_positions=False):
 def use_op(monkeypatch, implementation, golden):
   """Our op, or one with the original's mask in its place."""
   if implementation == 'dense':
-    op = dense_attention(jnp.asarray(visible(golden)))
+    op = dense_attention(
+      jnp.asarray(visible(golden)), jnp.asarray(~padding(golden))
+    )
     monkeypatch.setattr(attention_lib, 'attention', op)
 
 

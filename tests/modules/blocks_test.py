@@ -1,5 +1,7 @@
 """Stacks of both forms: what sees what, and streaming against the whole row."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +38,36 @@ def make_rows(seed=0):
   return jnp.asarray(x, jnp.float32), jnp.asarray(document)
 
 
-def make_variables(stack):
-  x, document = make_rows()
-  return jax.jit(stack.init)(jax.random.key(1), x, document)
+class Compiled:
+  """A stack, its variables, and its methods, each compiled once a shape."""
+
+  def __init__(self, *args, **kwargs):
+    self.stack = make_stack(*args, **kwargs)
+    self.variables = quick_jit(self.stack.init)(jax.random.key(1), *make_rows())
+    self.apply = quick_jit(self.stack.apply)
+    self.prefill = quick_jit(self.stack.apply, method='prefill')
+    self.step = quick_jit(self.stack.apply, method='step')
+    self.both = quick_jit(self._both)
+
+  def _both(self, variables, x, document, direction):
+    """What comes out, and gradients of its product with a direction."""
+    out, pullback = jax.vjp(
+      lambda v, x: self.stack.apply(v, x, document), variables, x
+    )
+    return out, pullback(direction)
+
+
+def quick_jit(function, **kwargs):
+  return jax.jit(
+    functools.partial(function, **kwargs),
+    compiler_options={
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    },
+  )
+
+
+compiled = functools.cache(Compiled)
 
 
 @forms
@@ -49,15 +78,13 @@ def test_implementations_give_the_same(form, window, is_padded):
   if not is_padded:
     document = jnp.zeros_like(document)
   is_real = np.asarray(document) >= 0
-  variables = make_variables(make_stack(form, window))
   direction = jnp.where(is_real[..., None], x[::-1], 0)
+  variables = compiled(form, window).variables
   results = []
   for implementation in ('reference', 'xla'):
-    stack = make_stack(form, window, implementation)
-    out, pullback = jax.vjp(
-      jax.jit(lambda v, x, s=stack: s.apply(v, x, document)), variables, x
-    )
-    results.append((np.asarray(out)[is_real], *pullback(direction)))
+    stack = compiled(form, window, implementation)
+    out, grads = stack.both(variables, x, document, direction)
+    results.append((np.asarray(out)[is_real], *grads))
   (want, *want_grads), (got, *got_grads) = results
   np.testing.assert_allclose(got, want, atol=1e-5)
   for a, b in zip(
@@ -71,9 +98,11 @@ def test_implementations_give_the_same(form, window, is_padded):
 @windows
 def test_an_id_reads_no_later_id_nor_another_document(form, window):
   x, document = make_rows()
-  stack = make_stack(form, window)
-  variables = make_variables(stack)
-  run = jax.jit(lambda x: stack.apply(variables, x, document))
+  stack = compiled(form, window)
+
+  def run(x):
+    return stack.apply(stack.variables, x, document)
+
   out = run(x)
   reach = SIZE if window is None else 2 * window
   for row, position in ((0, 5), (0, 11), (1, 3), (1, 14)):
@@ -89,12 +118,13 @@ def test_an_id_reads_no_later_id_nor_another_document(form, window):
 @windows
 def test_gradients_hold_numerically(form, window):
   x, document = make_rows()
-  stack = make_stack(form, window)
-  variables = make_variables(stack)
+  stack = compiled(form, window)
   is_real = (document >= 0)[..., None]
   check_grads(
-    jax.jit(lambda v, x: jnp.where(is_real, stack.apply(v, x, document), 0)),
-    (variables, x),
+    quick_jit(
+      lambda v, x: jnp.where(is_real, stack.stack.apply(v, x, document), 0)
+    ),
+    (stack.variables, x),
     order=1,
     modes=['rev'],
     atol=2e-2,
@@ -102,28 +132,23 @@ def test_gradients_hold_numerically(form, window):
   )
 
 
-def stream(stack, variables, x, document, first, capacity=SIZE):
+def stream(stack, x, document, first):
   """Prefills `first` ids of each row and steps through the others."""
-  first = np.asarray(first)
+  position = np.asarray(first)
   length = np.asarray((document >= 0).sum(1))
-  begin = np.arange(SIZE) < first[:, None]
-  cache = stack.init_cache(len(x), capacity, jnp.float32)
-  prefill = jax.jit(
-    lambda *args: stack.apply(variables, *args, method='prefill')
+  begin = np.arange(SIZE) < position[:, None]
+  cache = stack.stack.init_cache(len(x), SIZE, jnp.float32)
+  out, cache = stack.prefill(
+    stack.variables, x, jnp.where(begin, document, -1), cache
   )
-  step = jax.jit(lambda *args: stack.apply(variables, *args, method='step'))
-  size = max(first.max(), 1)
-  out, cache = prefill(
-    x[:, :size], jnp.where(begin, document, -1)[:, :size], cache
-  )
-  outs = np.array(jnp.pad(out, ((0, 0), (0, SIZE - size), (0, 0))))
-  position = first.copy()
+  outs, rows = np.array(out), np.arange(len(x))
   while (position < length).any():
     active = position < length
     # What rows that are through are given must not matter.
     at = np.minimum(position, SIZE - 1)
-    rows = np.arange(len(x))
-    out, cache = step(x[rows, at], document[rows, at], cache, active)
+    out, cache = stack.step(
+      stack.variables, x[rows, at], document[rows, at], cache, active
+    )
     outs[rows[active], at[active]] = out[active]
     position = position + active
   return outs, cache
@@ -135,10 +160,9 @@ def stream(stack, variables, x, document, first, capacity=SIZE):
 def test_streaming_gives_what_the_whole_row_gives(form, window, first):
   """Rows of unequal lengths, several documents, far past the window."""
   x, document = make_rows()
-  stack = make_stack(form, window)
-  variables = make_variables(stack)
-  want = jax.jit(stack.apply)(variables, x, document)
-  got, cache = stream(stack, variables, x, document, first)
+  stack = compiled(form, window)
+  want = stack.apply(stack.variables, x, document)
+  got, cache = stream(stack, x, document, first)
   is_real = np.asarray(document) >= 0
   np.testing.assert_allclose(got[is_real], want[is_real], atol=1e-5)
   np.testing.assert_array_equal(cache.length_B, is_real.sum(1))
@@ -150,17 +174,10 @@ def test_streaming_gives_what_the_whole_row_gives(form, window, first):
 @windows
 def test_rows_that_are_not_active_stay_as_they_are(form, window):
   x, document = make_rows()
-  stack = make_stack(form, window)
-  variables = make_variables(stack)
-  _, cache = stream(stack, variables, x, document, (19, 15, 2))
-  _, after = stack.apply(
-    variables,
-    x[:, 0],
-    document[:, 0],
-    cache,
-    jnp.array([False, True, False]),
-    method='step',
-  )
+  stack = compiled(form, window)
+  _, cache = stream(stack, x, document, (19, 15, 2))
+  active = np.array([False, True, False])
+  _, after = stack.step(stack.variables, x[:, 0], document[:, 0], cache, active)
   for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(cache), strict=True):
     np.testing.assert_array_equal(a[::2], b[::2])
     assert (np.asarray(a[1]) != np.asarray(b[1])).any()
@@ -169,17 +186,14 @@ def test_rows_that_are_not_active_stay_as_they_are(form, window):
 @forms
 def test_a_prefill_forgets_what_the_cache_held(form):
   x, document = make_rows()
-  stack = make_stack(form, WINDOW)
-  variables = make_variables(stack)
-  cache = stack.init_cache(len(x), SIZE, jnp.float32)
+  stack = compiled(form, WINDOW)
+  cache = stack.stack.init_cache(len(x), SIZE, jnp.float32)
   used = jax.tree.map(jnp.ones_like, cache)
-  for a, b in zip(
-    *(
-      jax.tree.leaves(stack.apply(variables, x, document, c, method='prefill'))
-      for c in (cache, used)
-    ),
-    strict=True,
-  ):
+  fresh, again = (
+    jax.tree.leaves(stack.prefill(stack.variables, x, document, c))
+    for c in (cache, used)
+  )
+  for a, b in zip(fresh, again, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -187,47 +201,33 @@ def test_a_prefill_forgets_what_the_cache_held(form):
 def test_an_id_beyond_the_capacity_is_no_number(form):
   """Without window; the other rows go on."""
   x, document = make_rows()
-  stack = make_stack(form, None)
-  variables = make_variables(stack)
-  cache = stack.init_cache(len(x), 15, jnp.float32)
-  _, cache = stack.apply(
-    variables, x[:, :15], document[:, :15], cache, method='prefill'
-  )
-  out, _ = stack.apply(
-    variables,
-    x[:, 0],
-    jnp.zeros(3, jnp.int32),
-    cache,
-    jnp.array([False, True, True]),
-    method='step',
-  )
+  stack = compiled(form, None)
+  # Rows of 19, 15 and 2 ids; one more fits into the first.
+  cache = stack.stack.init_cache(len(x), SIZE, jnp.float32)
+  _, cache = stack.prefill(stack.variables, x, document, cache)
+  cache = cache.replace(length_B=jnp.array([SIZE - 1, SIZE, SIZE]))
+  active = np.array([True, True, False])
+  out, _ = stack.step(stack.variables, x[:, 0], document[:, 0], cache, active)
   np.testing.assert_array_equal(np.isnan(out).all(1), [False, True, False])
+  small = stack.stack.init_cache(len(x), 15, jnp.float32)
   with pytest.raises(ValueError, match=r'24 ids, allowed: .* \(15\)'):
-    stack.apply(variables, x, document, cache, method='prefill')
+    stack.prefill(stack.variables, x, document, small)
 
 
 @forms
 def test_a_cache_holds_bfloat16(form):
   x, document = make_rows()
-  stack = make_stack(form, WINDOW, dtype='bfloat16')
-  variables = make_variables(stack)
-  cache = stack.init_cache(len(x), SIZE, jnp.bfloat16)
-  out, cache = stack.apply(
-    variables,
-    x[:, 0].astype(jnp.bfloat16),
-    document[:, 0],
-    cache,
-    jnp.ones(3, bool),
-    method='step',
-  )
-  assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {
-    jnp.dtype('bfloat16')
-  }
-  want = stack.apply(variables, x[:, :1], document[:, :1])[:, 0]
+  stack = compiled(form, WINDOW, dtype='bfloat16')
+  cache = stack.stack.init_cache(len(x), SIZE, jnp.bfloat16)
+  args = (x[:, 0].astype(jnp.bfloat16), document[:, 0], cache)
+  out, cache = stack.step(stack.variables, *args, np.ones(3, bool))
+  types = {leaf.dtype for leaf in jax.tree.leaves(cache.layers)}
+  assert types == {jnp.dtype('bfloat16')}
+  want = stack.apply(stack.variables, x, document)[:, 0]
   np.testing.assert_allclose(*map(np.float32, (out, want)), atol=0.05)
 
 
-def make_cross(form, lookback, implementation):
+def make_cross(form, implementation):
   return FORMS[form](
     WIDTH, HEADS, 6, 2, ATTENTION[form], implementation, jnp.float32
   )
@@ -244,32 +244,30 @@ def test_cross_attention_in_both_implementations(form, lookback, is_padded):
   lowest = np.array([[0, 0, 0, 0, 2, 2, 2, 2, 2], [0] * 9])
   if is_padded:
     index = np.where(np.arange(9) < 6, index, -1)
+  index, lowest = jnp.asarray(index), jnp.asarray(lowest)
   results = []
   for implementation in ('reference', 'xla'):
-    module = make_cross(form, lookback, implementation)
-    args = (jnp.asarray(index), jnp.asarray(lowest))
-
-    def run(v, x, memory, module=module, args=args):
-      return module.apply(
-        v, x, memory, *args, lookback=lookback, method='cross'
-      )
-
-    variables = module.init(
-      jax.random.key(0), x, memory, *args, lookback=lookback, method='cross'
+    module = make_cross(form, implementation)
+    at = dict(lookback=lookback, method='cross')
+    variables = quick_jit(module.init, **at)(
+      jax.random.key(0), x, memory, index, lowest
     )
-    # Deterministic: parameters do not depend on the implementation.
-    out, pullback = jax.vjp(jax.jit(run), variables, x, memory)
-    results.append((out, pullback(jnp.cos(out + 1))))
+    run = quick_jit(
+      lambda v, x, m, f=functools.partial(module.apply, **at): f(
+        v, x, m, index, lowest
+      )
+    )
+    out, pullback = jax.vjp(run, variables, x, memory)
+    grads = pullback(jnp.cos(out + 1))
+    results.append((out, grads))
     np.testing.assert_array_equal(out[index < 0], 0)
-    np.testing.assert_array_equal(pullback(out)[1][index < 0], 0)
+    np.testing.assert_array_equal(grads[1][index < 0], 0)
     # What is not visible is not read.
-    moved = run(variables, x, memory.at[0, 1].add(1.0)) - out
+    moved = np.abs(run(variables, x, memory.at[0, 1].add(1.0)) - out).max(-1)
     reads = (index[0] >= 1) & (index[0] - lookback <= 1) & (lowest[0] <= 1)
-    np.testing.assert_array_equal(np.abs(moved[0]).max(-1) > 0, reads)
+    np.testing.assert_array_equal(moved[0] > 0, reads)
     assert not np.any(moved[1])
-  check_grads(
-    jax.jit(run), (variables, x, memory), 1, ['rev'], atol=2e-2, rtol=2e-2
-  )
+  check_grads(run, (variables, x, memory), 1, ['rev'], atol=2e-2, rtol=2e-2)
   for a, b in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -281,14 +279,15 @@ def test_scores_of_segments_depend_on_their_distance_alone(form):
   x = jnp.float32(rng.normal(size=(1, 4, WIDTH)))
   memory = jnp.float32(rng.normal(size=(1, 4, 7)))
   index = jnp.array([[0, 1, 2, 3]])
-  module = make_cross(form, 3, 'xla')
+  module = make_cross(form, 'xla')
   args = dict(lookback=3, method='cross')
-  variables = module.init(
-    jax.random.key(0), x, memory, index, index * 0, **args
+  variables = quick_jit(module.init, **args)(
+    jax.random.key(0), x, memory, index, index * 0
   )
-  out = module.apply(variables, x, memory, index, index * 0, **args)
+  run = quick_jit(module.apply, **args)
+  out = run(variables, x, memory, index, index * 0)
   later = jnp.pad(memory, ((0, 0), (9, 0), (0, 0)))
-  shifted = module.apply(variables, x, later, index + 9, index * 0 + 9, **args)
+  shifted = run(variables, x, later, index + 9, index * 0 + 9)
   np.testing.assert_allclose(shifted, out, atol=1e-5)
 
 
@@ -340,10 +339,10 @@ def test_latent_scores_start_at_unit_scale():
   module = FORMS['mla'](128, 2, 64, 1, config, 'xla', jnp.float32)
   x = jax.random.normal(jax.random.key(0), (4, 64, 128))
   position = jnp.arange(64)
-  variables = module.init(
-    jax.random.key(1), x, jnp.zeros((4, 64), jnp.int32), window=8
+  variables = quick_jit(module.init, method='project')(
+    jax.random.key(1), x, position
   )
-  q, k, v = module.apply(variables, x, position, method='project')
+  q, k, v = quick_jit(module.apply, method='project')(variables, x, position)
   assert module.scale == 0.25
   for part in (q, k, v):
     assert 0.7 < float(jnp.std(part)) < 1.3
