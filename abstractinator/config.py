@@ -8,6 +8,11 @@ import dataclasses
 import math
 from typing import Literal
 
+from abstractinator.config_attention import (
+  AttentionConfig,
+  StackConfig,
+  require_heads,
+)
 from abstractinator.config_section import (
   Section,
   require,
@@ -43,19 +48,6 @@ class DataConfig(Section):
       self.validation_fraction,
       'above 0 when data.validation is empty',
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class StackConfig(Section):
-  """A causal transformer stack with a sliding window."""
-
-  num_layers: int
-  num_heads: int
-  window: int
-  ffn_dim: int
-
-  def __post_init__(self):
-    require_positive(self, 'num_layers', 'num_heads', 'window', 'ffn_dim')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +131,7 @@ class ExpanderConfig(Section):
   context: Context
   window: int
   lookback: int
+  attention: AttentionConfig
 
   def __post_init__(self):
     require_positive(self, 'num_layers', 'num_heads', 'ffn_dim', 'window')
@@ -160,20 +153,9 @@ class LevelConfig(Section):
   def __post_init__(self):
     require_positive(self, 'd_model')
     for name in ('entropy_model', 'encoder', 'pooling', 'expander'):
-      heads = getattr(self, name).num_heads
-      require(
-        self.d_model % heads == 0,
-        f'{name}.num_heads',
-        heads,
-        f'a divisor of d_model ({self.d_model})',
-      )
-      require(
-        name == 'pooling' or self.d_model // heads % 2 == 0,
-        f'{name}.num_heads',
-        heads,
-        f'd_model / num_heads even, for rotary positions (d_model is'
-        f' {self.d_model})',
-      )
+      section = getattr(self, name)
+      attention = getattr(section, 'attention', None)
+      require_heads(name, section.num_heads, self.d_model, attention)
 
   def max_documents(self, sequence_length: int) -> int:
     """Documents a row may touch so that its segments find slots.

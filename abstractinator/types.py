@@ -7,6 +7,8 @@ every file of the package.
   P  segment slots of a row         T  queries of a generic attention op
   D  model width                    H  attention heads
   A  query/key width per head       E  value width per head
+  G  heads of keys or of values: H, or 1 that all heads share
+  W  slots of a cache of keys       (a ring, or as many as ids can come)
   F  feed-forward hidden width      V  ids a level can predict
   K  codebook entries               C  width of the code space
   N  flattened rows (any product)   R  vectors in the reset reservoir

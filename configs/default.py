@@ -10,6 +10,22 @@ entropies and thresholds in bits, intervals in optimizer steps.
 import ml_collections
 
 
+def get_attention() -> ml_collections.ConfigDict:
+  """How a stack makes its queries, keys and values."""
+  return ml_collections.ConfigDict(
+    dict(
+      # 'regular', or 'mla': keys and values out of one narrow latent vector an
+      # id, which a cache then holds in their place.
+      form='regular',
+      # Of 'mla' only: width of that latent, of the compressed query of a head,
+      # and of the space scores are taken in, which is even.
+      kv_dim=ml_collections.config_dict.placeholder(int),
+      query_dim=ml_collections.config_dict.placeholder(int),
+      retrieval_dim=ml_collections.config_dict.placeholder(int),
+    )
+  )
+
+
 def get_level() -> ml_collections.ConfigDict:
   """One level over bytes."""
   level = ml_collections.ConfigDict()
@@ -17,9 +33,10 @@ def get_level() -> ml_collections.ConfigDict:
 
   # Causal transformer over ids; its entropy says where segments begin.
   level.entropy_model = ml_collections.ConfigDict(
-    # A window of w sees w previous ids and the id itself.
+    # A window of w sees w previous ids and the id itself; None sees all.
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
+  level.entropy_model.attention = get_attention()
   level.segmentation = ml_collections.ConfigDict(
     dict(
       rule='entropy_delta',
@@ -41,6 +58,7 @@ def get_level() -> ml_collections.ConfigDict:
   level.encoder = ml_collections.ConfigDict(
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
+  level.encoder.attention = get_attention()
   level.pooling = ml_collections.ConfigDict(dict(num_heads=3))
   level.quantizer = ml_collections.ConfigDict(
     dict(
@@ -66,6 +84,8 @@ def get_level() -> ml_collections.ConfigDict:
       window=32,
       # How many codes before its own an id attends to.
       lookback=0,
+      # Of ids to ids and of ids to codes.
+      attention=get_attention(),
     )
   )
   return level

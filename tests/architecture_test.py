@@ -24,7 +24,16 @@ RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
   ('huge_pages', (), ('jax', 'flax', 'numpy')),
   ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
-  ('config', ('config_section',), ('jax', 'flax', 'numpy', 'ml_collections')),
+  (
+    'config_attention',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
+    'config',
+    ('config_section', 'config_attention'),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
   ('byte_vocab', ('types',), ('flax', 'optax')),
   (
     'ops',

@@ -17,7 +17,12 @@ from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Batch
 
-_STACK = dict(num_layers=2, num_heads=4, window=64, ffn_dim=512)
+_ATTENTION = dict(
+  form='regular', kv_dim=None, query_dim=None, retrieval_dim=None
+)
+_STACK = dict(
+  num_layers=2, num_heads=4, window=64, ffn_dim=512, attention=_ATTENTION
+)
 
 # The size at which the PyTorch original was timed: 128 wide, 4 heads, window
 # 64, layers 2 + 2 + 4, 512 codes as wide as the model, one slot for two bytes,
@@ -51,6 +56,7 @@ LEVEL = LevelConfig.from_dict(
       context='segment',
       window=64,
       lookback=1,
+      attention=_ATTENTION,
     ),
   )
 )

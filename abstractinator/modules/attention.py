@@ -1,194 +1,245 @@
 """Attention layers: projections around the ops."""
 
-import functools
-
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
-from jax import lax
 
-from abstractinator.ops.attention import attention
+from abstractinator.config import AttentionConfig
+from abstractinator.ops import cache as cache_lib
+from abstractinator.ops.attention import attention, cached_attention
+from abstractinator.ops.cache import KeyValues, Step
 from abstractinator.ops.rope import rope_table, rotate
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.types import Array
 
 
-@flax.struct.dataclass
-class LaneCache:
-  """Keys and values of sequences that advance together, one id a step.
+class Attention(nn.Module):
+  """What all forms of attention share: the ops, and how to reach them.
+
+  A form says how queries, keys and values are made (`project` and
+  `project_memory`), how scores are scaled, and what becomes of the result
+  (`merge`). One instance serves either as self-attention or as
+  cross-attention: parameters exist for what is called.
 
   Attributes:
-    key_NLHA: [N, L, H, A] rotated keys of the steps so far.
-    value_NLHA: [N, L, H, A] values.
-  """
-
-  key_NLHA: Array
-  value_NLHA: Array
-
-
-class SelfAttention(nn.Module):
-  """Multi-head causal self-attention over a sliding window.
-
-  Attributes:
-    num_heads: Heads; they divide the width.
-    window: How many ids before itself an id sees.
+    d_model: D of the result.
+    num_heads: H.
+    head_dim: Width of a head.
     depth: Layers of the stack, which scale down the initial output.
-    implementation: Of the op, see `ops.attention`.
+    config: Of the form.
+    implementation: Of the ops, see `ops.attention` and `ops.segment_cross`.
     dtype: Compute type.
-
-  Parameters:
-    qkv/kernel: [D, 3, H, A].
-    out/kernel: [H, A, D].
   """
 
+  d_model: int
   num_heads: int
-  window: int
+  head_dim: int
   depth: int
+  config: AttentionConfig
   implementation: str
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(
-    self,
-    x_BSD: Array,
-    group_BS: Array | None,
-    *,
-    cache: LaneCache | None = None,
-    step: Array | None = None,
-  ) -> tuple[Array, LaneCache | None]:
-    """Attends within groups, or one step of every lane of a cache.
+  @staticmethod
+  def cached_widths(
+    num_heads: int, head_dim: int, config: AttentionConfig
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Heads and width of the keys and of the values that a cache holds."""
+    raise NotImplementedError
+
+  @property
+  def scale(self) -> float:
+    """Factor on the scores, the same for every implementation."""
+    raise NotImplementedError
+
+  def project(
+    self, x_BSD: Array, position: Array
+  ) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of ids at positions, [S] or [B, S] int32."""
+    raise NotImplementedError
+
+  def project_memory(
+    self, x_BTD: Array, memory_BPD: Array, index_BT: Array | None
+  ) -> tuple[Array | None, Array | None, Array]:
+    """Queries of ids, keys and values of a memory.
+
+    Positions are counted in segments on both sides, so that a score depends on
+    the distance between segments alone.
 
     Args:
-      x_BSD: [B, S, D], normalised. With a cache [N, 1, D].
-      group_BS: [B, S] int32, see `ops.attention`. Unused with a cache.
-      cache: Keys and values of earlier steps.
-      step: [] int32, number of the step; with a cache only.
+      x_BTD: [B, T, D].
+      memory_BPD: [B, P, M] of any width M, one vector a segment.
+      index_BT: [B, T] int32, the segment of each id; None where each id sees
+        one vector, so that there is no need of queries and keys.
 
     Returns:
-      [B, S, D] of the compute type, and the cache with this step.
+      Queries, keys and values; None for what there is no need of.
     """
-    width = x_BSD.shape[-1]
-    head_dim = width // self.num_heads
-    qkv = nn.DenseGeneral(
-      (3, self.num_heads, head_dim),
-      use_bias=False,
-      dtype=self.dtype,
-      name='qkv',
-    )(x_BSD)
-    q, k, v = (x[..., 0, :, :] for x in jnp.split(qkv, 3, axis=-3))
-    position = jnp.arange(x_BSD.shape[1]) if step is None else step[None]
-    table = rope_table(position, head_dim)
-    q, k = rotate(q, table), rotate(k, table)
-    if cache is None:
-      out = attention(
-        q,
-        k,
-        v,
-        group_BS=group_BS,
-        window=self.window,
-        scale=head_dim**-0.5,
-        implementation=self.implementation,
-      )
-    else:
-      cache, out = self._extend(cache, q, k, v, step)
-    out = nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=output_init(self.depth),
-      name='out',
-    )(out)
-    return out, cache
+    raise NotImplementedError
 
-  def _extend(self, cache, q, k, v, step):
-    key = lax.dynamic_update_slice_in_dim(cache.key_NLHA, k, step, axis=1)
-    value = lax.dynamic_update_slice_in_dim(cache.value_NLHA, v, step, axis=1)
-    position = jnp.arange(key.shape[1])
-    sees_L = (position <= step) & (position >= step - self.window)
-    score = jnp.einsum(
-      'nshd,nlhd->nhsl', q, key, preferred_element_type=jnp.float32
-    )
-    score = jnp.where(sees_L, score * q.shape[-1] ** -0.5, -jnp.inf)
-    weight = nn.softmax(score, axis=-1).astype(value.dtype)
-    out = jnp.einsum('nhsl,nlhd->nshd', weight, value)
-    return LaneCache(key, value), out
+  def merge(self, out_BSHE: Array) -> Array:
+    """[B, S, H, E] from the op to [B, S, D]."""
+    raise NotImplementedError
 
-
-class SegmentCrossAttention(nn.Module):
-  """Attention from ids to the codes of their own and earlier segments.
-
-  Positions are counted in segments on both sides, so that a score depends on
-  the distance between segments alone.
-
-  Attributes:
-    num_heads: Heads; they divide the width.
-    lookback: How many segments before its own an id sees. With 0 the output is
-      a projection of the one visible code, and there is no query or key.
-    depth: Layers of the stack, which scale down the initial output.
-    implementation: Of the op, see `ops.segment_cross`.
-    dtype: Compute type.
-
-  Parameters:
-    q/kernel, k/kernel: [D, H, A], with a lookback only.
-    v/kernel: [D, H, A].
-    out/kernel: [H, A, D].
-  """
-
-  num_heads: int
-  lookback: int
-  depth: int
-  implementation: str
-  dtype: jnp.dtype
-
-  @nn.compact
   def __call__(
-    self, x_BTD: Array, memory_BPD: Array, index_BT: Array, lowest_BT: Array
+    self, x_BSD: Array, group_BS: Array, *, window: int | None
+  ) -> tuple[Array, KeyValues]:
+    """Causal self-attention within groups.
+
+    Args:
+      x_BSD: [B, S, D], normalised.
+      group_BS: [B, S] int32, see `ops.attention`.
+      window: How many ids before itself an id sees, None for all.
+
+    Returns:
+      [B, S, D] of the compute type, and keys and values by position.
+    """
+    q, k, v = self.project(x_BSD, jnp.arange(x_BSD.shape[1]))
+    out = attention(
+      q,
+      k,
+      v,
+      group_BS=group_BS,
+      window=window,
+      scale=self.scale,
+      implementation=self.implementation,
+    )
+    return self.merge(out), KeyValues(k, v)
+
+  def step(
+    self, x_BD: Array, layer: KeyValues, step: Step
+  ) -> tuple[Array, KeyValues]:
+    """Self-attention of one id a row to itself and those of a cache.
+
+    Args:
+      x_BD: [B, D], normalised.
+      layer: Keys and values by slot.
+      step: From `ops.cache.advance`.
+
+    Returns:
+      [B, D] of the compute type, and `layer` with the step.
+    """
+    q, k, v = self.project(x_BD[:, None], step.position_B[:, None])
+    layer = cache_lib.write(layer, k[:, 0], v[:, 0], step)
+    out = cached_attention(
+      q[:, 0],
+      layer.key_BWGA,
+      layer.value_BWGE,
+      sees_BW=step.sees_BW,
+      scale=self.scale,
+    )
+    return self.merge(out[:, None])[:, 0], layer
+
+  def cross(
+    self,
+    x_BTD: Array,
+    memory_BPD: Array,
+    index_BT: Array,
+    lowest_BT: Array,
+    *,
+    lookback: int,
   ) -> Array:
-    """Attends to `memory_BPD`; see `ops.segment_cross` for the indices.
+    """Attention to segments; see `ops.segment_cross` for the indices.
 
     Args:
       x_BTD: [B, T, D], normalised; not read with a lookback of 0.
-      memory_BPD: [B, P, D], one vector a segment.
+      memory_BPD: [B, P, M], one vector a segment.
       index_BT: [B, T] int32, the segment of each id.
       lowest_BT: [B, T] int32, the first segment it may see.
+      lookback: How many segments before its own an id sees. With 0 the result
+        is a projection of the one visible vector.
 
     Returns:
       [B, T, D] of the compute type.
     """
-    width = x_BTD.shape[-1]
-    head_dim = width // self.num_heads
-
-    project = functools.partial(
-      nn.DenseGeneral,
-      (self.num_heads, head_dim),
-      use_bias=False,
-      dtype=self.dtype,
+    q, k, v = self.project_memory(
+      x_BTD, memory_BPD, index_BT if lookback else None
     )
-    v = project(name='v')(memory_BPD)
-    q = k = None
-    if self.lookback:
-      slot_P = jnp.arange(memory_BPD.shape[1])
-      q = rotate(project(name='q')(x_BTD), rope_table(index_BT, head_dim))
-      k = rotate(project(name='k')(memory_BPD), rope_table(slot_P, head_dim))
     out = segment_cross_attention(
       q,
       k,
       v,
       index_BT=index_BT,
       lowest_BT=lowest_BT,
-      lookback=self.lookback,
-      scale=head_dim**-0.5,
+      lookback=lookback,
+      scale=self.scale,
       implementation=self.implementation,
     )
-    return nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=output_init(self.depth),
-      name='out',
-    )(out)
+    # Of one value that all heads share, without lookback, comes one result.
+    shape = (*out.shape[:2], self.num_heads, out.shape[3])
+    return self.merge(jnp.broadcast_to(out, shape))
+
+
+class RegularAttention(Attention):
+  """Multi-head attention: queries, keys and values of each head are linear.
+
+  Parameters:
+    qkv/kernel: [D, 3, H, A], of self-attention.
+    q/kernel, k/kernel: [D, H, A], of cross-attention with a lookback only.
+    v/kernel: [D, H, A], of cross-attention.
+    out/kernel: [H, A, D].
+
+  Source: Vaswani et al., Attention Is All You Need, arXiv:1706.03762.
+  """
+
+  def setup(self):
+    # One product for all three: on CPU it is faster than three.
+    self.qkv = self._heads(3, self.num_heads, self.head_dim)
+    self.q, self.k, self.v = (
+      self._heads(self.num_heads, self.head_dim) for _ in range(3)
+    )
+    self.out = output_projection(self.d_model, self.depth, self.dtype)
+
+  @staticmethod
+  def cached_widths(
+    num_heads: int, head_dim: int, config: AttentionConfig
+  ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A key and a value for each head."""
+    return (num_heads, head_dim), (num_heads, head_dim)
+
+  @property
+  def scale(self) -> float:
+    """One over the root of the width of a head."""
+    return self.head_dim**-0.5
+
+  def project(
+    self, x_BSD: Array, position: Array
+  ) -> tuple[Array, Array, Array]:
+    """See `Attention`."""
+    qkv = jnp.split(self.qkv(x_BSD), 3, axis=-3)
+    q, k, v = (x[..., 0, :, :] for x in qkv)
+    table = rope_table(position, self.head_dim)
+    return rotate(q, table), rotate(k, table), v
+
+  def project_memory(
+    self, x_BTD: Array, memory_BPD: Array, index_BT: Array | None
+  ) -> tuple[Array | None, Array | None, Array]:
+    """See `Attention`."""
+    v = self.v(memory_BPD)
+    if index_BT is None:
+      return None, None, v
+    slot_P = jnp.arange(memory_BPD.shape[1])
+    q = rotate(self.q(x_BTD), rope_table(index_BT, self.head_dim))
+    k = rotate(self.k(memory_BPD), rope_table(slot_P, self.head_dim))
+    return q, k, v
+
+  def merge(self, out_BSHE: Array) -> Array:
+    """See `Attention`."""
+    return self.out(out_BSHE)
+
+  def _heads(self, *features: int) -> nn.DenseGeneral:
+    return nn.DenseGeneral(features, use_bias=False, dtype=self.dtype)
+
+
+def output_projection(
+  d_model: int, depth: int, dtype: jnp.dtype
+) -> nn.DenseGeneral:
+  """Heads back to the width of the model, [..., H, A] to [..., D]."""
+  return nn.DenseGeneral(
+    d_model,
+    axis=(-2, -1),
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=output_init(depth),
+  )
 
 
 def output_init(depth: int) -> nn.initializers.Initializer:

@@ -4,15 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from abstractinator.config import StackConfig
+from abstractinator.config import AttentionConfig, StackConfig
 from abstractinator.modules import layers
-from abstractinator.modules.attention import (
-  LaneCache,
-  SegmentCrossAttention,
-  SelfAttention,
-  output_init,
-)
+from abstractinator.modules.attention import RegularAttention, output_init
+from abstractinator.modules.latent_attention import LatentAttention
+from abstractinator.ops import cache as cache_lib
+from abstractinator.ops.cache import Cache, KeyValues, Step
 from abstractinator.types import Array
+
+FORMS = {'regular': RegularAttention, 'mla': LatentAttention}
 
 
 class SwiGLU(nn.Module):
@@ -61,33 +61,54 @@ class Block(nn.Module):
   """Pre-norm block: self-attention, cross-attention if any, feed-forward.
 
   Attributes:
+    d_model: D.
     num_heads: Heads of every attention.
-    window: How many ids before itself an id sees.
+    window: How many ids before itself an id sees, None for all.
     ffn_dim: Hidden width of the feed-forward layer.
     depth: Layers of the stack.
+    form: Of every attention.
     implementation: Of the attention ops.
     dtype: Compute type.
     lookback: Of the cross-attention; None for a block without.
   """
 
+  d_model: int
   num_heads: int
-  window: int
+  window: int | None
   ffn_dim: int
   depth: int
+  form: AttentionConfig
   implementation: str
   dtype: jnp.dtype
   lookback: int | None = None
 
-  @nn.compact
+  def setup(self):
+    def attention():
+      return FORMS[self.form.form](
+        d_model=self.d_model,
+        num_heads=self.num_heads,
+        head_dim=self.d_model // self.num_heads,
+        depth=self.depth,
+        config=self.form,
+        implementation=self.implementation,
+        dtype=self.dtype,
+      )
+
+    self.attention_norm = layers.RMSNorm(self.dtype)
+    self.attention = attention()
+    if self.lookback is not None:
+      self.cross_norm = layers.RMSNorm(self.dtype)
+      self.cross = attention()
+    self.ffn_norm = layers.RMSNorm(self.dtype)
+    self.ffn = SwiGLU(self.ffn_dim, self.depth, self.dtype)
+
   def __call__(
     self,
     x_BSD: Array,
-    group_BS: Array | None,
+    group_BS: Array,
     *,
     memory: tuple[Array, Array, Array] | None = None,
-    cache: LaneCache | None = None,
-    step: Array | None = None,
-  ) -> tuple[Array, LaneCache | None]:
+  ) -> tuple[Array, KeyValues]:
     """One block.
 
     Args:
@@ -95,63 +116,166 @@ class Block(nn.Module):
       group_BS: [B, S] int32, see `ops.attention`.
       memory: Vectors [B, P, D] to attend to, and the own and the lowest visible
         slot of each id, [B, S] int32; for a block with cross-attention.
-      cache: See `SelfAttention`; then x is [N, 1, D].
-      step: See `SelfAttention`.
 
     Returns:
-      [B, S, D], and the cache with this step.
+      [B, S, D], and keys and values of the self-attention by position.
     """
-    common = dict(
-      num_heads=self.num_heads,
-      depth=self.depth,
-      implementation=self.implementation,
-      dtype=self.dtype,
+    out, key_values = self.attention(
+      self.attention_norm(x_BSD), group_BS, window=self.window
     )
-    normed = layers.RMSNorm(self.dtype, name='attention_norm')(x_BSD)
-    out, cache = SelfAttention(window=self.window, name='attention', **common)(
-      normed, group_BS, cache=cache, step=step
-    )
-    x_BSD += out
+    return self._after_attention(x_BSD + out, memory), key_values
+
+  def step(
+    self,
+    x_BD: Array,
+    layer: KeyValues,
+    step: Step,
+    *,
+    memory: tuple[Array, Array, Array] | None = None,
+  ) -> tuple[Array, KeyValues]:
+    """The block for one id a row.
+
+    Args:
+      x_BD: [B, D] residual stream.
+      layer: Keys and values by slot of a cache.
+      step: From `ops.cache.advance`.
+      memory: As of a call. Its rows may be fewer, R x T = B: then it has the
+        indices of T ids each, which are the rows of `x_BD` in order.
+
+    Returns:
+      [B, D], and `layer` with the step.
+    """
+    out, layer = self.attention.step(self.attention_norm(x_BD), layer, step)
+    return self._after_attention(x_BD + out, memory), layer
+
+  def _after_attention(self, x, memory):
     if self.lookback is not None:
-      memory_BPD, index_BS, lowest_BS = memory
-      # Lanes of a cache are segments: bring them back to rows of slots.
-      rows = x_BSD.reshape(*index_BS.shape, -1)
+      memory_BPD, index_BT, lowest_BT = memory
+      rows = x.reshape(*index_BT.shape, -1)
       if self.lookback > 0:
-        rows = layers.RMSNorm(self.dtype, name='cross_norm')(rows)
-      out = SegmentCrossAttention(
-        lookback=self.lookback, name='cross', **common
-      )(rows, memory_BPD, index_BS, lowest_BS)
-      x_BSD += out.reshape(x_BSD.shape)
-    normed = layers.RMSNorm(self.dtype, name='ffn_norm')(x_BSD)
-    x_BSD += SwiGLU(self.ffn_dim, self.depth, self.dtype, name='ffn')(normed)
-    return x_BSD, cache
+        rows = self.cross_norm(rows)
+      out = self.cross.cross(
+        rows, memory_BPD, index_BT, lowest_BT, lookback=self.lookback
+      )
+      x += out.reshape(x.shape)
+    return x + self.ffn(self.ffn_norm(x))
 
 
 class Stack(nn.Module):
-  """Causal blocks over a sliding window, and a norm after the last.
+  """Causal blocks, and a norm after the last.
 
   Attributes:
     config: Sizes.
+    d_model: D.
     implementation: Of the attention ops.
     dtype: Compute type.
   """
 
   config: StackConfig
+  d_model: int
   implementation: str
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, x_BSD: Array, group_BS: Array) -> Array:
-    """[B, S, D] to [B, S, D]; ids of another group are never seen."""
+  def setup(self):
     c = self.config
-    for i in range(c.num_layers):
-      x_BSD, _ = Block(
+    self.blocks = [
+      Block(
+        d_model=self.d_model,
         num_heads=c.num_heads,
         window=c.window,
         ffn_dim=c.ffn_dim,
         depth=c.num_layers,
+        form=c.attention,
         implementation=self.implementation,
         dtype=self.dtype,
         name=f'block_{i}',
-      )(x_BSD, group_BS)
-    return layers.RMSNorm(self.dtype, name='norm')(x_BSD)
+      )
+      for i in range(c.num_layers)
+    ]
+    self.norm = layers.RMSNorm(self.dtype)
+
+  def __call__(self, x_BSD: Array, group_BS: Array) -> Array:
+    """[B, S, D] to [B, S, D]; ids of another group are never seen."""
+    return self._forward(x_BSD, group_BS)[0]
+
+  @nn.nowrap
+  def init_cache(
+    self, batch_size: int, capacity: int, dtype: jnp.dtype
+  ) -> Cache:
+    """An empty cache for `prefill` and `step`; needs no parameters.
+
+    Args:
+      batch_size: B.
+      capacity: Ids that a row of a stack without window may come to. One with
+        a window forgets: it holds window + 1 ids and has no end.
+      dtype: Of keys and values, usually the compute type.
+
+    Returns:
+      The cache.
+    """
+    c = self.config
+    widths = FORMS[c.attention.form].cached_widths(
+      c.num_heads, self.d_model // c.num_heads, c.attention
+    )
+    slots = capacity if c.window is None else c.window + 1
+    return cache_lib.empty_cache(batch_size, slots, widths, c.num_layers, dtype)
+
+  def prefill(
+    self, x_BSD: Array, group_BS: Array, cache: Cache
+  ) -> tuple[Array, Cache]:
+    """The call, remembering every row for `step`.
+
+    Args:
+      x_BSD: [B, S, D].
+      group_BS: [B, S] int32, -1 on padding, which only ends a row.
+      cache: From `init_cache`; what else it held is gone.
+
+    Returns:
+      [B, S, D], and the cache, in which each row has as many ids as it has.
+
+    Raises:
+      ValueError: If there is no window and rows are longer than the cache.
+    """
+    slots = cache.group_BW.shape[1]
+    if self.config.window is None and x_BSD.shape[1] > slots:
+      raise ValueError(
+        f'rows of {x_BSD.shape[1]} ids, allowed: the capacity of the cache'
+        f' ({slots})'
+      )
+    x_BSD, key_values = self._forward(x_BSD, group_BS)
+    return x_BSD, cache_lib.fill(cache, key_values, group_BS)
+
+  def step(
+    self, x_BD: Array, group_B: Array, cache: Cache, active_B: Array
+  ) -> tuple[Array, Cache]:
+    """The next id of each row.
+
+    Args:
+      x_BD: [B, D].
+      group_B: [B] int32, group of the id; it sees earlier ids of the same.
+      cache: From `init_cache`, `prefill` or the step before.
+      active_B: [B] bool, rows that have an id. Of the others the cache stays
+        as it is and the output means nothing.
+
+    Returns:
+      [B, D], NaN for an id beyond the capacity of a stack without window, and
+      the cache.
+    """
+    is_beyond_B = cache.length_B >= cache.group_BW.shape[1]
+    cache, step = cache_lib.advance(cache, group_B, active_B)
+    key_values = []
+    for block, layer in zip(self.blocks, cache.layers, strict=True):
+      x_BD, layer = block.step(x_BD, layer, step)
+      key_values.append(layer)
+    x_BD = self.norm(x_BD)
+    if self.config.window is None:
+      # Sizes are not known to the compiler: say it where nobody can miss it.
+      x_BD = jnp.where((is_beyond_B & active_B)[:, None], jnp.nan, x_BD)
+    return x_BD, cache.replace(layers=tuple(key_values))
+
+  def _forward(self, x_BSD, group_BS):
+    key_values = []
+    for block in self.blocks:
+      x_BSD, of_block = block(x_BSD, group_BS)
+      key_values.append(of_block)
+    return self.norm(x_BSD), key_values

@@ -43,8 +43,8 @@ class EntropyModel(nn.Module):
       ids_BS, document_starts(document_BS), self.num_ids + Special.BOS
     )
     x_BSD = layers.embed(vocab, self.d_model, self.dtype, 'embed')(fed_BS)
-    x_BSD = Stack(self.config, self.implementation, self.dtype, name='stack')(
-      x_BSD, document_BS
-    )
+    x_BSD = Stack(
+      self.config, self.d_model, self.implementation, self.dtype, name='stack'
+    )(x_BSD, document_BS)
     logits_BSV = layers.logits(vocab, self.dtype, 'head')(x_BSD)
     return logits_BSV.astype(jnp.float32)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
 from abstractinator.modules import layers
-from abstractinator.modules.attention import LaneCache
-from abstractinator.modules.blocks import Block
+from abstractinator.modules.blocks import FORMS, Block
+from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
@@ -61,10 +61,12 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     self.offset_embed = layers.embed(max_length, width, self.dtype)
     self.blocks = [
       Block(
+        d_model=width,
         num_heads=c.num_heads,
         window=max_length - 1 if c.context == 'segment' else c.window,
         ffn_dim=c.ffn_dim,
         depth=c.num_layers,
+        form=c.attention,
         implementation=self.implementation,
         dtype=self.dtype,
         lookback=c.lookback,
@@ -143,39 +145,43 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     max_length = self.config.segmentation.max_length
     lanes = batch * slots
     index_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-    shape = (lanes, max_length, c.num_heads, width // c.num_heads)
-    caches = [
-      LaneCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-      for _ in self.blocks
-    ]
+    cache = cache_lib.empty_cache(
+      lanes,
+      max_length,
+      FORMS[c.attention.form].cached_widths(
+        c.num_heads, width // c.num_heads, c.attention
+      ),
+      c.num_layers,
+      self.dtype,
+    )
+    group_N = jnp.zeros(lanes, jnp.int32)
+    active_N = jnp.ones(lanes, bool)
 
-    def one_step(module, carry, step):
-      caches, fed_N = carry
-      x_N1D = module.embed(fed_N)[:, None] + module.offset_embed(step)
-      new = []
-      for block, cache in zip(module.blocks, caches, strict=True):
-        x_N1D, cache = block(
-          x_N1D,
-          None,
-          memory=(memory_BPD, index_BP, lowest_BP),
-          cache=cache,
-          step=step,
+    def one_step(module, carry, number):
+      cache, fed_N = carry
+      cache, step = cache_lib.advance(cache, group_N, active_N)
+      x_ND = module.embed(fed_N) + module.offset_embed(number)
+      key_values = []
+      for block, layer in zip(module.blocks, cache.layers, strict=True):
+        x_ND, layer = block.step(
+          x_ND, layer, step, memory=(memory_BPD, index_BP, lowest_BP)
         )
-        new.append(cache)
-      x_ND = module.norm(x_N1D)[:, 0]
+        key_values.append(layer)
+      cache = cache.replace(layers=tuple(key_values))
+      x_ND = module.norm(x_ND)
       # BOS and PAD are never anyone's next id.
       logits_NV = module.head(x_ND).astype(jnp.float32)
       logits_NV = logits_NV.at[:, module.num_ids + Special.BOS].set(-jnp.inf)
       logits_NV = logits_NV.at[:, module.num_ids + Special.PAD].set(-jnp.inf)
       ids_N = jnp.argmax(logits_NV, axis=-1).astype(jnp.int32)
       is_end_N = module._end_logits(x_ND, ids_N) > 0
-      is_end_N |= module._end_is_certain(ids_N, step)
-      return (new, ids_N), (ids_N, is_end_N)
+      is_end_N |= module._end_is_certain(ids_N, number)
+      return (cache, ids_N), (ids_N, is_end_N)
 
     fed_N = jnp.full((lanes,), self.num_ids + Special.BOS, jnp.int32)
     _, (ids_LN, is_end_LN) = nn.scan(
       one_step, variable_broadcast='params', split_rngs={'params': False}
-    )(self, (caches, fed_N), jnp.arange(max_length, dtype=jnp.int32))
+    )(self, (cache, fed_N), jnp.arange(max_length, dtype=jnp.int32))
     length_N = 1 + jnp.argmax(is_end_LN, axis=0).astype(jnp.int32)
     return (
       ids_LN.T.reshape(batch, slots, max_length),

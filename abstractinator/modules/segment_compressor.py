@@ -76,7 +76,7 @@ class SegmentCompressor(nn.Module):
     self.embed = layers.embed(
       self.num_ids + len(Special), c.d_model, self.dtype
     )
-    self.encoder = Stack(c.encoder, **common)
+    self.encoder = Stack(c.encoder, c.d_model, **common)
     self.pooling = LearnedQueryAttention(c.pooling.num_heads, **common)
     self.quantizer = VectorQuantizer(c.quantizer, c.d_model, **common)
     self.threshold = self.variable(

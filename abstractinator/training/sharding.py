@@ -29,6 +29,9 @@ _RULES = (
   # Heads and hidden units are split over `tensor`, the width over `fsdp`.
   (r'(^|/)qkv/kernel$', P('fsdp', None, 'tensor', None)),
   (r'(^|/)[qkv]/kernel$', P('fsdp', 'tensor', None)),
+  (r'(^|/)(query_down|query_up|value_up)/kernel$', P('tensor', None, None)),
+  # The latent of multi-head latent attention is shared by all heads.
+  (r'(^|/)(attention|cross)/kv/kernel$', P('fsdp', None)),
   (r'(^|/)gate_up/kernel$', P('fsdp', None, 'tensor')),
   (r'(^|/)(attention|cross)/out/kernel$', P('tensor', None, 'fsdp')),
   (r'(^|/)down/kernel$', P('tensor', 'fsdp')),

@@ -1,9 +1,11 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from abstractinator.ops.attention import attention
 
@@ -107,11 +109,12 @@ def test_agrees_with_the_reference_in_bfloat16(
   )
 
 
+@pytest.mark.parametrize('window', [None, 7])
 @pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
-def test_ids_of_no_group_get_zeros_and_zero_gradients(implementation):
+def test_ids_of_no_group_get_zeros_and_zero_gradients(implementation, window):
   group = make_groups('holes', 40)
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(40)]
-  run = jax.jit(at(implementation, group, 7))
+  run = jax.jit(at(implementation, group, window))
   out, pullback = jax.vjp(run, *args)
   is_out = group < 0
   assert is_out.any()
@@ -183,3 +186,131 @@ def test_errors_name_what_is_allowed():
     at('flash', group, 1)(*args)
   with pytest.raises(ValueError, match=r'window: got -1, allowed: >= 0'):
     at('xla', group, -1)(*args)
+  q, k, v = args
+  with pytest.raises(ValueError, match=r'heads.*got 3, allowed: 1.*\(2\)'):
+    at('xla', group, 1)(q, k, v[:, :, [0, 1, 1]])
+
+
+def make_shared_inputs(size, key_heads, value_heads):
+  q, k, v = make_inputs(size)
+  return q, k[:, :, :key_heads], v[:, :, :value_heads]
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+  ('size', 'kind'),
+  [
+    (1, 'one'),
+    (37, 'documents'),
+    (128, 'holes'),
+    (129, 'padding'),
+    (300, 'documents'),
+    (300, 'padding'),
+  ],
+)
+def test_full_causal_agrees_with_the_reference(
+  hold_against, implementation, size, kind
+):
+  group = make_groups(kind, size)
+  hold_against(
+    at(implementation, group, None),
+    at('reference', group, None),
+    make_inputs(size),
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('window', [None, 33])
+@pytest.mark.parametrize(('key_heads', 'value_heads'), [(2, 1), (1, 2), (1, 1)])
+def test_heads_may_share_keys_or_values(
+  hold_against, implementation, window, key_heads, value_heads
+):
+  group = make_groups('documents', 140)
+  args = make_shared_inputs(140, key_heads, value_heads)
+  hold_against(
+    at(implementation, group, window), at('reference', group, window), args
+  )
+  # A shared head is the same as a copy of it for each.
+  wide = [jnp.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
+  np.testing.assert_allclose(
+    at('reference', group, window)(*map(jnp.float32, args)),
+    at('reference', group, window)(*map(jnp.float32, wide)),
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('factor', [1, 8])
+def test_full_causal_gradients_hold_numerically(implementation, factor):
+  """Against differences, with blocks of queries that see earlier ones."""
+  group = make_groups('holes', 150)[:1]
+  q, k, v = (jnp.float32(x[:1]) for x in make_shared_inputs(150, 2, 1))
+  check_grads(
+    at(implementation, group, None),
+    (factor * q / 4, k, v),
+    order=1,
+    modes=['rev'],
+    atol=1e-2,
+    rtol=1e-2,
+  )
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_full_causal_in_bfloat16_and_at_large_scores(
+  hold_against, implementation
+):
+  group = make_groups('documents', 150)
+  q, k, v = make_inputs(150)
+  full = at(implementation, group, None), at('reference', group, None)
+  hold_against(*full, (q, k, v), 'bfloat16')
+  hold_against(*full, (20 * q, k, v))
+
+
+def test_a_window_of_everything_is_full_causal():
+  group = make_groups('documents', 50)
+  args = [jnp.float32(x) for x in make_inputs(50)]
+  for implementation in ('reference', *IMPLEMENTATIONS):
+    np.testing.assert_allclose(
+      at(implementation, group, None)(*args),
+      at(implementation, group, 49)(*args),
+      atol=2e-6,
+    )
+
+
+def largest_array(jaxpr):
+  """Numbers in the largest array of a jaxpr, inner ones included."""
+  largest = 0
+  for equation in jaxpr.eqns:
+    for var in (*equation.invars, *equation.outvars):
+      largest = max(largest, math.prod(getattr(var.aval, 'shape', ())))
+    for inner in jax.tree.leaves(
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns'):
+        largest = max(largest, largest_array(inner))
+  return largest
+
+
+@pytest.mark.parametrize('is_gradient', [False, True])
+def test_full_causal_never_holds_the_square_of_the_sequence(is_gradient):
+  size = 2048
+  x = jax.ShapeDtypeStruct((1, size, 1, 8), jnp.float32)
+
+  def run(name):
+    return at(name, np.zeros((1, size), np.int32), None)
+
+  def function(name):
+    return jax.grad(lambda *args: run(name)(*args).sum(), (0, 1, 2))
+
+  largest = {
+    name: largest_array(
+      jax.make_jaxpr(function(name) if is_gradient else run(name))(
+        x, x, x
+      ).jaxpr
+    )
+    for name in ('xla', 'reference')
+  }
+  # What comes in and goes out, and one block of scores.
+  assert largest['xla'] <= max(size * 8, 128 * 128)
+  assert largest['reference'] >= size * size

@@ -10,46 +10,62 @@ _IMPLEMENTATIONS = {'reference': reference.attention, 'xla': xla.attention}
 
 def attention(
   q_BSHA: Array,
-  k_BSHA: Array,
-  v_BSHE: Array,
+  k_BSGA: Array,
+  v_BSGE: Array,
   *,
   group_BS: Array,
-  window: int,
+  window: int | None,
   scale: float,
   implementation: str,
 ) -> Array:
-  """Causal self-attention over a sliding window, inside groups.
+  """Causal self-attention inside groups, over a sliding window if any.
 
   Id s sees id t if 0 <= s - t <= window, that is, `window` ids before it and
-  itself, and if both belong to the same group. An id of no group sees nothing
+  itself, and if both belong to the same group. Keys and values have H heads
+  each, or one head that all of the queries share: multi-head latent attention
+  has H of keys and one of values. An id of no group sees nothing
   and is seen by nothing; it gets zeros and zero gradients.
 
   Args:
     q_BSHA: [B, S, H, A] queries.
-    k_BSHA: [B, S, H, A] keys.
-    v_BSHE: [B, S, H, E] values.
+    k_BSGA: [B, S, G, A] keys, G of H or 1.
+    v_BSGE: [B, S, G, E] values, G of H or 1, whatever that of the keys.
     group_BS: [B, S] int32, a document or a segment; -1 for none.
-    window: How many ids before itself an id sees, >= 0.
+    window: How many ids before itself an id sees, >= 0; None for all.
     scale: Factor on the scores.
     implementation: 'xla' has cost and memory linear in S; 'reference' is dense,
       the oracle of the tests.
 
   Returns:
-    [B, S, H, E] of the type of `v_BSHE`. Softmax is in float32.
+    [B, S, H, E] of the type of `v_BSGE`. Softmax is in float32.
 
   Raises:
-    ValueError: If the implementation is unknown or the window negative.
+    ValueError: If the implementation is unknown, the window negative, or keys
+      or values have another number of heads.
   """
-  chex.assert_rank([q_BSHA, k_BSHA, v_BSHE, group_BS], [4, 4, 4, 2])
-  chex.assert_equal_shape([q_BSHA, k_BSHA])
-  chex.assert_equal_shape_prefix([q_BSHA, v_BSHE, group_BS[..., None, None]], 2)
-  if window < 0:
-    raise ValueError(f'window: got {window}, allowed: >= 0')
+  chex.assert_rank([q_BSHA, k_BSGA, v_BSGE, group_BS], [4, 4, 4, 2])
+  chex.assert_equal(q_BSHA.shape[-1], k_BSGA.shape[-1])
+  chex.assert_equal_shape_prefix(
+    [q_BSHA, k_BSGA, v_BSGE, group_BS[..., None, None]], 2
+  )
+  require_shared_heads(q_BSHA.shape[2], k_BSGA, v_BSGE)
+  if window is not None and window < 0:
+    raise ValueError(f'window: got {window}, allowed: >= 0, or None')
   if implementation not in _IMPLEMENTATIONS:
     raise ValueError(
       f'implementation: got {implementation!r}, allowed:'
       f' {", ".join(_IMPLEMENTATIONS)}'
     )
   return _IMPLEMENTATIONS[implementation](
-    q_BSHA, k_BSHA, v_BSHE, group_BS=group_BS, window=window, scale=scale
+    q_BSHA, k_BSGA, v_BSGE, group_BS=group_BS, window=window, scale=scale
   )
+
+
+def require_shared_heads(heads: int, *keys_and_values: Array) -> None:
+  """Raises ValueError unless all [B, S, G, ...] have G of `heads` or 1."""
+  for x in keys_and_values:
+    if x.shape[2] not in (1, heads):
+      raise ValueError(
+        f'heads of keys and values: got {x.shape[2]}, allowed: 1 or those of'
+        f' the queries ({heads})'
+      )

@@ -7,20 +7,24 @@ from abstractinator.types import Array
 
 def attention(
   q_BSHA: Array,
-  k_BSHA: Array,
-  v_BSHE: Array,
+  k_BSGA: Array,
+  v_BSGE: Array,
   *,
   group_BS: Array,
-  window: int,
+  window: int | None,
   scale: float,
 ) -> Array:
   """See `api.attention`. Builds [B, H, S, S]."""
-  q, k, v = (x.astype(jnp.float32) for x in (q_BSHA, k_BSHA, v_BSHE))
+  q, k, v = (x.astype(jnp.float32) for x in (q_BSHA, k_BSGA, v_BSGE))
+  heads = q.shape[2]
+  k, v = (
+    jnp.broadcast_to(x, (*x.shape[:2], heads, x.shape[3])) for x in (k, v)
+  )
   position = jnp.arange(q.shape[1])
   distance = position[:, None] - position[None, :]
   sees_BSS = (
     (distance >= 0)
-    & (distance <= window)
+    & (distance <= (q.shape[1] if window is None else window))
     & (group_BS[:, :, None] == group_BS[:, None, :])
     & (group_BS[:, :, None] >= 0)
   )
@@ -32,4 +36,4 @@ def attention(
   total = jnp.sum(weight, axis=-1, keepdims=True)
   weight /= jnp.where(total > 0, total, 1.0)
   out = jnp.einsum('bhst,bthe->bshe', weight, v, precision='highest')
-  return out.astype(v_BSHE.dtype)
+  return out.astype(v_BSGE.dtype)

@@ -7,8 +7,8 @@ from abstractinator.types import Array
 
 def segment_cross_attention(
   q_BTHA: Array | None,
-  k_BPHA: Array | None,
-  v_BPHE: Array,
+  k_BPGA: Array | None,
+  v_BPGE: Array,
   *,
   index_BT: Array,
   lowest_BT: Array,
@@ -16,7 +16,7 @@ def segment_cross_attention(
   scale: float,
 ) -> Array:
   """See `api.segment_cross_attention`. Builds [B, H, T, P]."""
-  v = v_BPHE.astype(jnp.float32)
+  v = v_BPGE.astype(jnp.float32)
   slots = v.shape[1]
   slot = jnp.arange(slots)
   index, lowest = index_BT[..., None], lowest_BT[..., None]
@@ -29,7 +29,11 @@ def segment_cross_attention(
   )
   score = jnp.zeros(())
   if lookback:
-    q, k = q_BTHA.astype(jnp.float32), k_BPHA.astype(jnp.float32)
+    q, k = q_BTHA.astype(jnp.float32), k_BPGA.astype(jnp.float32)
+    k, v = (
+      jnp.broadcast_to(x, (*x.shape[:2], q.shape[2], x.shape[3]))
+      for x in (k, v)
+    )
     score = jnp.einsum('bthd,bphd->bhtp', q, k, precision='highest') * scale
   score = jnp.where(sees_BTP[:, None], score, -jnp.inf)
   largest = jnp.max(score, axis=-1, keepdims=True)
@@ -37,4 +41,4 @@ def segment_cross_attention(
   total = jnp.sum(weight, axis=-1, keepdims=True)
   weight /= jnp.where(total > 0, total, 1.0)
   out = jnp.einsum('bhtp,bphe->bthe', weight, v, precision='highest')
-  return out.astype(v_BPHE.dtype)
+  return out.astype(v_BPGE.dtype)

@@ -1,0 +1,461 @@
+"""Attention, rotary positions and SwiGLU against the original's numbers.
+
+The original's weights are converted to our shapes, ours are differentiated with
+respect to the original's, so that projections are held as well. What is built
+differently on purpose is done here around our modules, in the original's way:
+norms, biases, its residual wiring, and in regular attention its rotary tables,
+which are rounded to bfloat16.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.config import AttentionConfig
+from abstractinator.modules import attention as attention_lib
+from abstractinator.modules import latent_attention
+from abstractinator.modules.attention import RegularAttention
+from abstractinator.modules.blocks import SwiGLU
+from abstractinator.modules.latent_attention import LatentAttention
+from abstractinator.ops import cache as cache_lib
+from abstractinator.ops.rope import rope_table, rotate
+
+# Absolute, of values and of gradients.
+VALUE, GRADIENT = 2e-5, 2e-4
+
+REGULAR = AttentionConfig('regular', None, None, None)
+
+
+def close(got, want, tolerance, what=''):
+  got, want = np.asarray(got), np.asarray(want)
+  assert got.shape == want.shape, what
+  np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=what)
+
+
+def hold(ours, golden, inputs, is_compared, prefix, values_only=False):
+  """Holds `ours(params, *inputs)` against a file, with its gradients if any.
+
+  Args:
+    ours: Of the original's parameters and the inputs.
+    golden: The file.
+    inputs: Names of the differentiable inputs.
+    is_compared: [B, T] bool, rows to compare.
+    prefix: Of the names of parameters.
+    values_only: Whether gradients are of something else.
+  """
+  params = {
+    name.removeprefix(prefix): jnp.asarray(x)
+    for name, x in golden.group('param').items()
+  }
+  arrays = [jnp.asarray(golden.arrays[f'in/{name}']) for name in inputs]
+  out, pullback = jax.vjp(jax.jit(ours), params, *arrays)
+  assert is_compared.any()
+  close(out[is_compared], golden.arrays['out/y'][is_compared], VALUE)
+  grads = golden.group('grad')
+  if values_only or not grads:
+    return
+  got, *got_inputs = pullback(jnp.asarray(golden.arrays['cot/y']))
+  for name, want in grads.items():
+    close(got[name.removeprefix(prefix)], want, GRADIENT, name)
+  for name, grad in zip(inputs, got_inputs, strict=True):
+    close(grad, golden.arrays[f'grad_in/{name}'], GRADIENT, name)
+
+
+def half_split(weight, axis):
+  """Reorders rotary pairs (2i, 2i + 1) of an axis to (i, i + A/2)."""
+  width = weight.shape[axis]
+  order = np.r_[0:width:2, 1:width:2]
+  return jnp.take(weight, order, axis=axis)
+
+
+def with_one(x):
+  """Appends a constant 1, which a weight turns into a bias."""
+  return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+
+
+def layer_norm(x, weight, bias):
+  mean = jnp.mean(x, -1, keepdims=True)
+  x = (x - mean) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
+  return x * weight + bias
+
+
+def rms_norm(x, weight):
+  square = jnp.mean(x * x, -1, keepdims=True)
+  return x / jnp.sqrt(square + np.finfo(np.float32).eps) * weight
+
+
+def swiglu(params, prefix, x):
+  """Our SwiGLU with the original's weights, and its biases."""
+  weight, bias = params[f'{prefix}w1.weight'], params[f'{prefix}w1.bias']
+  gate_up = jnp.concatenate([weight.T, bias[None]])
+  gate_up = gate_up.reshape(len(gate_up), 2, -1)
+  down = params[f'{prefix}w2.weight'].T
+  down = jnp.pad(down, ((0, 0), (0, 1)))
+  variables = {
+    'params': {'gate_up': {'kernel': gate_up}, 'down': {'kernel': down}}
+  }
+  module = SwiGLU(gate_up.shape[-1], 1, jnp.float32)
+  out = module.apply(variables, with_one(x))
+  return out[..., :-1] + params[f'{prefix}w2.bias']
+
+
+def dense_attention(sees, is_real=None):
+  """The op with any mask, [B or 1, T, S] bool, for masks we do not have.
+
+  Keys and values of what is not real, [B, S], are zero, seen or not.
+  """
+
+  def run(q, k, v, *, scale, **_):
+    if q is None:
+      return jnp.einsum('bts,bshe->bthe', sees.astype(v.dtype), v)
+    if is_real is not None:
+      k, v = (x * is_real[..., None, None] for x in (k, v))
+    heads = q.shape[2]
+    k, v = (
+      jnp.broadcast_to(x, (*x.shape[:2], heads, x.shape[3])) for x in (k, v)
+    )
+    score = jnp.einsum('bthd,bshd->bhts', q, k) * scale
+    score = jnp.where(sees[:, None], score, -1e30)
+    weight = jax.nn.softmax(score, axis=-1) * sees[:, None]
+    return jnp.einsum('bhts,bshe->bthe', weight, v)
+
+  return run
+
+
+def visible(golden):
+  """[B, S, S] bool, what the original's mask lets through."""
+  size = golden.cfg['S']
+  distance = np.arange(size)[:, None] - np.arange(size)[None, :]
+  sees = distance >= 0
+  if 'window_size' in golden.cfg:
+    sees = sees & (distance <= golden.cfg['window_size'])
+  if golden.name.startswith('c02_full_regular_sdpa_pad'):
+    # Causality is lost with a padding mask.
+    sees = np.ones_like(sees)
+  if golden.name.startswith('c04_sliding_mla_fallback_'):
+    # The mask is taken for its complement, and padding is no part of it.
+    return ~sees[None]
+  return sees[None] & ~padding(golden)[:, None]
+
+
+def is_ours(golden):
+  """Whether the original's mask is the causal one, as ours."""
+  return not golden.name.startswith(
+    ('c02_full_regular_sdpa_pad', 'c04_sliding_mla_fallback_')
+  )
+
+
+def padding(golden):
+  nothing = np.zeros((golden.cfg['B'], golden.cfg['S']), bool)
+  return golden.arrays.get('in/key_padding_mask', nothing)
+
+
+def groups(golden):
+  return jnp.asarray(np.where(padding(golden), -1, 0), jnp.int32)
+
+
+def real_rows(golden):
+  return golden.arrays['aux/row_has_allowed_key'] & ~padding(golden)
+
+
+def stored_tables(monkeypatch, golden, token_positions=False):
+  """Uses the original's rotary tables, rounded to bfloat16, in our modules."""
+  cos, sin = (golden.arrays[f'aux/rope_{x}'] for x in ('cos', 'sin'))
+
+  def table(position, width):
+    assert width == 2 * cos.shape[1]
+    if token_positions and position.ndim == 2:
+      position = jnp.arange(position.shape[1])
+    return jnp.asarray(cos)[position], jnp.asarray(sin)[position]
+
+  monkeypatch.setattr(attention_lib, 'rope_table', table)
+
+
+def use_op(monkeypatch, implementation, golden):
+  """Our op, or one with the original's mask in its place."""
+  if implementation == 'dense':
+    op = dense_attention(
+      jnp.asarray(visible(golden)), jnp.asarray(~padding(golden))
+    )
+    monkeypatch.setattr(attention_lib, 'attention', op)
+
+
+@pytest.mark.golden('c0[12]_*')
+@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+def test_golden_regular_self_attention(golden, implementation, monkeypatch):
+  stored_tables(monkeypatch, golden)
+  use_op(monkeypatch, implementation, golden)
+  heads, width = golden.cfg['num_heads'], golden.cfg['dim']
+  module = RegularAttention(
+    width + 1, heads, width // heads, 1, REGULAR, implementation, jnp.float32
+  )
+
+  def block(p, x):
+    qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
+    q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
+    qkv = jnp.stack([half_split(q, -1), half_split(k, -1), v], axis=1)
+    out = jnp.pad(p['proj.weight'].T, ((0, 0), (0, 1)))
+    variables = {
+      'params': {
+        'qkv': {'kernel': qkv},
+        'out': {'kernel': out.reshape(heads, -1, width + 1)},
+      }
+    }
+    normed = layer_norm(x, p['ln1.weight'], p['ln1.bias'])
+    attended, _ = module.apply(
+      variables,
+      with_one(normed),
+      groups(golden),
+      window=golden.cfg.get('window_size'),
+    )
+    x = x + attended[..., :-1] + p['proj.bias']
+    normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
+    return x + swiglu(p, 'mlp.0.', normed)
+
+  prefix = (
+    'inner.block.'
+    if any('inner.block.' in name for name in golden.arrays)
+    else 'inner.'
+  )
+  if is_ours(golden) or implementation == 'dense':
+    hold(block, golden, ['x'], real_rows(golden), prefix)
+  else:
+    with pytest.raises(AssertionError, match='Mismatched elements'):
+      hold(block, golden, ['x'], real_rows(golden), prefix)
+
+
+def latent_module(golden, implementation):
+  """Our module, of the width of the residual stream."""
+  c = golden.cfg['attention']
+  config = AttentionConfig(
+    'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
+  )
+  heads = golden.cfg.get('num_heads') or golden.cfg['n_heads']
+  width = golden.cfg.get('dim') or golden.cfg['q_dim']
+  return LatentAttention(
+    width, heads, c['head_dim'], 1, config, implementation, jnp.float32
+  )
+
+
+def latent_params(p, golden, kv_name, prefix, last=None):
+  """The original's parameters in our shapes."""
+  heads, width, _ = p[f'{prefix}w_kc_q'].shape
+  query_up = p[f'{prefix}W_qr']
+  if golden.cfg.get('kernel') == 'sdpa':
+    # No scale there but in the initial weights; ours is always explicit.
+    query_up = query_up * np.sqrt(query_up.shape[-1])
+  out = p[f'{prefix}out_proj.weight']
+  if last is not None:
+    out = last @ out
+  kernels = {
+    'q': p[f'{prefix}q_proj.weight'].T.reshape(-1, heads, width),
+    'query_down': p[f'{prefix}w_kc_q'],
+    'query_up': half_split(query_up, -1),
+    'kv': p[kv_name].T,
+    'k': half_split(jnp.moveaxis(p[f'{prefix}W_kr'], 0, 1), -1),
+    'value_up': jnp.swapaxes(p[f'{prefix}w_kc_kv'], 1, 2),
+    'out': out.T.reshape(heads, width, -1),
+  }
+  return {'params': {name: {'kernel': x} for name, x in kernels.items()}}
+
+
+@pytest.mark.golden('c04_[fs][ul]*pad')
+@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+def test_golden_latent_self_attention(golden, implementation, monkeypatch):
+  use_op(monkeypatch, implementation, golden)
+  module = latent_module(golden, implementation)
+  is_sliding = 'window_size' in golden.cfg
+
+  def block(p, x):
+    # A full block has one more linear map after the last; it is folded in.
+    last = None if is_sliding else p['attn.o_proj.weight']
+    variables = latent_params(
+      p, golden, 'attn.kv_proj.weight', 'attn.mla.', last
+    )
+    normed = rms_norm(x, p['norm1.weight'])
+    attended, _ = module.apply(
+      variables, normed, groups(golden), window=golden.cfg.get('window_size')
+    )
+    # The sliding block of the original goes on from the normalised stream.
+    x = (normed if is_sliding else x) + attended
+    return x + swiglu(p, 'ffn.', rms_norm(x, p['norm2.weight']))
+
+  if is_ours(golden) or implementation == 'dense':
+    hold(block, golden, ['x'], real_rows(golden), 'inner.')
+  else:
+    with pytest.raises(AssertionError, match='Mismatched elements'):
+      hold(block, golden, ['x'], real_rows(golden), 'inner.')
+
+
+@pytest.mark.golden('c04_*_stream')
+def test_golden_latent_streaming(golden):
+  """A ring of window + 1 slots does what their growing cache does."""
+  module = latent_module(golden, 'xla')
+  window, first = golden.cfg['window_size'], golden.cfg['n_prefill']
+  p = {
+    name.removeprefix('inner.'): jnp.asarray(x)
+    for name, x in golden.group('param').items()
+  }
+  variables = latent_params(p, golden, 'attn.kv_proj.weight', 'attn.mla.')
+  x = jnp.asarray(golden.arrays['in/x'])
+  normed = rms_norm(x, p['norm1.weight'])
+  rows, size, _ = x.shape
+  widths = module.cached_widths(
+    module.num_heads, module.head_dim, module.config
+  )
+  cache = cache_lib.empty_cache(rows, window + 1, widths, 1, jnp.float32)
+  group = jnp.zeros((rows, first), jnp.int32)
+  attended, key_values = module.apply(
+    variables, normed[:, :first], group, window=window
+  )
+  cache = cache_lib.fill(cache, [key_values], group)
+  outs = list(jnp.moveaxis(attended, 1, 0))
+  for t in range(first, size):
+    cache, step = cache_lib.advance(
+      cache, jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool)
+    )
+    out, layer = module.apply(
+      variables, normed[:, t], cache.layers[0], step, method='step'
+    )
+    cache = cache.replace(layers=(layer,))
+    outs.append(out)
+  y = x + jnp.stack(outs, axis=1)
+  y = y + swiglu(p, 'ffn.', rms_norm(y, p['norm2.weight']))
+  close(y, golden.arrays['out/prefill_then_steps'], VALUE)
+  # What the ring holds is the end of what the original holds.
+  slots = np.arange(size - window - 1, size)
+  held = np.asarray(cache.layers[0].value_BWGE)[:, slots % (window + 1), 0]
+  close(held, golden.arrays['out/cache_kv_c'][:, slots], VALUE)
+  keys = np.asarray(cache.layers[0].key_BWGA)[:, slots % (window + 1)]
+  want = half_split(golden.arrays['out/cache_k_r'], -1)
+  close(keys, jnp.moveaxis(want, 1, 2)[:, slots], VALUE)
+
+
+def cross_visible(golden):
+  """[B, T, P] bool, slots that the original lets through."""
+  own = golden.arrays['in/seg_id'][..., None]
+  slots = golden.cfg['Lkv']
+  blocked = np.zeros((len(own), slots), bool)
+  blocked = golden.arrays.get('in/kv_mask', blocked)
+  slot = np.arange(slots)
+  sees = (slot <= own) & (slot >= own - golden.cfg['lookback'])
+  return sees & ~blocked[:, None]
+
+
+def run_cross(golden, implementation, monkeypatch, make_ours, prefix):
+  """Compares what our indices can say; with a dense op, everything."""
+  sees = cross_visible(golden)
+  own = golden.arrays['in/seg_id']
+  is_real = ~golden.arrays.get('in/q_pad_mask', np.zeros(own.shape, bool))
+  is_real = is_real & golden.arrays['aux/row_has_allowed_key']
+  lowest = np.where(sees.any(-1), sees.argmax(-1), own + 1)
+  values_only = False
+  if implementation == 'dense':
+    # Rows of padding are zeroed there, or have no gradient to compare.
+    is_counted = is_real[..., None]
+    if golden.name.startswith('c03_segcross_regular_flex'):
+      is_counted = np.ones_like(is_counted)
+    op = dense_attention(jnp.asarray(sees & is_counted))
+    monkeypatch.setattr(attention_lib, 'segment_cross_attention', op)
+  else:
+    # Slots from the lowest to the own one, without holes.
+    slot = np.arange(sees.shape[-1])
+    said = (slot >= lowest[..., None]) & (slot <= own[..., None])
+    is_said = (said == sees).all(-1)
+    values_only = not (is_said | ~is_real).all() or 'in/kv_mask' in (
+      golden.arrays
+    )
+    is_real &= is_said
+    assert is_real.mean() > 0.5
+
+  def ours(p, q, kv):
+    module, variables = make_ours(p)
+    return module.apply(
+      variables,
+      q,
+      kv,
+      jnp.asarray(own),
+      jnp.asarray(lowest, jnp.int32),
+      lookback=golden.cfg['lookback'],
+      method='cross',
+    )
+
+  hold(ours, golden, ['q', 'kv'], is_real, prefix, values_only)
+
+
+CROSS_OPS = pytest.mark.parametrize(
+  'implementation', ['reference', 'xla', 'dense']
+)
+
+
+@pytest.mark.golden('c03_*')
+@CROSS_OPS
+def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
+  stored_tables(monkeypatch, golden, token_positions=True)
+  heads, width = golden.cfg['n_heads'], golden.cfg['d_attn']
+
+  def make_ours(p):
+    k, v = jnp.split(p['kv_proj.weight'].T, 2, axis=1)
+    q, k, v = (
+      x.reshape(len(x), heads, -1) for x in (p['q_proj.weight'].T, k, v)
+    )
+    kernels = {
+      'q': half_split(q, -1),
+      'k': half_split(k, -1),
+      'v': v,
+      'out': p['o_proj.weight'].T.reshape(heads, -1, golden.cfg['q_dim']),
+    }
+    module = RegularAttention(
+      golden.cfg['q_dim'],
+      heads,
+      width // heads,
+      1,
+      REGULAR,
+      implementation,
+      jnp.float32,
+    )
+    return module, {'params': {n: {'kernel': x} for n, x in kernels.items()}}
+
+  prefix = 'inner.' if 'flex' in golden.name else 'inner.inner.'
+  run_cross(golden, implementation, monkeypatch, make_ours, prefix)
+
+
+@pytest.mark.golden('c04_segcross_*')
+@CROSS_OPS
+def test_golden_latent_cross_attention(golden, implementation, monkeypatch):
+  # The original counts positions of queries in ids.
+  monkeypatch.setattr(
+    latent_attention,
+    'rope_table',
+    lambda position, width: rope_table(jnp.arange(position.shape[-1]), width),
+  )
+
+  def make_ours(p):
+    variables = latent_params(p, golden, 'kv_comp.weight', 'mla.')
+    return latent_module(golden, implementation), variables
+
+  run_cross(golden, implementation, monkeypatch, make_ours, 'inner.')
+
+
+@pytest.mark.golden('c15_rope')
+def test_golden_rotary_positions(golden):
+  position = jnp.asarray(golden.arrays['in/positions'])
+  width = golden.cfg['head_dim']
+  table = rope_table(position, width, base=golden.cfg['base'])
+  # Angles are positions times a float32 frequency: up to 8191 radians.
+  for got, name in zip(table, ('cos', 'sin'), strict=True):
+    want = golden.arrays[f'out/{name}_f32']
+    close(got, want, 1e-3, name)
+    near = np.asarray(position) < 128
+    close(got[near], want[near], VALUE, name)
+  x = jnp.moveaxis(jnp.asarray(golden.arrays['in/x']), 1, 2)
+  got = rotate(half_split(x, -1), rope_table(jnp.arange(x.shape[1]), width))
+  want = jnp.moveaxis(golden.arrays['out/apply_f32'], 1, 2)
+  close(got, half_split(want, -1), VALUE)
+
+
+@pytest.mark.golden('c15_swiglu')
+def test_golden_swiglu(golden):
+  rows = np.ones(golden.arrays['in/x'].shape[:2], bool)
+  hold(lambda p, x: swiglu(p, '', x), golden, ['x'], rows, '')
