@@ -23,7 +23,16 @@ STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
 RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
   ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
-  ('config', ('config_section',), ('jax', 'flax', 'numpy', 'ml_collections')),
+  (
+    'config_quantizer',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
+    'config',
+    ('config_section', 'config_quantizer'),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
   ('byte_vocab', ('types',), ('flax', 'optax')),
   (
     'ops',

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from abstractinator.types import Array
 
 
-def nearest_code(x_NC: Array, codebook_KC: Array) -> Array:
+def nearest_code(
+  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
+) -> Array:
   """See `api.nearest_code`. Builds [N, K, C]."""
   difference = x_NC.astype(jnp.float32)[:, None] - codebook_KC[None]
   distance_NK = jnp.sum(jnp.square(difference), axis=-1)
+  for code in forbidden:
+    distance_NK = distance_NK.at[:, code].set(jnp.inf)
   return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)
