@@ -40,7 +40,7 @@ def make_metrics():
     ),
   )
   batch = Batch(ids, document, jnp.arange(2))
-  return metrics.level_metrics(output, batch, TERMS, NUM_CODES)
+  return metrics.level_metrics(output, batch, TERMS, (NUM_CODES,))
 
 
 def test_sums_and_counts_by_hand():

@@ -11,6 +11,6 @@ def nearest_code(
   """See `api.nearest_code`. Builds [N, K, C]."""
   difference = x_NC.astype(jnp.float32)[:, None] - codebook_KC[None]
   distance_NK = jnp.sum(jnp.square(difference), axis=-1)
-  for code in forbidden:
-    distance_NK = distance_NK.at[:, code].set(jnp.inf)
+  is_forbidden_K = jnp.isin(jnp.arange(len(codebook_KC)), jnp.array(forbidden))
+  distance_NK = jnp.where(is_forbidden_K, jnp.inf, distance_NK)
   return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)

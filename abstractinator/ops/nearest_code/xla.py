@@ -14,7 +14,7 @@ def nearest_code(
   """See `api.nearest_code`. Holds at most a [4096, K] tile of distances."""
   # |x|^2 is the same for every entry and left out.
   norm_K = jnp.sum(jnp.square(codebook_KC), axis=-1)
-  norm_K = norm_K.at[list(forbidden)].set(jnp.inf) if forbidden else norm_K
+  norm_K = norm_K.at[jnp.asarray(forbidden, jnp.int32)].set(jnp.inf)
 
   def search(x_NC):
     product = jnp.einsum(
