@@ -75,9 +75,10 @@ def assert_moved(got, arrays, prefix):
     ('ema_weight_sum', got.ema_sum_KC),
   ):
     want = arrays[f'{prefix}{name}']
-    np.testing.assert_allclose(
-      value, want, rtol=2e-5, atol=2e-5, err_msg=f'{prefix}{name}'
-    )
+    # A coordinate is as exact as the entry is long: it is a mean of vectors.
+    scale = np.abs(want).reshape(len(want), -1).max(axis=1)
+    error = np.abs(value - want).reshape(len(want), -1).max(axis=1)
+    assert (error <= 2e-5 * (1 + scale)).all(), f'{prefix}{name}'
 
 
 def steps_of(golden):
@@ -180,14 +181,16 @@ def test_golden_vq_moving_averages_and_perplexity(golden):
     codes = jnp.asarray(golden.arrays[f'out/indices{step}'].reshape(-1))
     state = moved(state_of(before, '', ctor['decay']), z_NC, codes, pad)
     assert_moved(state, golden.group(f'state/{step}'), '')
-    # The original's perplexity is that of the moving averages.
+    # The original's perplexity is that of the moving averages, none below 1e-5.
     counts = np.array(state.ema_count_K)
     counts[[c for c in (pad, *ctor.get('forbidden_ids', ())) if c < 16]] = 0
-    summary = metrics.summarize({'code_counts': metrics.Mean(counts, 1.0)})
+    summary = metrics.summarize(
+      {'code_counts': metrics.Mean(1e3 * np.maximum(counts, 1e-5), 1.0)}
+    )
     np.testing.assert_allclose(
       summary['codebook_perplexity'],
       golden.arrays[f'out/perplexity{step}'],
-      rtol=1e-3,
+      rtol=2e-4,
     )
 
 
@@ -200,11 +203,13 @@ def test_golden_vq_perplexity_of_a_batch(golden):
       golden.arrays[f'out/indices{step}'].ravel(), minlength=16
     ).astype(np.float64)
     counts[pad] = 0
-    summary = metrics.summarize({'code_counts': metrics.Mean(counts, 1.0)})
+    summary = metrics.summarize(
+      {'code_counts': metrics.Mean(np.maximum(counts, 1e-5), 1.0)}
+    )
     np.testing.assert_allclose(
       summary['codebook_perplexity'],
       golden.arrays[f'out/perplexity{step}'],
-      rtol=1e-3,
+      rtol=2e-4,
     )
 
 
@@ -225,7 +230,8 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
       before,
       '',
       ctor['decay'],
-      reset_after_steps=ctor['stale_after'],
+      # There age is counted from the end of the step of the last hit.
+      reset_after_steps=ctor['stale_after'] - 1,
       protected=tuple(ctor['protected_ids']),
     )
     state = state.replace(
@@ -244,7 +250,11 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
       lambda x, is_kept=~is_replaced: x[is_kept] if x.ndim else x, kept
     )
     assert_moved(ours, rest, '')
-    reset = moved(state.replace(reset_interval_steps=1), z_NC, codes, pad)
+    # A full reservoir, so that no dead entry has to wait.
+    state = state.replace(
+      reset_interval_steps=1, reservoir_step_R=jnp.zeros_like(codes[:16])
+    )
+    reset = moved(state, z_NC, codes, pad)
     ours_replaced = np.asarray(reset.last_hit_step_K) == step + 1
     # What is replaced there is dead here too, and weighs the same.
     assert not is_replaced[~ours_replaced].any()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules.abstractinator import advance
+from abstractinator.modules import abstractinator
 from abstractinator.ops import digits as digits_lib
 from tests import tiny_quantizer
 from tests.tiny_quantizer import VARIANTS, WITH_STATE, inputs
@@ -17,6 +17,9 @@ from tests.tiny_quantizer import VARIANTS, WITH_STATE, inputs
 def make(variant):
   model = tiny_quantizer.model(**VARIANTS[variant])
   return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
+
+
+advance = jax.jit(abstractinator.advance)
 
 
 def assert_same(a, b):
