@@ -193,7 +193,7 @@ class TrainedLevel:
     (level,) = self.config.model.levels
     codes_BP, is_valid_BP = codes_lib.to_slots(
       codes,
-      level.quantizer.codebook_size,
+      level.quantizer.num_codes,
       level.segmentation.num_slots(self.config.data.sequence_length),
     )
     return *self._in_batches(_decode, codes_BP), is_valid_BP

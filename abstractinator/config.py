@@ -13,6 +13,7 @@ from abstractinator.config_attention import (
   StackConfig,
   require_heads,
 )
+from abstractinator.config_quantizer import QuantizerConfig
 from abstractinator.config_section import (
   Section,
   require,
@@ -103,25 +104,6 @@ class PoolingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizerConfig(Section):
-  """Vector quantization with an EMA codebook."""
-
-  codebook_size: int
-  code_dim: int | None
-  decay: float
-  reset_interval_steps: int
-  reset_after_steps: int
-
-  def __post_init__(self):
-    require_positive(
-      self, 'codebook_size', 'reset_interval_steps', 'reset_after_steps'
-    )
-    require_fraction(self, 'decay')
-    if self.code_dim is not None:
-      require_positive(self, 'code_dim')
-
-
-@dataclasses.dataclass(frozen=True)
 class ExpanderConfig(Section):
   """The autoregressive decoder of a level."""
 
@@ -186,6 +168,7 @@ class LossConfig(Section):
   expander: float
   end: float
   commitment: float
+  codebook: float
 
   def __post_init__(self):
     for name, weight in dataclasses.asdict(self).items():

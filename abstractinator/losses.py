@@ -29,7 +29,8 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
   Returns:
     [] float32 each: cross-entropy of the entropy model and of the expander,
     binary cross-entropy of the ends of segments where they are uncertain, nats;
-    squared distance of segments to their codes, summed over segments.
+    squared distance of segments to their codes, summed over segments, which
+    moves the segments, and the same again, which moves a learned codebook.
   """
   is_valid_BS = batch.document_BS >= 0
   compressed, expanded = output.compressed, output.expanded
@@ -46,6 +47,9 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     'end': _masked_sum(ends, is_valid_BS & ~expanded.end_is_certain_BS),
     'commitment': _masked_sum(
       compressed.quantized.distance_BP, compressed.is_valid_BP
+    ),
+    'codebook': _masked_sum(
+      compressed.quantized.codebook_distance_BP, compressed.is_valid_BP
     ),
   }
 

@@ -1,5 +1,7 @@
 """What is measured: sums and counts on the device, divisions on the host."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,21 @@ import numpy as np
 from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.abstractinator import LevelOutput
+from abstractinator.modules.segment_compressor import CompressorOutput
 from abstractinator.types import Array, Batch, Mean
 
+# Of a histogram that every step sends to the host.
+_MAX_COUNTED_CODES = 65536
 _NATS_PER_BIT = 0.6931471805599453
 
 Metrics = dict[str, Mean]
 
 
 def level_metrics(
-  output: LevelOutput, batch: Batch, terms: dict[str, Array], num_codes: int
+  output: LevelOutput,
+  batch: Batch,
+  terms: dict[str, Array],
+  stage_sizes: tuple[int, ...],
 ) -> Metrics:
   """Metrics of a level over bytes.
 
@@ -23,10 +31,12 @@ def level_metrics(
     output: Of the level.
     batch: What it was given.
     terms: From `losses.terms`.
-    num_codes: K.
+    stage_sizes: Values of each digit of a code.
 
   Returns:
-    Means by name. `code_counts` is the histogram of codes, [K], with count 1.
+    Means by name. `code_counts` is the histogram of codes, with count 1, if
+    there are at most 65536 of them; codes of several stages have one for each,
+    `stage0/code_counts` and so on.
   """
   compressed, expanded = output.compressed, output.expanded
   is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
@@ -34,10 +44,6 @@ def level_metrics(
   num_ids = losses.num_ids(batch)
   num_segments = jnp.sum(compressed.segments.count_B, dtype=jnp.float32)
   is_right_BS = jnp.argmax(expanded.logits_BSV, axis=-1) == batch.ids_BS
-  codes_BP = jnp.where(
-    compressed.is_valid_BP, compressed.quantized.codes_BP, num_codes
-  )
-  code_counts = jnp.zeros((num_codes,)).at[codes_BP].add(1.0, mode='drop')
 
   def count(mask):
     return jnp.sum(mask, dtype=jnp.float32)
@@ -57,7 +63,42 @@ def level_metrics(
     'overflow_fraction': Mean(
       count(compressed.segments.is_capacity_bound_BS), num_ids
     ),
-    'code_counts': Mean(code_counts, jnp.ones(())),
+    **_code_counts(compressed, stage_sizes),
+  }
+
+
+def _code_counts(
+  compressed: CompressorOutput, stage_sizes: tuple[int, ...]
+) -> Metrics:
+  def counts(codes_BP, size):
+    codes_BP = jnp.where(compressed.is_valid_BP, codes_BP, size)
+    hits = jnp.zeros((size,)).at[codes_BP].add(1.0, mode='drop')
+    return Mean(hits, jnp.ones(()))
+
+  found = {}
+  quantized, num_codes = compressed.quantized, math.prod(stage_sizes)
+  if num_codes <= _MAX_COUNTED_CODES:
+    found['code_counts'] = counts(quantized.codes_BP, num_codes)
+  if len(stage_sizes) > 1:
+    for stage, size in enumerate(stage_sizes):
+      digits_BP = quantized.digits_BPM[..., stage]
+      found[f'stage{stage}/code_counts'] = counts(digits_BP, size)
+  return found
+
+
+def histograms(metrics: Metrics) -> dict[str, np.ndarray]:
+  """How often each code, or digit of a stage, was used.
+
+  Args:
+    metrics: Fetched metrics, numpy.
+
+  Returns:
+    Counts by name: `code_usage`, `stage0/code_usage` and so on.
+  """
+  return {
+    f'{name.removesuffix("code_counts")}code_usage': mean.total
+    for name, mean in metrics.items()
+    if name.endswith('code_counts')
   }
 
 
@@ -73,22 +114,30 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     metrics: Fetched metrics, numpy.
 
   Returns:
-    A number by name; what is derived from the histogram of codes takes its
-    place: the fraction of codes hit at least once, the perplexity of the
-    codebook, and what the codes cost under their own frequencies.
+    A number by name; what is derived from a histogram of codes takes its
+    place: the fraction of codes hit at least once and the perplexity, for all
+    of the codes and for each stage; and what the codes cost under their own
+    frequencies, those of the digits where codes are too many to be counted.
   """
-  values = {}
+  values, bits = {}, {}
   for name, mean in metrics.items():
-    if name != 'code_counts':
+    if name.endswith('code_counts'):
+      prefix = name.removesuffix('code_counts')
+      bits[prefix], live_fraction = _code_statistics(mean.total)
+      values[f'{prefix}live_code_fraction'] = live_fraction
+      values[f'{prefix}codebook_perplexity'] = 2.0 ** bits[prefix]
+    else:
       values[name] = float(mean.total) / max(float(mean.count), 1e-9)
-  if 'code_counts' in metrics:
-    counts = np.asarray(metrics['code_counts'].total, np.float64)
-    p = counts[counts > 0] / max(counts.sum(), 1.0)
-    bits = float(-np.sum(p * np.log2(p)))
-    values['live_code_fraction'] = float(np.mean(counts > 0))
-    values['codebook_perplexity'] = 2.0**bits
-    if 'bytes_per_segment' in values:
-      values['code_unigram_bits_per_byte'] = bits / max(
-        values['bytes_per_segment'], 1e-9
-      )
+  if bits and 'bytes_per_segment' in values:
+    code_bits = bits[''] if '' in bits else sum(bits.values())
+    values['code_unigram_bits_per_byte'] = code_bits / max(
+      values['bytes_per_segment'], 1e-9
+    )
   return values
+
+
+def _code_statistics(counts: np.ndarray) -> tuple[float, float]:
+  """Entropy of a histogram, bits, and the fraction of it that is not 0."""
+  counts = np.asarray(counts, np.float64)
+  p = counts[counts > 0] / max(counts.sum(), 1.0)
+  return float(-np.sum(p * np.log2(p))), float(np.mean(counts > 0))

@@ -62,13 +62,37 @@ def get_level() -> ml_collections.ConfigDict:
   level.pooling = ml_collections.ConfigDict(dict(num_heads=3))
   level.quantizer = ml_collections.ConfigDict(
     dict(
-      codebook_size=1024,
-      # Width of the space codes live in; None for d_model.
+      # 'vq': the nearest entry of a codebook. 'rvq': `depth` codebooks, each
+      # for what the ones before it leave. 'fsq': no codebook, one number per
+      # dimension, rounded to one of its `levels`.
+      kind='vq',
+      # Width of the space codes live in; None for d_model. 'fsq' has one
+      # dimension a level.
       code_dim=ml_collections.config_dict.placeholder(int),
+      # Entries of a codebook.
+      codebook_size=1024,
+      # Stages of 'rvq', 1 to 4.
+      depth=2,
+      # Of 'fsq'; their product is the number of codes.
+      levels=(8, 5, 5, 5),
+      # 'ema': entries are moving averages of their vectors. 'gradient': they
+      # are parameters, moved by the loss term `codebook`; never replaced.
+      codebook='ema',
+      # Whether only the direction of a vector counts.
+      cosine=False,
+      # 'normal': random entries that vectors of the first step replace.
+      # 'kmeans': centers of the vectors of the first step.
+      start='normal',
       decay=0.97,
       # Every so many steps, codes unused for so many steps are replaced.
       reset_interval_steps=10,
       reset_after_steps=40,
+      # So are codes used less than this fraction of the mean.
+      reset_usage=0.0,
+      # Entries of the first codebook that are never chosen.
+      forbidden=(),
+      # Entries of the first codebook that are never replaced.
+      protected=(),
     )
   )
   level.quantizer.code_dim = 32
@@ -132,7 +156,14 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   config.loss = ml_collections.ConfigDict(
-    dict(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+    dict(
+      entropy_model=1.0,
+      expander=1.0,
+      end=1.0,
+      commitment=0.25,
+      # Of a codebook learned by gradient; 0 nats otherwise.
+      codebook=1.0,
+    )
   )
 
   config.optimizer = ml_collections.ConfigDict(

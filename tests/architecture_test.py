@@ -30,8 +30,13 @@ RULES = (
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   (
+    'config_quantizer',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
     'config',
-    ('config_section', 'config_attention'),
+    ('config_section', 'config_attention', 'config_quantizer'),
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   ('byte_vocab', ('types',), ('flax', 'optax')),

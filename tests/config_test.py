@@ -164,6 +164,56 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].quantizer.decay', '1.0', '0 <= value < 1'),
     ),
     (
+      {f'{LEVEL}.quantizer.kind': 'pq'},
+      ('model.levels[0].quantizer.kind', "'pq'", 'vq, rvq, fsq'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.depth': 5},
+      ('model.levels[0].quantizer.depth', '5', '1 to 4'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.levels': [8, 1]},
+      ('model.levels[0].quantizer.levels', '(8, 1)', '>= 2'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.forbidden': [1024]},
+      ('model.levels[0].quantizer.forbidden', '(1024,)', '0 to 1023'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.protected': [3, 3]},
+      ('model.levels[0].quantizer.protected', '(3, 3)', 'different'),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.codebook_size': 2,
+        f'{LEVEL}.quantizer.forbidden': [0, 1],
+      },
+      ('model.levels[0].quantizer.forbidden', '(0, 1)', 'fewer'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.kind': 'fsq', f'{LEVEL}.quantizer.cosine': True},
+      ('model.levels[0].quantizer.cosine', 'True', "'fsq'"),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.codebook': 'gradient',
+        f'{LEVEL}.quantizer.start': 'kmeans',
+      },
+      ('model.levels[0].quantizer.start', "'kmeans'", "'gradient'"),
+    ),
+    (
+      {f'{LEVEL}.quantizer.kind': 'rvq', f'{LEVEL}.quantizer.depth': 4},
+      ('model.levels[0].quantizer.codebook_size', '1024', '1099511627776'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.kind': 'fsq', f'{LEVEL}.quantizer.levels': [99] * 5},
+      ('model.levels[0].quantizer.levels', '(99, 99, 99, 99, 99)', 'at most'),
+    ),
+    (
+      {f'{LEVEL}.quantizer.reset_usage': 1.0},
+      ('model.levels[0].quantizer.reset_usage', '1.0', '0 <= value < 1'),
+    ),
+    (
       {f'{LEVEL}.quantizer.code_dim': 0},
       ('model.levels[0].quantizer.code_dim', '0', 'positive'),
     ),

@@ -38,6 +38,7 @@ def make_output(seed=0):
       is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
       quantized=types.SimpleNamespace(
         distance_BP=jnp.abs(normal(2, SLOTS)),
+        codebook_distance_BP=jnp.abs(normal(2, SLOTS)),
         codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]),
       ),
     ),
@@ -77,12 +78,13 @@ def test_terms_are_sums_over_real_ids_and_segments():
     if at != (0, 3)
   )
   np.testing.assert_allclose(got['end'], want, rtol=1e-5)
-  distance = output.compressed.quantized.distance_BP
-  np.testing.assert_allclose(
-    got['commitment'],
-    distance[0, 0] + distance[0, 1] + distance[1, 0],
-    rtol=1e-6,
-  )
+  quantized = output.compressed.quantized
+  for name, distance in (
+    ('commitment', quantized.distance_BP),
+    ('codebook', quantized.codebook_distance_BP),
+  ):
+    want = distance[0, 0] + distance[0, 1] + distance[1, 0]
+    np.testing.assert_allclose(got[name], want, rtol=1e-6)
   assert float(losses.num_ids(batch)) == NUM_IDS
 
 
@@ -96,11 +98,10 @@ def test_padding_may_hold_anything():
   output.expanded.end_logits_BS = output.expanded.end_logits_BS.at[is_pad].set(
     jnp.inf
   )
-  output.compressed.quantized.distance_BP = jnp.where(
-    output.compressed.is_valid_BP,
-    output.compressed.quantized.distance_BP,
-    jnp.inf,
-  )
+  for name in ('distance_BP', 'codebook_distance_BP'):
+    distance = getattr(output.compressed.quantized, name)
+    distance = jnp.where(output.compressed.is_valid_BP, distance, jnp.inf)
+    setattr(output.compressed.quantized, name, distance)
   batch = batch.replace(ids_BS=jnp.where(is_pad, 0, batch.ids_BS))
   got = losses.terms(output, batch)
   for name in want:
@@ -108,10 +109,18 @@ def test_padding_may_hold_anything():
 
 
 def test_the_objective_weighs_terms_per_id():
-  terms = {'entropy_model': 8.0, 'expander': 4.0, 'end': 2.0, 'commitment': 1.0}
-  weights = LossConfig(entropy_model=1.0, expander=0.5, end=2.0, commitment=8.0)
+  terms = {
+    'entropy_model': 8.0,
+    'expander': 4.0,
+    'end': 2.0,
+    'commitment': 1.0,
+    'codebook': 3.0,
+  }
+  weights = LossConfig(
+    entropy_model=1.0, expander=0.5, end=2.0, commitment=8.0, codebook=4.0
+  )
   value = losses.objective(terms, weights, jnp.float32(4.0))
-  assert float(value) == (8 + 2 + 4 + 8) / 4
+  assert float(value) == (8 + 2 + 4 + 8 + 12) / 4
   # A batch of padding only is no reason to divide by 0.
   zero = dict.fromkeys(terms, 0.0)
   assert float(losses.objective(zero, weights, jnp.float32(0.0))) == 0.0

@@ -18,7 +18,7 @@ TERMS = {
 }
 
 
-def make_metrics():
+def make_metrics(stage_sizes=(NUM_CODES,)):
   """Rows [a b c EOS] in two segments and [d | padding] in one."""
   ids = jnp.array([[1, 2, 3, EOS_ID], [7, PAD_ID, PAD_ID, PAD_ID]])
   document = jnp.array([[0, 0, 0, 0], [0, -1, -1, -1]])
@@ -32,7 +32,10 @@ def make_metrics():
       ),
       is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
       quantized=types.SimpleNamespace(
-        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]])
+        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]),
+        digits_BPM=jnp.array(
+          [[[0, 1], [1, 0], [0, 0]], [[0, 1], [2, 0], [2, 0]]]
+        ),
       ),
     ),
     expanded=types.SimpleNamespace(
@@ -40,7 +43,7 @@ def make_metrics():
     ),
   )
   batch = Batch(ids, document, jnp.arange(2))
-  return metrics.level_metrics(output, batch, TERMS, NUM_CODES)
+  return metrics.level_metrics(output, batch, TERMS, stage_sizes)
 
 
 def test_sums_and_counts_by_hand():
@@ -79,6 +82,41 @@ def test_a_summary_of_the_codes():
   assert got['codebook_perplexity'] == pytest.approx(2**bits)
   assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
   assert got['entropy_model_bits_per_byte'] == pytest.approx(1.5 / np.log(2))
+
+
+def test_codes_of_two_stages_are_counted_whole_and_by_digit():
+  found = make_metrics((4, 2))
+  counts = metrics.histograms(jax.device_get(found))
+  want = {
+    'code_usage': [0, 1, 0, 0, 2, 0, 0, 0],
+    'stage0/code_usage': [2, 1, 0, 0],
+    'stage1/code_usage': [1, 2],
+  }
+  assert set(counts) == set(want)
+  for name in want:
+    np.testing.assert_array_equal(counts[name], want[name])
+  got = metrics.summarize(jax.device_get(found))
+  bits = np.log2(3) - 2 / 3
+  assert got['stage0/live_code_fraction'] == 0.5
+  assert got['stage1/live_code_fraction'] == 1
+  for name in ('stage0/', 'stage1/', ''):
+    assert got[f'{name}codebook_perplexity'] == pytest.approx(2**bits)
+  assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
+
+
+def test_too_many_codes_are_counted_by_digit_only():
+  found = make_metrics((4096, 4096))
+  sizes = {k: v.total.size for k, v in found.items() if v.total.size > 1}
+  assert sizes == {'stage0/code_counts': 4096, 'stage1/code_counts': 4096}
+  got = metrics.summarize(jax.device_get(found))
+  assert 'codebook_perplexity' not in got
+  # Digits coded one by one.
+  bits = 2 * (np.log2(3) - 2 / 3)
+  assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
+  assert set(metrics.histograms(found)) == {
+    'stage0/code_usage',
+    'stage1/code_usage',
+  }
 
 
 def test_a_summary_of_nothing_is_finite():

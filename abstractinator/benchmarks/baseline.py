@@ -43,11 +43,20 @@ LEVEL = LevelConfig.from_dict(
     encoder=_STACK,
     pooling=dict(num_heads=4),
     quantizer=dict(
-      codebook_size=512,
+      kind='vq',
       code_dim=None,
+      codebook_size=512,
+      depth=1,
+      levels=(8, 8, 8),
+      codebook='ema',
+      cosine=False,
+      start='normal',
       decay=0.97,
       reset_interval_steps=10,
       reset_after_steps=40,
+      reset_usage=0.0,
+      forbidden=(),
+      protected=(),
     ),
     expander=dict(
       num_layers=4,
@@ -60,7 +69,9 @@ LEVEL = LevelConfig.from_dict(
     ),
   )
 )
-_WEIGHTS = LossConfig(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+_WEIGHTS = LossConfig(
+  entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25, codebook=1.0
+)
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,
   final_fraction=0.1,

@@ -60,7 +60,7 @@ class HeldOut:
 
   def evaluate(
     self, variables: PyTree, max_batches: int | None
-  ) -> tuple[dict[str, float], np.ndarray]:
+  ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Averages metrics over held-out batches.
 
     Args:
@@ -70,7 +70,7 @@ class HeldOut:
     Returns:
       Those of `metrics.summarize`, with `free_running_byte_accuracy` over the
       first 8 batches if segments decode independently; and how often each code
-      was used, [K].
+      was used, see `metrics.histograms`.
     """
     total = None
     for number, rows in enumerate(self._batches(max_batches)):
@@ -79,7 +79,7 @@ class HeldOut:
       if self._can_decode and number < _DECODED_BATCHES:
         part['free_running_byte_accuracy'] = self._decode(variables, batch)[0]
       total = _merge_present(total, jax.device_get(part))
-    return metrics.summarize(total), total['code_counts'].total
+    return metrics.summarize(total), metrics.histograms(total)
 
   def examples(self, variables: PyTree, num_rows: int) -> str:
     """Held-out rows with their segments and reconstructions, as Markdown.

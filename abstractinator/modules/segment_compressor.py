@@ -12,10 +12,8 @@ from abstractinator.modules.entropy_model import EntropyModel
 from abstractinator.modules.learned_query_attention import (
   LearnedQueryAttention,
 )
-from abstractinator.modules.vector_quantizer import (
-  QuantizerOutput,
-  VectorQuantizer,
-)
+from abstractinator.modules.quantizer import QuantizerOutput
+from abstractinator.modules.quantizers import QUANTIZERS
 from abstractinator.ops import calibration, segmentation
 from abstractinator.types import Array, Segments, Special
 
@@ -57,7 +55,7 @@ class SegmentCompressor(nn.Module):
     dtype: Compute type.
 
   Collections:
-    vq: See `VectorQuantizer`.
+    vq: Of the quantizer.
     calibration: `threshold`, a `calibration.ThresholdState`; a forward pass
       with it mutable adds to the sums of the step.
   """
@@ -78,7 +76,9 @@ class SegmentCompressor(nn.Module):
     )
     self.encoder = Stack(c.encoder, c.d_model, **common)
     self.pooling = LearnedQueryAttention(c.pooling.num_heads, **common)
-    self.quantizer = VectorQuantizer(c.quantizer, c.d_model, **common)
+    self.quantizer = QUANTIZERS[c.quantizer.kind](
+      c.quantizer, c.d_model, **common
+    )
     self.threshold = self.variable(
       'calibration',
       'threshold',

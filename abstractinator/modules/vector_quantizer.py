@@ -1,75 +1,66 @@
-"""Turns vectors into codes."""
+"""Nearest entry of a codebook."""
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.config import QuantizerConfig
-from abstractinator.ops import codebook
+from abstractinator.modules.quantizer import (
+  Quantizer,
+  QuantizerOutput,
+  straight_through,
+  unit,
+)
+from abstractinator.ops import codebook, stage_logits
 from abstractinator.ops.nearest_code import nearest_code
+from abstractinator.ops.stage_logits import StageLogits
 from abstractinator.types import Array
 
 
-@flax.struct.dataclass
-class QuantizerOutput:
-  """What a quantizer makes of a row of segments.
-
-  Attributes:
-    codes_BP: [B, P] int32; arbitrary in empty slots.
-    vectors_BPD: [B, P, D] the codes as vectors, with the gradient of the input
-      (straight-through).
-    distance_BP: [B, P] float32, mean squared distance over C from the input to
-      its code, with a gradient to the input only; the commitment loss.
-  """
-
-  codes_BP: Array
-  vectors_BPD: Array
-  distance_BP: Array
-
-
-class VectorQuantizer(nn.Module):
-  """Nearest entry of an EMA codebook, in a space of its own.
+class VectorQuantizer(Quantizer):
+  """Nearest entry of a codebook, in a space of its own.
 
   The input goes from D to C dimensions, is replaced by the nearest of K entries
   and comes back to D. Small C makes the search cheap and keeps entries alive.
 
   Attributes:
-    config: Sizes and policies.
-    d_model: D.
-    implementation: Of the search, see `ops.nearest_code`.
-    dtype: Compute type of the projections; the search is in float32.
+    kmeans_step: The step that starts the codebook, if it starts by k-means.
 
   Parameters:
-    down/kernel: [D, C], up/kernel: [C, D]; none if `code_dim` is None.
+    codebook/embedding: [K, C], if the codebook learns by gradient.
 
   Collections:
-    vq: `state`, a `codebook.CodebookState`. A forward pass with `vq` mutable
-      adds to the sums of the step; `codebook.advance` does the rest.
+    vq: `state`, a `codebook.CodebookState`, if the codebook is a moving
+      average. A forward pass with `vq` mutable adds to the sums of the step;
+      `codebook.advance` does the rest.
+
+  Source: van den Oord et al., arXiv:1711.00937.
   """
 
-  config: QuantizerConfig
-  d_model: int
-  implementation: str
-  dtype: jnp.dtype
+  kmeans_step: int = 0
 
   def setup(self):
     c = self.config
-    self.width = self.d_model if c.code_dim is None else c.code_dim
-    if c.code_dim is not None:
-      self.down = nn.Dense(c.code_dim, use_bias=False, dtype=self.dtype)
-      self.up = nn.Dense(self.d_model, use_bias=False, dtype=self.dtype)
-    self.state = self.variable(
-      'vq',
-      'state',
-      lambda: codebook.initial_state(
-        self.make_rng('params'),
-        c.codebook_size,
-        self.width,
-        decay=c.decay,
-        reset_interval_steps=c.reset_interval_steps,
-        reset_after_steps=c.reset_after_steps,
-      ),
+    self.setup_projections(c.code_dim)
+    if c.codebook == 'gradient':
+      self.codebook = nn.Embed(
+        c.codebook_size, self.width, embedding_init=nn.initializers.normal(1.0)
+      )
+    else:
+      self.state = self.variable('vq', 'state', self._initial_state)
+
+  def _initial_state(self) -> codebook.CodebookState:
+    c = self.config
+    return codebook.initial_state(
+      self.make_rng('params'),
+      c.codebook_size,
+      self.width,
+      decay=c.decay,
+      reset_interval_steps=c.reset_interval_steps,
+      reset_after_steps=c.reset_after_steps,
+      reset_usage=c.reset_usage,
+      # What is never chosen needs no new place.
+      protected=c.forbidden + c.protected,
+      kmeans_step=self.kmeans_step if c.start == 'kmeans' else None,
     )
 
   def __call__(
@@ -85,31 +76,51 @@ class VectorQuantizer(nn.Module):
     Returns:
       Codes and vectors.
     """
-    y_BPC = x_BPD if self.config.code_dim is None else self.down(x_BPD)
-    y_BPC = y_BPC.astype(jnp.float32)
+    y_BPC = self.to_code_space(x_BPD)
     y_NC = lax.stop_gradient(y_BPC.reshape(-1, self.width))
+    entries_KC = self.entries()
     codes_N = nearest_code(
-      y_NC, self.state.value.codebook_KC, implementation=self.implementation
+      y_NC,
+      lax.stop_gradient(entries_KC),
+      implementation=self.implementation,
+      forbidden=self.config.forbidden,
     )
     codes_BP = codes_N.reshape(is_valid_BP.shape)
-    entry_BPC = self.state.value.codebook_KC[codes_BP]
-    if self.is_mutable_collection('vq') and not self.is_initializing():
-      slots = is_valid_BP.shape[1]
-      name_BP = row_B[:, None] * slots + jnp.arange(slots)
-      self.state.value = codebook.observe(
-        self.state.value,
-        y_NC,
-        codes_N,
-        is_valid_BP.reshape(-1),
-        name_BP.reshape(-1).astype(jnp.uint32),
-      )
-    # The value of the entry, the gradient of the input.
-    straight_BPC = y_BPC + lax.stop_gradient(entry_BPC - y_BPC)
+    learns = self.config.codebook == 'gradient'
+    if not learns and self.is_mutable_collection('vq'):
+      self._observe(y_NC, codes_N, is_valid_BP, row_B)
+    entry_BPC = entries_KC[codes_BP]
+    distance_BP = _mean_square(y_BPC - lax.stop_gradient(entry_BPC))
     return QuantizerOutput(
       codes_BP=codes_BP,
-      vectors_BPD=self._to_model(straight_BPC),
-      distance_BP=jnp.mean(jnp.square(y_BPC - entry_BPC), axis=-1),
+      digits_BPM=codes_BP[..., None],
+      vectors_BPD=self.to_model(straight_through(y_BPC, entry_BPC)),
+      distance_BP=distance_BP,
+      codebook_distance_BP=_mean_square(lax.stop_gradient(y_BPC) - entry_BPC)
+      if learns
+      else jnp.zeros_like(distance_BP),
     )
+
+  def _observe(self, y_NC, codes_N, is_valid_BP, row_B) -> None:
+    if self.is_initializing():
+      return
+    slots = is_valid_BP.shape[1]
+    name_BP = row_B[:, None] * slots + jnp.arange(slots)
+    self.state.value = codebook.observe(
+      self.state.value,
+      y_NC,
+      codes_N,
+      is_valid_BP.reshape(-1),
+      name_BP.reshape(-1).astype(jnp.uint32),
+    )
+
+  def entries(self) -> Array:
+    """The codebook, [K, C] float32; unit vectors if `cosine`."""
+    if self.config.codebook == 'gradient':
+      entries_KC = self.codebook.embedding
+    else:
+      entries_KC = self.state.value.codebook_KC
+    return unit(entries_KC) if self.config.cosine else entries_KC
 
   def lookup(self, codes_BP: Array) -> Array:
     """Vectors of codes.
@@ -120,8 +131,25 @@ class VectorQuantizer(nn.Module):
     Returns:
       [B, P, D] of the compute type.
     """
-    return self._to_model(self.state.value.codebook_KC[codes_BP])
+    return self.to_model(self.entries()[codes_BP])
 
-  def _to_model(self, y_BPC: Array) -> Array:
-    y_BPC = y_BPC.astype(self.dtype)
-    return y_BPC if self.config.code_dim is None else self.up(y_BPC)
+  def stage_logits(
+    self,
+    h_BPD: Array,
+    digits_BPM: Array | None,
+    *,
+    residual_conditioning: bool,
+    distance: str,
+  ) -> StageLogits:
+    """Scores of every code; see `ResidualVectorQuantizer.stage_logits`."""
+    return stage_logits.stage_logits(
+      self.to_code_space(h_BPD),
+      (self.entries(),),
+      digits_BPM,
+      residual_conditioning=residual_conditioning,
+      distance=distance,
+    )
+
+
+def _mean_square(x_BPC: Array) -> Array:
+  return jnp.mean(jnp.square(x_BPC), axis=-1)

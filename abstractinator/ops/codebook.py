@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.kmeans import kmeans
 from abstractinator.types import Array
+
+_KMEANS_PLACES = 4
+_KMEANS_ITERATIONS = 10
 
 
 @flax.struct.dataclass
@@ -25,7 +29,7 @@ class CodebookState:
     last_hit_step_K: [K] int32, when an entry last won or was replaced.
     step: [] int32, optimizer steps seen.
     reservoir_RC: [R, C] float32, recent vectors that replace dead entries; R
-      is K.
+      is K, or 4 K to have enough of them for k-means.
     reservoir_step_R: [R] int32, step each one is from, -1 for none.
     hits_K, sum_KC, priority_R, candidate_RC: the sums of the step so far:
       hits, summed vectors, and for each place of the reservoir the candidate
@@ -33,6 +37,9 @@ class CodebookState:
     decay: Of the moving averages, per step.
     reset_interval_steps: Every so many steps, dead entries are replaced.
     reset_after_steps: An entry without hits for so many steps is dead.
+    reset_usage: So is an entry with less than this fraction of the mean count.
+    protected: Entries that are never replaced.
+    kmeans_step: The step whose vectors' centers become the entries, or None.
   """
 
   codebook_KC: Array
@@ -49,6 +56,9 @@ class CodebookState:
   decay: float = flax.struct.field(pytree_node=False)
   reset_interval_steps: int = flax.struct.field(pytree_node=False)
   reset_after_steps: int = flax.struct.field(pytree_node=False)
+  reset_usage: float = flax.struct.field(pytree_node=False)
+  protected: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  kmeans_step: int | None = flax.struct.field(pytree_node=False)
 
 
 def initial_state(
@@ -59,8 +69,12 @@ def initial_state(
   decay: float,
   reset_interval_steps: int,
   reset_after_steps: int,
+  reset_usage: float,
+  protected: tuple[int, ...],
+  kmeans_step: int | None,
 ) -> CodebookState:
   """A codebook of `size` normal entries that the first steps may replace."""
+  places = size if kmeans_step is None else _KMEANS_PLACES * size
   codebook_KC = jax.random.normal(key, (size, width), jnp.float32)
   return CodebookState(
     codebook_KC=codebook_KC,
@@ -71,15 +85,18 @@ def initial_state(
     # and start over from real vectors.
     last_hit_step_K=jnp.full((size,), -reset_after_steps, jnp.int32),
     step=jnp.zeros((), jnp.int32),
-    reservoir_RC=jnp.zeros((size, width), jnp.float32),
-    reservoir_step_R=jnp.full((size,), -1, jnp.int32),
+    reservoir_RC=jnp.zeros((places, width), jnp.float32),
+    reservoir_step_R=jnp.full((places,), -1, jnp.int32),
     hits_K=jnp.zeros((size,), jnp.float32),
     sum_KC=jnp.zeros((size, width), jnp.float32),
-    priority_R=jnp.zeros((size,), jnp.uint32),
-    candidate_RC=jnp.zeros((size, width), jnp.float32),
+    priority_R=jnp.zeros((places,), jnp.uint32),
+    candidate_RC=jnp.zeros((places, width), jnp.float32),
     decay=decay,
     reset_interval_steps=reset_interval_steps,
     reset_after_steps=reset_after_steps,
+    reset_usage=reset_usage,
+    protected=protected,
+    kmeans_step=kmeans_step,
   )
 
 
@@ -112,17 +129,19 @@ def observe(
   hits_K = jax.ops.segment_sum(is_valid_N.astype(jnp.float32), code_N, **add)
   sum_KC = jax.ops.segment_sum(x_NC, code_N, **add)
 
+  places = state.priority_R.shape[0]
+  add = dict(num_segments=places + 1)
   # Each vector applies for one place, at random, with a random priority.
   lot_N = _hash(name_N + _hash(state.step.astype(jnp.uint32)))
-  place_N = jnp.where(is_valid_N, lot_N % jnp.uint32(size), size)
+  place_N = jnp.where(is_valid_N, lot_N % jnp.uint32(places), places)
   place_N = place_N.astype(jnp.int32)
   priority_N = _hash(lot_N) | jnp.uint32(1)
-  best_R = jax.ops.segment_max(priority_N, place_N, **add)[:size]
+  best_R = jax.ops.segment_max(priority_N, place_N, **add)[:places]
   best_R = jnp.maximum(best_R, state.priority_R)
   is_best_N = is_valid_N & (priority_N == best_R[place_N])
   winner_R = jax.ops.segment_max(
     jnp.where(is_best_N, jnp.arange(x_NC.shape[0]), -1), place_N, **add
-  )[:size]
+  )[:places]
   candidate_RC = jnp.where(
     (winner_R >= 0)[:, None], x_NC[winner_R], state.candidate_RC
   )
@@ -165,13 +184,42 @@ def advance(state: CodebookState) -> CodebookState:
     priority_R=jnp.zeros_like(state.priority_R),
     candidate_RC=jnp.zeros_like(state.candidate_RC),
   )
+  if state.kmeans_step is not None:
+    is_start = state.step - 1 == state.kmeans_step
+    state = lax.cond(is_start, _start_over, lambda s: s, state)
   is_due = (state.step - 1) % state.reset_interval_steps == 0
   return lax.cond(is_due, _replace_dead, lambda s: s, state)
 
 
+def _start_over(state: CodebookState) -> CodebookState:
+  """Entries become the centers of the vectors of the step."""
+  centers_KC, is_new_K = kmeans(
+    state.reservoir_RC,
+    state.reservoir_step_R == state.step - 1,
+    state.hits_K.shape[0],
+    iterations=_KMEANS_ITERATIONS,
+  )
+  is_new_K &= ~_is_protected(state)
+  codebook_KC = jnp.where(is_new_K[:, None], centers_KC, state.codebook_KC)
+  return state.replace(
+    codebook_KC=codebook_KC,
+    ema_count_K=jnp.where(is_new_K, 1.0, state.ema_count_K),
+    ema_sum_KC=jnp.where(is_new_K[:, None], centers_KC, state.ema_sum_KC),
+    last_hit_step_K=jnp.where(is_new_K, state.step, state.last_hit_step_K),
+  )
+
+
+def _is_protected(state: CodebookState) -> Array:
+  """[K] bool."""
+  codes = jnp.asarray(state.protected, jnp.int32)
+  return jnp.zeros(state.hits_K.shape, bool).at[codes].set(True)
+
+
 def _replace_dead(state: CodebookState) -> CodebookState:
   age_K = state.step - 1 - state.last_hit_step_K
-  is_dead_K = age_K >= state.reset_after_steps
+  least = state.reset_usage * jnp.mean(state.ema_count_K)
+  is_dead_K = (age_K >= state.reset_after_steps) | (state.ema_count_K < least)
+  is_dead_K &= ~_is_protected(state)
   # The n-th dead entry takes the n-th of the freshest vectors.
   order_R = jnp.argsort(-state.reservoir_step_R)
   rank_K = jnp.cumsum(is_dead_K) - 1
@@ -181,8 +229,13 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   reset = is_reset_K[:, None]
   return state.replace(
     codebook_KC=jnp.where(reset, vector_KC, state.codebook_KC),
-    ema_count_K=jnp.where(is_reset_K, 1.0, state.ema_count_K),
-    ema_sum_KC=jnp.where(reset, vector_KC, state.ema_sum_KC),
+    # Enough not to be dead at once.
+    ema_count_K=jnp.where(
+      is_reset_K, jnp.maximum(least, 1.0), state.ema_count_K
+    ),
+    ema_sum_KC=jnp.where(
+      reset, vector_KC * jnp.maximum(least, 1.0), state.ema_sum_KC
+    ),
     last_hit_step_K=jnp.where(is_reset_K, state.step, state.last_hit_step_K),
   )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from abstractinator import metrics
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
@@ -202,9 +203,8 @@ class Run:
         window.pause()
         if is_log:
           writer.write_scalars(step, self._train_tags(window, step))
-          writer.write_histogram(
-            step, 'train/code_usage', window.total['code_counts'].total
-          )
+          for name, counts in metrics.histograms(window.total).items():
+            writer.write_histogram(step, f'train/{name}', counts)
           window.restart()
         if is_eval:
           tags = self._evaluate(state, step, is_last, writer, progress)
@@ -243,12 +243,13 @@ class Run:
     """Held-out metrics, all rows at the end of the run."""
     progress.message(f'step {step}: evaluating on held-out documents')
     variables = variables_of(state)
-    summary, code_counts = self._held_out.evaluate(
+    summary, histograms = self._held_out.evaluate(
       variables, None if is_last else self.config.eval_batches
     )
     tags = {f'eval/{name}': value for name, value in summary.items()}
     writer.write_scalars(step, tags)
-    writer.write_histogram(step, 'eval/code_usage', code_counts)
+    for name, counts in histograms.items():
+      writer.write_histogram(step, f'eval/{name}', counts)
     if self.config.model.levels[0].expander.context == 'segment':
       writer.write_text(
         step,

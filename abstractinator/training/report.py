@@ -32,10 +32,19 @@ def headline(summary: dict[str, float]) -> str:
     f'expander {given_codes:.3f} bits/byte given codes (ends'
     f' {summary["end_bits_per_byte"]:.3f} of them)',
     f'{summary["bytes_per_segment"]:.2f} bytes/segment',
-    f'{summary["live_code_fraction"]:.1%} of the codes live',
+    *_live_codes(summary),
     f'byte accuracy {summary["teacher_forced_byte_accuracy"]:.1%}'
     ' teacher-forced',
   ]
   if 'free_running_byte_accuracy' in summary:
     parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
   return ', '.join(parts)
+
+
+def _live_codes(summary: dict[str, float]) -> list[str]:
+  """Of all codes; of each stage where all of them are too many to count."""
+  name = 'live_code_fraction'
+  if name in summary:
+    return [f'{summary[name]:.1%} of the codes live']
+  live = [f'{v:.1%}' for k, v in summary.items() if k.endswith(f'/{name}')]
+  return [f'{" and ".join(live)} of the codes of each stage live']

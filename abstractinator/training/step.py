@@ -51,7 +51,7 @@ def train_step(
   )(state.params)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   metrics = level_metrics(
-    output, batch, terms, model.config.quantizer.codebook_size
+    output, batch, terms, model.config.quantizer.stage_sizes
   )
   metrics['loss_total'] = Mean(loss * num_ids, num_ids)
   for name, total in terms.items():
@@ -85,7 +85,7 @@ def eval_step(
   output = model.apply(variables, batch)
   terms = losses.terms(output, batch)
   metrics = level_metrics(
-    output, batch, terms, model.config.quantizer.codebook_size
+    output, batch, terms, model.config.quantizer.stage_sizes
   )
   num_ids = losses.num_ids(batch)
   total = losses.objective(terms, weights, jnp.ones(()))

@@ -67,6 +67,10 @@ class Window:
     elapsed = self._seconds + time.monotonic() - self._since
     num_bytes = float(self.total['bytes_per_segment'].total)
     return {
-      **{label: summary[name] for name, label in _SHOWN.items()},
+      **{
+        label: summary[name]
+        for name, label in _SHOWN.items()
+        if name in summary
+      },
       'bytes/s': num_bytes / max(elapsed, 1e-9),
     }

@@ -18,7 +18,9 @@ from abstractinator.training.step import train_step
 from abstractinator.types import Batch
 
 SIZE = 40
-WEIGHTS = LossConfig(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+WEIGHTS = LossConfig(
+  entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25, codebook=1.0
+)
 
 BLOCK = {
   'attention/out/kernel': (2, 8, 16),

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from abstractinator.ops import codebook
 from abstractinator.ops.nearest_code import nearest_code
@@ -9,16 +10,32 @@ SIZE, WIDTH, COUNT = 10, 3, 24
 NEVER = 10**6
 
 
-def make_state(size=SIZE, width=WIDTH, interval=NEVER, after=NEVER, decay=0.9):
-  """A codebook after a step 0 that hit every entry: none is dead."""
-  state = codebook.initial_state(
+def new_state(
+  size=SIZE,
+  width=WIDTH,
+  interval=NEVER,
+  after=NEVER,
+  decay=0.9,
+  usage=0.0,
+  protected=(),
+  kmeans_step=None,
+):
+  return codebook.initial_state(
     jax.random.key(0),
     size,
     width,
     decay=decay,
     reset_interval_steps=interval,
     reset_after_steps=after,
+    reset_usage=usage,
+    protected=protected,
+    kmeans_step=kmeans_step,
   )
+
+
+def make_state(size=SIZE, width=WIDTH, **policy):
+  """A codebook after a step 0 that hit every entry: none is dead."""
+  state = new_state(size, width, **policy)
   return state.replace(last_hit_step_K=jnp.zeros(size, jnp.int32))
 
 
@@ -170,14 +187,7 @@ def test_a_dead_entry_stays_where_the_reservoir_is_empty():
 
 
 def test_a_new_codebook_starts_over_from_the_first_vectors():
-  state = codebook.initial_state(
-    jax.random.key(0),
-    SIZE,
-    WIDTH,
-    decay=0.9,
-    reset_interval_steps=NEVER,
-    reset_after_steps=NEVER,
-  )
+  state = new_state()
   x, _, is_valid, name = make_vectors(0)
   state = advance(observe(state, x, np.zeros(COUNT, int), is_valid, name))
   is_real = (np.asarray(state.codebook_KC)[:, None] == x).all(-1).any(1)
@@ -196,31 +206,89 @@ def test_entries_without_hits_keep_their_place():
   assert np.abs(state.codebook_KC[:2] - start[:2]).max() > 0.1
 
 
-def test_every_cluster_gets_an_entry_of_its_own():
-  """60 clusters, 256 entries, 50 steps."""
-  size, width, clusters = 256, 8, 60
+def test_rare_entries_are_replaced_and_start_with_enough():
+  """Entry 0 gets 9 hits a step, 1 gets 1, the others none and stay young."""
+  state = make_state(size=4, interval=20, usage=0.5, decay=0.5)
+  code = np.array([0] * 9 + [1], np.int32)
+  for step in range(21):
+    x, _, _, name = make_vectors(step, count=10)
+    before = state
+    state = advance(observe(state, x, code, np.ones(10, bool), name))
+  moved = np.abs(state.codebook_KC - before.codebook_KC).max(axis=1)
+  # Means count 10 / 4; below half of that are all but entry 0.
+  np.testing.assert_array_equal(moved[2:] > 1e-3, [True, True])
+  np.testing.assert_allclose(state.ema_count_K[1:], 1.25, rtol=1e-3)
+  np.testing.assert_allclose(
+    state.ema_sum_KC[1:], 1.25 * state.codebook_KC[1:], rtol=1e-3
+  )
+  again = make_state(size=4, interval=20, usage=0.0, decay=0.5)
+  for step in range(21):
+    x, _, _, name = make_vectors(step, count=10)
+    again = advance(observe(again, x, code, np.ones(10, bool), name))
+  np.testing.assert_allclose(again.ema_count_K, [9, 1, 0, 0], atol=1e-4)
+
+
+def test_protected_entries_stay():
+  state = make_state(interval=1, after=1, protected=(2, 5))
+  start = np.asarray(state.codebook_KC)
+  for step in range(3):
+    x, code, is_valid, name = make_vectors(step, count=60, num_codes=2)
+    state = advance(observe(state, x, code, is_valid, name))
+  moved = np.abs(state.codebook_KC - start).max(axis=1) > 1e-2
+  np.testing.assert_array_equal(np.flatnonzero(~moved), [2, 5])
+
+
+@pytest.mark.parametrize('kmeans_step', [0, 2])
+def test_kmeans_starts_from_the_centers_of_its_step(kmeans_step):
+  """Three tight clusters of valid vectors in step `kmeans_step`."""
+  rng = np.random.default_rng(0)
+  means = 10 * rng.normal(size=(3, WIDTH))
+  state = new_state(kmeans_step=kmeans_step, protected=(1,))
+  start = np.asarray(state.codebook_KC)
+  for step in range(kmeans_step + 1):
+    label = rng.integers(0, 3, 200)
+    x = means[label] if step == kmeans_step else -means[label]
+    x = (x + 0.01 * rng.normal(size=x.shape)).astype(np.float32)
+    is_valid = rng.random(200) < 0.5
+    x[~is_valid] = np.nan
+    name = np.arange(200, dtype=np.uint32)
+    state = advance(observe(state, x, np.zeros(200, np.int32), is_valid, name))
+  entries = np.delete(np.asarray(state.codebook_KC), 1, axis=0)
+  distance = np.linalg.norm(entries[:, None] - means, axis=-1)
+  assert (distance.min(axis=0) < 0.1).all()
+  assert (distance.min(axis=1) < 0.1).all()
+  np.testing.assert_allclose(state.codebook_KC[1], start[1], rtol=1e-3)
+  np.testing.assert_array_equal(np.delete(state.ema_count_K, 1), 1)
+
+
+@pytest.mark.parametrize('kmeans_step', [None, 0])
+def test_300_clusters_get_an_entry_of_their_own(kmeans_step):
+  """1024 entries, 50 steps of 1024 vectors, half of the slots empty."""
+  size, width, clusters, count = 1024, 8, 300, 1024
   rng = np.random.default_rng(0)
   centers = 4 * rng.normal(size=(clusters, width))
-  state = make_state(size, width, interval=10, after=20, decay=0.97)
+  state = new_state(
+    size, width, interval=10, after=20, decay=0.97, kmeans_step=kmeans_step
+  )
 
   @jax.jit
-  def step(state, x, name):
+  def step(state, x, is_valid, name):
     code = nearest_code(x, state.codebook_KC, implementation='xla')
-    state = codebook.observe(state, x, code, jnp.ones(len(x), bool), name)
-    return codebook.advance(state)
+    return codebook.advance(codebook.observe(state, x, code, is_valid, name))
 
   def draw(count):
     label = rng.integers(0, clusters, count)
     x = centers[label] + 0.1 * rng.normal(size=(count, width))
     return label, jnp.asarray(x, jnp.float32)
 
+  is_valid = jnp.arange(2 * count) % 2 == 0
   for i in range(50):
-    _, x = draw(256)
-    state = step(state, x, jnp.arange(256, dtype=jnp.uint32) + 256 * i)
-  label, x = draw(4000)
-  code = np.asarray(
-    nearest_code(x, state.codebook_KC, implementation='reference')
-  )
+    _, x = draw(count)
+    slots = jnp.zeros((2 * count, width)).at[::2].set(x)
+    name = jnp.arange(2 * count, dtype=jnp.uint32) + 2 * count * i
+    state = step(state, slots, is_valid, name)
+  label, x = draw(6000)
+  code = np.asarray(nearest_code(x, state.codebook_KC, implementation='xla'))
   labels_of = {c: set(label[code == c]) for c in set(code)}
   own = set().union(*(found for found in labels_of.values() if len(found) == 1))
   assert len(own) >= 0.9 * clusters

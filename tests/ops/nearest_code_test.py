@@ -7,9 +7,12 @@ from abstractinator.ops.nearest_code import nearest_code
 ALL = ['reference', 'xla']
 
 
-def search(x, codebook, implementation):
+def search(x, codebook, implementation, **options):
   return nearest_code(
-    jnp.asarray(x), jnp.asarray(codebook), implementation=implementation
+    jnp.asarray(x),
+    jnp.asarray(codebook),
+    implementation=implementation,
+    **options,
   )
 
 
@@ -59,6 +62,17 @@ def test_equal_entries_far_apart_tie_for_real_vectors(implementation):
     implementation,
   )
   assert int(code.max()) < 37
+
+
+@pytest.mark.parametrize('implementation', ALL)
+def test_forbidden_entries_are_never_found(implementation):
+  rng = np.random.default_rng(0)
+  codebook = rng.normal(size=(9, 4)).astype(np.float32)
+  x = np.concatenate([codebook, rng.normal(size=(200, 4))]).astype(np.float32)
+  code = search(x, codebook, implementation, forbidden=(0, 3, 8))
+  left = np.array([1, 2, 4, 5, 6, 7])
+  among_left = search(x, codebook[left], implementation)
+  np.testing.assert_array_equal(code, left[among_left])
 
 
 def test_the_implementations_agree_in_bfloat16():

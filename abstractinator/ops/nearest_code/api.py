@@ -12,7 +12,11 @@ _IMPLEMENTATIONS = {
 
 
 def nearest_code(
-  x_NC: Array, codebook_KC: Array, *, implementation: str
+  x_NC: Array,
+  codebook_KC: Array,
+  *,
+  implementation: str,
+  forbidden: tuple[int, ...] = (),
 ) -> Array:
   """Finds the codebook entry at the smallest Euclidean distance.
 
@@ -21,6 +25,7 @@ def nearest_code(
     codebook_KC: [K, C] float32 entries.
     implementation: 'xla' goes over the vectors in tiles, so that memory does
       not grow as N * K; 'reference' is dense, the oracle of the tests.
+    forbidden: Entries that are never found; at least one is left.
 
   Returns:
     [N] int32 in 0..K-1; the smallest among equals. Distances are in float32.
@@ -35,4 +40,4 @@ def nearest_code(
       f'implementation: got {implementation!r}, allowed:'
       f' {", ".join(_IMPLEMENTATIONS)}'
     )
-  return _IMPLEMENTATIONS[implementation](x_NC, codebook_KC)
+  return _IMPLEMENTATIONS[implementation](x_NC, codebook_KC, forbidden)

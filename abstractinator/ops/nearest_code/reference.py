@@ -5,8 +5,12 @@ import jax.numpy as jnp
 from abstractinator.types import Array
 
 
-def nearest_code(x_NC: Array, codebook_KC: Array) -> Array:
+def nearest_code(
+  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
+) -> Array:
   """See `api.nearest_code`. Builds [N, K, C]."""
   difference = x_NC.astype(jnp.float32)[:, None] - codebook_KC[None]
   distance_NK = jnp.sum(jnp.square(difference), axis=-1)
+  is_forbidden_K = jnp.isin(jnp.arange(len(codebook_KC)), jnp.array(forbidden))
+  distance_NK = jnp.where(is_forbidden_K, jnp.inf, distance_NK)
   return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)

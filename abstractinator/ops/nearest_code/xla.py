@@ -8,10 +8,13 @@ from abstractinator.types import Array
 _TILE = 4096
 
 
-def nearest_code(x_NC: Array, codebook_KC: Array) -> Array:
+def nearest_code(
+  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
+) -> Array:
   """See `api.nearest_code`. Holds at most a [4096, K] tile of distances."""
   # |x|^2 is the same for every entry and left out.
   norm_K = jnp.sum(jnp.square(codebook_KC), axis=-1)
+  norm_K = norm_K.at[jnp.asarray(forbidden, jnp.int32)].set(jnp.inf)
 
   def search(x_NC):
     product = jnp.einsum(

@@ -1,0 +1,74 @@
+"""Scores of the digits of a code, one stage after the other."""
+
+import flax.struct
+import jax.numpy as jnp
+from jax import lax
+
+from abstractinator.types import Array
+
+
+@flax.struct.dataclass
+class StageLogits:
+  """Predictions of the digits of codes.
+
+  Attributes:
+    logits: M arrays [..., K] float32, one a stage.
+    digits_M: [..., M] int32, the best digit of each stage.
+  """
+
+  logits: tuple[Array, ...]
+  digits_M: Array
+
+
+def stage_logits(
+  h_C: Array,
+  codebooks: tuple[Array, ...],
+  digits_M: Array | None,
+  *,
+  residual_conditioning: bool,
+  distance: str,
+) -> StageLogits:
+  """Scores every entry of every stage against a prediction.
+
+  Args:
+    h_C: [..., C], the prediction in the space of the codes.
+    codebooks: M arrays [K, C] float32.
+    digits_M: [..., M] int32, the digits each stage is told of those before it;
+      None to go on from the best ones.
+    residual_conditioning: Whether a stage scores what the digits before it
+      leave of the prediction, or all of it.
+    distance: 'dot', inner products; 'squared', negative squared distances.
+
+  Returns:
+    Logits and best digits, float32. No gradient passes through what is
+    subtracted.
+
+  Raises:
+    ValueError: If the distance is unknown.
+  """
+  if distance not in _SCORES:
+    raise ValueError(
+      f'distance: got {distance!r}, allowed: {", ".join(_SCORES)}'
+    )
+  rest_C = h_C.astype(jnp.float32)
+  logits, best = [], []
+  for stage, codebook_KC in enumerate(codebooks):
+    logits.append(_SCORES[distance](rest_C, codebook_KC))
+    best.append(jnp.argmax(logits[-1], axis=-1).astype(jnp.int32))
+    if residual_conditioning:
+      digit = best[-1] if digits_M is None else digits_M[..., stage]
+      rest_C = rest_C - lax.stop_gradient(codebook_KC[digit])
+  return StageLogits(tuple(logits), jnp.stack(best, axis=-1))
+
+
+def _dot(x_C: Array, codebook_KC: Array) -> Array:
+  return jnp.einsum('...c,kc->...k', x_C, codebook_KC, precision='highest')
+
+
+def _negative_squared_distance(x_C: Array, codebook_KC: Array) -> Array:
+  norm = jnp.sum(jnp.square(x_C), axis=-1, keepdims=True)
+  norm_K = jnp.sum(jnp.square(codebook_KC), axis=-1)
+  return 2 * _dot(x_C, codebook_KC) - norm - norm_K
+
+
+_SCORES = {'dot': _dot, 'squared': _negative_squared_distance}

@@ -1,0 +1,421 @@
+"""Quantizers against the original's numbers.
+
+What the original does to its codebooks on the way is redone with the file's
+own state: codes, losses, gradients, moving averages, stage by stage.
+Departures: see the names of the tests.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator import metrics
+from abstractinator.ops import codebook
+from abstractinator.ops import digits as digits_lib
+from tests import tiny_quantizer
+
+NEVER = 10**6
+
+
+def module(kind, ctor, **changes):
+  return tiny_quantizer.model(
+    d_model=ctor['D'], kind=kind, codebook_size=ctor['K'], **changes
+  )
+
+
+def state_of(arrays, prefix, decay, **policy):
+  """Our state from the original's."""
+  size, width = arrays[f'{prefix}codebook'].shape
+  state = codebook.initial_state(
+    jax.random.key(0),
+    size,
+    width,
+    decay=decay,
+    **dict(
+      reset_interval_steps=NEVER,
+      reset_after_steps=NEVER,
+      reset_usage=0.0,
+      protected=(),
+      kmeans_step=None,
+    )
+    | policy,
+  )
+  arrays = {k: jnp.asarray(v) for k, v in arrays.items()}
+  return state.replace(
+    codebook_KC=arrays[f'{prefix}codebook'],
+    ema_count_K=arrays[f'{prefix}ema_cluster_size'],
+    ema_sum_KC=arrays[f'{prefix}ema_weight_sum'],
+    last_hit_step_K=jnp.zeros((size,), jnp.int32),
+  )
+
+
+def moved(state, x_NC, code_N, pad_code):
+  """One step of the moving average.
+
+  The original gives one code the part of padding: what falls on it counts for
+  nothing. Ours has no such code, so those vectors are passed as invalid.
+  """
+  return codebook.advance(
+    codebook.observe(
+      state,
+      jnp.asarray(x_NC),
+      code_N,
+      code_N != pad_code,
+      jnp.arange(len(code_N), dtype=jnp.uint32),
+    )
+  )
+
+
+def assert_moved(got, arrays, prefix):
+  """Relative as well as absolute: entries of the original reach 1e6."""
+  for name, value in (
+    ('codebook', got.codebook_KC),
+    ('ema_cluster_size', got.ema_count_K),
+    ('ema_weight_sum', got.ema_sum_KC),
+  ):
+    want = arrays[f'{prefix}{name}']
+    # A coordinate is as exact as the entry is long: it is a mean of vectors.
+    scale = np.abs(want).reshape(len(want), -1).max(axis=1)
+    error = np.abs(value - want).reshape(len(want), -1).max(axis=1)
+    assert (error <= 2e-5 * (1 + scale)).all(), f'{prefix}{name}'
+
+
+def steps_of(golden):
+  """The state before each step, by the end of its name, and the number."""
+  before = golden.group('param')
+  for step in range(golden.cfg['steps']):
+    yield step, before
+    before = {**before, **golden.group(f'state/{step}')}
+  if 'in/z_eval' in golden.arrays:
+    yield '_eval', before
+
+
+def slots(z_BPD):
+  return jnp.ones(z_BPD.shape[:2], bool), jnp.arange(len(z_BPD))
+
+
+def assert_forward(golden, step, model, variables, scale, is_kept):
+  """Codes, vectors, losses and the gradients of both in one step.
+
+  Args:
+    golden: The file.
+    step: Which.
+    model: Of ours.
+    variables: With the codebooks before the step.
+    scale: By how much the original's straight-through gradient is too large.
+    is_kept: [B, P] bool, vectors that the original does not call padding.
+  """
+  arrays, beta = golden.arrays, golden.cfg['ctor']['beta']
+  z = jnp.asarray(arrays[f'in/z{step}'])
+  keep = jnp.asarray(is_kept)
+
+  def run(params, z):
+    output = model.apply({**variables, 'params': params}, z, *slots(z))
+    learned = jnp.mean(output.codebook_distance_BP)
+    commitment = jnp.mean(output.distance_BP)
+    loss = learned + beta * commitment
+    if f'cot/z_q{step}' in arrays:
+      weight = arrays[f'cot/z_q{step}'] * keep[..., None]
+      loss += scale * jnp.sum(output.vectors_BPD * weight)
+    return loss, (output, commitment)
+
+  (grads, grad_z), (output, commitment) = jax.grad(
+    run, argnums=(0, 1), has_aux=True
+  )(variables.get('params', {}), z)
+  codes = np.asarray(output.codes_BP)[is_kept]
+  np.testing.assert_array_equal(codes, arrays[f'out/indices{step}'][is_kept])
+  np.testing.assert_allclose(
+    output.vectors_BPD[keep],
+    arrays[f'out/z_q{step}'][is_kept],
+    rtol=2e-5,
+    atol=2e-5,
+  )
+  # The original adds the codebook's loss whether or not gradient moves it.
+  np.testing.assert_allclose(
+    (1 + beta) * commitment, arrays[f'out/vq_loss{step}'], rtol=2e-5, atol=2e-5
+  )
+  if f'grad_in/z{step}' in arrays:
+    np.testing.assert_allclose(
+      grad_z, arrays[f'grad_in/z{step}'], rtol=2e-5, atol=2e-4
+    )
+  return output, grads
+
+
+@pytest.mark.golden('c07_vq_*')
+def test_golden_vq_codes_losses_and_gradients(golden):
+  ctor = golden.cfg['ctor']
+  learns = not ctor.get('ema', True)
+  model = module(
+    'vq',
+    ctor,
+    forbidden=tuple(ctor.get('forbidden_ids', ())),
+    codebook='gradient' if learns else 'ema',
+  )
+  for step, before in steps_of(golden):
+    if learns:
+      variables = {'params': {'codebook': {'embedding': before['codebook']}}}
+    else:
+      state = state_of(before, '', ctor['decay'])
+      variables = {'vq': {'state': state}}
+    z = golden.arrays[f'in/z{step}']
+    kept = np.ones(z.shape[:2], bool)
+    _, grads = assert_forward(golden, step, model, variables, 1, kept)
+    if learns and step != '_eval':
+      np.testing.assert_allclose(
+        grads['codebook']['embedding'],
+        golden.arrays[f'grad/{step}/codebook'],
+        rtol=2e-5,
+        atol=2e-4,
+      )
+
+
+@pytest.mark.golden('c07_vq_ema*')
+def test_golden_vq_moving_averages_and_perplexity(golden):
+  ctor = golden.cfg['ctor']
+  pad = ctor.get('padding_token_id', 2)
+  for step, before in steps_of(golden):
+    if step == '_eval':
+      continue
+    z_NC = golden.arrays[f'in/z{step}'].reshape(-1, ctor['D'])
+    codes = jnp.asarray(golden.arrays[f'out/indices{step}'].reshape(-1))
+    state = moved(state_of(before, '', ctor['decay']), z_NC, codes, pad)
+    assert_moved(state, golden.group(f'state/{step}'), '')
+    # The original's perplexity is that of the moving averages, none below 1e-5.
+    counts = np.array(state.ema_count_K)
+    counts[[c for c in (pad, *ctor.get('forbidden_ids', ())) if c < 16]] = 0
+    summary = metrics.summarize(
+      {'code_counts': metrics.Mean(1e3 * np.maximum(counts, 1e-5), 1.0)}
+    )
+    np.testing.assert_allclose(
+      summary['codebook_perplexity'],
+      golden.arrays[f'out/perplexity{step}'],
+      rtol=2e-4,
+    )
+
+
+@pytest.mark.golden('c07_vq_noema')
+def test_golden_vq_perplexity_of_a_batch(golden):
+  """Ours counts the codes of what was measured, as here the original does."""
+  pad = golden.cfg['ctor']['padding_token_id']
+  for step, _ in steps_of(golden):
+    counts = np.bincount(
+      golden.arrays[f'out/indices{step}'].ravel(), minlength=16
+    ).astype(np.float64)
+    counts[pad] = 0
+    summary = metrics.summarize(
+      {'code_counts': metrics.Mean(np.maximum(counts, 1e-5), 1.0)}
+    )
+    np.testing.assert_allclose(
+      summary['codebook_perplexity'],
+      golden.arrays[f'out/perplexity{step}'],
+      rtol=2e-4,
+    )
+
+
+@pytest.mark.golden('c07_vq_reset*')
+def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
+  """Entries that the original replaces start over as ours do.
+
+  Which ones it draws is left to chance there, and not here: all dead entries
+  become different vectors. Both keep protected ones; ours also replaces the
+  code that there stands for padding.
+  """
+  ctor = golden.cfg['ctor']
+  pad, num_replaced = ctor['padding_token_id'], 0
+  for step, before in steps_of(golden):
+    z_NC = golden.arrays[f'in/z{step}'].reshape(-1, ctor['D'])
+    codes = jnp.asarray(golden.arrays[f'out/indices{step}'].reshape(-1))
+    state = state_of(
+      before,
+      '',
+      ctor['decay'],
+      # There age is counted from the end of the step of the last hit.
+      reset_after_steps=ctor['stale_after'] - 1,
+      protected=tuple(ctor['protected_ids']),
+    )
+    state = state.replace(
+      step=jnp.int32(step), last_hit_step_K=jnp.asarray(before['last_hit_step'])
+    )
+    after = golden.group(f'state/{step}')
+    kept = moved(state.replace(reset_interval_steps=NEVER), z_NC, codes, pad)
+    is_replaced = after['ema_cluster_size'] != np.asarray(kept.ema_count_K)
+    is_replaced &= np.abs(after['codebook'] - kept.codebook_KC).max(1) > 1e-3
+    rest = {
+      name: array[~is_replaced]
+      for name, array in after.items()
+      if array.ndim and len(array) == ctor['K']
+    }
+    ours = jax.tree.map(
+      lambda x, is_kept=~is_replaced: x[is_kept] if x.ndim else x, kept
+    )
+    assert_moved(ours, rest, '')
+    # A full reservoir, so that no dead entry has to wait.
+    state = state.replace(
+      reset_interval_steps=1, reservoir_step_R=jnp.zeros_like(codes[:16])
+    )
+    reset = moved(state, z_NC, codes, pad)
+    ours_replaced = np.asarray(reset.last_hit_step_K) == step + 1
+    # What is replaced there is dead here too, and weighs the same.
+    assert not is_replaced[~ours_replaced].any()
+    np.testing.assert_array_equal(after['ema_cluster_size'][is_replaced], 1)
+    np.testing.assert_array_equal(reset.ema_count_K[ours_replaced], 1)
+    assert not ours_replaced[list(ctor['protected_ids'])].any()
+    num_replaced += is_replaced.sum()
+  assert num_replaced > 0
+
+
+def residual_module(golden):
+  ctor = golden.cfg['ctor']
+  size = ctor['K']
+  return module(
+    'rvq',
+    ctor,
+    depth=ctor['depth'],
+    # The original reserves these in stage 0, for specials that never come.
+    forbidden=(size - 3, size - 2, size - 1),
+  )
+
+
+@pytest.mark.golden('c08_rvq_depth*')
+def test_golden_rvq_codes_losses_and_gradients_but_for_their_depth(golden):
+  """There the gradient is `depth` times the identity, here the identity.
+
+  Rows of zeros are padding there; ours are told by a mask.
+  """
+  ctor = golden.cfg['ctor']
+  model = residual_module(golden)
+  for step, before in steps_of(golden):
+    variables = {
+      'vq': {
+        f'stage{i}': {'state': state_of(before, f'stages.{i}.', ctor['decay'])}
+        for i in range(ctor['depth'])
+      }
+    }
+    kept = np.any(golden.arrays[f'in/z{step}'] != 0, axis=-1)
+    assert_forward(golden, step, model, variables, ctor['depth'], kept)
+
+
+@pytest.mark.golden('c08_rvq_depth*')
+def test_golden_rvq_moving_averages_of_each_stage(golden):
+  ctor = golden.cfg['ctor']
+  model = residual_module(golden)
+  for step, before in steps_of(golden):
+    if step == '_eval':
+      continue
+    z = jnp.asarray(golden.arrays[f'in/z{step}'])
+    states = [
+      state_of(before, f'stages.{i}.', ctor['decay'])
+      for i in range(ctor['depth'])
+    ]
+    variables = {
+      'vq': {f'stage{i}': {'state': s} for i, s in enumerate(states)}
+    }
+    output = model.apply(variables, z, *slots(z))
+    rest = z.reshape(-1, ctor['D'])
+    after = golden.group(f'state/{step}')
+    for i, state in enumerate(states):
+      digit = output.digits_BPM[..., i].reshape(-1)
+      if f'stages.{i}.codebook' in after:
+        assert_moved(moved(state, rest, digit, 258), after, f'stages.{i}.')
+      rest = rest - state.codebook_KC[digit]
+
+
+def heads(golden):
+  """Our module with the codebooks of a file."""
+  size, depth = golden.cfg['K'], golden.cfg['depth']
+  model = module('rvq', golden.cfg, depth=depth, codebook='gradient')
+  params = {
+    f'stage{i}': {
+      'codebook': {'embedding': golden.arrays[f'param/stages.{i}.codebook']}
+    }
+    for i in range(depth)
+  }
+  assert model.num_codes == size**depth
+  return model, params
+
+
+@pytest.mark.golden('c08_rvq_heads*')
+def test_golden_codec(golden):
+  ids, sizes = golden.arrays['in/ids'], (golden.cfg['K'],) * golden.cfg['depth']
+  found = digits_lib.decompose(jnp.asarray(ids), sizes)
+  want = golden.group('out/digits')
+  for i in range(len(sizes)):
+    np.testing.assert_array_equal(found[..., i], want[str(i)])
+  np.testing.assert_array_equal(
+    digits_lib.compose(found, sizes), golden.arrays['out/recomposed']
+  )
+
+
+@pytest.mark.golden('c08_rvq_heads*')
+def test_golden_embedding_of_codes(golden):
+  """There 258 is padding even where it is a code; ours has no such clash."""
+  model, params = heads(golden)
+  ids = golden.arrays['in/ids']
+  is_code = jnp.asarray(ids != 258)
+
+  def embed(params):
+    return model.apply({'params': params}, jnp.asarray(ids), method='lookup')
+
+  np.testing.assert_allclose(
+    embed(params)[is_code], golden.arrays['out/embed'][is_code], atol=2e-5
+  )
+  weight = golden.arrays['cot/embed'] * is_code[..., None]
+  grads = jax.grad(lambda p: jnp.sum(embed(p) * weight))(params)
+  for i in range(golden.cfg['depth']):
+    np.testing.assert_allclose(
+      grads[f'stage{i}']['codebook']['embedding'],
+      golden.arrays[f'grad_embed/stages.{i}.codebook'],
+      atol=2e-4,
+    )
+
+
+@pytest.mark.golden('c08_rvq_heads*')
+@pytest.mark.parametrize('has_teacher', [True, False])
+@pytest.mark.parametrize('squared', [True, False])
+@pytest.mark.parametrize('conditioned', [True, False])
+def test_golden_stage_logits(golden, conditioned, squared, has_teacher):
+  model, params = heads(golden)
+  depth, arrays = golden.cfg['depth'], golden.arrays
+  flags = f'rc={conditioned}|sq={squared}'
+  teacher = jnp.stack([arrays[f'in/teacher/{i}'] for i in range(depth)], -1)
+
+  def run(params, h):
+    found = model.apply(
+      {'params': params},
+      h,
+      teacher if has_teacher else None,
+      residual_conditioning=conditioned,
+      distance='squared' if squared else 'dot',
+      method='stage_logits',
+    )
+    loss = sum(
+      jnp.sum(x * arrays[f'cot/logits/{i}']) for i, x in enumerate(found.logits)
+    )
+    return loss, found
+
+  grads, found = jax.grad(run, argnums=(0, 1), has_aux=True)(
+    params, jnp.asarray(arrays['in/h'])
+  )
+  name = f'{flags}|teacher={has_teacher}'
+  for i in range(depth):
+    np.testing.assert_allclose(
+      found.logits[i],
+      arrays[f'out/logits|{name}/{i}'],
+      rtol=2e-6,
+      atol=2e-5,
+    )
+    np.testing.assert_array_equal(
+      found.digits_M[..., i], found.logits[i].argmax(-1)
+    )
+    np.testing.assert_allclose(
+      grads[0][f'stage{i}']['codebook']['embedding'],
+      arrays[f'grad|{name}/stages.{i}.codebook'],
+      atol=2e-4,
+    )
+    # The original has none without residual conditioning.
+    if conditioned and not has_teacher:
+      np.testing.assert_array_equal(
+        found.digits_M[..., i], arrays[f'out/greedy|{flags}/{i}']
+      )
+  np.testing.assert_allclose(grads[1], arrays[f'grad_in/h|{name}'], atol=2e-4)

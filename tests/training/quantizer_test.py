@@ -1,0 +1,76 @@
+"""A level trains with every kind of quantizer."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.byte_vocab import EOS_ID
+from abstractinator.config import RunConfig
+from abstractinator.training.model import make_model
+from abstractinator.training.optimizer import make_optimizer
+from abstractinator.training.state import initial_state
+from abstractinator.training.step import train_step
+from abstractinator.types import Batch
+from configs import tiny
+
+STEPS, ROWS, SIZE = 30, 4, 64
+TEXT = b'the rain in spain stays mainly in the plain; so they say. '
+
+
+def batches():
+  rng = np.random.default_rng(0)
+  text = np.frombuffer(TEXT * 4, np.uint8).astype(np.int32)
+  for step in range(STEPS):
+    starts = rng.integers(0, len(TEXT), ROWS)
+    ids = np.stack([text[s : s + SIZE] for s in starts])
+    ids[:, -1] = EOS_ID
+    row = np.arange(ROWS, dtype=np.int32) + ROWS * step
+    yield Batch(*map(jnp.asarray, (ids, np.zeros_like(ids), row)))
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    dict(kind='vq'),
+    dict(kind='vq', cosine=True, start='kmeans'),
+    dict(kind='rvq', depth=3, codebook_size=16),
+    dict(kind='rvq', codebook='gradient'),
+    dict(kind='fsq', levels=(5, 4, 3)),
+  ],
+  ids=str,
+)
+def test_thirty_steps_lower_the_loss_of_the_expander(changes):
+  values = tiny.get_config()
+  values.data.sequence_length = SIZE
+  values.data.batch_size = ROWS
+  (level,) = values.model.levels
+  for name, value in changes.items():
+    level.quantizer[name] = value
+  config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+  model = make_model(config, 'cpu')
+  optimizer = make_optimizer(config.optimizer, STEPS)
+  state = initial_state(
+    jax.random.key(0), model, optimizer, batch_size=1, sequence_length=SIZE
+  )
+  step = jax.jit(
+    functools.partial(
+      train_step, model=model, optimizer=optimizer, weights=config.loss
+    ),
+    donate_argnums=0,
+  )
+  values = []
+  for batch in batches():
+    state, found = step(state, batch)
+    values.append({k: float(v.total.sum()) for k, v in found.items()})
+    assert np.isfinite(values[-1]['gradient_norm'])
+  loss = [v['loss_expander'] for v in values]
+  assert loss[-1] < 0.75 * loss[0]
+  assert ('vq' in state.collections) == (
+    changes['kind'] != 'fsq' and changes.get('codebook') != 'gradient'
+  )
+  learns = changes.get('codebook') == 'gradient'
+  assert (values[-1]['loss_codebook'] > 0) == learns
