@@ -41,6 +41,7 @@ def values(edits=()):
 
 REMOVED = object()
 LEVEL = 'model.levels.0'
+MLA = {'form': 'mla', 'kv_dim': 12, 'query_dim': 8, 'retrieval_dim': 4}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,15 @@ def test_a_config_survives_its_own_dictionary():
   assert RunConfig.from_dict(config.to_dict()) == config
   assert config.model.levels[0].segmentation.target_length == 4.5
   assert config.data.validation == ''
+
+
+def test_latent_attention_needs_no_even_heads():
+  """Its rotary pairs are of the retrieval width; a stack may see all ids."""
+  edits = {f'{LEVEL}.encoder.attention.{k}': v for k, v in MLA.items()}
+  edits |= {f'{LEVEL}.encoder.num_heads': 32, f'{LEVEL}.encoder.window': None}
+  encoder = RunConfig.from_dict(values(edits)).model.levels[0].encoder
+  assert encoder.attention.to_dict() == MLA
+  assert encoder.window is None
 
 
 def test_whole_numbers_serve_as_fractions():
@@ -232,6 +242,33 @@ def test_slots_hold_a_row_of_the_mean_length():
     (
       {f'{LEVEL}.expander.num_heads': 32},
       ('model.levels[0].expander.num_heads', '32', 'even', '96'),
+    ),
+    (
+      {f'{LEVEL}.encoder.attention.form': 'flash'},
+      ('model.levels[0].encoder.attention.form', "'flash'", 'regular, mla'),
+    ),
+    (
+      {f'{LEVEL}.encoder.attention.form': 'mla'},
+      ('model.levels[0].encoder.attention.kv_dim', 'None', 'positive', 'mla'),
+    ),
+    (
+      {f'{LEVEL}.expander.attention.query_dim': 8},
+      (
+        'model.levels[0].expander.attention.query_dim',
+        '8',
+        "None with form 'regular'",
+      ),
+    ),
+    (
+      {
+        f'{LEVEL}.entropy_model.attention.{name}': value
+        for name, value in (MLA | {'retrieval_dim': 5}).items()
+      },
+      (
+        'model.levels[0].entropy_model.attention.retrieval_dim',
+        '5',
+        'an even number',
+      ),
     ),
     ({'loss.commitment': -0.1}, ('loss.commitment', '-0.1', '>= 0')),
     (

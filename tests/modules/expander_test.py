@@ -11,17 +11,30 @@ LENGTHS = ((5, 2, 6), (4,), (1, 6, 3, 3))
 SLOTS = 11
 
 WIRINGS = [
-  ('segment', 0),
-  ('segment', 2),
-  ('window', 0),
-  ('window', 2),
+  ('segment', 0, 'regular'),
+  ('segment', 2, 'regular'),
+  ('window', 0, 'regular'),
+  ('window', 2, 'regular'),
+  ('segment', 2, 'mla'),
 ]
+LATENT = {
+  'expander__attention__kv_dim': 6,
+  'expander__attention__query_dim': 5,
+  'expander__attention__retrieval_dim': 4,
+}
 
 
-@pytest.fixture(scope='module', params=WIRINGS, ids=lambda w: f'{w[0]}-{w[1]}')
+@pytest.fixture(
+  scope='module', params=WIRINGS, ids=lambda w: '-'.join(map(str, w))
+)
 def level(request, tiny_level):
-  context, lookback = request.param
-  return tiny_level(expander__context=context, expander__lookback=lookback)
+  context, lookback, form = request.param
+  return tiny_level(
+    expander__context=context,
+    expander__lookback=lookback,
+    expander__attention__form=form,
+    **(LATENT if form == 'mla' else {}),
+  )
 
 
 def make_row():

@@ -150,6 +150,25 @@ def test_without_lookback_there_is_no_query_or_key(implementation):
       np.testing.assert_array_equal(out[row, query], want)
 
 
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize(('key_heads', 'value_heads'), [(2, 1), (1, 2), (1, 1)])
+def test_heads_may_share_keys_or_values(
+  hold_against, implementation, key_heads, value_heads
+):
+  index, lowest, slots = LAYOUTS['documents']
+  q, k, v = make_inputs(slots)
+  args = q, k[:, :, :key_heads], v[:, :, :value_heads]
+  reference = at('reference', index, lowest, 2)
+  hold_against(at(implementation, index, lowest, 2), reference, args)
+  # A shared head is the same as a copy of it for each.
+  wide = [np.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
+  np.testing.assert_allclose(
+    reference(*map(jnp.float32, args)),
+    reference(*map(jnp.float32, wide)),
+    atol=1e-6,
+  )
+
+
 def test_errors_name_what_is_allowed():
   index, lowest, slots = LAYOUTS['documents']
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(slots)]
@@ -157,3 +176,6 @@ def test_errors_name_what_is_allowed():
     at('halo', index, lowest, 1)(*args)
   with pytest.raises(ValueError, match=r'lookback: got -1, allowed: >= 0'):
     at('xla', index, lowest, -1)(*args)
+  q, k, v = args
+  with pytest.raises(ValueError, match=r'heads.*got 3, allowed: 1.*\(2\)'):
+    at('xla', index, lowest, 1)(q, k, v[:, :, [0, 1, 1]])
