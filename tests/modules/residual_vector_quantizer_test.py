@@ -148,3 +148,10 @@ def test_an_unknown_distance_is_an_error():
       distance='cosine',
       method='stage_logits',
     )
+
+
+def test_kmeans_starts_a_stage_one_step_after_the_one_before_it():
+  """Residuals mean nothing before the stages above have their entries."""
+  _, variables = make(depth=3, start='kmeans')
+  stages = variables['vq'].values()
+  assert [stage['state'].kmeans_step for stage in stages] == [0, 1, 2]

@@ -60,3 +60,9 @@ def test_more_input_never_lowers_a_digit():
     steps = np.diff(np.asarray(found)[:, 0])
     assert set(steps) == {0, 1}
     assert steps.sum() == size - 1
+
+
+@pytest.mark.parametrize('levels', ALL)
+def test_nothing_is_near_the_middle_and_not_between_two_levels(levels):
+  bounded = fsq.bound(jnp.zeros((len(levels),)), levels)
+  assert float(jnp.abs(bounded).max()) < 0.05
