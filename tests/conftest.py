@@ -1,32 +1,9 @@
-"""Sets up jax for every test, and hands out the reference tensors."""
+"""Sets up jax for every test: on the CPU, as eight devices."""
 
 import os
-import pathlib
-
-from tests import golden_files
 
 # Both are read when jax is imported, which happens after this file.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
-
-
-def pytest_addoption(parser):
-  parser.addoption(
-    '--golden-dir',
-    default=str(pathlib.Path(__file__).parent / 'golden'),
-    help='folder of reference tensors (*.npz) computed with the original',
-  )
-
-
-def pytest_generate_tests(metafunc):
-  """Runs a test on every reference file of the kind that its marker names."""
-  mark = metafunc.definition.get_closest_marker('golden')
-  if mark is not None:
-    folder = metafunc.config.getoption('--golden-dir')
-    cases = [
-      golden_files.load(path)
-      for path in golden_files.paths(folder, mark.args[0])
-    ]
-    metafunc.parametrize('golden', cases, ids=[case.name for case in cases])
