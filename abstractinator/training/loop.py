@@ -245,8 +245,8 @@ class Run:
     for name in [*terms, 'gradient_norm']:
       if not np.isfinite(values[name].total):
         raise FloatingPointError(
-          f'step {step}: {name} is {float(values[name].total)}; stopped. The latest'
-          f' checkpoint lies in {self.workdir}/checkpoints. A smaller'
+          f'step {step}: {name} is {float(values[name].total)}; stopped. The'
+          f' latest checkpoint lies in {self.workdir}/checkpoints. A smaller'
           ' optimizer.learning_rate or optimizer.clip_norm may help'
         )
     window.add(values)
