@@ -72,25 +72,53 @@ def main(argv: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Absl's parser, with the config to start from and errors to the point."""
-  argv = _with_config(argv)
-  path = argv[1].split('=', 1)[1].partition(':')[0]
+  """The parser of absl, with a config to start from and errors to the point."""
+  argv = _with_config(_joined(argv))
+  path, _, argument = argv[1].split('=', 1)[1].partition(':')
   if not os.path.isfile(path):
     raise UserError(f'--config: got {path!r}, allowed: a Python file')
   try:
+    known = list(_paths(_get_config(path, argument)))
+  except Exception as error:
+    # The file is the user's own code: anything can happen in it.
+    text = ' '.join(str(error).split())
+    raise UserError(f'{path}: {type(error).__name__}: {text}') from error
+  for arg in argv[2:]:
+    name = arg.split('=', 1)[0].removeprefix('--')
+    if name.startswith('config.') and name not in known:
+      near = difflib.get_close_matches(name, known, n=3) or known[:3]
+      raise UserError(
+        f'--{name}: unknown setting, allowed: --{", --".join(near)}, ...'
+      )
+  try:
     return flags.FLAGS(argv)
-  except (flags.Error, OSError) as error:
+  except flags.Error as error:
     raise UserError(str(error).split('\n')[0]) from error
-  except (AttributeError, KeyError, IndexError) as error:
-    unknown = _unknown_setting(argv)
-    if unknown is None:
-      raise
-    raise UserError(unknown) from error
+
+
+def _joined(argv: list[str]) -> list[str]:
+  """Writes `-flag value` and `--flag value` of our flags as `--flag=value`."""
+  joined = [argv[0]]
+  rest = iter(argv[1:])
+  for arg in rest:
+    if arg.startswith('-') and not arg.startswith('--'):
+      arg = f'-{arg}'
+    if arg in ('--config', '--workdir', '--resume_from'):
+      arg = f'{arg}={next(rest, "")}'
+    joined.append(arg)
+  return joined
+
+
+def _get_config(path: str, argument: str) -> ml_collections.ConfigDict:
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*filter(None, [argument]))
 
 
 def _with_config(argv: list[str]) -> list[str]:
   """Puts --config first: the given one, a stored run's, or the default."""
-  given = [a for a in argv[1:] if a.startswith(('--config=', '-config='))]
+  given = [a for a in argv[1:] if a.startswith('--config=')]
   rest = [a for a in argv if a not in given]
   if not given:
     for flag in ('--workdir=', '--resume_from='):
@@ -100,21 +128,6 @@ def _with_config(argv: list[str]) -> list[str]:
           given = given or [f'--config={_CONFIGS}/resume.py:{path}']
   given = given or [f'--config={_CONFIGS}/default.py']
   return [rest[0], *given, *rest[1:]]
-
-
-def _unknown_setting(argv: list[str]) -> str | None:
-  """Says which override names no setting, if one does."""
-  path, _, argument = argv[1].split('=', 1)[1].partition(':')
-  spec = importlib.util.spec_from_file_location('config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  known = list(_paths(module.get_config(*filter(None, [argument]))))
-  for arg in argv[2:]:
-    name = arg.split('=', 1)[0].removeprefix('--')
-    if name.startswith('config.') and name not in known:
-      near = difflib.get_close_matches(name, known, n=3) or known[:3]
-      return f'--{name}: unknown setting, allowed: --{", --".join(near)}, ...'
-  return None
 
 
 def _paths(node, path: str = 'config'):

@@ -162,7 +162,7 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Section):
-  """Weights of the terms of the objective, each in nats per id."""
+  """Weights of the terms of the objective; see `losses.terms`."""
 
   entropy_model: float
   expander: float

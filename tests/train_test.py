@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,58 @@ def test_workdir_of_another_config_is_refused(finished):
   (line,) = err.splitlines()
   assert 'seed: got 7, allowed: 0' in line
   assert _snapshot(finished) == before
+
+
+def _cut_checkpoints(workdir):
+  for step in (workdir / 'checkpoints').iterdir():
+    shutil.rmtree(step)
+
+
+def _spoil_metrics(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  lines[1] = 'not JSON'
+  (workdir / 'metrics.jsonl').write_text('\n'.join(lines))
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'args', 'message'),
+  [
+    (_cut_checkpoints, [], 'no checkpoint is there'),
+    (_spoil_metrics, ['--config.max_steps=40'], "got 'not JSON'"),
+    (None, ['--config.max_steps=20'], 'more than the 30'),
+  ],
+)
+def test_run_that_cannot_go_on_is_left_as_it_is(
+  finished, tmp_path, spoil, args, message
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished, workdir)
+  if spoil is not None:
+    spoil(workdir)
+  before = _snapshot(workdir)
+  # A space between flag and value is as good as an equals sign.
+  code, _, err = _run('--workdir', str(workdir), *args)
+  assert code == 2
+  (line,) = err.splitlines()
+  assert message in line
+  assert _snapshot(workdir) == before
+
+
+def test_finished_run_has_nothing_to_go_on_with_elsewhere(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  code, _, err = _run(f'--resume_from={finished}', f'--workdir={workdir}')
+  assert code == 2
+  assert 'more than the 30' in err
+  assert not workdir.exists()
+
+
+def test_broken_config_file_is_one_line(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config(:')
+  code, _, err = _run(f'--config={path}')
+  assert code == 2
+  (line,) = err.splitlines()
+  assert f'{path}: SyntaxError' in line
 
 
 def test_damaged_checkpoint_is_refused(finished, tmp_path):

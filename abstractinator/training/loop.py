@@ -11,9 +11,13 @@ from abstractinator import metrics
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
-from abstractinator.training import checkpoint, report, sharding
+from abstractinator.training import (
+  checkpoint,
+  metric_writer,
+  report,
+  sharding,
+)
 from abstractinator.training import optimizer as optimizers
-from abstractinator.training.metric_writer import MetricWriter
 from abstractinator.training.model import make_model
 from abstractinator.training.progress import Progress
 from abstractinator.training.state import TrainState, initial_state
@@ -140,14 +144,26 @@ class Run:
       ValueError: If a checkpoint is damaged, has other shapes, or was trained
         on other data.
     """
+    written = metric_writer.last_step(self.workdir)
     if checkpoint.latest_step(self.workdir) is not None:
       source = self.workdir
+    elif written is not None and written >= 2 * self.config.checkpoint_interval:
+      raise ValueError(
+        f'{self.workdir}: its metrics reach step {written} but no checkpoint is'
+        ' there to go on from; move the directory away to start anew'
+      )
     elif resume_from is not None:
       source = resume_from
     else:
       self._next_index = 0
       return self._init(jax.random.key(self.config.seed))
     restored = checkpoint.restore(source, self._abstract)
+    is_done = self.total_steps <= restored.step
+    if self.total_steps < restored.step or (is_done and source == resume_from):
+      raise ValueError(
+        f'max_steps, num_epochs: got {self.total_steps} steps, allowed: more'
+        f' than the {restored.step} of the checkpoint in {source}'
+      )
     position = dict(restored.data_position)
     self._next_index = position.pop('next_index')
     for name, identity in self._data_identity.items():
@@ -173,7 +189,9 @@ class Run:
     c = self.config
     step = int(state.step)
     iterator = self._train_batches(self._next_index)
-    writer = MetricWriter(self.workdir, step, enabled=self._is_main)
+    writer = metric_writer.MetricWriter(
+      self.workdir, step, enabled=self._is_main
+    )
     checkpointer = checkpoint.Checkpointer(
       self.workdir, c.max_to_keep, best_metric='eval/loss_total'
     )
@@ -223,11 +241,12 @@ class Run:
   def _take(self, window, step, fetched, progress) -> None:
     """Adds the metrics of a step to the window, stopping on a broken loss."""
     values = jax.device_get(fetched)
-    for name, mean in values.items():
-      if name.startswith('loss_') and not np.isfinite(mean.total):
+    terms = [name for name in values if name.startswith('loss_')]
+    for name in [*terms, 'gradient_norm']:
+      if not np.isfinite(values[name].total):
         raise FloatingPointError(
-          f'step {step}: {name} is {float(mean.total)}; stopped. The latest'
-          f' checkpoint lies in {self.workdir}/checkpoints. A smaller'
+          f'step {step}: {name} is {float(values[name].total)}; stopped. The'
+          f' latest checkpoint lies in {self.workdir}/checkpoints. A smaller'
           ' optimizer.learning_rate or optimizer.clip_norm may help'
         )
     window.add(values)

@@ -130,25 +130,44 @@ class MetricWriter:
     self.close()
 
 
+def last_step(workdir: str) -> int | None:
+  """Latest step in a run's metrics.jsonl, None if there is none.
+
+  Raises:
+    ValueError: If the file cannot be read, or holds a line that is not an
+      object of ours.
+  """
+  lines = _read_lines(os.path.join(workdir, 'metrics.jsonl'))
+  return max((step for step, _ in lines), default=None)
+
+
+def _read_lines(path: str) -> list[tuple[int, str]]:
+  """Steps and lines of a file, without a half-written last line."""
+  if not os.path.exists(path):
+    return []
+  try:
+    with open(path, encoding='utf-8', errors='replace') as f:
+      lines = f.read().splitlines()
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+  read = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      read.append((int(json.loads(line)['step']), line))
+    except (ValueError, KeyError, TypeError) as error:
+      if number < len(lines):
+        raise ValueError(
+          f'{path}:{number}: got {line[:60]!r}, allowed: a JSON object with a'
+          ' step'
+        ) from error
+  return read
+
+
 def _drop_after(path: str, last_step: int) -> None:
   """Drops the lines of steps after `last_step` and a half-written last one."""
   if not os.path.exists(path):
     return
-  with open(path, encoding='utf-8') as f:
-    lines = f.read().splitlines()
-  kept = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      step = json.loads(line)['step']
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      if number == len(lines):
-        continue
-      raise ValueError(
-        f'{path}:{number}: got {line[:60]!r}, allowed: a JSON object with a'
-        ' step'
-      ) from error
-    if step <= last_step:
-      kept.append(line + '\n')
+  kept = [f'{line}\n' for step, line in _read_lines(path) if step <= last_step]
   # A run killed in here keeps the old file.
   temporary = f'{path}.tmp'
   with open(temporary, 'w', encoding='utf-8') as f:

@@ -62,13 +62,13 @@ class Progress:
     if not self._enabled:
       return
     now = self._clock()
-    self._line = self._format(step, values, now)
-    self._is_line_shown = False
     if self._is_first:
       # The first steps hold the compilation: from here on the rate is
       # measured without them.
       self._start = (step, now)
       self._is_first = False
+    self._line = self._format(step, values, now)
+    self._is_line_shown = False
     is_last = step >= self._total_steps
     if is_last or now - self._last_shown >= self._interval_seconds:
       self._last_shown = now

@@ -13,13 +13,16 @@ def closing(workdir: str, total_steps: int, tags: dict[str, float]) -> str:
   if tags:
     summary = {k.removeprefix('eval/'): v for k, v in tags.items()}
     lines.append(f'held-out documents: {headline(summary)}')
+  else:
+    lines.append('nothing was left to do; --config.max_steps=N trains longer')
   return '\n'.join(
     [
       *lines,
       'next:',
       f'  abstractinator reconstruct {workdir} FILE',
       f'  abstractinator segment {workdir} FILE',
-      f'  tensorboard --logdir {workdir}/tensorboard',
+      f'  tensorboard --logdir {workdir}/tensorboard'
+      '  (pip install tensorboard)',
     ]
   )
 

@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from abstractinator import metrics
 from abstractinator.types import Mean
 
@@ -25,12 +23,14 @@ class Window:
 
   def __init__(self):
     self._last_shown: dict[str, float] | None = None
+    self._has_started = False
     self._clear()
 
   def _clear(self) -> None:
     self.total: dict[str, Mean] = {}
     self._seconds = 0.0
-    self._since = time.monotonic()
+    self._untimed_bytes = 0.0
+    self._since: float | None = time.monotonic()
 
   def restart(self) -> None:
     """Begins an empty window now."""
@@ -39,7 +39,8 @@ class Window:
 
   def pause(self) -> None:
     """Stops the clock: what follows is no training."""
-    self._seconds += time.monotonic() - self._since
+    self._seconds = self._elapsed()
+    self._since = None
 
   def resume(self) -> None:
     """Starts the clock again."""
@@ -48,15 +49,28 @@ class Window:
   def add(self, step_metrics: metrics.Metrics) -> None:
     """Adds the fetched metrics of a step."""
     self.total = metrics.merge(self.total or None, step_metrics)
+    if not self._has_started:
+      # The first step holds the compilation; time begins after it.
+      self._has_started = True
+      self._untimed_bytes = self._num_bytes()
+      self._seconds, self._since = 0.0, time.monotonic()
+
+  def _num_bytes(self) -> float:
+    return float(self.total['bytes_per_segment'].total)
+
+  def _elapsed(self) -> float:
+    if self._since is None:
+      return self._seconds
+    return self._seconds + time.monotonic() - self._since
 
   def summary(self) -> dict[str, float]:
     """See `metrics.summarize`."""
     return metrics.summarize(self.total)
 
   def bytes_per_second(self) -> float:
-    """Bytes trained on per second, between `restart` and `pause`."""
-    num_bytes = np.sum(self.total['bytes_per_segment'].total)
-    return float(num_bytes) / max(self._seconds, 1e-9)
+    """Bytes trained on per second of training, the first step left out."""
+    num_bytes = self._num_bytes() - self._untimed_bytes
+    return num_bytes / max(self._elapsed(), 1e-9)
 
   def shown(self) -> dict[str, float]:
     """What the progress line shows: the last whole window, the first as is."""
@@ -64,13 +78,11 @@ class Window:
 
   def _current(self) -> dict[str, float]:
     summary = self.summary()
-    elapsed = self._seconds + time.monotonic() - self._since
-    num_bytes = float(self.total['bytes_per_segment'].total)
     return {
       **{
         label: summary[name]
         for name, label in _SHOWN.items()
         if name in summary
       },
-      'bytes/s': num_bytes / max(elapsed, 1e-9),
+      'bytes/s': self.bytes_per_second(),
     }
