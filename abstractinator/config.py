@@ -5,17 +5,17 @@ config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
 """
 
 import dataclasses
-import math
 from typing import Literal
 
+from abstractinator.config_entropy import EntropyHeadsConfig
 from abstractinator.config_section import (
   Section,
   require,
   require_fraction,
   require_positive,
 )
+from abstractinator.config_segmentation import SegmentationConfig
 
-Rule = Literal['entropy_delta']
 Context = Literal['segment', 'window']
 Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
@@ -56,48 +56,6 @@ class StackConfig(Section):
 
   def __post_init__(self):
     require_positive(self, 'num_layers', 'num_heads', 'window', 'ffn_dim')
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentationConfig(Section):
-  """Where segments begin."""
-
-  rule: Rule
-  threshold_bits: float
-  target_length: float | None
-  calibration_bits: float
-  min_length: int
-  max_length: int
-  capacity_length: float
-
-  def __post_init__(self):
-    require_positive(self, 'min_length', 'max_length', 'calibration_bits')
-    require(
-      self.min_length <= self.max_length,
-      'min_length',
-      self.min_length,
-      f'at most max_length ({self.max_length})',
-    )
-    require(
-      1 <= self.capacity_length <= self.max_length,
-      'capacity_length',
-      self.capacity_length,
-      f'1 to max_length ({self.max_length})',
-    )
-    if self.target_length is not None:
-      require(
-        max(self.capacity_length, self.min_length)
-        <= self.target_length
-        <= self.max_length,
-        'target_length',
-        self.target_length,
-        f'at least capacity_length ({self.capacity_length}) and min_length'
-        f' ({self.min_length}), at most max_length ({self.max_length})',
-      )
-
-  def num_slots(self, sequence_length: int) -> int:
-    """Segment slots of a row of `sequence_length` ids."""
-    return math.ceil(sequence_length / self.capacity_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +109,7 @@ class LevelConfig(Section):
 
   d_model: int
   entropy_model: StackConfig
+  entropy_heads: EntropyHeadsConfig
   segmentation: SegmentationConfig
   encoder: StackConfig
   pooling: PoolingConfig
@@ -174,6 +133,13 @@ class LevelConfig(Section):
         f'd_model / num_heads even, for rotary positions (d_model is'
         f' {self.d_model})',
       )
+    require(
+      self.segmentation.rule != 'equal_information'
+      or self.entropy_heads.source == 'logit',
+      'entropy_heads.source',
+      self.entropy_heads.source,
+      'logit with segmentation.rule equal_information, which adds up bits',
+    )
 
   def max_documents(self, sequence_length: int) -> int:
     """Documents a row may touch so that its segments find slots.
@@ -201,6 +167,7 @@ class LossConfig(Section):
   """Weights of the terms of the objective, each in nats per id."""
 
   entropy_model: float
+  gaussian: float
   expander: float
   end: float
   commitment: float
@@ -295,6 +262,12 @@ class RunConfig(Section):
         level.segmentation.capacity_length,
         f'smaller, so that rows of {self.data.sequence_length} ids have a slot'
         ' to spare',
+      )
+      require(
+        self.loss.gaussian == 0 or level.entropy_heads.gaussian_components > 0,
+        'loss.gaussian',
+        self.loss.gaussian,
+        f'0 while model.levels[{i}].entropy_heads.gaussian_components is 0',
       )
     if self.max_steps is not None:
       require_positive(self, 'max_steps')

@@ -11,6 +11,7 @@ every file of the package.
   K  codebook entries               C  width of the code space
   N  flattened rows (any product)   R  vectors in the reset reservoir
   L  ids of one segment (max_length)
+  J  components of a Gaussian mixture
 
 Booleans are True for real, visible, kept. Units stand in names (`_bits`,
 `_nats`, `_bytes`, `_steps`).

@@ -23,7 +23,21 @@ STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
 RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
   ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
-  ('config', ('config_section',), ('jax', 'flax', 'numpy', 'ml_collections')),
+  (
+    'config',
+    ('config_section', 'config_entropy', 'config_segmentation'),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
+    'config_entropy',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
+    'config_segmentation',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
   ('byte_vocab', ('types',), ('flax', 'optax')),
   (
     'ops',

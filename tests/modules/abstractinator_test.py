@@ -18,7 +18,9 @@ from abstractinator.training.step import train_step
 from abstractinator.types import Batch
 
 SIZE = 40
-WEIGHTS = LossConfig(entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25)
+WEIGHTS = LossConfig(
+  entropy_model=1.0, gaussian=0.0, expander=1.0, end=1.0, commitment=0.25
+)
 
 BLOCK = {
   'attention/out/kernel': (2, 8, 16),
@@ -118,7 +120,7 @@ def test_parameters_by_path_and_shape(tiny_config, lookback, cross):
   }
   threshold = 'compressor/threshold'
   assert paths(variables['calibration']) == {
-    f'{threshold}/threshold_bits': (),
+    f'{threshold}/threshold': (),
     f'{threshold}/num_ids': (),
     f'{threshold}/num_segments': (),
   }
@@ -208,7 +210,7 @@ def exact_part(collections):
     state.reservoir_step_R,
     threshold.num_ids,
     threshold.num_segments,
-    threshold.threshold_bits,
+    threshold.threshold,
   )
 
 
