@@ -252,8 +252,8 @@ def test_words_are_those_of_spacebyte():
   # A character of several bytes begins with one that ends the word before.
   assert parts == [
     *(b'Of ', b'the ', b'3 ', b'bytes\xe2', b'\x80\x94caf\xc3', b'\xa9,'),
-    *(b' na\xc3', b'\xafve:', b' "\xe6', b'\x97\xa5\xe6', b'\x9c\xac"'),
-    *(b' \xe2', b'\x80\xa6 ', b'ok?', b'\n\n  def ', b'f(', b'x)'),
+    *(b' na\xc3', b'\xafve:', b' "\xe6\x97\xa5\xe6', b'\x9c\xac"'),
+    *(b' \xe2\x80\xa6 ', b'ok?', b'\n\n  def ', b'f(', b'x)'),
     *(b':\n    pass',),
   ]
 
