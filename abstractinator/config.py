@@ -5,7 +5,6 @@ config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 from abstractinator.config_attention import (
@@ -13,6 +12,7 @@ from abstractinator.config_attention import (
   StackConfig,
   require_heads,
 )
+from abstractinator.config_entropy import EntropyHeadsConfig
 from abstractinator.config_quantizer import QuantizerConfig
 from abstractinator.config_section import (
   Section,
@@ -20,8 +20,8 @@ from abstractinator.config_section import (
   require_fraction,
   require_positive,
 )
+from abstractinator.config_segmentation import SegmentationConfig
 
-Rule = Literal['entropy_delta']
 Context = Literal['segment', 'window']
 Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
@@ -49,48 +49,6 @@ class DataConfig(Section):
       self.validation_fraction,
       'above 0 when data.validation is empty',
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentationConfig(Section):
-  """Where segments begin."""
-
-  rule: Rule
-  threshold_bits: float
-  target_length: float | None
-  calibration_bits: float
-  min_length: int
-  max_length: int
-  capacity_length: float
-
-  def __post_init__(self):
-    require_positive(self, 'min_length', 'max_length', 'calibration_bits')
-    require(
-      self.min_length <= self.max_length,
-      'min_length',
-      self.min_length,
-      f'at most max_length ({self.max_length})',
-    )
-    require(
-      1 <= self.capacity_length <= self.max_length,
-      'capacity_length',
-      self.capacity_length,
-      f'1 to max_length ({self.max_length})',
-    )
-    if self.target_length is not None:
-      require(
-        max(self.capacity_length, self.min_length)
-        <= self.target_length
-        <= self.max_length,
-        'target_length',
-        self.target_length,
-        f'at least capacity_length ({self.capacity_length}) and min_length'
-        f' ({self.min_length}), at most max_length ({self.max_length})',
-      )
-
-  def num_slots(self, sequence_length: int) -> int:
-    """Segment slots of a row of `sequence_length` ids."""
-    return math.ceil(sequence_length / self.capacity_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +84,7 @@ class LevelConfig(Section):
 
   d_model: int
   entropy_model: StackConfig
+  entropy_heads: EntropyHeadsConfig
   segmentation: SegmentationConfig
   encoder: StackConfig
   pooling: PoolingConfig
@@ -138,6 +97,13 @@ class LevelConfig(Section):
       section = getattr(self, name)
       attention = getattr(section, 'attention', None)
       require_heads(name, section.num_heads, self.d_model, attention)
+    require(
+      self.segmentation.rule != 'equal_information'
+      or self.entropy_heads.source == 'logit',
+      'entropy_heads.source',
+      self.entropy_heads.source,
+      'logit with segmentation.rule equal_information, which adds up bits',
+    )
 
   def max_documents(self, sequence_length: int) -> int:
     """Documents a row may touch so that its segments find slots.
@@ -165,6 +131,7 @@ class LossConfig(Section):
   """Weights of the terms of the objective; see `losses.terms`."""
 
   entropy_model: float
+  gaussian: float
   expander: float
   end: float
   commitment: float
@@ -260,6 +227,12 @@ class RunConfig(Section):
         level.segmentation.capacity_length,
         f'smaller, so that rows of {self.data.sequence_length} ids have a slot'
         ' to spare',
+      )
+      require(
+        self.loss.gaussian == 0 or level.entropy_heads.gaussian_components > 0,
+        'loss.gaussian',
+        self.loss.gaussian,
+        f'0 while model.levels[{i}].entropy_heads.gaussian_components is 0',
       )
     if self.max_steps is not None:
       require_positive(self, 'max_steps')

@@ -29,7 +29,8 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
   Returns:
     [] float32 each: cross-entropy of the entropy model and of the expander,
     binary cross-entropy of the ends of segments where they are uncertain, nats;
-    squared distance of segments to their codes, summed over segments, which
+    negative log density of the entropy model's Gaussian head, nats per
+    dimension, 0 without one; squared distance of segments to their codes, which
     moves the segments, and the same again, which moves a learned codebook.
   """
   is_valid_BS = batch.document_BS >= 0
@@ -41,6 +42,9 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     'entropy_model': _masked_sum(
       cross_entropy(compressed.entropy_logits_BSV, batch.ids_BS), is_valid_BS
     ),
+    'gaussian': jnp.zeros(())
+    if compressed.gaussian_nats_BS is None
+    else _masked_sum(compressed.gaussian_nats_BS, is_valid_BS),
     'expander': _masked_sum(
       cross_entropy(expanded.logits_BSV, batch.ids_BS), is_valid_BS
     ),

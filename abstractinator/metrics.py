@@ -37,6 +37,7 @@ def level_metrics(
     Means by name. `code_counts` is the histogram of codes, with count 1, if
     there are at most 65536 of them; codes of several stages have one for each,
     `stage0/code_counts` and so on.
+    `gaussian_bits_per_dimension` is there with a Gaussian head only.
   """
   compressed, expanded = output.compressed, output.expanded
   is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
@@ -51,7 +52,12 @@ def level_metrics(
   def bits_per_byte(name):
     return Mean(terms[name] / _NATS_PER_BIT, num_bytes)
 
-  return {
+  found = {}
+  if compressed.gaussian_nats_BS is not None:
+    found['gaussian_bits_per_dimension'] = Mean(
+      terms['gaussian'] / _NATS_PER_BIT, num_ids
+    )
+  return found | {
     'entropy_model_bits_per_byte': bits_per_byte('entropy_model'),
     'expander_bits_per_byte': bits_per_byte('expander'),
     'end_bits_per_byte': bits_per_byte('end'),

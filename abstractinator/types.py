@@ -14,6 +14,7 @@ every file of the package.
   N  flattened rows (any product)   R  vectors in the reset reservoir
   L  ids of one segment (max_length)
   M  stages of a quantizer, digits of a code
+  J  components of a Gaussian mixture
 
 Booleans are True for real, visible, kept. Units stand in names (`_bits`,
 `_nats`, `_bytes`, `_steps`).

@@ -4,7 +4,7 @@
 
 Hardware: 2 CPU cores, under 6 minutes. Every setting of a run stands here
 once; the other files edit it. Lengths are in ids (bytes at the first level),
-entropies and thresholds in bits, intervals in optimizer steps.
+entropies in bits, intervals in optimizer steps.
 """
 
 import ml_collections
@@ -37,15 +37,46 @@ def get_level() -> ml_collections.ConfigDict:
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
   level.entropy_model.attention = get_attention()
+  level.entropy_heads = ml_collections.ConfigDict(
+    dict(
+      # Whether logits are products with the embeddings of the ids.
+      tie_to_embedding=False,
+      # Of the mixture that predicts the next id's embedding; 0 for none.
+      gaussian_components=0,
+      # Layers of its own between the stack and the mixture.
+      gaussian_layers=0,
+      # Whether its loss leaves the stack alone.
+      gaussian_detach=False,
+      # What log variances are clipped to.
+      gaussian_log_variance_min=-8.0,
+      gaussian_log_variance_max=8.0,
+      # Whose entropy cuts segments: 'logit', in bits, or 'gaussian', in bits
+      # per dimension; and how that distribution is filtered before, 0 and 1
+      # for not at all.
+      source='logit',
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+    )
+  )
   level.segmentation = ml_collections.ConfigDict(
     dict(
+      # Where an id opens a segment, decided before it is seen.
+      # 'entropy_delta': its entropy is above that of the id before by more than
+      # the threshold. 'entropy_threshold': it is above the threshold.
+      # 'equal_information': the bits of the segment so far and the entropy are
+      # above it. 'stride': after as many ids. 'space': at words; a threshold
+      # above 0 merges the short ones, one below 0 cuts the long ones, by as
+      # many ids.
       rule='entropy_delta',
       # Start of the calibration, or the threshold itself without a target.
-      threshold_bits=0.3,
+      threshold=0.3,
       # Mean ids per segment to calibrate to; None keeps the threshold.
       target_length=ml_collections.config_dict.placeholder(float),
-      # How far one step may move the threshold, per relative error.
-      calibration_bits=0.05,
+      # How far a step moves the threshold, per relative error: bits with the
+      # entropy rules, a part of it with 'equal_information' and 'stride', parts
+      # of 4 target lengths with 'space'.
+      calibration_step=0.05,
       min_length=1,
       max_length=16,
       # Slots of a row are sized for segments of this mean length.
@@ -158,6 +189,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.loss = ml_collections.ConfigDict(
     dict(
       entropy_model=1.0,
+      # Nats per dimension, where the entropy model has a Gaussian head.
+      gaussian=0.0,
       expander=1.0,
       end=1.0,
       commitment=0.25,

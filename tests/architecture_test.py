@@ -30,13 +30,29 @@ RULES = (
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   (
+    'config_entropy',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
     'config_quantizer',
     ('config_section',),
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   (
+    'config_segmentation',
+    ('config_section',),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
     'config',
-    ('config_section', 'config_attention', 'config_quantizer'),
+    (
+      'config_section',
+      'config_attention',
+      'config_entropy',
+      'config_quantizer',
+      'config_segmentation',
+    ),
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   ('byte_vocab', ('types',), ('flax', 'optax')),

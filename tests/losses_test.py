@@ -34,6 +34,7 @@ def make_output(seed=0):
   output = types.SimpleNamespace(
     compressed=types.SimpleNamespace(
       entropy_logits_BSV=normal(2, 4, VOCAB),
+      gaussian_nats_BS=normal(2, 4),
       segments=segments,
       is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
       quantized=types.SimpleNamespace(
@@ -69,6 +70,9 @@ def test_terms_are_sums_over_real_ids_and_segments():
     log_p = log_softmax(logits)
     want = -sum(log_p[b, s, ids[b, s]] for b, s in real)
     np.testing.assert_allclose(got[name], want, rtol=1e-5)
+  nats = np.asarray(output.compressed.gaussian_nats_BS)
+  want = sum(nats[b, s] for b, s in real)
+  np.testing.assert_allclose(got['gaussian'], want, rtol=1e-5)
   end = np.asarray(output.expanded.end_logits_BS, np.float64)
   is_end = {(0, 1), (1, 0)}
   # Whether EOS ends its segment is no question.
@@ -88,6 +92,12 @@ def test_terms_are_sums_over_real_ids_and_segments():
   assert float(losses.num_ids(batch)) == NUM_IDS
 
 
+def test_without_a_gaussian_head_its_term_is_zero():
+  output, batch = make_output()
+  output.compressed.gaussian_nats_BS = None
+  assert float(losses.terms(output, batch)['gaussian']) == 0.0
+
+
 def test_padding_may_hold_anything():
   output, batch = make_output()
   want = losses.terms(output, batch)
@@ -102,6 +112,8 @@ def test_padding_may_hold_anything():
     distance = getattr(output.compressed.quantized, name)
     distance = jnp.where(output.compressed.is_valid_BP, distance, jnp.inf)
     setattr(output.compressed.quantized, name, distance)
+  nats = output.compressed.gaussian_nats_BS
+  output.compressed.gaussian_nats_BS = nats.at[is_pad].set(jnp.nan)
   batch = batch.replace(ids_BS=jnp.where(is_pad, 0, batch.ids_BS))
   got = losses.terms(output, batch)
   for name in want:
@@ -111,16 +123,22 @@ def test_padding_may_hold_anything():
 def test_the_objective_weighs_terms_per_id():
   terms = {
     'entropy_model': 8.0,
+    'gaussian': 12.0,
     'expander': 4.0,
     'end': 2.0,
     'commitment': 1.0,
     'codebook': 3.0,
   }
   weights = LossConfig(
-    entropy_model=1.0, expander=0.5, end=2.0, commitment=8.0, codebook=4.0
+    entropy_model=1.0,
+    gaussian=0.25,
+    expander=0.5,
+    end=2.0,
+    commitment=8.0,
+    codebook=4.0,
   )
   value = losses.objective(terms, weights, jnp.float32(4.0))
-  assert float(value) == (8 + 2 + 4 + 8 + 12) / 4
+  assert float(value) == (8 + 3 + 2 + 4 + 8 + 12) / 4
   # A batch of padding only is no reason to divide by 0.
   zero = dict.fromkeys(terms, 0.0)
   assert float(losses.objective(zero, weights, jnp.float32(0.0))) == 0.0

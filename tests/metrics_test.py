@@ -12,13 +12,14 @@ from abstractinator.types import Batch, Mean
 NUM_CODES = 8
 TERMS = {
   'entropy_model': jnp.float32(6.0),
+  'gaussian': jnp.float32(2.0),
   'expander': jnp.float32(3.0),
   'end': jnp.float32(1.5),
   'commitment': jnp.float32(9.0),
 }
 
 
-def make_metrics(stage_sizes=(NUM_CODES,)):
+def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False):
   """Rows [a b c EOS] in two segments and [d | padding] in one."""
   ids = jnp.array([[1, 2, 3, EOS_ID], [7, PAD_ID, PAD_ID, PAD_ID]])
   document = jnp.array([[0, 0, 0, 0], [0, -1, -1, -1]])
@@ -26,6 +27,7 @@ def make_metrics(stage_sizes=(NUM_CODES,)):
   guess = jnp.array([[1, 9, 3, EOS_ID], [8, PAD_ID, PAD_ID, PAD_ID]])
   output = types.SimpleNamespace(
     compressed=types.SimpleNamespace(
+      gaussian_nats_BS=jnp.ones((2, 4)) if has_gaussian else None,
       segments=types.SimpleNamespace(
         count_B=jnp.array([2, 1]),
         is_capacity_bound_BS=jnp.array([[0, 0, 1, 1], [0] * 4], bool),
@@ -63,6 +65,12 @@ def test_sums_and_counts_by_hand():
   for name, (total, count) in want.items():
     np.testing.assert_allclose(got[name].total, total, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(got[name].count, count, rtol=1e-6, err_msg=name)
+
+
+def test_the_gaussian_head_is_measured_per_id_where_there_is_one():
+  got = make_metrics(has_gaussian=True)['gaussian_bits_per_dimension']
+  np.testing.assert_allclose(got.total, 2 / np.log(2), rtol=1e-6)
+  assert float(got.count) == 5
 
 
 def test_merging_adds_and_dividing_comes_last():

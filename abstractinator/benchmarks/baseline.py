@@ -31,11 +31,23 @@ LEVEL = LevelConfig.from_dict(
   dict(
     d_model=128,
     entropy_model=_STACK,
+    entropy_heads=dict(
+      tie_to_embedding=False,
+      gaussian_components=0,
+      gaussian_layers=0,
+      gaussian_detach=False,
+      gaussian_log_variance_min=-8.0,
+      gaussian_log_variance_max=8.0,
+      source='logit',
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+    ),
     segmentation=dict(
       rule='entropy_delta',
-      threshold_bits=0.2885,
+      threshold=0.2885,
       target_length=4.5,
-      calibration_bits=0.05,
+      calibration_step=0.05,
       min_length=1,
       max_length=16,
       capacity_length=2.0,
@@ -70,7 +82,12 @@ LEVEL = LevelConfig.from_dict(
   )
 )
 _WEIGHTS = LossConfig(
-  entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25, codebook=1.0
+  entropy_model=1.0,
+  gaussian=0.0,
+  expander=1.0,
+  end=1.0,
+  commitment=0.25,
+  codebook=1.0,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,

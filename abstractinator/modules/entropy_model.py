@@ -1,13 +1,130 @@
 """The small language model of a level, whose uncertainty cuts segments."""
 
-import flax.linen as nn
-import jax.numpy as jnp
+import dataclasses
 
-from abstractinator.config import StackConfig
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jax import lax
+
+from abstractinator.config import EntropyHeadsConfig, StackConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
+from abstractinator.ops import gaussian, sampling
+from abstractinator.ops.gaussian import Mixture
 from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array, Special
+
+
+@flax.struct.dataclass
+class EntropyOutput:
+  """Predictions of ids, each from those before it in its document.
+
+  Attributes:
+    logits: [..., V] float32.
+    mixture: Of the id's embedding; None without a Gaussian head.
+  """
+
+  logits: Array
+  mixture: Mixture | None
+
+
+def predictive_entropy_bits(
+  output: EntropyOutput, heads: EntropyHeadsConfig
+) -> Array:
+  """How uncertain predictions are: what cuts segments.
+
+  Args:
+    output: Predictions of any shape.
+    heads: Which head is asked, and how its distribution is filtered.
+
+  Returns:
+    [...] float32. Of the logits: bits, finite under every filter. Of the
+    Gaussian head: bits per dimension, see `ops.gaussian.entropy_bits`.
+  """
+  if heads.source == 'gaussian':
+    return gaussian.entropy_bits(output.mixture, heads.temperature)
+  filtered = sampling.filter_logits(
+    output.logits,
+    temperature=heads.temperature,
+    top_k=heads.top_k,
+    top_p=heads.top_p,
+  )
+  return sampling.entropy_bits(filtered)
+
+
+def sample_next(
+  key: Array, output: EntropyOutput, heads: EntropyHeadsConfig
+) -> Array:
+  """Draws what comes next from the head that `heads.source` names.
+
+  Args:
+    key: Of jax.random.
+    output: Predictions of any shape.
+    heads: Which head is asked, and how its distribution is filtered.
+
+  Returns:
+    Of the logits [...] int32, ids; of the Gaussian head [..., D] float32,
+    embeddings of ids.
+  """
+  if heads.source == 'gaussian':
+    return gaussian.sample(key, output.mixture, heads.temperature)
+  filtered = sampling.filter_logits(
+    output.logits,
+    temperature=heads.temperature,
+    top_k=heads.top_k,
+    top_p=heads.top_p,
+  )
+  return sampling.sample(key, filtered)
+
+
+class GaussianHead(nn.Module):
+  """A mixture of diagonal Gaussians out of a state.
+
+  Attributes:
+    components: J.
+    log_variance_min: Log variances are clipped to be at least this,
+    log_variance_max: and at most this.
+    dtype: Compute type of the projections.
+
+  Parameters:
+    mean/kernel, log_variance/kernel: [D, J, D], and /bias: [J, D].
+    weight/kernel: [D, J], and /bias: [J]; with J > 1 only.
+  """
+
+  components: int
+  log_variance_min: float
+  log_variance_max: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Mixture:
+    """[..., D] to predictions of vectors of the same width."""
+    shape = (self.components, x.shape[-1])
+
+    def project(name, features, variance):
+      out = nn.DenseGeneral(
+        features,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.variance_scaling(
+          variance, 'fan_in', 'normal'
+        ),
+        name=name,
+      )(x)
+      return out.astype(jnp.float32)
+
+    # Means as far apart as embeddings are, so that components differ.
+    mean_JD = project('mean', shape, 0.25)
+    log_variance_JD = project('log_variance', shape, 0.01)
+    return Mixture(
+      logits_J=project('weight', self.components, 0.01)
+      if self.components > 1
+      else jnp.zeros((*x.shape[:-1], 1), jnp.float32),
+      mean_JD=mean_JD,
+      log_variance_JD=jnp.clip(
+        log_variance_JD, self.log_variance_min, self.log_variance_max
+      ),
+    )
 
 
 class EntropyModel(nn.Module):
@@ -15,36 +132,95 @@ class EntropyModel(nn.Module):
 
   Attributes:
     config: Sizes of the stack.
+    heads: What stands on it.
     d_model: D.
     num_ids: Ordinary ids; the specials come after them.
     implementation: Of the attention op.
     dtype: Compute type.
+
+  Parameters:
+    embed/embedding: [V, D].
+    stack: See `Stack`.
+    head/kernel: [D, V], or with `tie_to_embedding` [D, D], from states to the
+      space of embeddings.
+    gaussian_head: See `GaussianHead`, and gaussian_stack, before it: see
+      `Stack`; with `gaussian_components` and `gaussian_layers` above 0 only.
   """
 
   config: StackConfig
+  heads: EntropyHeadsConfig
   d_model: int
   num_ids: int
   implementation: str
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, ids_BS: Array, document_BS: Array) -> Array:
-    """Logits of each id given the ids before it in its document.
+  def setup(self):
+    vocab = self.num_ids + len(Special)
+    self.embed = layers.embed(vocab, self.d_model, self.dtype)
+    self.stack = Stack(
+      self.config, self.d_model, self.implementation, self.dtype
+    )
+    # Tied, a matrix stands between: without it the id that was fed, whose
+    # embedding is part of the state, would be predicted from the first step on.
+    self.head = layers.logits(
+      self.d_model if self.heads.tie_to_embedding else vocab, self.dtype
+    )
+    h = self.heads
+    if h.gaussian_components:
+      self.gaussian_head = GaussianHead(
+        h.gaussian_components,
+        h.gaussian_log_variance_min,
+        h.gaussian_log_variance_max,
+        self.dtype,
+      )
+      if h.gaussian_layers:
+        self.gaussian_stack = Stack(
+          dataclasses.replace(self.config, num_layers=h.gaussian_layers),
+          self.d_model,
+          self.implementation,
+          self.dtype,
+        )
+
+  def __call__(self, ids_BS: Array, document_BS: Array) -> EntropyOutput:
+    """Predicts each id given the ids before it in its document.
 
     Args:
       ids_BS: [B, S] int32.
       document_BS: [B, S] int32, -1 on padding.
 
     Returns:
-      [B, S, V] float32.
+      [B, S] predictions.
     """
-    vocab = self.num_ids + len(Special)
     fed_BS = layers.shift_right(
       ids_BS, document_starts(document_BS), self.num_ids + Special.BOS
     )
-    x_BSD = layers.embed(vocab, self.d_model, self.dtype, 'embed')(fed_BS)
-    x_BSD = Stack(
-      self.config, self.d_model, self.implementation, self.dtype, name='stack'
-    )(x_BSD, document_BS)
-    logits_BSV = layers.logits(vocab, self.dtype, 'head')(x_BSD)
-    return logits_BSV.astype(jnp.float32)
+    x_BSD = self.stack(self.embed(fed_BS), document_BS)
+    y_BSD = x_BSD
+    if self.heads.gaussian_detach:
+      y_BSD = lax.stop_gradient(y_BSD)
+    if self.heads.gaussian_components and self.heads.gaussian_layers:
+      y_BSD = self.gaussian_stack(y_BSD, document_BS)
+    return self._predict(x_BSD, y_BSD)
+
+  def gaussian_nats(self, ids: Array, output: EntropyOutput) -> Array:
+    """-log density of the embeddings of ids, which get no gradient.
+
+    Args:
+      ids: [...] int32.
+      output: Their predictions, with a mixture.
+
+    Returns:
+      [...] float32, nats per dimension.
+    """
+    target_D = lax.stop_gradient(self.embed(ids))
+    return gaussian.nll_nats(output.mixture, target_D)
+
+  def _predict(self, x: Array, y: Array) -> EntropyOutput:
+    """From states of the stack and of what stands before the Gaussian head."""
+    logits = self.head(x)
+    if self.heads.tie_to_embedding:
+      logits = self.embed.attend(logits) * self.d_model**-0.5
+    return EntropyOutput(
+      logits=logits.astype(jnp.float32),
+      mixture=self.gaussian_head(y) if self.heads.gaussian_components else None,
+    )

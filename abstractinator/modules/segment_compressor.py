@@ -8,16 +8,24 @@ from jax import lax
 from abstractinator.config import LevelConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
-from abstractinator.modules.entropy_model import EntropyModel
+from abstractinator.modules.entropy_model import (
+  EntropyModel,
+  EntropyOutput,
+  predictive_entropy_bits,
+)
 from abstractinator.modules.learned_query_attention import (
   LearnedQueryAttention,
 )
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.quantizers import QUANTIZERS
-from abstractinator.ops import calibration, segmentation
+from abstractinator.ops import calibration, sampling, segmentation
+from abstractinator.ops.segmentation_rules import (
+  RULES,
+  Policy,
+  check_rule,
+  wishes,
+)
 from abstractinator.types import Array, Segments, Special
-
-_RULES = {'entropy_delta': segmentation.entropy_jumps}
 
 
 @flax.struct.dataclass
@@ -27,7 +35,10 @@ class CompressorOutput:
   Attributes:
     entropy_logits_BSV: [B, S, V] float32, the entropy model's prediction of
       each id from those before it.
-    entropy_bits_BS: [B, S] float32, entropy of that prediction, no gradient.
+    entropy_bits_BS: [B, S] float32, entropy that cut segments, no gradient; see
+      `predictive_entropy_bits`.
+    gaussian_nats_BS: [B, S] float32, -log density of the embedding of each id,
+      nats per dimension; None without a Gaussian head.
     segments: Where the ids were cut.
     is_valid_BP: [B, P] bool, slots that hold a segment.
     pooled_BPD: [B, P, D] segments before quantization.
@@ -36,6 +47,7 @@ class CompressorOutput:
 
   entropy_logits_BSV: Array
   entropy_bits_BS: Array
+  gaussian_nats_BS: Array | None
   segments: Segments
   is_valid_BP: Array
   pooled_BPD: Array
@@ -67,9 +79,10 @@ class SegmentCompressor(nn.Module):
 
   def setup(self):
     c = self.config
+    check_rule(c.segmentation.rule, self.num_ids)
     common = dict(implementation=self.implementation, dtype=self.dtype)
     self.entropy_model = EntropyModel(
-      c.entropy_model, c.d_model, self.num_ids, **common
+      c.entropy_model, c.entropy_heads, c.d_model, self.num_ids, **common
     )
     self.embed = layers.embed(
       self.num_ids + len(Special), c.d_model, self.dtype
@@ -83,40 +96,59 @@ class SegmentCompressor(nn.Module):
       'calibration',
       'threshold',
       calibration.initial_state,
-      c.segmentation.threshold_bits,
+      c.segmentation.threshold,
       c.segmentation.target_length,
-      c.segmentation.calibration_bits,
+      c.segmentation.calibration_step,
+      RULES[c.segmentation.rule].move,
     )
 
   def __call__(
     self, ids_BS: Array, document_BS: Array, row_B: Array
   ) -> CompressorOutput:
     """Compresses rows; see `Batch` for the arguments."""
-    entropy_logits_BSV = self.entropy_model(ids_BS, document_BS)
-    entropy_bits_BS = segmentation.entropy_bits(
-      lax.stop_gradient(entropy_logits_BSV)
+    predicted = self.entropy_model(ids_BS, document_BS)
+    entropy_bits_BS, segments = self._segment(
+      ids_BS, document_BS, lax.stop_gradient(predicted)
     )
-    segments = self._segment(entropy_bits_BS, document_BS)
+    gaussian_nats_BS = None
+    if predicted.mixture is not None:
+      gaussian_nats_BS = self.entropy_model.gaussian_nats(ids_BS, predicted)
     num_slots = self.config.segmentation.num_slots(ids_BS.shape[1])
     states_BSD = self.encoder(self.embed(ids_BS), document_BS)
     pooled_BPD = self.pooling(states_BSD, segments.index_BS, num_slots)
     is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
     return CompressorOutput(
-      entropy_logits_BSV=entropy_logits_BSV,
+      entropy_logits_BSV=predicted.logits,
       entropy_bits_BS=entropy_bits_BS,
+      gaussian_nats_BS=gaussian_nats_BS,
       segments=segments,
       is_valid_BP=is_valid_BP,
       pooled_BPD=pooled_BPD,
       quantized=self.quantizer(pooled_BPD, is_valid_BP, row_B),
     )
 
-  def _segment(self, entropy_bits_BS: Array, document_BS: Array) -> Segments:
+  def segmentation_policy(self) -> Policy:
+    """How the level divides, with the threshold as it stands."""
     c = self.config.segmentation
-    wants_start_BS = _RULES[c.rule](
-      entropy_bits_BS, self.threshold.value.threshold_bits
+    return Policy(
+      self.threshold.value.threshold, c.rule, c.min_length, c.max_length
+    )
+
+  def _segment(
+    self, ids_BS: Array, document_BS: Array, predicted: EntropyOutput
+  ) -> tuple[Array, Segments]:
+    c = self.config.segmentation
+    entropy_bits_BS = predictive_entropy_bits(
+      predicted, self.config.entropy_heads
+    )
+    known = segmentation.known_before(
+      ids_BS,
+      document_BS,
+      entropy_bits_BS,
+      sampling.surprisal_bits(predicted.logits, ids_BS),
     )
     segments = segmentation.segment(
-      wants_start_BS,
+      wishes(known, self.segmentation_policy()),
       document_BS,
       min_length=c.min_length,
       max_length=c.max_length,
@@ -124,4 +156,4 @@ class SegmentCompressor(nn.Module):
     )
     if self.is_mutable_collection('calibration') and not self.is_initializing():
       self.threshold.value = calibration.observe(self.threshold.value, segments)
-    return segments
+    return entropy_bits_BS, segments

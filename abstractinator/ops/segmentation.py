@@ -4,22 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.segmentation_rules import Known, Wishes, opens
 from abstractinator.types import Array, Segments
-
-_BITS_PER_NAT = 1.4426950408889634
-
-
-def entropy_bits(logits: Array) -> Array:
-  """Shannon entropy of softmax(logits).
-
-  Args:
-    logits: [..., V] any float type.
-
-  Returns:
-    [...] float32, bits, in [0, log2 V].
-  """
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1) * _BITS_PER_NAT
 
 
 def document_starts(document_BS: Array) -> Array:
@@ -28,28 +14,36 @@ def document_starts(document_BS: Array) -> Array:
   return (document_BS >= 0) & (document_BS != previous[:, :-1])
 
 
-def entropy_jumps(entropy_bits_BS: Array, threshold_bits: Array) -> Array:
-  """Rule `entropy_delta`: ids open a segment where the entropy jumps.
-
-  Both entropies are known before the id is seen, so that a decoder can take the
-  same decision.
+def known_before(
+  ids_BS: Array,
+  document_BS: Array,
+  entropy_bits_BS: Array,
+  surprisal_bits_BS: Array,
+) -> Known:
+  """What is known before each id of whole rows.
 
   Args:
+    ids_BS: [B, S] int32.
+    document_BS: [B, S] int32, -1 on padding.
     entropy_bits_BS: [B, S] float32, entropy of predicting id s from ids < s.
-    threshold_bits: [] float32, smallest jump that counts.
+    surprisal_bits_BS: [B, S] float32, -log2 p of id s in that prediction.
 
   Returns:
-    [B, S] bool. Whether the id opens one also depends on lengths and slots.
-
-  Source: the approximate monotonicity constraint of Pagnoni et al., Byte Latent
-    Transformer, arXiv:2412.09871, section 2.3.
+    For id s: of ids < s, and the entropy of s.
   """
-  jump = jnp.diff(entropy_bits_BS, axis=-1, prepend=entropy_bits_BS[:, :1])
-  return jump > threshold_bits
+  first_BS = _latest(document_starts(document_BS))
+  return Known(
+    entropy_bits=entropy_bits_BS,
+    last_entropy_bits=_back(entropy_bits_BS, 1),
+    last_surprisal_bits=_back(surprisal_bits_BS, 1),
+    last_id=_back(ids_BS, 1),
+    second_last_id=_back(ids_BS, 2),
+    position=jnp.arange(ids_BS.shape[1], dtype=jnp.int32) - first_BS,
+  )
 
 
 def segment(
-  wants_start_BS: Array,
+  wishes: Wishes,
   document_BS: Array,
   *,
   min_length: int,
@@ -71,7 +65,7 @@ def segment(
   the prefix of the division.
 
   Args:
-    wants_start_BS: [B, S] bool, wishes of the rule.
+    wishes: [B, S] each, of the rule.
     document_BS: [B, S] int32, -1 on padding; see `Batch`.
     min_length: Smallest segment, except at the end of a document.
     max_length: Largest segment.
@@ -82,7 +76,7 @@ def segment(
   """
   is_valid_BS = document_BS >= 0
   is_first_BS = document_starts(document_BS)
-  is_start_BS = _starts(wants_start_BS, is_first_BS, min_length, max_length)
+  is_start_BS = _starts(wishes, is_first_BS, min_length, max_length)
   is_start_BS &= is_valid_BS
   is_start_BS, is_bound_BS = _fit_slots(
     is_start_BS, is_first_BS, is_valid_BS, max_length, num_slots
@@ -126,45 +120,58 @@ def _latest(mark_BS: Array) -> Array:
   return lax.cummax(jnp.where(mark_BS, position, 0), axis=1)
 
 
+def _back(x_BS: Array, by: int) -> Array:
+  return jnp.pad(x_BS, ((0, 0), (by, 0)))[:, : x_BS.shape[1]]
+
+
 def _starts(
-  wants_start_BS: Array, is_first_BS: Array, min_length: int, max_length: int
+  wishes: Wishes, is_first_BS: Array, min_length: int, max_length: int
 ) -> Array:
   """The division without regard to slots, [B, S] bool.
 
   Whether an id opens a segment depends on the length so far, and so on all ids
   before. Following it id by id would take S steps. Instead blocks of ids are
   followed at once from every possible length, then the blocks are chained, then
-  followed again from the right one: about 2 sqrt(S) steps.
+  followed again from the right one: about 2 sqrt(S) steps. What a segment has
+  collected follows from its length, since its first id is known by it.
   """
-  batch, size = wants_start_BS.shape
+  batch, size = is_first_BS.shape
   block = 1 << max(3, (size.bit_length() + 1) // 2)
   num_blocks = -(-size // block)
+  padding = ((0, 0), (0, num_blocks * block - size))
 
   def blocked(x_BS):  # [block, B, num_blocks]
-    x_BS = jnp.pad(x_BS, ((0, 0), (0, num_blocks * block - size)))
+    x_BS = jnp.pad(x_BS, padding)
     return jnp.moveaxis(x_BS.reshape(batch, num_blocks, block), 2, 0)
 
-  wants, first = blocked(wants_start_BS), blocked(is_first_BS)
+  ids = jax.tree.map(blocked, (wishes, is_first_BS))
 
-  def follow(length, ids):
-    wants, first = ids
-    opens = first | (length >= max_length) | (wants & (length >= min_length))
-    return jnp.where(opens, 1, length + 1), opens
+  def follow(carry, ids):
+    length, collected, is_start = opens(*carry, *ids, min_length, max_length)
+    return (length, collected), is_start
 
-  entry = jnp.broadcast_to(
-    jnp.arange(1, max_length + 1, dtype=jnp.int32),
-    (batch, num_blocks, max_length),
+  # Gains of the ids after the first of a segment that has `length` ids at the
+  # beginning of a block. Lengths that no segment can have there do no harm.
+  length_L = jnp.arange(1, max_length + 1, dtype=jnp.int32)
+  begin = jnp.arange(num_blocks, dtype=jnp.int32) * block
+  total = jnp.cumsum(jnp.pad(wishes.gain, ((0, 0), (1, 0))), axis=1)
+  from_id = jnp.maximum(begin[:, None] - length_L + 1, 0)
+  collected = total[:, begin, None] - total[:, from_id]
+  entry = jnp.broadcast_to(length_L, collected.shape)
+  (leave, _), _ = lax.scan(
+    follow, (entry, collected), jax.tree.map(lambda x: x[..., None], ids)
   )
-  leave, _ = lax.scan(follow, entry, (wants[..., None], first[..., None]))
 
   def chain(length_B, leave_BL):
     after = jnp.take_along_axis(leave_BL, length_B[:, None] - 1, axis=1)[:, 0]
     return after, length_B
 
-  begin = jnp.ones((batch,), jnp.int32)
-  _, length = lax.scan(chain, begin, jnp.moveaxis(leave, 1, 0))
-  _, opens = lax.scan(follow, length.T, (wants, first))
-  return jnp.moveaxis(opens, 0, 2).reshape(batch, -1)[:, :size]
+  first_B = jnp.ones((batch,), jnp.int32)
+  _, length = lax.scan(chain, first_B, jnp.moveaxis(leave, 1, 0))
+  length = length.T[..., None]
+  collected = jnp.take_along_axis(collected, length - 1, axis=2)
+  _, is_start = lax.scan(follow, (length[..., 0], collected[..., 0]), ids)
+  return jnp.moveaxis(is_start, 0, 2).reshape(batch, -1)[:, :size]
 
 
 def _fit_slots(

@@ -5,6 +5,7 @@ import pytest
 from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.ops import segmentation
+from abstractinator.ops.segmentation_rules import Wishes
 
 MAX_LENGTH = 4
 SIZE, SLOTS = 20, 10
@@ -14,7 +15,7 @@ def divided(ids_BS, wants_BS):
   """Segments of rows that are a document each, ended by EOS."""
   document_BS = np.where(ids_BS == PAD_ID, -1, 0)
   return segmentation.segment(
-    wants_BS,
+    Wishes.at(wants_BS),
     document_BS,
     min_length=1,
     max_length=MAX_LENGTH,

@@ -19,7 +19,12 @@ from abstractinator.types import Batch
 
 SIZE = 40
 WEIGHTS = LossConfig(
-  entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25, codebook=1.0
+  entropy_model=1.0,
+  gaussian=0.0,
+  expander=1.0,
+  end=1.0,
+  commitment=0.25,
+  codebook=1.0,
 )
 
 BLOCK = {
@@ -120,7 +125,7 @@ def test_parameters_by_path_and_shape(tiny_config, lookback, cross):
   }
   threshold = 'compressor/threshold'
   assert paths(variables['calibration']) == {
-    f'{threshold}/threshold_bits': (),
+    f'{threshold}/threshold': (),
     f'{threshold}/num_ids': (),
     f'{threshold}/num_segments': (),
   }
@@ -210,7 +215,7 @@ def exact_part(collections):
     state.reservoir_step_R,
     threshold.num_ids,
     threshold.num_segments,
-    threshold.threshold_bits,
+    threshold.threshold,
   )
 
 

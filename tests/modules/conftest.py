@@ -26,7 +26,7 @@ _TINY = {
   'entropy_model.window': 5,
   'entropy_model.ffn_dim': 24,
   # Jumps of any size count, so that a dozen ids make several segments.
-  'segmentation.threshold_bits': 0.0,
+  'segmentation.threshold': 0.0,
   'segmentation.min_length': 2,
   'segmentation.max_length': 6,
   # Slots never run short: with the ends of documents, 2 ids a segment fit.
@@ -89,7 +89,7 @@ class Level:
     self.call = quick_jit(apply)
     self.compress = quick_jit(apply, method='compress')
     self.entropy_logits = quick_jit(
-      apply, method=lambda m, *args: m.compressor.entropy_model(*args)
+      apply, method=lambda m, *args: m.compressor.entropy_model(*args).logits
     )
     self.expand = quick_jit(apply, method=lambda m, *args: m.expander(*args))
     self.decode_vectors = quick_jit(

@@ -218,4 +218,4 @@ def test_a_pass_counts_lengths_only_with_calibration_mutable(
   state = collections['calibration']['compressor']['threshold']
   assert float(state.num_ids) == 43
   assert float(state.num_segments) == float(output.segments.count_B.sum())
-  assert float(state.threshold_bits) == 0.0
+  assert float(state.threshold) == 0.0

@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 
 from abstractinator.ops import calibration, segmentation
+from abstractinator.ops.segmentation_rules import (
+  RULES,
+  Policy,
+  Wishes,
+  wishes,
+)
 
 SIZE = 44
 
@@ -21,7 +27,7 @@ def make_segments(lengths):
   starts = np.zeros(SIZE, bool)
   starts[np.cumsum([0, *lengths[:-1]])] = bool(lengths)
   document = np.where(np.arange(SIZE) < sum(lengths), 0, -1)
-  return segment(jnp.asarray(starts[None]), jnp.asarray(document[None]))
+  return segment(Wishes.at(starts[None]), jnp.asarray(document[None]))
 
 
 def step(state, *rows):
@@ -42,67 +48,103 @@ def step(state, *rows):
   ],
 )
 def test_short_segments_raise_and_long_ones_lower_the_threshold(lengths, move):
-  state = calibration.initial_state(0.3, 4.0, 0.1)
+  state = calibration.initial_state(0.3, 4.0, 0.1, 'bits')
   after = step(state, lengths)
-  np.testing.assert_allclose(after.threshold_bits, 0.3 + move, atol=1e-6)
+  np.testing.assert_allclose(after.threshold, 0.3 + move, atol=1e-6)
 
 
 def test_a_step_sees_the_mean_over_all_of_its_batches():
   """6 ids in 3 segments and 10 in 1: 4 a segment, nothing to do."""
-  state = calibration.initial_state(0.3, 4.0, 0.1)
+  state = calibration.initial_state(0.3, 4.0, 0.1, 'bits')
   state = calibration.observe(state, make_segments([2, 2, 2]))
   state = calibration.observe(state, make_segments([10]))
   assert float(state.num_ids) == 16
   assert float(state.num_segments) == 4
-  assert float(state.threshold_bits) == np.float32(0.3)
+  assert float(state.threshold) == np.float32(0.3)
   after = calibration.advance(state)
-  np.testing.assert_allclose(after.threshold_bits, 0.3, atol=1e-7)
+  np.testing.assert_allclose(after.threshold, 0.3, atol=1e-7)
   # The next step starts from nothing.
   assert float(after.num_ids) == float(after.num_segments) == 0
-  np.testing.assert_allclose(
-    step(after, [2, 2]).threshold_bits, 0.35, atol=1e-6
-  )
+  np.testing.assert_allclose(step(after, [2, 2]).threshold, 0.35, atol=1e-6)
 
 
 def test_without_target_the_threshold_stays():
-  state = calibration.initial_state(0.3, None, 0.1)
+  state = calibration.initial_state(0.3, None, 0.1, 'bits')
   after = step(state, [1, 1, 1])
-  assert float(after.threshold_bits) == np.float32(0.3)
+  assert float(after.threshold) == np.float32(0.3)
   assert float(after.num_ids) == float(after.num_segments) == 0
 
 
 def test_without_segments_nothing_moves():
-  state = calibration.initial_state(0.3, 4.0, 0.1)
-  assert float(step(state, []).threshold_bits) == np.float32(0.3)
-  assert float(step(state).threshold_bits) == np.float32(0.3)
+  state = calibration.initial_state(0.3, 4.0, 0.1, 'bits')
+  assert float(step(state, []).threshold) == np.float32(0.3)
+  assert float(step(state).threshold) == np.float32(0.3)
 
 
-def test_converges_to_the_target_length():
-  """On entropies of noise, where the length grows with the threshold."""
-  bits = jnp.asarray(
-    2 + np.random.default_rng(0).normal(size=(4, 512)), jnp.float32
+def test_a_relative_step_multiplies_and_one_of_ids_counts_lengths():
+  """Segments half as long as wanted: a relative error of a half."""
+  relative = calibration.initial_state(3.0, 4.0, 0.1, 'relative')
+  np.testing.assert_allclose(
+    step(relative, [2, 2]).threshold, 3 * np.exp(0.05), rtol=1e-6
   )
-  document = jnp.zeros((4, 512), jnp.int32)
+  ids = calibration.initial_state(-3.0, 4.0, 0.1, 'ids')
+  np.testing.assert_allclose(
+    step(ids, [2, 2]).threshold, -3 + 4 * 4 * 0.05, rtol=1e-6
+  )
 
-  def lengths(state):
+
+# Rule, thresholds to start from, step size.
+STARTS = [
+  ('entropy_delta', (-1.0, 4.0), 0.05),
+  ('entropy_threshold', (0.0, 6.0), 0.05),
+  ('equal_information', (1.0, 60.0), 0.05),
+  ('stride', (1.0, 16.0), 0.05),
+  ('space', (-9.0, 9.0), 0.05),
+]
+
+
+@pytest.mark.parametrize('target', [3.0, 4.5, 6.0])
+@pytest.mark.parametrize(('rule', 'starts', 'size'), STARTS, ids=lambda v: v)
+def test_settles_at_the_target_length(rule, starts, size, target):
+  """On a stream that differs from step to step, held to what it never saw."""
+  rows, length = 8, 256
+  rng = np.random.default_rng(0)
+  # Words of about five letters and a space, in documents of about 60 ids.
+  shape = (20, rows, length)
+  is_space = rng.random(shape) < 0.18
+  ids = jnp.asarray(np.where(is_space, ord(' '), ord('a')), jnp.int32)
+  document = jnp.asarray(np.cumsum(rng.random(shape) < 1 / 60, axis=-1))
+  entropy = jnp.asarray(rng.gamma(4.0, 0.6, shape), jnp.float32)
+  surprisal = jnp.asarray(rng.exponential(2.4, shape), jnp.float32)
+
+  def divide(state, batch):
+    policy = Policy(state.threshold, rule, 1, 16)
     return segmentation.segment(
-      segmentation.entropy_jumps(bits, state.threshold_bits),
-      document,
+      wishes(segmentation.known_before(*batch), policy),
+      batch[1],
       min_length=1,
-      max_length=50,
-      num_slots=512,
+      max_length=16,
+      num_slots=length,
     )
+
+  def pick(i):
+    return [x[i] for x in (ids, document, entropy, surprisal)]
 
   @jax.jit
   def run(state):
-    return jax.lax.fori_loop(
-      0,
-      300,
-      lambda _, s: calibration.advance(calibration.observe(s, lengths(s))),
-      state,
-    )
+    def one(i, state):
+      # The last ten batches are held out.
+      segments = divide(state, pick(i % 10))
+      return calibration.advance(calibration.observe(state, segments))
 
-  for start in (-1.0, 4.0):
-    state = run(calibration.initial_state(start, 6.0, 0.1))
-    length = bits.size / float(lengths(state).count_B.sum())
-    assert abs(length / 6.0 - 1) < 0.02
+    state = jax.lax.fori_loop(0, 400, one, state)
+    counts = jax.lax.map(
+      lambda i: divide(state, pick(i)).count_B.sum(), jnp.arange(10, 20)
+    )
+    return state, counts.sum()
+
+  move = RULES[rule].move
+  for start in starts:
+    state = calibration.initial_state(start, target, size, move)
+    _, count = run(state)
+    assert 10 * rows * length / float(count) == pytest.approx(target, rel=0.02)

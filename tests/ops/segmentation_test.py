@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from abstractinator.ops import segmentation
+from abstractinator.ops.segmentation_rules import Wishes
 
 
 @functools.cache
@@ -23,7 +24,7 @@ def jitted(min_length, max_length, num_slots):
 
 def segment(wants, document, min_length, max_length, num_slots):
   segments = jitted(min_length, max_length, num_slots)(
-    jnp.asarray(wants), jnp.asarray(document, jnp.int32)
+    Wishes.at(wants), jnp.asarray(document, jnp.int32)
   )
   return jax.tree.map(np.asarray, segments)
 
@@ -236,40 +237,4 @@ def test_document_starts_are_the_first_ids():
   np.testing.assert_array_equal(
     segmentation.document_starts(document),
     np.array([[1, 0, 1, 1, 0, 0], [0] * 6, [1, 0, 0, 0, 0, 0]], bool),
-  )
-
-
-def test_entropy_bits_by_hand_and_by_numpy():
-  uniform = segmentation.entropy_bits(jnp.full((2, 256), 7.0))
-  np.testing.assert_allclose(uniform, 8.0, atol=1e-5)
-  one_hot = jnp.array([0.0, 1e4, 0.0])
-  np.testing.assert_allclose(segmentation.entropy_bits(one_hot), 0.0, atol=1e-6)
-  halves = segmentation.entropy_bits(jnp.array([3e4, 3e4, -3e4]))
-  np.testing.assert_allclose(halves, 1.0, atol=1e-6)
-  rng = np.random.default_rng(0)
-  logits = 3 * rng.normal(size=(4, 5, 259))
-  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  np.testing.assert_allclose(
-    segmentation.entropy_bits(jnp.asarray(logits, jnp.float32)),
-    -(p * np.log2(p)).sum(-1),
-    rtol=1e-5,
-  )
-  rounded = jnp.asarray(logits, jnp.bfloat16)
-  bits = segmentation.entropy_bits(rounded)
-  assert bits.dtype == jnp.float32
-  np.testing.assert_array_equal(
-    bits, segmentation.entropy_bits(rounded.astype(jnp.float32))
-  )
-
-
-def test_entropy_jumps_by_hand():
-  bits = jnp.array([[5.0, 5.5, 3.0, 3.3, 3.9, 3.9]])
-  np.testing.assert_array_equal(
-    segmentation.entropy_jumps(bits, jnp.float32(0.4)),
-    [[False, True, False, False, True, False]],
-  )
-  # The first id has nothing to jump from, and a jump is above the threshold.
-  np.testing.assert_array_equal(
-    segmentation.entropy_jumps(bits, jnp.float32(0.5)),
-    [[False, False, False, False, True, False]],
   )

@@ -1,0 +1,108 @@
+"""Division of ids that come one at a time."""
+
+import flax.struct
+import jax.numpy as jnp
+
+from abstractinator.ops.segmentation_rules import (
+  Known,
+  Policy,
+  opens,
+  wishes,
+)
+from abstractinator.types import Array
+
+
+@flax.struct.dataclass
+class SegmenterState:
+  """Where each row of a stream stands.
+
+  Attributes:
+    length_B: [B] int32, ids of the open segment.
+    collected_B: [B] int32, what it has collected, see `segmentation_rules`.
+    document_B: [B] int32, document of the last id; -1 before the first.
+    position_B: [B] int32, number of the next id if its document goes on.
+    last_entropy_bits_B: [B] float32, of the prediction of the last id.
+    second_last_id_B: [B] int32, the id before the last.
+  """
+
+  length_B: Array
+  collected_B: Array
+  document_B: Array
+  position_B: Array
+  last_entropy_bits_B: Array
+  second_last_id_B: Array
+
+
+def initial_state(batch_size: int) -> SegmenterState:
+  """Rows before their first id."""
+  zero_B = jnp.zeros((batch_size,), jnp.int32)
+  return SegmenterState(
+    length_B=zero_B,
+    collected_B=zero_B,
+    document_B=zero_B - 1,
+    position_B=zero_B,
+    last_entropy_bits_B=zero_B.astype(jnp.float32),
+    second_last_id_B=zero_B,
+  )
+
+
+def step(
+  state: SegmenterState,
+  policy: Policy,
+  *,
+  entropy_bits_B: Array,
+  document_B: Array,
+  last_id_B: Array,
+  last_surprisal_bits_B: Array,
+) -> tuple[SegmenterState, Array]:
+  """Decides whether the next id opens a segment, before it is seen.
+
+  Fed a row id by id, it opens the segments that `segmentation.segment` opens in
+  the whole row, bit for bit, while slots do not bind there: a stream has none.
+
+  Args:
+    state: Of the step before.
+    policy: How to divide.
+    entropy_bits_B: [B] float32, entropy of the prediction of the next id.
+    document_B: [B] int32, document of the next id. A row with -1 has no next id
+      in this step: it stays as it is.
+    last_id_B: [B] int32, the id before; at a document's first anything.
+    last_surprisal_bits_B: [B] float32, -log2 p of that id, likewise.
+
+  Returns:
+    The next state, and [B] bool.
+  """
+  is_active_B = document_B >= 0
+  is_first_B = document_B != state.document_B
+  position_B = jnp.where(is_first_B, 0, state.position_B)
+  known = Known(
+    entropy_bits=entropy_bits_B,
+    last_entropy_bits=state.last_entropy_bits_B,
+    last_surprisal_bits=last_surprisal_bits_B,
+    last_id=last_id_B,
+    second_last_id=state.second_last_id_B,
+    position=position_B,
+  )
+  length_B, collected_B, is_start_B = opens(
+    state.length_B,
+    state.collected_B,
+    wishes(known, policy),
+    is_first_B,
+    policy.min_length,
+    policy.max_length,
+  )
+  after = SegmenterState(
+    length_B=length_B,
+    collected_B=collected_B,
+    document_B=document_B,
+    position_B=position_B + 1,
+    last_entropy_bits_B=entropy_bits_B,
+    second_last_id_B=last_id_B,
+  )
+  state = SegmenterState(
+    **{
+      name: jnp.where(is_active_B, value, getattr(state, name))
+      for name, value in vars(after).items()
+    }
+  )
+  return state, is_start_B & is_active_B
