@@ -117,8 +117,8 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.dtype', "'float16'", 'float32, bfloat16'),
     ),
     (
-      {f'{LEVEL}.segmentation.rule': 'space'},
-      ('model.levels[0].segmentation.rule', "'space'", 'entropy_delta'),
+      {f'{LEVEL}.segmentation.rule': 'spaces'},
+      ('model.levels[0].segmentation.rule', "'spaces'", 'entropy_delta'),
     ),
     (
       {f'{LEVEL}.expander.context': 'full'},

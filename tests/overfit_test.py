@@ -1,0 +1,138 @@
+"""A level learns a batch of text by heart and says it from the codes alone."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import abstractinator
+from abstractinator.byte_vocab import EOS_ID, NUM_BYTES
+from abstractinator.config import RunConfig
+from abstractinator.evaluation.held_out import decode_step
+from abstractinator.ops import segmentation
+from abstractinator.training.model import make_model
+from abstractinator.training.optimizer import make_optimizer
+from abstractinator.training.state import initial_state
+from abstractinator.training.step import train_step
+from abstractinator.types import Batch
+from configs import tiny
+
+STEPS, ROWS, SIZE = 600, 4, 64
+LOOKBACK = 1
+
+QUANTIZERS = {
+  'vq': dict(kind='vq', codebook_size=128),
+  'rvq': dict(kind='rvq', depth=3, codebook_size=16),
+  'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
+}
+
+
+def text_batch() -> Batch:
+  """Rows of this package's own source, the second of two documents."""
+  path = pathlib.Path(abstractinator.__file__).parent / 'types.py'
+  text = np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32)
+  ids = text[: ROWS * SIZE].reshape(ROWS, SIZE).copy()
+  document = np.zeros_like(ids)
+  ids[:, -1] = EOS_ID
+  ids[1, 29], document[1, 30:] = EOS_ID, 1
+  return Batch(*map(jnp.asarray, (ids, document, np.arange(ROWS))))
+
+
+def run_config(quantizer) -> RunConfig:
+  values = tiny.get_config()
+  values.data.sequence_length = SIZE
+  (level,) = values.model.levels
+  # Who knows a text by heart is nowhere uncertain: cut at words instead.
+  level.segmentation.rule = 'space'
+  level.segmentation.target_length = None
+  level.segmentation.threshold = 0.0
+  level.expander.lookback = LOOKBACK
+  for name, value in quantizer.items():
+    level.quantizer[name] = value
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+@functools.cache
+def overfitted(name):
+  config, batch = run_config(QUANTIZERS[name]), text_batch()
+  model = make_model(config, 'cpu')
+  optimizer = make_optimizer(config.optimizer, STEPS)
+  init = functools.partial(
+    initial_state,
+    model=model,
+    optimizer=optimizer,
+    batch_size=1,
+    sequence_length=SIZE,
+  )
+  step = functools.partial(
+    train_step, model=model, optimizer=optimizer, weights=config.loss
+  )
+
+  @jax.jit
+  def train(key):
+    state = init(key)
+    return jax.lax.scan(lambda s, _: step(s, batch), state, length=STEPS)[0]
+
+  state = train(jax.random.key(0))
+  return model, {'params': state.params, **state.collections}, batch
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_a_batch_is_learned_by_heart(name):
+  model, variables, batch = overfitted(name)
+  output = jax.jit(model.apply)(variables, batch)
+  is_right = output.expanded.logits_BSV.argmax(-1) == batch.ids_BS
+  is_byte = batch.ids_BS < NUM_BYTES
+  is_first = is_byte & output.compressed.segments.is_start_BS
+  for mask in (is_byte, is_first):
+    assert jnp.sum(is_right & mask) > 0.99 * jnp.sum(mask)
+  # Not one segment a byte.
+  assert jnp.sum(is_byte) > 3 * jnp.sum(is_first)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_the_codes_alone_give_the_text_back(name):
+  model, variables, batch = overfitted(name)
+  accuracy, *_ = jax.jit(functools.partial(decode_step, model=model))(
+    variables, batch
+  )
+  assert float(accuracy.total) > 0.99 * float(accuracy.count)
+
+
+@pytest.mark.parametrize('name', QUANTIZERS)
+def test_a_code_reaches_its_segment_and_those_that_look_back_at_it(name):
+  model, variables, batch = overfitted(name)
+
+  @jax.jit
+  def decoded(codes_BP, lowest_BP):
+    ids_BPL, length_BP = model.apply(
+      variables, codes_BP, lowest_BP, method='decode'
+    )
+    real = jnp.arange(ids_BPL.shape[-1]) < length_BP[..., None]
+    return jnp.where(real, ids_BPL, -1)
+
+  @jax.jit
+  def encoded():
+    compressed = model.apply(variables, batch, method='compress')
+    codes_BP = compressed.quantized.codes_BP
+    lowest_BS = segmentation.first_slots(compressed.segments, batch.document_BS)
+    return codes_BP, segmentation.per_slot(
+      lowest_BS, compressed.segments, codes_BP.shape[1]
+    )
+
+  codes_BP, lowest_BP = encoded()
+  flipped, slot = 0, 3
+  other = np.unique(codes_BP[2:])[:20]
+  before = np.asarray(decoded(codes_BP, lowest_BP))
+  reached = np.zeros(before.shape[:2], bool)
+  for code in other:
+    after = decoded(codes_BP.at[flipped, slot].set(code), lowest_BP)
+    reached |= np.any(np.asarray(after) != before, axis=-1)
+  may = np.zeros_like(reached)
+  may[flipped, slot : slot + LOOKBACK + 1] = True
+  assert reached[flipped, slot]
+  assert not np.any(reached & ~may)
