@@ -32,7 +32,7 @@ def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False):
         count_B=jnp.array([2, 1]),
         is_capacity_bound_BS=jnp.array([[0, 0, 1, 1], [0] * 4], bool),
       ),
-      is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
+      is_code_BU=jnp.array([[True, True, False], [True, False, False]]),
       quantized=types.SimpleNamespace(
         codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]),
         digits_BPM=jnp.array(

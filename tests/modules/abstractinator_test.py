@@ -135,7 +135,7 @@ def test_bfloat16_computes_finite_float32_logits(tiny_level, make_batch):
   batch = make_batch([[23, 12], [40], [3]], SIZE)
   level = tiny_level('bfloat16')
   output = level.call(level.variables, batch)
-  assert output.compressed.pooled_BPD.dtype == jnp.bfloat16
+  assert output.compressed.pooled_BUD.dtype == jnp.bfloat16
   assert output.compressed.quantized.vectors_BPD.dtype == jnp.bfloat16
   for x in (
     output.compressed.entropy_logits_BSV,

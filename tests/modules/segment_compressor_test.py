@@ -28,7 +28,7 @@ def assert_same_segments(a, slots_a, b, slots_b, row_a=0, row_b=0):
     a.quantized.codes_BP[row_a, slots_a], b.quantized.codes_BP[row_b, slots_b]
   )
   for x, y in (
-    (a.pooled_BPD, b.pooled_BPD),
+    (a.pooled_BUD, b.pooled_BUD),
     (a.quantized.vectors_BPD, b.quantized.vectors_BPD),
     (a.quantized.distance_BP, b.quantized.distance_BP),
   ):
@@ -55,7 +55,7 @@ def test_an_id_changes_no_segment_before_its_own(level, make_batch):
     )
     moved += int((after.segments.index_BS[j] != index).any())
     np.testing.assert_array_equal(
-      after.pooled_BPD[j, :own], before.pooled_BPD[j, :own]
+      after.pooled_BUD[j, :own], before.pooled_BUD[j, :own]
     )
     np.testing.assert_array_equal(
       after.quantized.codes_BP[j, :own], before.quantized.codes_BP[j, :own]
@@ -64,7 +64,7 @@ def test_an_id_changes_no_segment_before_its_own(level, make_batch):
       after.quantized.vectors_BPD[j, :own],
       before.quantized.vectors_BPD[j, :own],
     )
-    assert np.max(np.abs((after.pooled_BPD - before.pooled_BPD)[j, own])) > 1e-3
+    assert np.max(np.abs((after.pooled_BUD - before.pooled_BUD)[j, own])) > 1e-3
   # Boundaries do depend on ids: the equalities above are not of constants.
   assert moved > 10
 
@@ -136,7 +136,7 @@ def test_a_document_gives_the_same_codes_wherever_it_lies(level, make_batch):
     assert_same_segments(first, first_slots, output, slots)
   # The other documents really changed.
   before, after = outputs[0][0], outputs[1][0]
-  assert np.max(np.abs(before.pooled_BPD[0, 0] - after.pooled_BPD[0, 0])) > 1e-3
+  assert np.max(np.abs(before.pooled_BUD[0, 0] - after.pooled_BUD[0, 0])) > 1e-3
 
 
 def test_no_segment_crosses_documents(level, make_batch):
