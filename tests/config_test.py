@@ -117,14 +117,18 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.dtype', "'float16'", 'float32, bfloat16'),
     ),
     (
-      {f'{LEVEL}.segmentation.rule': 'space'},
-      ('model.levels[0].segmentation.rule', "'space'", 'entropy_delta'),
+      {f'{LEVEL}.segmentation.rule': 'spaces'},
+      ('model.levels[0].segmentation.rule', "'spaces'", 'entropy_delta'),
     ),
     (
       {f'{LEVEL}.expander.context': 'full'},
       ('model.levels[0].expander.context', "'full'", 'segment, window'),
     ),
     ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
+    (
+      {f'{LEVEL}.pooling.num_queries': 0},
+      ('model.levels[0].pooling.num_queries', '0', 'positive'),
+    ),
     ({'data.read_threads': -1}, ('data.read_threads', '-1', '>= 0')),
     (
       {'data.validation_fraction': 1.0},

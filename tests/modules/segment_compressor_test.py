@@ -174,6 +174,44 @@ def test_valid_slots_are_the_segments(level, make_batch):
   assert not output.segments.is_capacity_bound_BS.any()
 
 
+def test_a_segment_has_a_code_of_each_query(tiny_level, make_batch):
+  """Of queries that are equal, the vectors and codes are; of others, not."""
+  one, two = tiny_level(), tiny_level(pooling__num_queries=2)
+  batch = make_batch([[23, 12], [3]], SIZE)
+  want = one.compress(one.variables, batch)
+  query = one.variables['params']['compressor']['pooling']['query']
+  pooling = one.variables['params']['compressor']['pooling']
+  params = one.variables['params']
+
+  def compress(second):
+    changed = pooling | {'query': jnp.concatenate([query, second])}
+    compressor = params['compressor'] | {'pooling': changed}
+    return two.compress(
+      one.variables | {'params': params | {'compressor': compressor}}, batch
+    )
+
+  got = compress(query)
+  np.testing.assert_array_equal(
+    got.is_code_BU, np.repeat(want.is_valid_BP, 2, axis=1)
+  )
+  np.testing.assert_array_equal(got.is_valid_BP, want.is_valid_BP)
+  np.testing.assert_allclose(
+    got.pooled_BUD, np.repeat(want.pooled_BUD, 2, axis=1), atol=1e-5
+  )
+  np.testing.assert_array_equal(
+    got.quantized.codes_BP, np.repeat(want.quantized.codes_BP, 2, axis=1)
+  )
+  other = compress(-query)
+  np.testing.assert_allclose(
+    other.pooled_BUD[:, ::2], want.pooled_BUD, atol=1e-5
+  )
+  is_long = np.asarray(want.segments.is_end_BS & (want.segments.offset_BS > 0))
+  row, slot = np.nonzero(is_long)[0], want.segments.index_BS[is_long]
+  difference = other.pooled_BUD[row, 2 * slot + 1] - want.pooled_BUD[row, slot]
+  assert np.abs(difference).max(-1).min() > 1e-3
+  assert not np.asarray(other.pooled_BUD)[~np.asarray(got.is_code_BU)].any()
+
+
 def test_entropy_and_compression_paths_share_no_gradient(
   level, make_batch, quick_jit
 ):
