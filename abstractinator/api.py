@@ -34,7 +34,7 @@ class Reconstruction:
       each segment; see `evaluation.reconstruction`.
     teacher_forced_byte_accuracy: Bytes predicted right from their code and the
       true bytes before them.
-    num_segments: How many codes there were.
+    num_segments: How many segments there were.
     bytes_per_segment: Bytes of the text over `num_segments`.
     exact: Whether `text` is the original.
   """
@@ -119,7 +119,7 @@ class TrainedLevel:
     ]
 
   def encode(self, data: bytes) -> Codes:
-    """Turns a text into codes, one a segment.
+    """Turns a text into codes, `pooling.num_queries` a segment.
 
     Args:
       data: The text.
@@ -130,8 +130,8 @@ class TrainedLevel:
     Raises:
       ValueError: If there are no bytes.
     """
-    segments, codes_BP = self._in_batches(_compress, *self._rows(data))
-    return codes_lib.from_slots(codes_BP, segments.count_B)
+    segments, codes_BU = self._in_batches(_compress, *self._rows(data))
+    return codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
 
   def decode(self, codes: Codes) -> bytes:
     """Turns codes into a text: greedily, all segments at once.
@@ -166,10 +166,11 @@ class TrainedLevel:
       ValueError: If there are no bytes, or as `decode`.
     """
     ids_BS, document_BS = self._rows(data)
-    segments, codes_BP, predicted_BS = self._in_batches(
+    segments, codes_BU, predicted_BS = self._in_batches(
       _predict, ids_BS, document_BS
     )
-    codes = codes_lib.from_slots(codes_BP, segments.count_B)
+    codes = codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
+    num_segments = int(segments.count_B.sum())
     decoded_BPL, length_BP, is_valid_BP = self._decode(codes)
     num_right, num_total = jax.jit(free_running_counts)(
       decoded_BPL, length_BP, ids_BS, segments, is_valid_BP
@@ -180,8 +181,8 @@ class TrainedLevel:
       text=text,
       byte_accuracy=float(num_right) / float(num_total),
       teacher_forced_byte_accuracy=float(np.sum(is_right_BS)) / len(data),
-      num_segments=len(codes.codes_N),
-      bytes_per_segment=len(data) / len(codes.codes_N),
+      num_segments=num_segments,
+      bytes_per_segment=len(data) / num_segments,
       exact=text == data,
     )
 
@@ -191,12 +192,20 @@ class TrainedLevel:
   def _decode(self, codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decoded ids [B, P, L], lengths [B, P], and the slots with a code."""
     (level,) = self.config.model.levels
-    codes_BP, is_valid_BP = codes_lib.to_slots(
+    codes_BU, is_valid_BP = codes_lib.to_slots(
       codes,
       level.quantizer.num_codes,
-      level.segmentation.num_slots(self.config.data.sequence_length),
+      self._num_slots,
+      level.pooling.num_queries,
     )
-    return *self._in_batches(_decode, codes_BP), is_valid_BP
+    # A row is one document: its segments may look back to the first.
+    lowest_BP = np.zeros(is_valid_BP.shape, np.int32)
+    return *self._in_batches(_decode, codes_BU, lowest_BP), is_valid_BP
+
+  @property
+  def _num_slots(self) -> int:
+    (level,) = self.config.model.levels
+    return level.segmentation.num_slots(self.config.data.sequence_length)
 
   def _in_batches(self, function: Callable[..., Any], *rows: np.ndarray) -> Any:
     """Calls a function on rows; few sizes of batches, so few compilations."""
@@ -230,10 +239,8 @@ def _predict(model, variables, ids_BS, document_BS):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(model, variables, codes_BP):
-  # A row is one document: its segments may look back to the first.
-  lowest_BP = jnp.zeros_like(codes_BP)
-  return model.apply(variables, codes_BP, lowest_BP, method='decode')
+def _decode(model, variables, codes_BU, lowest_BP):
+  return model.apply(variables, codes_BU, lowest_BP, method='decode')
 
 
 def _batch(ids_BS: Array, document_BS: Array) -> Batch:

@@ -13,9 +13,10 @@ class Codes:
   """A text as codes.
 
   Attributes:
-    codes_N: [N] int32, one code a segment, in the order of the text.
-    count_B: [B] int32, how many of them each row of the text has; their sum
-      is N. Segments of different rows do not see each other.
+    codes_N: [N] int32, the Q codes of each segment side by side, in the order
+      of the text.
+    count_B: [B] int32, how many segments each row of the text has; Q times
+      their sum is N. Segments of different rows do not see each other.
   """
 
   codes_N: np.ndarray
@@ -62,13 +63,16 @@ def text(
   return ids_BPL[is_kept_BPL].astype(np.uint8).tobytes()
 
 
-def from_slots(codes_BP: np.ndarray, count_B: np.ndarray) -> Codes:
+def from_slots(
+  codes_BU: np.ndarray, count_B: np.ndarray, num_slots: int
+) -> Codes:
   """Packs the codes of rows; slots from the count of a row on are empty."""
-  return Codes(codes_BP[_is_valid(count_B, codes_BP.shape[1])], count_B)
+  codes_BPQ = codes_BU.reshape(len(codes_BU), num_slots, -1)
+  return Codes(codes_BPQ[_is_valid(count_B, num_slots)].reshape(-1), count_B)
 
 
 def to_slots(
-  codes: Codes, num_codes: int, num_slots: int
+  codes: Codes, num_codes: int, num_slots: int, num_queries: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Undoes `from_slots`.
 
@@ -76,9 +80,10 @@ def to_slots(
     codes: Of a text.
     num_codes: K.
     num_slots: P.
+    num_queries: Q.
 
   Returns:
-    codes_BP [B, P] int32, 0 in empty slots, and is_valid_BP [B, P] bool.
+    codes_BU [B, U] int32, 0 in empty slots, and is_valid_BP [B, P] bool.
 
   Raises:
     ValueError: If a code is not in 0..K-1 or the counts do not fit.
@@ -92,17 +97,19 @@ def to_slots(
   is_wrong_B = (count_B < 1) | (count_B > num_slots)
   if is_wrong_B.any():
     raise ValueError(
-      f'codes of a row: got {count_B[is_wrong_B][0]}, allowed: 1 to {num_slots}'
+      f'segments of a row: got {count_B[is_wrong_B][0]}, allowed: 1 to'
+      f' {num_slots}'
     )
-  if count_B.sum() != len(codes_N):
+  wanted = num_queries * count_B.sum()
+  if wanted != len(codes_N):
     raise ValueError(
-      f'codes: got {len(codes_N)} of them, allowed: {count_B.sum()}, as many as'
-      ' the rows have together'
+      f'codes: got {len(codes_N)} of them, allowed: {wanted}, {num_queries} for'
+      ' each segment of the rows'
     )
   is_valid_BP = _is_valid(count_B, num_slots)
-  codes_BP = np.zeros(is_valid_BP.shape, np.int32)
-  codes_BP[is_valid_BP] = codes_N
-  return codes_BP, is_valid_BP
+  codes_BPQ = np.zeros((*is_valid_BP.shape, num_queries), np.int32)
+  codes_BPQ[is_valid_BP] = codes_N.reshape(-1, num_queries)
+  return codes_BPQ.reshape(len(codes_BPQ), -1), is_valid_BP
 
 
 def _is_valid(count_B: np.ndarray, num_slots: int) -> np.ndarray:

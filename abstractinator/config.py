@@ -56,9 +56,10 @@ class PoolingConfig(Section):
   """Learned-query attention over a segment."""
 
   num_heads: int
+  num_queries: int
 
   def __post_init__(self):
-    require_positive(self, 'num_heads')
+    require_positive(self, 'num_heads', 'num_queries')
 
 
 @dataclasses.dataclass(frozen=True)

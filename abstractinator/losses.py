@@ -50,10 +50,10 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     ),
     'end': _masked_sum(ends, is_valid_BS & ~expanded.end_is_certain_BS),
     'commitment': _masked_sum(
-      compressed.quantized.distance_BP, compressed.is_valid_BP
+      compressed.quantized.distance_BP, compressed.is_code_BU
     ),
     'codebook': _masked_sum(
-      compressed.quantized.codebook_distance_BP, compressed.is_valid_BP
+      compressed.quantized.codebook_distance_BP, compressed.is_code_BU
     ),
   }
 

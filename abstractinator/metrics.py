@@ -61,7 +61,7 @@ def level_metrics(
     'entropy_model_bits_per_byte': bits_per_byte('entropy_model'),
     'expander_bits_per_byte': bits_per_byte('expander'),
     'end_bits_per_byte': bits_per_byte('end'),
-    'commitment': Mean(terms['commitment'], num_segments),
+    'commitment': Mean(terms['commitment'], count(compressed.is_code_BU)),
     'teacher_forced_byte_accuracy': Mean(
       count(is_right_BS & is_byte_BS), num_bytes
     ),
@@ -76,9 +76,9 @@ def level_metrics(
 def _code_counts(
   compressed: CompressorOutput, stage_sizes: tuple[int, ...]
 ) -> Metrics:
-  def counts(codes_BP, size):
-    codes_BP = jnp.where(compressed.is_valid_BP, codes_BP, size)
-    hits = jnp.zeros((size,)).at[codes_BP].add(1.0, mode='drop')
+  def counts(codes_BU, size):
+    codes_BU = jnp.where(compressed.is_code_BU, codes_BU, size)
+    hits = jnp.zeros((size,)).at[codes_BU].add(1.0, mode='drop')
     return Mean(hits, jnp.ones(()))
 
   found = {}
@@ -122,23 +122,23 @@ def summarize(metrics: Metrics) -> dict[str, float]:
   Returns:
     A number by name; what is derived from a histogram of codes takes its
     place: the fraction of codes hit at least once and the perplexity, for all
-    of the codes and for each stage; and what the codes cost under their own
+    of the codes and for each stage; and what all codes cost under their own
     frequencies, those of the digits where codes are too many to be counted.
   """
   values, bits = {}, {}
   for name, mean in metrics.items():
     if name.endswith('code_counts'):
       prefix = name.removesuffix('code_counts')
-      bits[prefix], live_fraction = _code_statistics(mean.total)
+      code_bits, live_fraction = _code_statistics(mean.total)
       values[f'{prefix}live_code_fraction'] = live_fraction
-      values[f'{prefix}codebook_perplexity'] = 2.0 ** bits[prefix]
+      values[f'{prefix}codebook_perplexity'] = 2.0**code_bits
+      bits[prefix] = code_bits * float(np.sum(mean.total))
     else:
       values[name] = float(mean.total) / max(float(mean.count), 1e-9)
   if bits and 'bytes_per_segment' in values:
-    code_bits = bits[''] if '' in bits else sum(bits.values())
-    values['code_unigram_bits_per_byte'] = code_bits / max(
-      values['bytes_per_segment'], 1e-9
-    )
+    total_bits = bits[''] if '' in bits else sum(bits.values())
+    num_bytes = float(metrics['bytes_per_segment'].total)
+    values['code_unigram_bits_per_byte'] = total_bits / max(num_bytes, 1e-9)
   return values
 
 

@@ -5,6 +5,8 @@ every file of the package.
 
   B  rows of a batch                S  ids in a row (a level's own sequence)
   P  segment slots of a row         T  queries of a generic attention op
+  Q  codes of a segment, one of each learned query
+  U  codes of a row: P x Q, those of a segment side by side
   D  model width                    H  attention heads
   A  query/key width per head       E  value width per head
   G  heads of keys or of values: H, or 1 that all heads share

@@ -90,7 +90,10 @@ def get_level() -> ml_collections.ConfigDict:
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
   level.encoder.attention = get_attention()
-  level.pooling = ml_collections.ConfigDict(dict(num_heads=3))
+  level.pooling = ml_collections.ConfigDict(
+    # Each learned query makes one vector, and so one code, of a segment.
+    dict(num_heads=3, num_queries=1)
+  )
   level.quantizer = ml_collections.ConfigDict(
     dict(
       # 'vq': the nearest entry of a codebook. 'rvq': `depth` codebooks, each

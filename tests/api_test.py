@@ -15,11 +15,18 @@ LENGTH, SLOTS, NUM_CODES = 32, 16, 64
 ALL_BYTES = bytes(range(256))
 
 
-@pytest.fixture(scope='module', params=[0, 2], ids=['lookback0', 'lookback2'])
+@pytest.fixture(
+  scope='module', params=[(0, 1), (2, 2)], ids=['alone', 'lookback2-queries2']
+)
 def level(request, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
-  tiny_run.save(workdir, tiny_run.config(lookback=request.param))
+  lookback, queries = request.param
+  tiny_run.save(workdir, tiny_run.config(lookback=lookback, queries=queries))
   return abstractinator.load(str(workdir))
+
+
+def codes_per_segment(level):
+  return level.config.model.levels[0].pooling.num_queries
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +60,15 @@ def test_a_row_starts_a_segment_and_knows_nothing_of_others(level):
   assert [x for row in alone for x in row] == level.segment(data)
 
 
-def test_codes_are_one_a_segment(level):
+def test_each_segment_has_its_codes(level):
   for data in texts():
     codes = level.encode(data)
     assert codes.codes_N.dtype == np.int32
     assert len(codes.count_B) == -(-(len(data) + 1) // LENGTH)
-    assert codes.count_B.sum() == len(codes.codes_N)
+    num_segments = codes.count_B.sum()
+    assert len(codes.codes_N) == codes_per_segment(level) * num_segments
     # EOS may have a segment of its own.
-    assert len(codes.codes_N) - len(level.segment(data)) in (0, 1)
+    assert num_segments - len(level.segment(data)) in (0, 1)
     assert 0 <= codes.codes_N.min() <= codes.codes_N.max() < NUM_CODES
 
 
@@ -75,8 +83,13 @@ def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
 
 def test_decoding_a_text_is_decoding_its_rows(level):
   codes = level.encode(random_bytes(700))
-  rows = np.split(codes.codes_N, np.cumsum(codes.count_B)[:-1])
-  alone = [level.decode(Codes(row, np.array([len(row)]))) for row in rows]
+  ends = codes_per_segment(level) * np.cumsum(codes.count_B)
+  alone = [
+    level.decode(Codes(row, np.array([count])))
+    for row, count in zip(
+      np.split(codes.codes_N, ends[:-1]), codes.count_B, strict=True
+    )
+  ]
   assert len(set(alone)) > 1
   assert b''.join(alone) == level.decode(codes)
 
@@ -87,7 +100,10 @@ def test_lookback_ends_at_the_row(level):
   codes = level.encode(random_bytes(3 * LENGTH))
   changed = codes.codes_N.copy()
   last = codes.count_B[0] - 1
-  changed[last] = (changed[last] + 1) % NUM_CODES
+  queries = codes_per_segment(level)
+  # Of its codes, the last.
+  at = queries * last + queries - 1
+  changed[at] = (changed[at] + 1) % NUM_CODES
   before, length, _ = level._decode(codes)
   after, length_after, _ = level._decode(Codes(changed, codes.count_B))
   assert (before[0, last] != after[0, last]).any()
@@ -108,8 +124,8 @@ def test_reconstruction_is_encode_then_decode(level):
     result = level.reconstruct(data)
     codes = level.encode(data)
     assert result.text == level.decode(codes)
-    assert result.num_segments == len(codes.codes_N)
-    assert result.bytes_per_segment == len(data) / len(codes.codes_N)
+    assert result.num_segments == codes.count_B.sum()
+    assert result.bytes_per_segment == len(data) / codes.count_B.sum()
     assert 0 <= result.byte_accuracy <= 1
     assert 0 <= result.teacher_forced_byte_accuracy <= 1
     assert result.exact == (result.text == data)
@@ -126,7 +142,7 @@ def test_a_perfect_expander_is_exact(level, monkeypatch):
   ):
     ids[row, slot, : len(segment)] = list(segment)
     lengths[row, slot] = len(segment)
-  if len(segments) < len(codes.codes_N):
+  if len(segments) < codes.count_B.sum():
     lengths[tuple(np.argwhere(is_valid)[-1])] = 0
   monkeypatch.setattr(level, '_decode', lambda _: (ids, lengths, is_valid))
   result = level.reconstruct(data)
@@ -164,12 +180,14 @@ def test_eos_ends_its_segment_and_adds_no_byte(level, monkeypatch):
   [
     ([3, NUM_CODES], [2], 'codes: got 64, allowed: 0 to 63'),
     ([-1, 3], [2], 'codes: got -1, allowed: 0 to 63'),
-    ([0] * 17, [17], 'codes of a row: got 17, allowed: 1 to 16'),
-    ([0, 0], [2, 0], 'codes of a row: got 0, allowed: 1 to 16'),
-    ([0, 0], [2, 1], 'codes: got 2 of them, allowed: 3'),
+    ([0] * 17, [17], 'segments of a row: got 17, allowed: 1 to 16'),
+    ([0, 0], [2, 0], 'segments of a row: got 0, allowed: 1 to 16'),
+    ([0, 0], [2, 1], 'codes: got 2 of them, allowed: {}, {} for each'),
   ],
 )
 def test_codes_that_no_text_has_raise(level, codes, counts, message):
+  queries = codes_per_segment(level)
+  message = message.format(queries * sum(counts), queries)
   with pytest.raises(ValueError, match=message):
     level.decode(Codes(np.array(codes), np.array(counts)))
 

@@ -125,6 +125,10 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].expander.context', "'full'", 'segment, window'),
     ),
     ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
+    (
+      {f'{LEVEL}.pooling.num_queries': 0},
+      ('model.levels[0].pooling.num_queries', '0', 'positive'),
+    ),
     ({'data.read_threads': -1}, ('data.read_threads', '-1', '>= 0')),
     (
       {'data.validation_fraction': 1.0},

@@ -36,7 +36,7 @@ def make_output(seed=0):
       entropy_logits_BSV=normal(2, 4, VOCAB),
       gaussian_nats_BS=normal(2, 4),
       segments=segments,
-      is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
+      is_code_BU=jnp.array([[True, True, False], [True, False, False]]),
       quantized=types.SimpleNamespace(
         distance_BP=jnp.abs(normal(2, SLOTS)),
         codebook_distance_BP=jnp.abs(normal(2, SLOTS)),
@@ -110,7 +110,7 @@ def test_padding_may_hold_anything():
   )
   for name in ('distance_BP', 'codebook_distance_BP'):
     distance = getattr(output.compressed.quantized, name)
-    distance = jnp.where(output.compressed.is_valid_BP, distance, jnp.inf)
+    distance = jnp.where(output.compressed.is_code_BU, distance, jnp.inf)
     setattr(output.compressed.quantized, name, distance)
   nats = output.compressed.gaussian_nats_BS
   output.compressed.gaussian_nats_BS = nats.at[is_pad].set(jnp.nan)

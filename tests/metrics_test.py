@@ -19,8 +19,11 @@ TERMS = {
 }
 
 
-def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False):
-  """Rows [a b c EOS] in two segments and [d | padding] in one."""
+def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False, queries=1):
+  """Rows [a b c EOS] in two segments and [d | padding] in one.
+
+  Each segment has the same code `queries` times.
+  """
   ids = jnp.array([[1, 2, 3, EOS_ID], [7, PAD_ID, PAD_ID, PAD_ID]])
   document = jnp.array([[0, 0, 0, 0], [0, -1, -1, -1]])
   # Right at a, c, EOS and on padding; wrong at b and d.
@@ -32,9 +35,11 @@ def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False):
         count_B=jnp.array([2, 1]),
         is_capacity_bound_BS=jnp.array([[0, 0, 1, 1], [0] * 4], bool),
       ),
-      is_valid_BP=jnp.array([[True, True, False], [True, False, False]]),
+      is_code_BU=jnp.array([[True, True, False], [True, False, False]]).repeat(
+        queries, axis=1
+      ),
       quantized=types.SimpleNamespace(
-        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]),
+        codes_BP=jnp.array([[4, 1, 0], [4, 2, 2]]).repeat(queries, axis=1),
         digits_BPM=jnp.array(
           [[[0, 1], [1, 0], [0, 0]], [[0, 1], [2, 0], [2, 0]]]
         ),
@@ -90,6 +95,18 @@ def test_a_summary_of_the_codes():
   assert got['codebook_perplexity'] == pytest.approx(2**bits)
   assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
   assert got['entropy_model_bits_per_byte'] == pytest.approx(1.5 / np.log(2))
+
+
+def test_each_code_of_a_segment_counts():
+  found = jax.device_get(make_metrics(queries=3))
+  want = metrics.summarize(jax.device_get(make_metrics()))
+  got = metrics.summarize(found)
+  assert float(found['commitment'].count) == 9
+  for name in ('live_code_fraction', 'bytes_per_segment'):
+    assert got[name] == want[name]
+  assert got['code_unigram_bits_per_byte'] == pytest.approx(
+    3 * want['code_unigram_bits_per_byte']
+  )
 
 
 def test_codes_of_two_stages_are_counted_whole_and_by_digit():

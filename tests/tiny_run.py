@@ -14,7 +14,7 @@ from abstractinator.training.state import abstract_state
 from configs import tiny
 
 
-def config(lookback=0, context='segment') -> RunConfig:
+def config(lookback=0, context='segment', queries=1) -> RunConfig:
   c = tiny.get_config()
   c.data.sequence_length = 32
   (level,) = c.model.levels
@@ -23,6 +23,7 @@ def config(lookback=0, context='segment') -> RunConfig:
   level.segmentation.max_length = 8
   level.segmentation.capacity_length = 2.0
   level.expander.lookback = lookback
+  level.pooling.num_queries = queries
   level.expander.context = context
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 

@@ -66,10 +66,10 @@ class Abstractinator(nn.Module):
     """Ids to codes."""
     return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B)
 
-  def decode(self, codes_BP: Array, lowest_BP: Array) -> tuple[Array, Array]:
+  def decode(self, codes_BU: Array, lowest_BP: Array) -> tuple[Array, Array]:
     """Codes to ids; see `DecoderOnlyExpanderRVQ.decode`."""
     return self.expander.decode(
-      self.compressor.quantizer.lookup(codes_BP), lowest_BP
+      self.compressor.quantizer.lookup(codes_BU), lowest_BP
     )
 
 

@@ -57,7 +57,11 @@ class Attention(nn.Module):
     raise NotImplementedError
 
   def project_memory(
-    self, x_BTD: Array, memory_BPD: Array, index_BT: Array | None
+    self,
+    x_BTD: Array,
+    memory_BUD: Array,
+    index_BT: Array | None,
+    rows_per_slot: int,
   ) -> tuple[Array | None, Array | None, Array]:
     """Queries of ids, keys and values of a memory.
 
@@ -66,9 +70,10 @@ class Attention(nn.Module):
 
     Args:
       x_BTD: [B, T, D].
-      memory_BPD: [B, P, M] of any width M, one vector a segment.
+      memory_BUD: [B, U, M] of any width M, vectors of segments.
       index_BT: [B, T] int32, the segment of each id; None where each id sees
         one vector, so that there is no need of queries and keys.
+      rows_per_slot: Vectors of a segment; they share its position.
 
     Returns:
       Queries, keys and values; None for what there is no need of.
@@ -131,27 +136,32 @@ class Attention(nn.Module):
   def cross(
     self,
     x_BTD: Array,
-    memory_BPD: Array,
+    memory_BUD: Array,
     index_BT: Array,
     lowest_BT: Array,
     *,
     lookback: int,
+    rows_per_slot: int = 1,
   ) -> Array:
     """Attention to segments; see `ops.segment_cross` for the indices.
 
     Args:
-      x_BTD: [B, T, D], normalised; not read with a lookback of 0.
-      memory_BPD: [B, P, M], one vector a segment.
+      x_BTD: [B, T, D], normalised; not read where one vector is visible.
+      memory_BUD: [B, U, M], vectors of segments, those of one side by side.
       index_BT: [B, T] int32, the segment of each id.
       lowest_BT: [B, T] int32, the first segment it may see.
-      lookback: How many segments before its own an id sees. With 0 the result
-        is a projection of the one visible vector.
+      lookback: How many segments before its own an id sees. With 0, and one
+        vector a segment, the result is a projection of the one visible vector.
+      rows_per_slot: Vectors of a segment.
 
     Returns:
       [B, T, D] of the compute type.
     """
     q, k, v = self.project_memory(
-      x_BTD, memory_BPD, index_BT if lookback else None
+      x_BTD,
+      memory_BUD,
+      index_BT if lookback or rows_per_slot > 1 else None,
+      rows_per_slot,
     )
     out = segment_cross_attention(
       q,
@@ -160,10 +170,11 @@ class Attention(nn.Module):
       index_BT=index_BT,
       lowest_BT=lowest_BT,
       lookback=lookback,
+      rows_per_slot=rows_per_slot,
       scale=self.scale,
       implementation=self.implementation,
     )
-    # Of one value that all heads share, without lookback, comes one result.
+    # Of one visible value that all heads share comes one result.
     shape = (*out.shape[:2], self.num_heads, out.shape[3])
     return self.merge(jnp.broadcast_to(out, shape))
 
@@ -173,7 +184,8 @@ class RegularAttention(Attention):
 
   Parameters:
     qkv/kernel: [D, 3, H, A], of self-attention.
-    q/kernel, k/kernel: [D, H, A], of cross-attention with a lookback only.
+    q/kernel, k/kernel: [D, H, A], of cross-attention with more than one vector
+      in sight only.
     v/kernel: [D, H, A], of cross-attention.
     out/kernel: [H, A, D].
 
@@ -210,15 +222,19 @@ class RegularAttention(Attention):
     return rotate(q, table), rotate(k, table), v
 
   def project_memory(
-    self, x_BTD: Array, memory_BPD: Array, index_BT: Array | None
+    self,
+    x_BTD: Array,
+    memory_BUD: Array,
+    index_BT: Array | None,
+    rows_per_slot: int,
   ) -> tuple[Array | None, Array | None, Array]:
     """See `Attention`."""
-    v = self.v(memory_BPD)
+    v = self.v(memory_BUD)
     if index_BT is None:
       return None, None, v
-    slot_P = jnp.arange(memory_BPD.shape[1])
+    slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
     q = rotate(self.q(x_BTD), rope_table(index_BT, self.head_dim))
-    k = rotate(self.k(memory_BPD), rope_table(slot_P, self.head_dim))
+    k = rotate(self.k(memory_BUD), rope_table(slot_U, self.head_dim))
     return q, k, v
 
   def merge(self, out_BSHE: Array) -> Array:

@@ -70,6 +70,7 @@ class Block(nn.Module):
     implementation: Of the attention ops.
     dtype: Compute type.
     lookback: Of the cross-attention; None for a block without.
+    rows_per_slot: Vectors of a segment in the memory of the cross-attention.
   """
 
   d_model: int
@@ -81,6 +82,7 @@ class Block(nn.Module):
   implementation: str
   dtype: jnp.dtype
   lookback: int | None = None
+  rows_per_slot: int = 1
 
   def setup(self):
     def attention():
@@ -114,7 +116,7 @@ class Block(nn.Module):
     Args:
       x_BSD: [B, S, D] residual stream.
       group_BS: [B, S] int32, see `ops.attention`.
-      memory: Vectors [B, P, D] to attend to, and the own and the lowest visible
+      memory: Vectors [B, U, D] to attend to, and the own and the lowest visible
         slot of each id, [B, S] int32; for a block with cross-attention.
 
     Returns:
@@ -150,12 +152,17 @@ class Block(nn.Module):
 
   def _after_attention(self, x, memory):
     if self.lookback is not None:
-      memory_BPD, index_BT, lowest_BT = memory
+      memory_BUD, index_BT, lowest_BT = memory
       rows = x.reshape(*index_BT.shape, -1)
-      if self.lookback > 0:
+      if self.lookback > 0 or self.rows_per_slot > 1:
         rows = self.cross_norm(rows)
       out = self.cross.cross(
-        rows, memory_BPD, index_BT, lowest_BT, lookback=self.lookback
+        rows,
+        memory_BUD,
+        index_BT,
+        lowest_BT,
+        lookback=self.lookback,
+        rows_per_slot=self.rows_per_slot,
       )
       x += out.reshape(x.shape)
     return x + self.ffn(self.ffn_norm(x))

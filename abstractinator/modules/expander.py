@@ -33,9 +33,10 @@ class ExpanderOutput:
 class DecoderOnlyExpanderRVQ(nn.Module):
   """Predicts the ids of each segment from its code.
 
-  Id s is fed the id before it and attends to the code of its own segment, the
-  first id of a segment included, and to `lookback` earlier ones. A head on the
-  state and the id itself says whether the segment ends there.
+  Id s is fed the id before it and attends to the code or codes of its own
+  segment, the first id of a segment included, and to those of `lookback`
+  segments before. A head on the state and the id itself says whether the
+  segment ends there.
 
   With `context='segment'` an id sees the ids of its own segment only, a segment
   starts from BOS, and all segments decode at once (`decode`). With 'window' it
@@ -70,6 +71,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
         implementation=self.implementation,
         dtype=self.dtype,
         lookback=c.lookback,
+        rows_per_slot=self.config.pooling.num_queries,
         name=f'block_{i}',
       )
       for i in range(c.num_layers)
@@ -84,7 +86,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     ids_BS: Array,
     document_BS: Array,
     segments: Segments,
-    memory_BPD: Array,
+    memory_BUD: Array,
   ) -> ExpanderOutput:
     """Teacher-forced predictions for rows.
 
@@ -92,7 +94,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       ids_BS: [B, S] int32, the ids to predict.
       document_BS: [B, S] int32, -1 on padding.
       segments: Their division.
-      memory_BPD: [B, P, D], vectors of the codes.
+      memory_BUD: [B, U, D], vectors of the codes.
 
     Returns:
       The predictions.
@@ -110,7 +112,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       x_BSD, _ = block(
         x_BSD,
         segments.index_BS if alone else document_BS,
-        memory=(memory_BPD, segments.index_BS, lowest_BS),
+        memory=(memory_BUD, segments.index_BS, lowest_BS),
       )
     x_BSD = self.norm(x_BSD)
     return ExpanderOutput(
@@ -119,13 +121,13 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       end_is_certain_BS=self._end_is_certain(ids_BS, segments.offset_BS),
     )
 
-  def decode(self, memory_BPD: Array, lowest_BP: Array) -> tuple[Array, Array]:
+  def decode(self, memory_BUD: Array, lowest_BP: Array) -> tuple[Array, Array]:
     """Greedy ids of every segment, all at once, from the codes alone.
 
     Takes `max_length` steps, whatever the number of segments.
 
     Args:
-      memory_BPD: [B, P, D], vectors of the codes.
+      memory_BUD: [B, U, D], vectors of the codes.
       lowest_BP: [B, P] int32, first slot that each segment may see.
 
     Returns:
@@ -141,7 +143,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
         f'expander.context: got {c.context!r}, allowed: segment, for segments'
         ' to decode independently'
       )
-    batch, slots, width = memory_BPD.shape
+    batch, slots = lowest_BP.shape
+    width = self.config.d_model
     max_length = self.config.segmentation.max_length
     lanes = batch * slots
     index_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
@@ -164,7 +167,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       key_values = []
       for block, layer in zip(module.blocks, cache.layers, strict=True):
         x_ND, layer = block.step(
-          x_ND, layer, step, memory=(memory_BPD, index_BP, lowest_BP)
+          x_ND, layer, step, memory=(memory_BUD, index_BP, lowest_BP)
         )
         key_values.append(layer)
       cache = cache.replace(layers=tuple(key_values))

@@ -56,7 +56,8 @@ class LatentAttention(Attention):
     k/kernel: [c, H, r].
     value_up/kernel: [H, c, head_dim].
     out/kernel: [H, head_dim, D].
-    Without lookback, cross-attention has none of those of queries and keys.
+    Where one vector is in sight, cross-attention has none of those of queries
+    and keys.
 
   Source: after DeepSeek-V2, arXiv:2405.04434, section 2.1, with rotary
   positions on the whole of each head's r dimensions.
@@ -99,15 +100,19 @@ class LatentAttention(Attention):
     return q, self._keys(latent_BSE, position), latent_BSE[:, :, None]
 
   def project_memory(
-    self, x_BTD: Array, memory_BPD: Array, index_BT: Array | None
+    self,
+    x_BTD: Array,
+    memory_BUD: Array,
+    index_BT: Array | None,
+    rows_per_slot: int,
   ) -> tuple[Array | None, Array | None, Array]:
     """See `Attention`."""
-    latent_BPE = self.kv(memory_BPD)
-    v = latent_BPE[:, :, None]
+    latent_BUE = self.kv(memory_BUD)
+    v = latent_BUE[:, :, None]
     if index_BT is None:
       return None, None, v
-    slot_P = jnp.arange(memory_BPD.shape[1])
-    return self._queries(x_BTD, index_BT), self._keys(latent_BPE, slot_P), v
+    slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
+    return self._queries(x_BTD, index_BT), self._keys(latent_BUE, slot_U), v
 
   def merge(self, out_BSHE: Array) -> Array:
     """See `Attention`."""

@@ -1,4 +1,4 @@
-"""Pools the ids of each segment into one vector."""
+"""Pools the ids of each segment into one vector or a few."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,24 +9,26 @@ from abstractinator.types import Array
 
 
 class LearnedQueryAttention(nn.Module):
-  """Multi-head attention of one learned query over each segment.
+  """Multi-head attention of learned queries over each segment.
 
-  The query is the same everywhere, so its product with the key projection is
-  taken first: scores cost D x H instead of D x D an id, and keys never exist.
+  Queries are the same everywhere, so their product with the key projection is
+  taken first: scores cost D x Q H instead of D x D an id, and keys never exist.
 
   Attributes:
     num_heads: Heads; they divide the width.
+    num_queries: Q, vectors of a segment.
     implementation: Of the op, see `ops.segment_pool`.
     dtype: Compute type.
 
   Parameters:
-    query: [D] float32.
+    query: [Q D] float32, one query after another.
     q/kernel, k/kernel, v/kernel: [D, H, A].
     out/kernel: [D, D].
     in_norm/scale, out_norm/scale: [D].
   """
 
   num_heads: int
+  num_queries: int
   implementation: str
   dtype: jnp.dtype
 
@@ -40,11 +42,15 @@ class LearnedQueryAttention(nn.Module):
       num_slots: P.
 
     Returns:
-      [B, P, D] of the compute type; zeros in empty slots.
+      [B, U, D] of the compute type, the Q vectors of a segment side by side;
+      zeros in empty slots.
     """
-    width = x_BSD.shape[-1]
+    batch, size, width = x_BSD.shape
+    queries = self.num_queries
     heads, head_dim = self.num_heads, width // self.num_heads
-    query_D = self.param('query', nn.initializers.normal(1.0), (width,))
+    # Flat, so that the parameter of one query is that query.
+    query = self.param('query', nn.initializers.normal(1.0), (queries * width,))
+    query_QD = query.reshape(queries, width)
 
     def projection(name):
       return nn.DenseGeneral(
@@ -52,18 +58,19 @@ class LearnedQueryAttention(nn.Module):
       )
 
     x_BSD = layers.RMSNorm(self.dtype, name='in_norm')(x_BSD)
-    q_HA = projection('q')(query_D) * head_dim**-0.5
+    q_QHA = projection('q')(query_QD) * head_dim**-0.5
     k_DHA = projection('k')(jnp.eye(width))
-    score_BSH = x_BSD @ jnp.einsum('dha,ha->dh', k_DHA, q_HA)
-    pooled_BPHA = segment_pool(
-      score_BSH,
+    key_DQH = jnp.einsum('dha,qha->dqh', k_DHA, q_QHA)
+    score_BSN = x_BSD @ key_DQH.reshape(width, queries * heads)
+    pooled_BPQHA = segment_pool(
+      score_BSN.reshape(batch, size, queries, heads),
       projection('v')(x_BSD),
       index_BS,
       num_slots=num_slots,
       implementation=self.implementation,
     )
-    pooled_BPD = pooled_BPHA.reshape(*pooled_BPHA.shape[:2], width)
-    pooled_BPD = layers.RMSNorm(self.dtype, name='out_norm')(pooled_BPD)
+    pooled_BUD = pooled_BPQHA.reshape(batch, num_slots * queries, width)
+    pooled_BUD = layers.RMSNorm(self.dtype, name='out_norm')(pooled_BUD)
     return nn.Dense(width, use_bias=False, dtype=self.dtype, name='out')(
-      pooled_BPD
+      pooled_BUD
     )

@@ -1,4 +1,4 @@
-"""Ids in, one code per segment out."""
+"""Ids in, one code per segment out, or a few."""
 
 import flax.linen as nn
 import flax.struct
@@ -41,7 +41,8 @@ class CompressorOutput:
       nats per dimension; None without a Gaussian head.
     segments: Where the ids were cut.
     is_valid_BP: [B, P] bool, slots that hold a segment.
-    pooled_BPD: [B, P, D] segments before quantization.
+    is_code_BU: [B, U] bool, the same for each code of a slot.
+    pooled_BUD: [B, U, D] segments before quantization.
     quantized: Codes and their vectors.
   """
 
@@ -50,7 +51,8 @@ class CompressorOutput:
   gaussian_nats_BS: Array | None
   segments: Segments
   is_valid_BP: Array
-  pooled_BPD: Array
+  is_code_BU: Array
+  pooled_BUD: Array
   quantized: QuantizerOutput
 
 
@@ -88,7 +90,9 @@ class SegmentCompressor(nn.Module):
       self.num_ids + len(Special), c.d_model, self.dtype
     )
     self.encoder = Stack(c.encoder, c.d_model, **common)
-    self.pooling = LearnedQueryAttention(c.pooling.num_heads, **common)
+    self.pooling = LearnedQueryAttention(
+      c.pooling.num_heads, c.pooling.num_queries, **common
+    )
     self.quantizer = QUANTIZERS[c.quantizer.kind](
       c.quantizer, c.d_model, **common
     )
@@ -115,16 +119,18 @@ class SegmentCompressor(nn.Module):
       gaussian_nats_BS = self.entropy_model.gaussian_nats(ids_BS, predicted)
     num_slots = self.config.segmentation.num_slots(ids_BS.shape[1])
     states_BSD = self.encoder(self.embed(ids_BS), document_BS)
-    pooled_BPD = self.pooling(states_BSD, segments.index_BS, num_slots)
+    pooled_BUD = self.pooling(states_BSD, segments.index_BS, num_slots)
     is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
+    is_code_BU = jnp.repeat(is_valid_BP, self.pooling.num_queries, axis=1)
     return CompressorOutput(
       entropy_logits_BSV=predicted.logits,
       entropy_bits_BS=entropy_bits_BS,
       gaussian_nats_BS=gaussian_nats_BS,
       segments=segments,
       is_valid_BP=is_valid_BP,
-      pooled_BPD=pooled_BPD,
-      quantized=self.quantizer(pooled_BPD, is_valid_BP, row_B),
+      is_code_BU=is_code_BU,
+      pooled_BUD=pooled_BUD,
+      quantized=self.quantizer(pooled_BUD, is_code_BU, row_B),
     )
 
   def segmentation_policy(self) -> Policy:

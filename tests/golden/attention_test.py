@@ -181,37 +181,46 @@ def use_op(monkeypatch, implementation, golden):
     monkeypatch.setattr(attention_lib, 'attention', op)
 
 
+def regular_block(p, x, group_BS, *, heads, window, implementation):
+  """A block of the original around our attention and SwiGLU."""
+  width = x.shape[-1]
+  module = RegularAttention(
+    width + 1, heads, width // heads, 1, REGULAR, implementation, jnp.float32
+  )
+  qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
+  q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
+  qkv = jnp.stack([half_split(q, -1), half_split(k, -1), v], axis=1)
+  out = jnp.pad(p['proj.weight'].T, ((0, 0), (0, 1)))
+  variables = {
+    'params': {
+      'qkv': {'kernel': qkv},
+      'out': {'kernel': out.reshape(heads, -1, width + 1)},
+    }
+  }
+  normed = layer_norm(x, p['ln1.weight'], p['ln1.bias'])
+  attended, _ = module.apply(
+    variables, with_one(normed), group_BS, window=window
+  )
+  x = x + attended[..., :-1] + p['proj.bias']
+  normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
+  return x + swiglu(p, 'mlp.0.', normed)
+
+
 @pytest.mark.golden('c0[12]_*')
 @pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
 def test_golden_regular_self_attention(golden, implementation, monkeypatch):
   stored_tables(monkeypatch, golden)
   use_op(monkeypatch, implementation, golden)
-  heads, width = golden.cfg['num_heads'], golden.cfg['dim']
-  module = RegularAttention(
-    width + 1, heads, width // heads, 1, REGULAR, implementation, jnp.float32
-  )
 
   def block(p, x):
-    qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
-    q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
-    qkv = jnp.stack([half_split(q, -1), half_split(k, -1), v], axis=1)
-    out = jnp.pad(p['proj.weight'].T, ((0, 0), (0, 1)))
-    variables = {
-      'params': {
-        'qkv': {'kernel': qkv},
-        'out': {'kernel': out.reshape(heads, -1, width + 1)},
-      }
-    }
-    normed = layer_norm(x, p['ln1.weight'], p['ln1.bias'])
-    attended, _ = module.apply(
-      variables,
-      with_one(normed),
+    return regular_block(
+      p,
+      x,
       groups(golden),
+      heads=golden.cfg['num_heads'],
       window=golden.cfg.get('window_size'),
+      implementation=implementation,
     )
-    x = x + attended[..., :-1] + p['proj.bias']
-    normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-    return x + swiglu(p, 'mlp.0.', normed)
 
   prefix = (
     'inner.block.'
@@ -260,26 +269,27 @@ def latent_params(p, golden, kv_name, prefix, last=None):
   return {'params': {name: {'kernel': x} for name, x in kernels.items()}}
 
 
+def latent_block(p, x, group_BS, golden, implementation):
+  """A block of the original around our attention and SwiGLU."""
+  module = latent_module(golden, implementation)
+  window = golden.cfg.get('window_size')
+  # A full block has one more linear map after the last; it is folded in.
+  last = p['attn.o_proj.weight'] if window is None else None
+  variables = latent_params(p, golden, 'attn.kv_proj.weight', 'attn.mla.', last)
+  normed = rms_norm(x, p['norm1.weight'])
+  attended, _ = module.apply(variables, normed, group_BS, window=window)
+  # The sliding block of the original goes on from the normalised stream.
+  x = (x if window is None else normed) + attended
+  return x + swiglu(p, 'ffn.', rms_norm(x, p['norm2.weight']))
+
+
 @pytest.mark.golden('c04_[fs][ul]*pad')
 @pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
 def test_golden_latent_self_attention(golden, implementation, monkeypatch):
   use_op(monkeypatch, implementation, golden)
-  module = latent_module(golden, implementation)
-  is_sliding = 'window_size' in golden.cfg
 
   def block(p, x):
-    # A full block has one more linear map after the last; it is folded in.
-    last = None if is_sliding else p['attn.o_proj.weight']
-    variables = latent_params(
-      p, golden, 'attn.kv_proj.weight', 'attn.mla.', last
-    )
-    normed = rms_norm(x, p['norm1.weight'])
-    attended, _ = module.apply(
-      variables, normed, groups(golden), window=golden.cfg.get('window_size')
-    )
-    # The sliding block of the original goes on from the normalised stream.
-    x = (normed if is_sliding else x) + attended
-    return x + swiglu(p, 'ffn.', rms_norm(x, p['norm2.weight']))
+    return latent_block(p, x, groups(golden), golden, implementation)
 
   if is_ours(golden) or implementation == 'dense':
     hold(block, golden, ['x'], real_rows(golden), 'inner.')

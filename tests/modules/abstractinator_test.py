@@ -39,7 +39,7 @@ CROSS = {
   'cross/out/kernel': (2, 8, 16),
   'cross/v/kernel': (16, 2, 8),
 }
-CROSS_WITH_LOOKBACK = CROSS | {
+CROSS_OF_SEVERAL = CROSS | {
   'cross/k/kernel': (16, 2, 8),
   'cross/q/kernel': (16, 2, 8),
   'cross_norm/scale': (16,),
@@ -50,7 +50,7 @@ def under(prefix, tree):
   return {f'{prefix}/{name}': shape for name, shape in tree.items()}
 
 
-def expected_params(cross):
+def expected_params(cross, queries):
   entropy_model = 'compressor/entropy_model'
   return {
     f'{entropy_model}/embed/embedding': (259, 16),
@@ -62,7 +62,7 @@ def expected_params(cross):
     **under('compressor/encoder/block_0', BLOCK),
     **under('compressor/encoder/block_1', BLOCK),
     'compressor/encoder/norm/scale': (16,),
-    'compressor/pooling/query': (16,),
+    'compressor/pooling/query': (16 * queries,),
     'compressor/pooling/q/kernel': (16, 2, 8),
     'compressor/pooling/k/kernel': (16, 2, 8),
     'compressor/pooling/v/kernel': (16, 2, 8),
@@ -95,18 +95,20 @@ def level(tiny_level):
 
 
 @pytest.mark.parametrize(
-  ('lookback', 'cross'), [(0, CROSS), (2, CROSS_WITH_LOOKBACK)]
+  ('lookback', 'queries', 'cross'),
+  [(0, 1, CROSS), (2, 1, CROSS_OF_SEVERAL), (0, 3, CROSS_OF_SEVERAL)],
 )
-def test_parameters_by_path_and_shape(tiny_config, lookback, cross):
-  model = Abstractinator(
-    tiny_config(expander__lookback=lookback), NUM_BYTES, 'xla', jnp.bfloat16
+def test_parameters_by_path_and_shape(tiny_config, lookback, queries, cross):
+  config = tiny_config(
+    expander__lookback=lookback, pooling__num_queries=queries
   )
+  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.bfloat16)
   zeros = jnp.zeros((1, 8), jnp.int32)
   variables = jax.eval_shape(
     model.init, jax.random.key(0), Batch(zeros, zeros, zeros[:, 0])
   )
   assert set(variables) == {'params', 'vq', 'calibration'}
-  assert paths(variables['params']) == expected_params(cross)
+  assert paths(variables['params']) == expected_params(cross, queries)
   for leaf in jax.tree.leaves(variables['params']):
     assert leaf.dtype == jnp.float32
   state = 'compressor/quantizer/state'
@@ -135,7 +137,7 @@ def test_bfloat16_computes_finite_float32_logits(tiny_level, make_batch):
   batch = make_batch([[23, 12], [40], [3]], SIZE)
   level = tiny_level('bfloat16')
   output = level.call(level.variables, batch)
-  assert output.compressed.pooled_BPD.dtype == jnp.bfloat16
+  assert output.compressed.pooled_BUD.dtype == jnp.bfloat16
   assert output.compressed.quantized.vectors_BPD.dtype == jnp.bfloat16
   for x in (
     output.compressed.entropy_logits_BSV,

@@ -10,12 +10,15 @@ SIZE = 36
 LENGTHS = ((5, 2, 6), (4,), (1, 6, 3, 3))
 SLOTS = 11
 
+# Context, lookback, form of attention, codes of a segment.
 WIRINGS = [
-  ('segment', 0, 'regular'),
-  ('segment', 2, 'regular'),
-  ('window', 0, 'regular'),
-  ('window', 2, 'regular'),
-  ('segment', 2, 'mla'),
+  ('segment', 0, 'regular', 1),
+  ('segment', 2, 'regular', 1),
+  ('window', 0, 'regular', 1),
+  ('window', 2, 'regular', 1),
+  ('segment', 2, 'mla', 1),
+  ('segment', 0, 'regular', 2),
+  ('window', 1, 'mla', 3),
 ]
 LATENT = {
   'expander__attention__kv_dim': 6,
@@ -28,11 +31,12 @@ LATENT = {
   scope='module', params=WIRINGS, ids=lambda w: '-'.join(map(str, w))
 )
 def level(request, tiny_level):
-  context, lookback, form = request.param
+  context, lookback, form, queries = request.param
   return tiny_level(
     expander__context=context,
     expander__lookback=lookback,
     expander__attention__form=form,
+    pooling__num_queries=queries,
     **(LATENT if form == 'mla' else {}),
   )
 
@@ -70,12 +74,17 @@ def rows(x, count):
   return jnp.repeat(jnp.asarray(x)[None], count, axis=0)
 
 
+def num_rows(level):
+  return SLOTS * level.config.pooling.num_queries
+
+
 def make_memory(level, seed=3):
   rng = np.random.default_rng(seed)
-  return rng.normal(size=(SLOTS, level.config.d_model)).astype(np.float32)
+  shape = (num_rows(level), level.config.d_model)
+  return rng.normal(size=shape).astype(np.float32)
 
 
-def expand(level, ids_BS, memory_BPD):
+def expand(level, ids_BS, memory_BUD):
   _, document, segments = make_row()
   count = len(ids_BS)
   # One batch size, one compilation: rows of no interest fill it up.
@@ -85,7 +94,7 @@ def expand(level, ids_BS, memory_BPD):
     jnp.concatenate([jnp.asarray(ids_BS), rows(ids_BS[0], fill)]),
     rows(document, SIZE),
     Segments(**{k: rows(v, SIZE) for k, v in vars(segments).items()}),
-    jnp.concatenate([jnp.asarray(memory_BPD), rows(memory_BPD[0], fill)]),
+    jnp.concatenate([jnp.asarray(memory_BUD), rows(memory_BUD[0], fill)]),
   )
   return (
     np.asarray(output.logits_BSV[:count]),
@@ -111,14 +120,14 @@ def sees_ids(level):
 
 
 def sees_codes(level):
-  """[p, s]: the prediction of id s may read slot p."""
+  """[u, s]: the prediction of id s may read code u."""
   _, document, segments = make_row()
   c = level.config.expander
   index = segments.index_BS
   lowest = np.array(
     [index[document == d].min() if d >= 0 else SLOTS for d in document]
   )
-  p = np.arange(SLOTS)[:, None]
+  p = np.repeat(np.arange(SLOTS), level.config.pooling.num_queries)[:, None]
   direct = (p <= index) & (p >= index - c.lookback) & (p >= lowest)
   if c.context == 'segment':
     return direct
@@ -157,12 +166,13 @@ def test_predictions_read_exactly_the_ids_before_in_their_context(level):
 
 
 def test_predictions_read_exactly_the_codes_they_may_see(level):
-  """Row p of the batch has the vector of slot p changed."""
+  """Row u of the batch has the vector of code u changed."""
   ids, _, segments = make_row()
-  memory = rows(make_memory(level), SLOTS)
-  changed = memory.at[jnp.arange(SLOTS), jnp.arange(SLOTS)].add(1.0)
-  logits, ends = expand(level, rows(ids, SLOTS), memory)
-  logits_changed, ends_changed = expand(level, rows(ids, SLOTS), changed)
+  count, queries = num_rows(level), level.config.pooling.num_queries
+  memory = rows(make_memory(level), count)
+  changed = memory.at[jnp.arange(count), jnp.arange(count)].add(1.0)
+  logits, ends = expand(level, rows(ids, count), memory)
+  logits_changed, ends_changed = expand(level, rows(ids, count), changed)
   real = segments.index_BS >= 0
   expected = sees_codes(level)
   got = np.any(logits != logits_changed, axis=-1)
@@ -170,17 +180,20 @@ def test_predictions_read_exactly_the_codes_they_may_see(level):
   np.testing.assert_array_equal(
     (ends != ends_changed)[:, real], expected[:, real]
   )
-  for slot in range(int(segments.count_B)):
-    first = np.argmax(got[slot] & real)
-    assert segments.index_BS[first] == slot
+  num_codes = queries * int(segments.count_B)
+  for code in range(num_codes):
+    first = np.argmax(got[code] & real)
+    assert segments.index_BS[first] == code // queries
     assert segments.is_start_BS[first]
-  assert not got[int(segments.count_B) :, real].any()
+  assert not got[num_codes:, real].any()
 
 
 def test_a_code_moves_the_prediction_of_its_first_id_by_much(level):
   ids, _, segments = make_row()
+  queries = level.config.pooling.num_queries
   memory = rows(make_memory(level), SLOTS)
-  changed = memory.at[jnp.arange(SLOTS), jnp.arange(SLOTS)].multiply(-1.0)
+  own = np.arange(SLOTS)[:, None] == np.repeat(np.arange(SLOTS), queries)
+  changed = memory * np.where(own, -1.0, 1.0)[..., None]
   difference = np.max(
     np.abs(
       expand(level, rows(ids, SLOTS), changed)[0]
@@ -241,7 +254,7 @@ def test_a_document_is_predicted_alike_wherever_it_lies(level):
         moved(ids, PAD_ID),
         np.minimum(moved(document, -1), 0),
         alone,
-        np.roll(memory, -first, axis=0),
+        np.roll(memory, -first * level.config.pooling.num_queries, axis=0),
       ),
     )
   ]
@@ -252,9 +265,9 @@ def test_a_document_is_predicted_alike_wherever_it_lies(level):
     )
 
 
-def loop_decode(level, memory_BPD, document_BP):
+def loop_decode(level, memory_BUD, document_BP):
   """Greedy decoding by teacher-forced calls over the ids decoded so far."""
-  batch, slots, _ = memory_BPD.shape
+  batch, slots = document_BP.shape
   longest = level.config.segmentation.max_length
   size = slots * longest
   index = np.arange(size) // longest
@@ -276,7 +289,7 @@ def loop_decode(level, memory_BPD, document_BP):
       jnp.asarray(ids.reshape(batch, size)),
       jnp.asarray(np.repeat(document_BP, longest, axis=1)),
       segments,
-      memory_BPD,
+      memory_BUD,
     )
     return (
       np.array(output.logits_BSV).reshape(*ids.shape, -1),
@@ -294,13 +307,19 @@ def loop_decode(level, memory_BPD, document_BP):
   return ids, length
 
 
-@pytest.mark.parametrize('lookback', [0, 2])
+@pytest.mark.parametrize(
+  ('lookback', 'queries'), [(0, 1), (2, 1), (0, 2), (1, 3)]
+)
 def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
-  tiny_level, lookback
+  tiny_level, lookback, queries
 ):
-  level = tiny_level(expander__context='segment', expander__lookback=lookback)
+  level = tiny_level(
+    expander__context='segment',
+    expander__lookback=lookback,
+    pooling__num_queries=queries,
+  )
   rng = np.random.default_rng(5)
-  memory = 2 * rng.normal(size=(2, SLOTS, level.config.d_model))
+  memory = 2 * rng.normal(size=(2, num_rows(level), level.config.d_model))
   memory = memory.astype(np.float32)
   document = np.array(
     [[0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3], [0] * 6 + [1] * 5], np.int32

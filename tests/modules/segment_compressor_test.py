@@ -28,7 +28,7 @@ def assert_same_segments(a, slots_a, b, slots_b, row_a=0, row_b=0):
     a.quantized.codes_BP[row_a, slots_a], b.quantized.codes_BP[row_b, slots_b]
   )
   for x, y in (
-    (a.pooled_BPD, b.pooled_BPD),
+    (a.pooled_BUD, b.pooled_BUD),
     (a.quantized.vectors_BPD, b.quantized.vectors_BPD),
     (a.quantized.distance_BP, b.quantized.distance_BP),
   ):
@@ -55,7 +55,7 @@ def test_an_id_changes_no_segment_before_its_own(level, make_batch):
     )
     moved += int((after.segments.index_BS[j] != index).any())
     np.testing.assert_array_equal(
-      after.pooled_BPD[j, :own], before.pooled_BPD[j, :own]
+      after.pooled_BUD[j, :own], before.pooled_BUD[j, :own]
     )
     np.testing.assert_array_equal(
       after.quantized.codes_BP[j, :own], before.quantized.codes_BP[j, :own]
@@ -64,7 +64,7 @@ def test_an_id_changes_no_segment_before_its_own(level, make_batch):
       after.quantized.vectors_BPD[j, :own],
       before.quantized.vectors_BPD[j, :own],
     )
-    assert np.max(np.abs((after.pooled_BPD - before.pooled_BPD)[j, own])) > 1e-3
+    assert np.max(np.abs((after.pooled_BUD - before.pooled_BUD)[j, own])) > 1e-3
   # Boundaries do depend on ids: the equalities above are not of constants.
   assert moved > 10
 
@@ -136,7 +136,7 @@ def test_a_document_gives_the_same_codes_wherever_it_lies(level, make_batch):
     assert_same_segments(first, first_slots, output, slots)
   # The other documents really changed.
   before, after = outputs[0][0], outputs[1][0]
-  assert np.max(np.abs(before.pooled_BPD[0, 0] - after.pooled_BPD[0, 0])) > 1e-3
+  assert np.max(np.abs(before.pooled_BUD[0, 0] - after.pooled_BUD[0, 0])) > 1e-3
 
 
 def test_no_segment_crosses_documents(level, make_batch):
@@ -172,6 +172,44 @@ def test_valid_slots_are_the_segments(level, make_batch):
     np.arange(slots) < np.asarray(output.segments.count_B)[:, None],
   )
   assert not output.segments.is_capacity_bound_BS.any()
+
+
+def test_a_segment_has_a_code_of_each_query(tiny_level, make_batch):
+  """Of queries that are equal, the vectors and codes are; of others, not."""
+  one, two = tiny_level(), tiny_level(pooling__num_queries=2)
+  batch = make_batch([[23, 12], [3]], SIZE)
+  want = one.compress(one.variables, batch)
+  query = one.variables['params']['compressor']['pooling']['query']
+  pooling = one.variables['params']['compressor']['pooling']
+  params = one.variables['params']
+
+  def compress(second):
+    changed = pooling | {'query': jnp.concatenate([query, second])}
+    compressor = params['compressor'] | {'pooling': changed}
+    return two.compress(
+      one.variables | {'params': params | {'compressor': compressor}}, batch
+    )
+
+  got = compress(query)
+  np.testing.assert_array_equal(
+    got.is_code_BU, np.repeat(want.is_valid_BP, 2, axis=1)
+  )
+  np.testing.assert_array_equal(got.is_valid_BP, want.is_valid_BP)
+  np.testing.assert_allclose(
+    got.pooled_BUD, np.repeat(want.pooled_BUD, 2, axis=1), atol=1e-5
+  )
+  np.testing.assert_array_equal(
+    got.quantized.codes_BP, np.repeat(want.quantized.codes_BP, 2, axis=1)
+  )
+  other = compress(-query)
+  np.testing.assert_allclose(
+    other.pooled_BUD[:, ::2], want.pooled_BUD, atol=1e-5
+  )
+  is_long = np.asarray(want.segments.is_end_BS & (want.segments.offset_BS > 0))
+  row, slot = np.nonzero(is_long)[0], want.segments.index_BS[is_long]
+  difference = other.pooled_BUD[row, 2 * slot + 1] - want.pooled_BUD[row, slot]
+  assert np.abs(difference).max(-1).min() > 1e-3
+  assert not np.asarray(other.pooled_BUD)[~np.asarray(got.is_code_BU)].any()
 
 
 def test_entropy_and_compression_paths_share_no_gradient(

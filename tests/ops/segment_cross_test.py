@@ -24,16 +24,17 @@ LAYOUTS = {
 }
 
 
-def make_inputs(slots, queries=8, seed=0):
+def make_inputs(slots, queries=8, seed=0, rows_per_slot=1):
   rng = np.random.default_rng(seed)
+  rows = slots * rows_per_slot
   return (
     rng.normal(size=(2, queries, HEADS, WIDTH)),
-    rng.normal(size=(2, slots, HEADS, WIDTH)),
-    rng.normal(size=(2, slots, HEADS, VALUE_WIDTH)),
+    rng.normal(size=(2, rows, HEADS, WIDTH)),
+    rng.normal(size=(2, rows, HEADS, VALUE_WIDTH)),
   )
 
 
-def at(implementation, index, lowest, lookback, scale=0.5):
+def at(implementation, index, lowest, lookback, scale=0.5, rows_per_slot=1):
   index = jnp.asarray(index, jnp.int32)
   lowest = jnp.broadcast_to(jnp.asarray(lowest, jnp.int32), index.shape)
   return lambda q, k, v: segment_cross_attention(
@@ -45,33 +46,37 @@ def at(implementation, index, lowest, lookback, scale=0.5):
     lookback=lookback,
     scale=scale,
     implementation=implementation,
+    rows_per_slot=rows_per_slot,
   )
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('lookback', [0, 1, 3])
+@pytest.mark.parametrize('rows_per_slot', [1, 3])
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_agrees_with_the_reference(
-  hold_against, implementation, layout, lookback
+  hold_against, implementation, layout, rows_per_slot, lookback
 ):
   index, lowest, slots = LAYOUTS[layout]
   hold_against(
-    at(implementation, index, lowest, lookback),
-    at('reference', index, lowest, lookback),
-    make_inputs(slots),
+    at(implementation, index, lowest, lookback, rows_per_slot=rows_per_slot),
+    at('reference', index, lowest, lookback, rows_per_slot=rows_per_slot),
+    make_inputs(slots, rows_per_slot=rows_per_slot),
   )
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('lookback', [0, 3])
+@pytest.mark.parametrize(
+  ('lookback', 'rows_per_slot'), [(0, 1), (3, 1), (0, 2)]
+)
 def test_agrees_with_the_reference_in_bfloat16(
-  hold_against, implementation, lookback
+  hold_against, implementation, lookback, rows_per_slot
 ):
   index, lowest, slots = LAYOUTS['documents']
   hold_against(
-    at(implementation, index, lowest, lookback),
-    at('reference', index, lowest, lookback),
-    make_inputs(slots),
+    at(implementation, index, lowest, lookback, rows_per_slot=rows_per_slot),
+    at('reference', index, lowest, lookback, rows_per_slot=rows_per_slot),
+    make_inputs(slots, rows_per_slot=rows_per_slot),
     'bfloat16',
   )
 
@@ -116,6 +121,19 @@ def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
     ],
     atol=1e-6,
   )
+
+
+@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('lookback', [0, 1])
+def test_a_query_sees_every_row_of_a_slot(implementation, lookback):
+  """Equal scores: the mean of the rows of its slot and of those before."""
+  out = at(implementation, [[0, 1, 2, -1, 3]], 0, lookback, rows_per_slot=2)(
+    jnp.zeros((1, 5, 1, 2)), jnp.zeros((1, 6, 1, 2)), jnp.eye(6)[None, :, None]
+  )
+  own = np.kron(np.eye(3), [[0.5, 0.5]])
+  want = own if lookback == 0 else [own[0], own[:2].mean(0), own[1:].mean(0)]
+  np.testing.assert_allclose(out[0, :3, 0], want, atol=1e-6)
+  np.testing.assert_array_equal(out[0, 3:], 0)
 
 
 def test_the_reference_agrees_with_jax(quick_jit):
@@ -176,6 +194,11 @@ def test_errors_name_what_is_allowed():
     at('halo', index, lowest, 1)(*args)
   with pytest.raises(ValueError, match=r'lookback: got -1, allowed: >= 0'):
     at('xla', index, lowest, -1)(*args)
+  for rows_per_slot in (0, 2):
+    with pytest.raises(
+      ValueError, match=rf'rows_per_slot: got {rows_per_slot}, .*rows \(9\)'
+    ):
+      at('xla', index, lowest, 1, rows_per_slot=rows_per_slot)(*args)
   q, k, v = args
   with pytest.raises(ValueError, match=r'heads.*got 3, allowed: 1.*\(2\)'):
     at('xla', index, lowest, 1)(q, k, v[:, :, [0, 1, 1]])

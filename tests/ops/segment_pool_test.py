@@ -27,10 +27,10 @@ DIVISIONS = {
 }
 
 
-def make_inputs(size, rows=2, seed=0):
+def make_inputs(size, rows=2, seed=0, queries=1):
   rng = np.random.default_rng(seed)
   return (
-    rng.normal(size=(rows, size, HEADS)),
+    rng.normal(size=(rows, size, queries, HEADS)),
     rng.normal(size=(rows, size, HEADS, WIDTH)),
   )
 
@@ -47,15 +47,16 @@ def at(implementation, index, num_slots):
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('queries', [1, 3])
 @pytest.mark.parametrize('division', DIVISIONS)
 def test_agrees_with_the_reference(
-  hold_against, implementation, division, dtype
+  hold_against, implementation, division, queries, dtype
 ):
   index, num_slots = DIVISIONS[division]
   hold_against(
     at(implementation, index, num_slots),
     at('reference', index, num_slots),
-    make_inputs(9),
+    make_inputs(9, queries=queries),
     dtype,
   )
 
@@ -88,12 +89,13 @@ def test_agrees_with_the_reference_at_large_scores(
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('queries', [1, 2])
 @pytest.mark.parametrize('division', ['padded', 'holes', 'slots short'])
-def test_the_gradient_is_the_slope(implementation, division):
+def test_the_gradient_is_the_slope(implementation, division, queries):
   index, num_slots = DIVISIONS[division]
   test_util.check_grads(
     jax.jit(at(implementation, index, num_slots)),
-    tuple(jnp.asarray(x, jnp.float32) for x in make_inputs(9)),
+    tuple(jnp.asarray(x, jnp.float32) for x in make_inputs(9, queries=queries)),
     order=1,
     modes=['rev'],
     rtol=1e-2,
@@ -103,15 +105,18 @@ def test_the_gradient_is_the_slope(implementation, division):
 
 @pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
 def test_a_slot_is_the_mean_of_its_segment_weighted_by_softmax(implementation):
+  """The second query weighs ids the other way round."""
   score = np.log([[1.0, 3.0, 5.0, 1.0, 1.0, 2.0, 9.0]])
   value = np.array([[4.0, 8.0, 7.0, 1.0, 2.0, 6.0, 9.0]])
   index = [[0, 0, 1, 3, 3, 3, -1]]
   out = at(implementation, index, 5)(
-    jnp.asarray(score[..., None], jnp.float32),
+    jnp.asarray(np.stack([score, -score], 2)[..., None], jnp.float32),
     jnp.asarray(value[..., None, None], jnp.float32),
   )
   np.testing.assert_allclose(
-    out[0, :, 0, 0], [7.0, 7.0, 0.0, 3.75, 0.0], rtol=1e-6
+    out[0, :, :, 0, 0],
+    [[7.0, 5.0], [7.0, 7.0], [0.0, 0.0], [3.75, 2.4], [0.0, 0.0]],
+    rtol=1e-6,
   )
 
 
@@ -119,7 +124,7 @@ def test_a_slot_is_the_mean_of_its_segment_weighted_by_softmax(implementation):
 def test_ids_without_slot_are_not_read_and_get_zero_gradients(implementation):
   index = np.array([[0, -1, 0, 1, 2, 2, -1]])
   rng = np.random.default_rng(0)
-  score = jnp.asarray(rng.normal(size=(1, 7, HEADS)), jnp.float32)
+  score = jnp.asarray(rng.normal(size=(1, 7, 2, HEADS)), jnp.float32)
   value = jnp.asarray(rng.normal(size=(1, 7, HEADS, WIDTH)), jnp.float32)
   pool = jax.jit(at(implementation, index, 2))
   out, pullback = jax.vjp(pool, score, value)

@@ -6,17 +6,17 @@ from abstractinator.types import Array
 
 
 def segment_pool(
-  score_BSH: Array, value_BSHE: Array, index_BS: Array, *, num_slots: int
+  score_BSQH: Array, value_BSHE: Array, index_BS: Array, *, num_slots: int
 ) -> Array:
-  """See `api.segment_pool`. Builds [B, H, P, S]."""
-  score, value = score_BSH.astype(jnp.float32), value_BSHE.astype(jnp.float32)
+  """See `api.segment_pool`. Builds [B, P, Q, H, S]."""
+  score, value = score_BSQH.astype(jnp.float32), value_BSHE.astype(jnp.float32)
   member_BPS = index_BS[:, None, :] == jnp.arange(num_slots)[None, :, None]
-  score_BHPS = jnp.where(
-    member_BPS[:, None], jnp.moveaxis(score, 2, 1)[:, :, None], -jnp.inf
+  score_BPQHS = jnp.where(
+    member_BPS[:, :, None, None], jnp.moveaxis(score, 1, 3)[:, None], -jnp.inf
   )
-  largest = jnp.max(score_BHPS, axis=-1, keepdims=True)
-  weight = jnp.exp(score_BHPS - jnp.where(jnp.isfinite(largest), largest, 0.0))
+  largest = jnp.max(score_BPQHS, axis=-1, keepdims=True)
+  weight = jnp.exp(score_BPQHS - jnp.where(jnp.isfinite(largest), largest, 0.0))
   total = jnp.sum(weight, axis=-1, keepdims=True)
   weight /= jnp.where(total > 0, total, 1.0)
-  out = jnp.einsum('bhps,bshe->bphe', weight, value, precision='highest')
+  out = jnp.einsum('bpqhs,bshe->bpqhe', weight, value, precision='highest')
   return out.astype(value_BSHE.dtype)

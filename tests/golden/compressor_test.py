@@ -1,0 +1,234 @@
+"""The compressor against the original's numbers, part by part and whole.
+
+Values of each part start from what the file recorded before it, so that one
+departure does not hide another; gradients run through all of the compression
+path. Blocks are the original's around our attention and SwiGLU, as in
+`attention_test`; the entropy model has tests of its own.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.modules import attention as attention_lib
+from abstractinator.modules import layers
+from abstractinator.ops.rope import rope_table
+from tests.golden.attention_test import (
+  close,
+  dense_attention,
+  latent_block,
+  regular_block,
+)
+from tests.golden.pool_test import pool, real_index
+from tests.golden.quantizer_test import module, state_of
+from tests.golden.segmentation_test import divide
+
+# Absolute, of values and of gradients.
+VALUE, GRADIENT = 1e-4, 1e-3
+# What the original weighs the distance of vectors to their codes with.
+BETA = 0.25
+
+
+def parameters(golden):
+  return {k: jnp.asarray(v) for k, v in golden.group('param').items()}
+
+
+def below(p, prefix):
+  start = {k: v for k, v in p.items() if k.startswith(prefix)}
+  return {k.removeprefix(prefix): v for k, v in start.items()}
+
+
+def has_inverted_mask(golden):
+  """Sliding latent attention without flex sees what it should not there."""
+  form = golden.cfg['attention']
+  return (form['variant'], form['kernel']) == ('mla', 'sdpa')
+
+
+def use_their_mask(golden, monkeypatch):
+  """Puts the original's mask in place of ours where it is inverted."""
+  if has_inverted_mask(golden):
+    is_real, window = golden.arrays['aux/valid'], golden.cfg['ctor']['window']
+    size = is_real.shape[1]
+    distance = np.arange(size)[:, None] - np.arange(size)[None, :]
+    sees = jnp.asarray((distance >= 0) & (distance <= window))
+    op = dense_attention(~sees[None], jnp.asarray(is_real))
+    monkeypatch.setattr(attention_lib, 'attention', op)
+
+
+@pytest.fixture(autouse=True)
+def rounded_tables(monkeypatch):
+  """Uses rotary tables of the original's precision in regular attention."""
+
+  def table(position, width):
+    return tuple(
+      x.astype(jnp.bfloat16).astype(jnp.float32)
+      for x in rope_table(position, width)
+    )
+
+  monkeypatch.setattr(attention_lib, 'rope_table', table)
+
+
+def states(golden, p):
+  """Embedding and sliding blocks, [B, S, D]."""
+  ctor, form = golden.cfg['ctor'], golden.cfg['attention']
+  ids_BS = jnp.asarray(golden.arrays['in/ids'])
+  is_real = golden.arrays['aux/valid']
+  group_BS = jnp.asarray(np.where(is_real, 0, -1), jnp.int32)
+  table = p['embedding_comp.weight']
+  x = layers.embed(*table.shape, jnp.float32).apply(
+    {'params': {'embedding': table}}, ids_BS
+  )
+  sizes = dict(heads=ctor['heads'], window=ctor['window'])
+  case = dataclasses.replace(
+    golden,
+    cfg={
+      'attention': form,
+      'kernel': form['kernel'],
+      'num_heads': ctor['heads'],
+      'dim': ctor['dim'],
+      'window_size': ctor['window'],
+    },
+  )
+  pattern = r'compression_layers\.\d+\.inner\.(block\.)?'
+  found = [re.match(pattern, name) for name in p]
+  prefixes = sorted({match[0] for match in found if match})
+  assert len(prefixes) == ctor['num_compression_encoder_layers']
+  for prefix in prefixes:
+    of_block = below(p, prefix)
+    if form['variant'] == 'regular':
+      x = regular_block(of_block, x, group_BS, **sizes, implementation='xla')
+    else:
+      x = latent_block(of_block, x, group_BS, case, 'xla')
+  return x
+
+
+def pooled(golden, p, states_BSD):
+  """One vector of each query for each recorded segment, [B, U, D]."""
+  ctor = golden.cfg['ctor']
+  index_BS = real_index(golden, golden.arrays['out/seg_id'])
+  num_slots = golden.cfg['Q_max'] // ctor['num_queries']
+  return pool(
+    below(p, 'pooler.'), ctor['heads'], 'xla', states_BSD, index_BS, num_slots
+  )
+
+
+def quantized(golden, p, pooled_BUD):
+  """Our quantizer with the codebooks of the file; all rows count, as there."""
+  sizes = p['quantizer.stages.0.codebook'].shape
+  depth = len([name for name in p if name.endswith('.codebook')])
+  is_forbidden_K = p['quantizer.stages.0.forbidden_mask']
+  model = module(
+    'rvq',
+    dict(zip('KD', sizes, strict=True)),
+    depth=depth,
+    forbidden=tuple(np.flatnonzero(is_forbidden_K).tolist()),
+  )
+  arrays = {k: np.asarray(v) for k, v in p.items()}
+  state = {
+    f'stage{i}': {'state': state_of(arrays, f'quantizer.stages.{i}.', 0.9)}
+    for i in range(depth)
+  }
+  everything = jnp.ones(pooled_BUD.shape[:2], bool)
+  rows = jnp.arange(len(pooled_BUD))
+  return model.apply({'vq': state}, pooled_BUD, everything, rows), depth
+
+
+@pytest.mark.golden('c10_compressor_*')
+def test_golden_states(golden, monkeypatch):
+  is_real, want = golden.arrays['aux/valid'], golden.arrays['out/hidden_states']
+  if has_inverted_mask(golden):
+    with pytest.raises(AssertionError, match='Mismatched elements'):
+      close(states(golden, parameters(golden))[is_real], want[is_real], VALUE)
+  use_their_mask(golden, monkeypatch)
+  close(states(golden, parameters(golden))[is_real], want[is_real], VALUE)
+
+
+@pytest.mark.golden('c10_compressor_*')
+def test_golden_divisions(golden):
+  """From the recorded entropies, taken as those of the id itself."""
+  is_real = golden.arrays['aux/valid']
+  delta = golden.cfg['ctor']['entropy_delta']
+  (segments,) = divide(
+    golden.arrays['out/entropy_bits'], {'entropy_delta': delta}
+  )
+  for got, name in (
+    (segments.index_BS, 'seg_id'),
+    (segments.is_end_BS, 'patch_end_mask'),
+  ):
+    want = golden.arrays[f'out/{name}']
+    np.testing.assert_array_equal(np.asarray(got)[is_real], want[is_real])
+
+
+@pytest.mark.golden('c10_compressor_*')
+def test_golden_pooled_vectors(golden):
+  hidden_BSD = jnp.asarray(golden.arrays['out/hidden_states'])
+  got = pooled(golden, parameters(golden), hidden_BSD)
+  close(got, golden.arrays['out/pre_vq_embeddings'], VALUE)
+  is_valid = golden.arrays['out/valid_mask']
+  np.testing.assert_array_equal(np.abs(got).max(-1) > 0, is_valid)
+
+
+@pytest.mark.golden('c10_compressor_*_rvq2')
+def test_golden_codes_and_vectors(golden):
+  """Of segments; rows without one are a code of padding there."""
+  pooled_BUD = jnp.asarray(golden.arrays['out/pre_vq_embeddings'])
+  output, _ = quantized(golden, parameters(golden), pooled_BUD)
+  is_valid = golden.arrays['out/valid_mask']
+  codes = np.asarray(output.codes_BP)[is_valid]
+  np.testing.assert_array_equal(
+    codes, golden.arrays['out/vq_indices'][is_valid]
+  )
+  close(
+    output.vectors_BPD[is_valid],
+    golden.arrays['out/vq_embeddings'][is_valid],
+    VALUE,
+  )
+  # All rows count there, those without a segment as well.
+  loss = (1 + BETA) * jnp.mean(output.distance_BP)
+  close(loss, golden.arrays['out/vq_loss'], VALUE)
+
+
+@pytest.mark.golden('c10_compressor_*')
+def test_golden_gradients_of_the_compression_path(golden, monkeypatch):
+  """From ids to codes, with divisions as recorded.
+
+  The gradient through the quantizer is `depth` times too large there. Files
+  without gradients hold the values at the end of the path.
+  """
+  use_their_mask(golden, monkeypatch)
+  p, arrays = parameters(golden), golden.arrays
+  has_codes = 'quantizer.stages.0.codebook' in p
+  is_valid = jnp.asarray(arrays['out/valid_mask'])
+  is_real = jnp.asarray(arrays['aux/valid'])
+  names = ('embedding_comp.', 'compression_layers.', 'pooler.')
+  learned = {k: v for k, v in p.items() if k.startswith(names)}
+
+  def weight(name):
+    return arrays.get(f'cot/{name}', np.zeros_like(arrays[f'out/{name}']))
+
+  def run(learned):
+    states_BSD = states(golden, p | learned)
+    vectors_BUD = pooled(golden, p | learned, states_BSD)
+    loss, depth = 0.0, 1
+    if has_codes:
+      output, depth = quantized(golden, p, vectors_BUD)
+      vectors_BUD = output.vectors_BPD
+      loss = BETA * jnp.mean(output.distance_BP)
+    loss += depth * jnp.sum(
+      jnp.where(is_valid[..., None], vectors_BUD * weight('vq_embeddings'), 0)
+    )
+    # States of padding are backend garbage there, and their weight is zero.
+    loss += jnp.sum(
+      jnp.where(is_real[..., None], states_BSD * weight('hidden_states'), 0)
+    )
+    return loss, vectors_BUD
+
+  grads, vectors_BUD = jax.jit(jax.grad(run, has_aux=True))(learned)
+  close(vectors_BUD[is_valid], arrays['out/vq_embeddings'][is_valid], VALUE)
+  for name, want in golden.group('grad').items():
+    if name.startswith(names):
+      close(grads[name], want, GRADIENT, name)
