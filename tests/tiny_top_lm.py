@@ -116,10 +116,17 @@ class TopLM:
     self.code_logits = quick_jit(
       apply, method=lambda m, x, digits: m.code_head(x, digits)
     )
+    self.end_logits = quick_jit(apply, method='end_logits')
+    self.next_vector = quick_jit(apply, method='next_vector')
     self.terms = quick_jit(self._terms)
+    self.loss_and_gradients = quick_jit(jax.value_and_grad(self.loss))
 
   def _terms(self, variables, sequence):
     return top_lm_losses.terms(self.model.apply(variables, sequence), sequence)
+
+  def loss(self, variables, sequence):
+    """The sum of the terms."""
+    return sum(self._terms(variables, sequence).values())
 
 
 make = functools.cache(TopLM)
