@@ -45,6 +45,11 @@ RULES = (
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   (
+    'config_top_lm',
+    ('config_section', 'config_attention'),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
     'config',
     (
       'config_section',
@@ -63,11 +68,13 @@ RULES = (
   ),
   (
     'modules',
-    ('types', 'config', 'ops', 'modules'),
+    ('types', 'config', 'config_top_lm', 'ops', 'modules'),
     ('optax', 'absl', 'ml_collections', 'grain', 'orbax'),
   ),
   ('losses', STEP, ('optax', 'absl', 'flax.linen')),
   ('metrics', STEP, ('optax', 'absl', 'flax.linen')),
+  ('top_lm_losses', STEP, ('optax', 'absl', 'flax.linen')),
+  ('top_lm_metrics', STEP, ('optax', 'absl', 'flax.linen')),
   ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
   ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
   (

@@ -1,0 +1,374 @@
+"""The top LM against the original's numbers.
+
+Our module runs with the original's weights; its stack is replaced by the
+original's blocks around our attention, since norms, biases and the width of
+the feed-forward layer differ on purpose. What the original feeds at a slot is
+the code there and what comes out predicts the next one; ours predicts the code
+of the slot, from the state of the one before.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator import metrics, top_lm_losses, top_lm_metrics
+from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.modules import attention as attention_lib
+from abstractinator.modules import code_sequence_transformer
+from abstractinator.modules.attention import RegularAttention
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
+  CodeSequenceOutput,
+  CodeSequenceTransformer,
+)
+from abstractinator.modules.latent_attention import LatentAttention
+from abstractinator.modules.layers import RMSNorm
+from abstractinator.modules.read_only import read_only
+from abstractinator.ops.rope import rope_table
+from tests import tiny_quantizer, tiny_top_lm
+from tests.golden import attention_test, quantizer_test
+from tests.golden.attention_test import (
+  GRADIENT,
+  REGULAR,
+  VALUE,
+  close,
+  half_split,
+  layer_norm,
+  rms_norm,
+  with_one,
+)
+
+# Our names, without `top_lm_`, and theirs, without `top_code_`.
+DIAGNOSTICS = {
+  'mse_to_target_center': 'mse',
+  'margin': 'margin_D',
+  'code_accuracy': 'acc',
+  'center_agreement_stage0': 'center_agree_stage0',
+  'top5_accuracy_stage0': 'acc_top5_stage0',
+  'top10_accuracy_stage0': 'acc_top10_stage0',
+  'top5_accuracy_stage0_last': 'acc_top5_stage0_last',
+  'top10_accuracy_stage0_last': 'acc_top10_stage0_last',
+}
+# Of the quantizers that the original's top LM is given.
+BETA = 0.25
+
+
+class Stack(nn.Module):
+  """Blocks of the original in the place of ours, and our norm."""
+
+  blocks: Callable[[jax.Array, jax.Array], jax.Array]
+
+  @nn.compact
+  def __call__(self, x, group):
+    return RMSNorm(jnp.float32, name='norm')(self.blocks(x, group))
+
+
+class TopLM(CodeSequenceTransformer):
+  """Ours, but for its blocks."""
+
+  blocks: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+  @nn.nowrap
+  def _make_stack(self):
+    return Stack(self.blocks)
+
+  def states_and_predictions(self, sequence):
+    vectors = self._embed(sequence.vectors_BPD)
+    states = self.stack(vectors, sequence.document_BP)
+    return states, self(sequence).vectors_BPD
+
+
+class Original:
+  """Our module with the weights of a file, whose blocks are the original's."""
+
+  def __init__(self, golden, top, prefix, implementation):
+    self.top, self.implementation = top, implementation
+    form = top['attention_config']
+    self.is_regular = form['variant'] == 'regular'
+    self.case = dataclasses.replace(golden, cfg={**top, **form})
+    self.params = below(golden.group('param'), prefix)
+
+  def block(self, p, x, group):
+    """One block of the original around our attention."""
+    top, heads, width = self.top, self.top['num_heads'], self.top['dim']
+    if not self.is_regular:
+      c = top['attention_config']
+      config = attention_test.AttentionConfig(
+        'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
+      )
+      module = LatentAttention(
+        width,
+        heads,
+        c['head_dim'],
+        1,
+        config,
+        self.implementation,
+        jnp.float32,
+        parent=None,
+      )
+      variables = attention_test.latent_params(
+        p,
+        self.case,
+        'attn.kv_proj.weight',
+        'attn.mla.',
+        p['attn.o_proj.weight'],
+      )
+      normed = rms_norm(x, p['norm1.weight'])
+      x += module.apply(variables, normed, group, window=None)[0]
+      normed = rms_norm(x, p['norm2.weight'])
+      return x + attention_test.swiglu(p, 'ffn.', normed)
+    module = RegularAttention(
+      width + 1,
+      heads,
+      width // heads,
+      1,
+      REGULAR,
+      self.implementation,
+      jnp.float32,
+      parent=None,
+    )
+    qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
+    q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
+    qkv = jnp.stack([half_split(q, -1), half_split(k, -1), v], axis=1)
+    out = jnp.pad(p['proj.weight'].T, ((0, 0), (0, 1)))
+    out = out.reshape(heads, -1, width + 1)
+    variables = {'params': {'qkv': {'kernel': qkv}, 'out': {'kernel': out}}}
+    normed = with_one(layer_norm(x, p['ln1.weight'], p['ln1.bias']))
+    attended, _ = module.apply(variables, normed, group, window=None)
+    x = x + attended[..., :-1] + p['proj.bias']
+    normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
+    return x + attention_test.swiglu(p, 'mlp.0.', normed)
+
+  def __call__(self, p, x, group):
+    """States and predictions, in the slots of the original."""
+    top = self.top
+
+    def blocks(y, group):
+      for i in range(top['num_layers']):
+        y = self.block(below(p, f'encoder.{i}.inner.'), y, group)
+      return y
+
+    config = tiny_top_lm.values('continuous') | {'d_model': top['dim']}
+    model = TopLM(
+      TopLMConfig.from_dict(config),
+      # A constant input makes a bias of a weight.
+      top['embed_dim'] + 1,
+      (),
+      (),
+      self.implementation,
+      jnp.float32,
+      blocks,
+    )
+    params = {
+      'project': {
+        'kernel': jnp.concatenate(
+          [p['in_proj.weight'].T, p['in_proj.bias'][None]]
+        )
+      },
+      'stack': {'norm': {'scale': p['final_norm.weight']}},
+      'start': jnp.zeros(top['dim']),
+      'vector_head': {
+        'kernel': jnp.pad(p['out_proj.weight'].T, ((0, 0), (0, 1)))
+      },
+      'end_head': {'kernel': jnp.zeros((top['dim'], 1))},
+    }
+    # One slot more, whose prediction is what the original has at the last.
+    extra = ((0, 0), (0, 1))
+    group = jnp.concatenate([group, group[:, -1:]], axis=1)
+    sequence = CodeSequence(
+      codes_BP=jnp.zeros_like(group),
+      vectors_BPD=with_one(jnp.pad(x, (*extra, (0, 0)))),
+      document_BP=group,
+      is_end_BP=group > 0,
+    )
+    states, vectors = model.apply(
+      {'params': params}, sequence, method='states_and_predictions'
+    )
+    return states[:, :-1], vectors[:, 1:, :-1] + p['out_proj.bias']
+
+
+def below(arrays, prefix):
+  """Arrays whose names have a prefix, by the rest of their names."""
+  return {
+    name.removeprefix(prefix): jnp.asarray(x)
+    for name, x in arrays.items()
+    if name.startswith(prefix)
+  }
+
+
+def rounded_tables(monkeypatch):
+  """The original rounds the rotary tables of regular attention."""
+
+  def table(position, width):
+    return tuple(
+      x.astype(jnp.bfloat16).astype(jnp.float32)
+      for x in rope_table(position, width)
+    )
+
+  monkeypatch.setattr(attention_lib, 'rope_table', table)
+
+
+def use_dense_op(monkeypatch, is_real, is_causal):
+  """Our op with the original's mask, which padding is not zeroed by."""
+  sees = np.ones((is_real.shape[1],) * 2, bool)
+  sees = np.tril(sees) if is_causal else sees
+  # The slot that is added sees nothing.
+  sees = np.pad(sees & is_real[:, None], ((0, 0), (0, 1), (0, 1)))
+  op = attention_test.dense_attention(jnp.asarray(sees))
+  monkeypatch.setattr(attention_lib, 'attention', op)
+
+
+def quantizer_of(golden, prefix):
+  """Our quantizer with the original's codebooks, and its depth; None, 0."""
+  param = below(golden.group('param'), prefix)
+  stages = [f'stages.{m}.' for m in range(9) if f'stages.{m}.codebook' in param]
+  is_residual = bool(stages)
+  stages = stages or ['']
+  if f'{stages[0]}codebook' not in param:
+    return None, 0
+  size, width = param[f'{stages[0]}codebook'].shape
+  model = tiny_quantizer.model(
+    d_model=width,
+    kind='rvq' if is_residual else 'vq',
+    codebook_size=size,
+    depth=len(stages),
+    forbidden=tuple(
+      map(int, np.flatnonzero(param[f'{stages[0]}forbidden_mask']))
+    ),
+  )
+  states = [
+    {'state': quantizer_test.state_of(param, stage, 0.99)} for stage in stages
+  ]
+  named = {f'stage{m}': state for m, state in enumerate(states)}
+  return model.bind({'vq': named if is_residual else states[0]}), len(stages)
+
+
+@pytest.mark.golden('c12_toplm_*')
+@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+def test_golden_top_lm_states_predictions_and_gradients(
+  golden, implementation, monkeypatch
+):
+  """The original's input gradient is what ours stops: with it let through."""
+  through = types.SimpleNamespace(stop_gradient=lambda x: x)
+  monkeypatch.setattr(code_sequence_transformer, 'lax', through)
+  original = Original(golden, golden.cfg['cfg'], '', implementation)
+  if original.is_regular:
+    rounded_tables(monkeypatch)
+  x = jnp.asarray(golden.arrays['in/x'])
+  padding = golden.arrays.get(
+    'in/key_padding_mask', np.zeros(x.shape[:2], bool)
+  )
+  group = jnp.asarray(np.where(padding, -1, 0), jnp.int32)
+  # There causality is lost with a padding mask.
+  kernel = golden.cfg['cfg']['attention_config']['kernel']
+  is_causal = not (kernel == 'sdpa' and 'in/key_padding_mask' in golden.arrays)
+  if implementation == 'dense':
+    use_dense_op(monkeypatch, ~padding, is_causal)
+  quantizer, depth = quantizer_of(golden, 'vq.')
+  is_real = golden.arrays['aux/valid'] & ~padding
+  assert is_real.any()
+
+  def run(p, x):
+    states, vectors = original(p, x, group)
+    if quantizer is None:
+      return states, vectors, None
+    every = jnp.ones(x.shape[:2], bool)
+    quantized = read_only(quantizer)(vectors, every, jnp.arange(len(x)))
+    return states, vectors, quantized
+
+  def objective(p, x):
+    """What the file has gradients of: each of its stages passes all of it."""
+    _, vectors, quantized = run(p, x)
+    cotangent = golden.arrays['cot/predictions']
+    if quantized is None:
+      return jnp.sum(vectors * cotangent)
+    total = depth * jnp.sum(quantized.vectors_BPD * cotangent)
+    return total + BETA * jnp.mean(quantized.distance_BP)
+
+  states, vectors, quantized = jax.jit(run)(original.params, x)
+  if not is_causal and implementation != 'dense':
+    with pytest.raises(AssertionError, match='Mismatched elements'):
+      close(states[is_real], golden.arrays['out/hidden_states'][is_real], VALUE)
+    return
+  for name, got in (
+    ('hidden_states', states),
+    ('predictions_pre_vq', vectors),
+    ('predictions', vectors if quantized is None else quantized.vectors_BPD),
+  ):
+    want = golden.arrays[f'out/{name}']
+    close(got[is_real], want[is_real], VALUE, name)
+  if quantized is not None:
+    np.testing.assert_array_equal(
+      np.asarray(quantized.codes_BP)[is_real],
+      golden.arrays['out/indices'][is_real],
+    )
+  grads = golden.group('grad')
+  # The original also trains on the codes of what it predicts for padding.
+  if not grads or (quantized is not None and implementation != 'dense'):
+    return
+  if quantized is not None:
+    loss = (1 + BETA) * np.mean(quantized.distance_BP)
+    close(loss, golden.arrays['out/vq_loss'], VALUE, 'vq_loss')
+  # Codebooks are no parameters of ours: see `quantizer_test`.
+  trained = {k: x for k, x in original.params.items() if k[:3] != 'vq.'}
+  got, got_x = jax.jit(jax.grad(objective, argnums=(0, 1)))(trained, x)
+  for name, grad in got.items():
+    close(grad, grads[name], GRADIENT, name)
+  close(got_x, golden.arrays['grad_in/x'], GRADIENT, 'x')
+
+
+@pytest.mark.golden('*c14_pyr1_top_*')
+def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
+  """On the memory of a pyramid, with the original's masks: by input.
+
+  So its last target in a row is an empty slot, which ours leaves out. The file
+  in our own folder is the part of one of the original's that is read here.
+  """
+  original = Original(golden, golden.cfg['top'], 'top_lm.', 'xla')
+  if original.is_regular:
+    rounded_tables(monkeypatch)
+  comp, want = golden.group('out/eval_comp0'), golden.group('out/eval')
+  memory = jnp.asarray(comp['vq_embeddings'])
+  is_input = jnp.asarray(comp['valid_mask'])[:, :-1]
+  if golden.cfg['top']['attention_config']['kernel'] == 'sdpa':
+    # There is a mask of empty slots, and with one there causality is lost.
+    use_dense_op(monkeypatch, comp['valid_mask'][:, :-1], is_causal=False)
+  document = jnp.where(is_input, 0, -1)
+  _, vectors = original(original.params, memory[:, :-1], document)
+  sequence = CodeSequence(
+    codes_BP=jnp.asarray(comp['vq_indices'])[:, 1:],
+    vectors_BPD=memory[:, 1:],
+    document_BP=document,
+    is_end_BP=document > 0,
+  )
+  output = CodeSequenceOutput(None, vectors, jnp.zeros(document.shape))
+  terms = top_lm_losses.terms(output, sequence)
+  quantizer, _ = quantizer_of(golden, 'levels.0.hi_quantizer.')
+  quantize = read_only(quantizer)
+  quantized = quantize(vectors, is_input, jnp.arange(len(memory)))
+  scores = quantize(
+    vectors,
+    None,
+    residual_conditioning=True,
+    distance='squared',
+    method='stage_logits',
+  ).logits[0]
+  found = metrics.summarize(
+    top_lm_metrics.continuous_metrics(
+      output, sequence, terms, quantized, scores
+    )
+  )
+  for name, original_name in DIAGNOSTICS.items():
+    got = found[f'top_lm_{name}']
+    expected = want[f'top_code_{original_name}']
+    # A margin is a sum over the dimensions, and so are its errors.
+    size = memory.shape[-1] if name == 'margin' else 1
+    np.testing.assert_allclose(
+      got, expected, rtol=0, atol=VALUE * size, err_msg=name
+    )

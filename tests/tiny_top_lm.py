@@ -1,0 +1,132 @@
+"""A top LM small enough to follow every one of its codes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator import top_lm_losses
+from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
+  CodeSequenceTransformer,
+)
+
+D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
+# Codes of one stage, of three, and of one that leaves two digits out.
+SIZES = {'vq': (11,), 'rvq': (4, 3, 5), 'forbidden': (4, 3)}
+FORBIDDEN = {'forbidden': (1, 3)}
+# Documents of three rows; the second row cuts off its last one.
+LENGTHS = ((3, 1, 5), (7, 5), (2,))
+IS_CUT = (False, True, False)
+
+ATTENTION = {
+  'regular': {
+    'form': 'regular',
+    'kv_dim': None,
+    'query_dim': None,
+    'retrieval_dim': None,
+  },
+  'mla': {'form': 'mla', 'kv_dim': 6, 'query_dim': 5, 'retrieval_dim': 4},
+}
+
+
+def values(mode='discrete', form='regular', window=None):
+  """A config as plain values."""
+  return {
+    'mode': mode,
+    'd_model': WIDTH,
+    'stack': {
+      'num_layers': 2,
+      'num_heads': 2,
+      'window': window,
+      'ffn_dim': 24,
+      'attention': ATTENTION[form],
+    },
+  }
+
+
+def make_sequence(kind='rvq', seed=0):
+  """Rows of codes, whose vectors come from a fixed table."""
+  rng = np.random.default_rng(seed)
+  sizes = SIZES[kind]
+  allowed = [d for d in range(sizes[0]) if d not in FORBIDDEN.get(kind, ())]
+  shape = (len(LENGTHS), SLOTS)
+  codes = rng.choice(allowed, shape)
+  codes += sizes[0] * rng.integers(0, np.prod(sizes[1:], dtype=int), shape)
+  table = np.random.default_rng(7).normal(size=(np.prod(sizes), D_LEVEL))
+  document = np.full(shape, -1)
+  is_end = np.zeros(shape, bool)
+  for row, lengths in enumerate(LENGTHS):
+    numbers = np.repeat(np.arange(len(lengths)), lengths)
+    document[row, : len(numbers)] = numbers
+    is_end[row, np.cumsum(lengths) - 1] = True
+    is_end[row, len(numbers) - 1] = not IS_CUT[row]
+  return CodeSequence(
+    codes_BP=jnp.asarray(codes, jnp.int32),
+    vectors_BPD=jnp.asarray(table[codes], jnp.float32),
+    document_BP=jnp.asarray(document, jnp.int32),
+    is_end_BP=jnp.asarray(is_end),
+  )
+
+
+def quick_jit(function, **kwargs):
+  """Jits a function in half the usual time to compile."""
+  return jax.jit(
+    functools.partial(function, **kwargs),
+    compiler_options={
+      'xla_backend_optimization_level': 0,
+      'xla_llvm_disable_expensive_passes': True,
+    },
+  )
+
+
+class TopLM:
+  """A top LM, its variables, and its methods, each compiled once a shape.
+
+  Attributes:
+    initial: Variables as they start.
+    variables: The same with heads that say something.
+  """
+
+  def __init__(self, mode='discrete', kind='rvq', form='regular', window=None):
+    self.sizes = SIZES[kind]
+    self.model = CodeSequenceTransformer(
+      TopLMConfig.from_dict(values(mode, form, window)),
+      D_LEVEL,
+      self.sizes,
+      FORBIDDEN.get(kind, ()),
+      'xla',
+      jnp.float32,
+    )
+    self.initial = quick_jit(self.model.init)(
+      jax.random.key(1), make_sequence(kind)
+    )
+    self.variables = jax.tree_util.tree_map_with_path(
+      lambda path, x: (
+        15 * x if 'logits' in str(path) or 'end_head' in str(path) else x
+      ),
+      self.initial,
+    )
+    apply = self.model.apply
+    self.call = quick_jit(apply)
+    self.prefill = quick_jit(apply, method='prefill')
+    self.step = quick_jit(apply, method='step')
+    self.code_logits = quick_jit(
+      apply, method=lambda m, x, digits: m.code_head(x, digits)
+    )
+    self.end_logits = quick_jit(apply, method='end_logits')
+    self.next_vector = quick_jit(apply, method='next_vector')
+    self.terms = quick_jit(self._terms)
+    self.loss_and_gradients = quick_jit(jax.value_and_grad(self.loss))
+
+  def _terms(self, variables, sequence):
+    return top_lm_losses.terms(self.model.apply(variables, sequence), sequence)
+
+  def loss(self, variables, sequence):
+    """The sum of the terms."""
+    return sum(self._terms(variables, sequence).values())
+
+
+make = functools.cache(TopLM)
