@@ -174,9 +174,11 @@ class Vocabulary(nn.Module):
       distance=self.distance,
       allowed_K=allowed_K,
     )
-    # A state holds the id that was fed. With 1 / D in it, the product with that
-    # id's entry starts at a number below 1 at any width.
-    scale = jnp.exp(self.log_scale) * (2.0 / self.d_model)
+    # A state holds the id that was fed. Over D, the product with that id's entry
+    # starts at a number below 1 at any width; a squared distance has it twice.
+    scale = jnp.exp(self.log_scale) / self.d_model
+    if self.distance == 'squared':
+      scale /= 2
     return IdLogits(
       tuple(logits * scale for logits in scored.logits),
       self._ids(scored.digits_M),
