@@ -134,10 +134,12 @@ class TrainedLevel:
     return codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
 
   def decode(self, codes: Codes) -> bytes:
-    """Turns codes into a text: greedily, all segments at once.
+    """Turns codes into a text, greedily; see `Abstractinator.decode`.
 
     A segment ends where the level says so, at EOS at the latest, which adds no
-    byte. EOS in the wrong place cuts its own segment short, not the text.
+    byte. EOS in the wrong place cuts its own segment short, not the text. A
+    wrong byte spoils its own segment, and those after it only as far as they
+    see it: not at all where segments decode all at once.
 
     Args:
       codes: As from `encode`.
@@ -146,8 +148,7 @@ class TrainedLevel:
       The text. No codes, no bytes.
 
     Raises:
-      ValueError: If a code is not in the codebook, the counts do not fit, or
-        the level was trained so that segments do not decode by themselves.
+      ValueError: If a code is not in the codebook, or the counts do not fit.
     """
     if not len(codes.count_B):
       return b''
@@ -198,9 +199,10 @@ class TrainedLevel:
       self._num_slots,
       level.pooling.num_queries,
     )
-    # A row is one document: its segments may look back to the first.
-    lowest_BP = np.zeros(is_valid_BP.shape, np.int32)
-    return *self._in_batches(_decode, codes_BU, lowest_BP), is_valid_BP
+    decode = functools.partial(
+      _decode, sequence_length=self.config.data.sequence_length
+    )
+    return *self._in_batches(decode, codes_BU, is_valid_BP), is_valid_BP
 
   @property
   def _num_slots(self) -> int:
@@ -234,13 +236,22 @@ def _compress(model, variables, ids_BS, document_BS):
 def _predict(model, variables, ids_BS, document_BS):
   output = model.apply(variables, _batch(ids_BS, document_BS))
   compressed = output.compressed
-  predicted_BS = jnp.argmax(output.expanded.logits_BSV, axis=-1)
+  predicted_BS = output.expanded.best_BS
   return compressed.segments, compressed.quantized.codes_BP, predicted_BS
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(model, variables, codes_BU, lowest_BP):
-  return model.apply(variables, codes_BU, lowest_BP, method='decode')
+@functools.partial(jax.jit, static_argnums=0, static_argnames='sequence_length')
+def _decode(model, variables, codes_BU, is_valid_BP, *, sequence_length):
+  # A row is one document: its segments may look back to the first.
+  lowest_BP = jnp.zeros(is_valid_BP.shape, jnp.int32)
+  return model.apply(
+    variables,
+    codes_BU,
+    is_valid_BP,
+    lowest_BP,
+    sequence_length=sequence_length,
+    method='decode',
+  )
 
 
 def _batch(ids_BS: Array, document_BS: Array) -> Batch:

@@ -8,11 +8,14 @@ import dataclasses
 from typing import Literal
 
 from abstractinator.config_attention import (
-  AttentionConfig,
+  AttentionConfig as AttentionConfig,
+)
+from abstractinator.config_attention import (
   StackConfig,
   require_heads,
 )
 from abstractinator.config_entropy import EntropyHeadsConfig
+from abstractinator.config_expander import ExpanderConfig
 from abstractinator.config_quantizer import QuantizerConfig
 from abstractinator.config_section import (
   Section,
@@ -22,7 +25,6 @@ from abstractinator.config_section import (
 )
 from abstractinator.config_segmentation import SegmentationConfig
 
-Context = Literal['segment', 'window']
 Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
 
@@ -60,23 +62,6 @@ class PoolingConfig(Section):
 
   def __post_init__(self):
     require_positive(self, 'num_heads', 'num_queries')
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpanderConfig(Section):
-  """The autoregressive decoder of a level."""
-
-  num_layers: int
-  num_heads: int
-  ffn_dim: int
-  context: Context
-  window: int
-  lookback: int
-  attention: AttentionConfig
-
-  def __post_init__(self):
-    require_positive(self, 'num_layers', 'num_heads', 'ffn_dim', 'window')
-    require(self.lookback >= 0, 'lookback', self.lookback, '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)

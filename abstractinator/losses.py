@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from abstractinator.config import LossConfig
 from abstractinator.modules.abstractinator import LevelOutput
+from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Array, Batch
 
 
@@ -28,16 +29,14 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
 
   Returns:
     [] float32 each: cross-entropy of the entropy model and of the expander,
-    binary cross-entropy of the ends of segments where they are uncertain, nats;
+    binary cross-entropy of the ends of segments where they are uncertain, nats,
+    0 where the entropy model says them;
     negative log density of the entropy model's Gaussian head, nats per
     dimension, 0 without one; squared distance of segments to their codes, which
     moves the segments, and the same again, which moves a learned codebook.
   """
   is_valid_BS = batch.document_BS >= 0
   compressed, expanded = output.compressed, output.expanded
-  ends = sigmoid_cross_entropy(
-    expanded.end_logits_BS, compressed.segments.is_end_BS
-  )
   return {
     'entropy_model': _masked_sum(
       cross_entropy(compressed.entropy_logits_BSV, batch.ids_BS), is_valid_BS
@@ -45,10 +44,15 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     'gaussian': jnp.zeros(())
     if compressed.gaussian_nats_BS is None
     else _masked_sum(compressed.gaussian_nats_BS, is_valid_BS),
-    'expander': _masked_sum(
-      cross_entropy(expanded.logits_BSV, batch.ids_BS), is_valid_BS
+    'expander': _masked_sum(expanded.nats_BS, is_valid_BS),
+    'end': jnp.zeros(())
+    if expanded.end_logits_BS is None
+    else _masked_sum(
+      sigmoid_cross_entropy(
+        expanded.end_logits_BS, compressed.segments.is_end_BS
+      ),
+      is_valid_BS & ~expanded.end_is_certain_BS,
     ),
-    'end': _masked_sum(ends, is_valid_BS & ~expanded.end_is_certain_BS),
     'commitment': _masked_sum(
       compressed.quantized.distance_BP, compressed.is_code_BU
     ),
@@ -67,12 +71,6 @@ def objective(
     for field in dataclasses.fields(weights)
   ]
   return sum(weighted) / jnp.maximum(num_ids, 1.0)
-
-
-def cross_entropy(logits: Array, ids: Array) -> Array:
-  """-log softmax(logits)[ids], [...] float32 nats, from [..., V] logits."""
-  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def sigmoid_cross_entropy(logits: Array, is_true: Array) -> Array:

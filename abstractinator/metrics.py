@@ -44,7 +44,7 @@ def level_metrics(
   num_bytes = jnp.sum(is_byte_BS, dtype=jnp.float32)
   num_ids = losses.num_ids(batch)
   num_segments = jnp.sum(compressed.segments.count_B, dtype=jnp.float32)
-  is_right_BS = jnp.argmax(expanded.logits_BSV, axis=-1) == batch.ids_BS
+  is_right_BS = expanded.best_BS == batch.ids_BS
 
   def count(mask):
     return jnp.sum(mask, dtype=jnp.float32)

@@ -137,11 +137,29 @@ def get_level() -> ml_collections.ConfigDict:
       num_heads=3,
       ffn_dim=288,
       # 'segment': an id sees the ids of its own segment, so that all segments
-      # decode at once. 'window': the last `window` ids.
+      # decode at once. 'window': the last `window` ids. 'full': all ids of its
+      # document.
       context='segment',
       window=32,
       # How many codes before its own an id attends to.
       lookback=0,
+      # Who says where segments end in decoding: 'head', a head of the expander,
+      # whose bits count; 'entropy', the entropy model, run over the ids decoded
+      # so far, for free but one id after the other.
+      ends='head',
+      # Part of the ids fed in training that are hidden, so that codes must
+      # carry the text.
+      byte_dropout=0.0,
+      # Width of a space that ids are embedded from and compared in, by one
+      # table and one matrix both ways; None for a table of width d_model and a
+      # head of its own.
+      code_dim=ml_collections.config_dict.placeholder(int),
+      # How states and entries of that table are compared: 'dot' or 'squared',
+      # the negative squared distance.
+      distance='dot',
+      # Of ids of several digits: whether a digit is compared with what the
+      # digits before it leave of the state.
+      residual_conditioning=True,
       # Of ids to ids and of ids to codes.
       attention=get_attention(),
     )

@@ -227,14 +227,6 @@ def test_step_chooses_the_checkpoint(tmp_path):
   assert codes[0] == codes[2] != codes[1]
 
 
-def test_segments_that_do_not_decode_alone_raise(tmp_path):
-  tiny_run.save(tmp_path, tiny_run.config(context='window'))
-  level = abstractinator.load(str(tmp_path))
-  codes = level.encode(b'some text')
-  with pytest.raises(ValueError, match=r'expander\.context: got .window'):
-    level.decode(codes)
-
-
 def test_compute_type_and_implementation_come_from_the_config(tmp_path):
   config = tiny_run.config()
   model = dataclasses.replace(

@@ -35,6 +35,11 @@ RULES = (
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
   (
+    'config_expander',
+    ('config_attention', 'config_section'),
+    ('jax', 'flax', 'numpy', 'ml_collections'),
+  ),
+  (
     'config_quantizer',
     ('config_section',),
     ('jax', 'flax', 'numpy', 'ml_collections'),
@@ -55,6 +60,7 @@ RULES = (
       'config_section',
       'config_attention',
       'config_entropy',
+      'config_expander',
       'config_quantizer',
       'config_segmentation',
     ),

@@ -121,8 +121,28 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].segmentation.rule', "'spaces'", 'entropy_delta'),
     ),
     (
-      {f'{LEVEL}.expander.context': 'full'},
-      ('model.levels[0].expander.context', "'full'", 'segment, window'),
+      {f'{LEVEL}.expander.context': 'row'},
+      ('model.levels[0].expander.context', "'row'", 'segment, window, full'),
+    ),
+    (
+      {f'{LEVEL}.expander.ends': 'both'},
+      ('model.levels[0].expander.ends', "'both'", 'head, entropy'),
+    ),
+    (
+      {f'{LEVEL}.expander.byte_dropout': 1.0},
+      ('model.levels[0].expander.byte_dropout', '1.0', '0 <= value < 1'),
+    ),
+    (
+      {f'{LEVEL}.expander.code_dim': 0},
+      ('model.levels[0].expander.code_dim', '0', 'positive'),
+    ),
+    (
+      {f'{LEVEL}.expander.distance': 'cosine'},
+      ('model.levels[0].expander.distance', "'cosine'", 'dot, squared'),
+    ),
+    (
+      {f'{LEVEL}.expander.distance': 'squared'},
+      ('model.levels[0].expander.distance', "'squared'", 'code_dim is None'),
     ),
     ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
     (

@@ -44,7 +44,7 @@ def make_output(seed=0):
       ),
     ),
     expanded=types.SimpleNamespace(
-      logits_BSV=normal(2, 4, VOCAB),
+      nats_BS=normal(2, 4),
       end_logits_BS=normal(2, 4),
       end_is_certain_BS=jnp.array([[False, False, False, True], [False] * 4]),
     ),
@@ -63,16 +63,15 @@ def test_terms_are_sums_over_real_ids_and_segments():
   got = losses.terms(output, batch)
   real = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
   ids = np.asarray(batch.ids_BS)
-  for name, logits in (
-    ('entropy_model', output.compressed.entropy_logits_BSV),
-    ('expander', output.expanded.logits_BSV),
+  log_p = log_softmax(output.compressed.entropy_logits_BSV)
+  want = -sum(log_p[b, s, ids[b, s]] for b, s in real)
+  np.testing.assert_allclose(got['entropy_model'], want, rtol=1e-5)
+  for name, nats in (
+    ('expander', output.expanded.nats_BS),
+    ('gaussian', output.compressed.gaussian_nats_BS),
   ):
-    log_p = log_softmax(logits)
-    want = -sum(log_p[b, s, ids[b, s]] for b, s in real)
+    want = sum(nats[b, s] for b, s in real)
     np.testing.assert_allclose(got[name], want, rtol=1e-5)
-  nats = np.asarray(output.compressed.gaussian_nats_BS)
-  want = sum(nats[b, s] for b, s in real)
-  np.testing.assert_allclose(got['gaussian'], want, rtol=1e-5)
   end = np.asarray(output.expanded.end_logits_BS, np.float64)
   is_end = {(0, 1), (1, 0)}
   # Whether EOS ends its segment is no question.
@@ -98,13 +97,17 @@ def test_without_a_gaussian_head_its_term_is_zero():
   assert float(losses.terms(output, batch)['gaussian']) == 0.0
 
 
+def test_without_a_head_ends_cost_nothing():
+  output, batch = make_output()
+  output.expanded.end_logits_BS = None
+  assert float(losses.terms(output, batch)['end']) == 0.0
+
+
 def test_padding_may_hold_anything():
   output, batch = make_output()
   want = losses.terms(output, batch)
   is_pad = np.asarray(batch.document_BS) < 0
-  output.expanded.logits_BSV = output.expanded.logits_BSV.at[is_pad].set(
-    jnp.nan
-  )
+  output.expanded.nats_BS = output.expanded.nats_BS.at[is_pad].set(jnp.nan)
   output.expanded.end_logits_BS = output.expanded.end_logits_BS.at[is_pad].set(
     jnp.inf
   )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics
-from abstractinator.byte_vocab import EOS_ID, PAD_ID, VOCAB_SIZE
+from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.types import Batch, Mean
 
 NUM_CODES = 8
@@ -45,9 +45,7 @@ def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False, queries=1):
         ),
       ),
     ),
-    expanded=types.SimpleNamespace(
-      logits_BSV=jax.nn.one_hot(guess, VOCAB_SIZE)
-    ),
+    expanded=types.SimpleNamespace(best_BS=guess),
   )
   batch = Batch(ids, document, jnp.arange(2))
   return metrics.level_metrics(output, batch, TERMS, stage_sizes)

@@ -77,6 +77,11 @@ LEVEL = LevelConfig.from_dict(
       context='segment',
       window=64,
       lookback=1,
+      ends='head',
+      byte_dropout=0.0,
+      code_dim=None,
+      distance='dot',
+      residual_conditioning=True,
       attention=_ATTENTION,
     ),
   )

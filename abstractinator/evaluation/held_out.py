@@ -47,7 +47,6 @@ class HeldOut:
     """
     self._mesh = mesh
     self._batches = batches
-    self._can_decode = model.config.expander.context == 'segment'
     jit = functools.partial(
       jax.jit,
       in_shardings=(variable_shardings, batch_sharding(mesh)),
@@ -69,14 +68,14 @@ class HeldOut:
 
     Returns:
       Those of `metrics.summarize`, with `free_running_byte_accuracy` over the
-      first 8 batches if segments decode independently; and how often each code
-      was used, see `metrics.histograms`.
+      first 8 batches; and how often each code was used, see
+      `metrics.histograms`.
     """
     total = None
     for number, rows in enumerate(self._batches(max_batches)):
       batch = shard_batch(rows, self._mesh)
       part = self._score(variables, batch)
-      if self._can_decode and number < _DECODED_BATCHES:
+      if number < _DECODED_BATCHES:
         part['free_running_byte_accuracy'] = self._decode(variables, batch)[0]
       total = _merge_present(total, jax.device_get(part))
     return metrics.summarize(total), metrics.histograms(total)
@@ -117,7 +116,7 @@ def decode_step(
   Args:
     variables: `params` and the collections.
     batch: Rows.
-    model: The level, with `context='segment'`.
+    model: The level.
 
   Returns:
     The free-running accuracy, the segments, their decoded ids [B, P, L] int32,
@@ -130,7 +129,12 @@ def decode_step(
     compressed.is_valid_BP.shape[1],
   )
   decoded_BPL, length_BP = model.apply(
-    variables, compressed.quantized.codes_BP, lowest_BP, method='decode'
+    variables,
+    compressed.quantized.codes_BP,
+    compressed.is_valid_BP,
+    lowest_BP,
+    sequence_length=batch.ids_BS.shape[1],
+    method='decode',
   )
   num_right, num_total = free_running_counts(
     decoded_BPL,

@@ -9,7 +9,9 @@ from abstractinator.config import LevelConfig
 from abstractinator.modules.expander import (
   DecoderOnlyExpanderRVQ,
   ExpanderOutput,
+  hidden_ids,
 )
+from abstractinator.modules.expander_decode import decode_rows, decode_segments
 from abstractinator.modules.segment_compressor import (
   CompressorOutput,
   SegmentCompressor,
@@ -47,18 +49,33 @@ class Abstractinator(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    args = (self.config, self.num_ids, self.implementation, self.dtype)
-    self.compressor = SegmentCompressor(*args)
-    self.expander = DecoderOnlyExpanderRVQ(*args)
+    common = dict(implementation=self.implementation, dtype=self.dtype)
+    self.compressor = SegmentCompressor(self.config, self.num_ids, **common)
+    self.expander = DecoderOnlyExpanderRVQ(
+      self.config, (self.num_ids,), **common
+    )
 
   def __call__(self, batch: Batch) -> LevelOutput:
-    """Compresses rows and predicts them back, teacher-forced."""
+    """Compresses rows and predicts them back, teacher-forced.
+
+    With an rng `byte_dropout`, as in training, a part of the ids is hidden from
+    the expander; see `ExpanderConfig`.
+    """
     compressed = self.compress(batch)
+    hidden_BS, rate = None, self.config.expander.byte_dropout
+    if rate > 0 and self.has_rng('byte_dropout'):
+      hidden_BS = hidden_ids(
+        self.make_rng('byte_dropout'),
+        batch.row_B,
+        batch.ids_BS.shape[1],
+        rate,
+      )
     expanded = self.expander(
       batch.ids_BS,
       batch.document_BS,
       compressed.segments,
       compressed.quantized.vectors_BPD,
+      hidden_BS,
     )
     return LevelOutput(compressed=compressed, expanded=expanded)
 
@@ -66,10 +83,35 @@ class Abstractinator(nn.Module):
     """Ids to codes."""
     return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B)
 
-  def decode(self, codes_BU: Array, lowest_BP: Array) -> tuple[Array, Array]:
-    """Codes to ids; see `DecoderOnlyExpanderRVQ.decode`."""
-    return self.expander.decode(
-      self.compressor.quantizer.lookup(codes_BU), lowest_BP
+  def decode(
+    self,
+    codes_BU: Array,
+    is_valid_BP: Array,
+    lowest_BP: Array,
+    sequence_length: int,
+  ) -> tuple[Array, Array]:
+    """Codes to ids: all segments at once where the config allows it.
+
+    That is, with context 'segment' and ends 'head', in `max_length` steps; else
+    id by id, in up to S steps.
+
+    Args:
+      codes_BU: [B, U] int32.
+      is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
+      lowest_BP: [B, P] int32, first slot that each segment may see.
+      sequence_length: S, the most ids a row can have.
+
+    Returns:
+      [B, P, L] int32 ids and [B, P] int32 lengths, 0 in empty slots
+      and where S ids were decoded before; ids past a segment's length are
+      meaningless.
+    """
+    memory_BUD = self.compressor.quantizer.lookup(codes_BU)
+    if self.expander.is_alone and self.config.expander.ends == 'head':
+      ids_BPL, length_BP = decode_segments(self.expander, memory_BUD, lowest_BP)
+      return ids_BPL, jnp.where(is_valid_BP, length_BP, 0)
+    return decode_rows(
+      self, memory_BUD, is_valid_BP, lowest_BP, sequence_length
     )
 
 

@@ -11,6 +11,7 @@ from abstractinator.config import EntropyHeadsConfig, StackConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
 from abstractinator.ops import gaussian, sampling
+from abstractinator.ops.cache import Cache
 from abstractinator.ops.gaussian import Mixture
 from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array, Special
@@ -27,6 +28,19 @@ class EntropyOutput:
 
   logits: Array
   mixture: Mixture | None
+
+
+@flax.struct.dataclass
+class EntropyCache:
+  """What the model remembers of each row.
+
+  Attributes:
+    stack: Of the stack.
+    gaussian_stack: Of the layers before the Gaussian head; None without.
+  """
+
+  stack: Cache
+  gaussian_stack: Cache | None
 
 
 def predictive_entropy_bits(
@@ -173,7 +187,7 @@ class EntropyModel(nn.Module):
         h.gaussian_log_variance_max,
         self.dtype,
       )
-      if h.gaussian_layers:
+      if self._has_gaussian_stack:
         self.gaussian_stack = Stack(
           dataclasses.replace(self.config, num_layers=h.gaussian_layers),
           self.d_model,
@@ -198,9 +212,61 @@ class EntropyModel(nn.Module):
     y_BSD = x_BSD
     if self.heads.gaussian_detach:
       y_BSD = lax.stop_gradient(y_BSD)
-    if self.heads.gaussian_components and self.heads.gaussian_layers:
+    if self._has_gaussian_stack:
       y_BSD = self.gaussian_stack(y_BSD, document_BS)
     return self._predict(x_BSD, y_BSD)
+
+  def init_cache(
+    self, batch_size: int, capacity: int, dtype: jnp.dtype
+  ) -> EntropyCache:
+    """An empty cache for `step`.
+
+    Args:
+      batch_size: B.
+      capacity: Ids that a row of a model without window may come to; see
+        `Stack.init_cache`.
+      dtype: Of keys and values, usually the compute type.
+
+    Returns:
+      The cache.
+    """
+    size = (batch_size, capacity, dtype)
+    return EntropyCache(
+      stack=self.stack.init_cache(*size),
+      gaussian_stack=self.gaussian_stack.init_cache(*size)
+      if self._has_gaussian_stack
+      else None,
+    )
+
+  def step(
+    self,
+    last_id_B: Array,
+    document_B: Array,
+    cache: EntropyCache,
+    active_B: Array,
+  ) -> tuple[EntropyOutput, EntropyCache]:
+    """Predicts the next id of each row, before it is seen.
+
+    Args:
+      last_id_B: [B] int32, the id before it, BOS at a document's first.
+      document_B: [B] int32, document of the id that is predicted.
+      cache: From `init_cache` or the step before.
+      active_B: [B] bool, rows to predict an id of. Of the others the cache
+        stays as it is and the prediction means nothing.
+
+    Returns:
+      [B] predictions, NaN beyond the capacity of a model without window, and
+      the cache.
+    """
+    x_BD, stack = self.stack.step(
+      self.embed(last_id_B), document_B, cache.stack, active_B
+    )
+    y_BD, gaussian_stack = x_BD, None
+    if self._has_gaussian_stack:
+      y_BD, gaussian_stack = self.gaussian_stack.step(
+        y_BD, document_B, cache.gaussian_stack, active_B
+      )
+    return self._predict(x_BD, y_BD), EntropyCache(stack, gaussian_stack)
 
   def gaussian_nats(self, ids: Array, output: EntropyOutput) -> Array:
     """-log density of the embeddings of ids, which get no gradient.
@@ -214,6 +280,10 @@ class EntropyModel(nn.Module):
     """
     target_D = lax.stop_gradient(self.embed(ids))
     return gaussian.nll_nats(output.mixture, target_D)
+
+  @property
+  def _has_gaussian_stack(self) -> bool:
+    return self.heads.gaussian_components > 0 and self.heads.gaussian_layers > 0
 
   def _predict(self, x: Array, y: Array) -> EntropyOutput:
     """From states of the stack and of what stands before the Gaussian head."""

@@ -1,13 +1,18 @@
-"""Codes back to ids, autoregressively within what a segment may see."""
+"""Codes back to ids, autoregressively within what an id may see."""
+
+import math
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import FORMS, Block
+from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
+from abstractinator.ops.cache import Cache
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
@@ -17,17 +22,42 @@ class ExpanderOutput:
   """Teacher-forced predictions.
 
   Attributes:
-    logits_BSV: [B, S, V] float32, of each id given the codes it sees and the
-      ids before it in its context.
+    logits: M arrays [B, S, V] float32, one a digit, of each id given the codes
+      it sees and the ids before it in its context; see `Vocabulary`.
+    nats_BS: [B, S] float32, -log p of each id.
+    best_BS: [B, S] int32, the id of the best digits, each given the true digits
+      before it: equal to an id where all of its digits are predicted right.
     end_logits_BS: [B, S] float32, log-odds that the id is its segment's last,
-      given the same and the id itself.
+      given the same and the id itself; None where the entropy model says it.
     end_is_certain_BS: [B, S] bool, ids whose being last or not goes without
       saying: EOS, and the `max_length`-th of a segment.
   """
 
-  logits_BSV: Array
-  end_logits_BS: Array
+  logits: tuple[Array, ...]
+  nats_BS: Array
+  best_BS: Array
+  end_logits_BS: Array | None
   end_is_certain_BS: Array
+
+
+def hidden_ids(key: Array, row_B: Array, size: int, rate: float) -> Array:
+  """Which ids byte dropout hides from the ids after them.
+
+  Args:
+    key: Of jax.random, one a step of training.
+    row_B: [B] int32, see `Batch`: a row has the same ids hidden wherever it is
+      computed.
+    size: S.
+    rate: Part of the ids.
+
+  Returns:
+    [B, S] bool.
+  """
+
+  def of_row(row):
+    return jax.random.bernoulli(jax.random.fold_in(key, row), rate, (size,))
+
+  return jax.vmap(of_row)(row_B)
 
 
 class DecoderOnlyExpanderRVQ(nn.Module):
@@ -35,36 +65,70 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   Id s is fed the id before it and attends to the code or codes of its own
   segment, the first id of a segment included, and to those of `lookback`
-  segments before. A head on the state and the id itself says whether the
-  segment ends there.
+  segments before. With `ends='head'` a head on the state and the id itself says
+  whether the segment ends there.
 
-  With `context='segment'` an id sees the ids of its own segment only, a segment
-  starts from BOS, and all segments decode at once (`decode`). With 'window' it
-  sees the last `window` ids.
+  With `context='segment'` an id sees the ids of its own segment only, and a
+  segment starts from BOS. With 'window' it sees the last `window` ids of its
+  document, with 'full' all of them.
+
+  For decoding from codes alone see `expander_decode`.
 
   Attributes:
     config: Sizes of the level.
-    num_ids: Ordinary ids; the specials come after them.
+    sizes: Values of each digit of an ordinary id; the specials come after them.
     implementation: Of the ops.
     dtype: Compute type.
+    has_tables: Whether the tables of the vocabulary are parameters; else every
+      call takes them as `codebooks`.
   """
 
   config: LevelConfig
-  num_ids: int
+  sizes: tuple[int, ...]
   implementation: str
   dtype: jnp.dtype
+  has_tables: bool = True
+
+  @property
+  def num_ids(self) -> int:
+    """Ordinary ids."""
+    return math.prod(self.sizes)
+
+  @property
+  def is_alone(self) -> bool:
+    """Whether segments see no ids of each other."""
+    return self.config.expander.context == 'segment'
+
+  @property
+  def window(self) -> int | None:
+    """Ids before itself that an id may see; None for all."""
+    c = self.config
+    windows = {
+      'segment': c.segmentation.max_length - 1,
+      'window': c.expander.window,
+      'full': None,
+    }
+    return windows[c.expander.context]
 
   def setup(self):
     c, width = self.config.expander, self.config.d_model
-    max_length = self.config.segmentation.max_length
-    vocab = self.num_ids + len(Special)
-    self.embed = layers.embed(vocab, width, self.dtype)
-    self.offset_embed = layers.embed(max_length, width, self.dtype)
+    self.vocabulary = Vocabulary(
+      self.sizes,
+      width,
+      c.code_dim,
+      c.distance,
+      c.residual_conditioning,
+      self.dtype,
+      has_tables=self.has_tables,
+    )
+    self.offset_embed = layers.embed(
+      self.config.segmentation.max_length, width, self.dtype
+    )
     self.blocks = [
       Block(
         d_model=width,
         num_heads=c.num_heads,
-        window=max_length - 1 if c.context == 'segment' else c.window,
+        window=self.window,
         ffn_dim=c.ffn_dim,
         depth=c.num_layers,
         form=c.attention,
@@ -77,9 +141,9 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       for i in range(c.num_layers)
     ]
     self.norm = layers.RMSNorm(self.dtype)
-    self.head = layers.logits(vocab, self.dtype)
-    self.end_hidden = nn.Dense(width, use_bias=False, dtype=self.dtype)
-    self.end_head = layers.logits(1, self.dtype)
+    if c.ends == 'head':
+      self.end_hidden = nn.Dense(width, use_bias=False, dtype=self.dtype)
+      self.end_head = layers.logits(1, self.dtype)
 
   def __call__(
     self,
@@ -87,6 +151,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     document_BS: Array,
     segments: Segments,
     memory_BUD: Array,
+    hidden_BS: Array | None = None,
+    codebooks: Codebooks | None = None,
   ) -> ExpanderOutput:
     """Teacher-forced predictions for rows.
 
@@ -95,107 +161,122 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       document_BS: [B, S] int32, -1 on padding.
       segments: Their division.
       memory_BUD: [B, U, D], vectors of the codes.
+      hidden_BS: [B, S] bool, ids that are predicted from PAD in place of the id
+        before them; one predicted from BOS stays so. None for none.
+      codebooks: See `Vocabulary`.
 
     Returns:
       The predictions.
     """
-    is_first_BS = document_starts(document_BS)
+    is_start_BS = document_starts(document_BS)
     lowest_BS = first_slots(segments, document_BS)
-    alone = self.config.expander.context == 'segment'
-    fed_BS = layers.shift_right(
-      ids_BS,
-      segments.is_start_BS if alone else is_first_BS,
-      self.num_ids + Special.BOS,
-    )
-    x_BSD = self.embed(fed_BS) + self.offset_embed(segments.offset_BS)
+    if self.is_alone:
+      is_start_BS = segments.is_start_BS
+    fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
+    if hidden_BS is not None:
+      fed_BS = jnp.where(
+        hidden_BS & ~is_start_BS, self.num_ids + Special.PAD, fed_BS
+      )
+    x_BSD = self.vocabulary.embed(fed_BS, codebooks)
+    x_BSD += self.offset_embed(segments.offset_BS)
     for block in self.blocks:
       x_BSD, _ = block(
         x_BSD,
-        segments.index_BS if alone else document_BS,
+        segments.index_BS if self.is_alone else document_BS,
         memory=(memory_BUD, segments.index_BS, lowest_BS),
       )
     x_BSD = self.norm(x_BSD)
+    predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
+    has_head = self.config.expander.ends == 'head'
     return ExpanderOutput(
-      logits_BSV=self.head(x_BSD).astype(jnp.float32),
-      end_logits_BS=self._end_logits(x_BSD, ids_BS),
-      end_is_certain_BS=self._end_is_certain(ids_BS, segments.offset_BS),
+      logits=predicted.logits,
+      nats_BS=self.vocabulary.nats(predicted, ids_BS),
+      best_BS=predicted.best,
+      end_logits_BS=self.end_logits(x_BSD, ids_BS, codebooks)
+      if has_head
+      else None,
+      end_is_certain_BS=self.end_is_certain(ids_BS, segments.offset_BS),
     )
 
-  def decode(self, memory_BUD: Array, lowest_BP: Array) -> tuple[Array, Array]:
-    """Greedy ids of every segment, all at once, from the codes alone.
-
-    Takes `max_length` steps, whatever the number of segments.
+  @nn.nowrap
+  def init_cache(self, batch_size: int, capacity: int) -> Cache:
+    """An empty cache for `step`; needs no parameters.
 
     Args:
-      memory_BUD: [B, U, D], vectors of the codes.
-      lowest_BP: [B, P] int32, first slot that each segment may see.
+      batch_size: B.
+      capacity: Ids that a row may come to; read with context 'full' only.
 
     Returns:
-      [B, P, L] int32 ids and [B, P] int32 lengths, 1..L; ids past a segment's
-      length are meaningless.
-
-    Raises:
-      ValueError: If the context is not 'segment'.
+      The cache.
     """
-    c = self.config.expander
-    if c.context != 'segment':
-      raise ValueError(
-        f'expander.context: got {c.context!r}, allowed: segment, for segments'
-        ' to decode independently'
-      )
-    batch, slots = lowest_BP.shape
-    width = self.config.d_model
-    max_length = self.config.segmentation.max_length
-    lanes = batch * slots
-    index_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-    cache = cache_lib.empty_cache(
-      lanes,
-      max_length,
+    c, width = self.config.expander, self.config.d_model
+    return cache_lib.empty_cache(
+      batch_size,
+      capacity if self.window is None else self.window + 1,
       FORMS[c.attention.form].cached_widths(
         c.num_heads, width // c.num_heads, c.attention
       ),
       c.num_layers,
       self.dtype,
     )
-    group_N = jnp.zeros(lanes, jnp.int32)
-    active_N = jnp.ones(lanes, bool)
 
-    def one_step(module, carry, number):
-      cache, fed_N = carry
-      cache, step = cache_lib.advance(cache, group_N, active_N)
-      x_ND = module.embed(fed_N) + module.offset_embed(number)
-      key_values = []
-      for block, layer in zip(module.blocks, cache.layers, strict=True):
-        x_ND, layer = block.step(
-          x_ND, layer, step, memory=(memory_BUD, index_BP, lowest_BP)
-        )
-        key_values.append(layer)
-      cache = cache.replace(layers=tuple(key_values))
-      x_ND = module.norm(x_ND)
-      # BOS and PAD are never anyone's next id.
-      logits_NV = module.head(x_ND).astype(jnp.float32)
-      logits_NV = logits_NV.at[:, module.num_ids + Special.BOS].set(-jnp.inf)
-      logits_NV = logits_NV.at[:, module.num_ids + Special.PAD].set(-jnp.inf)
-      ids_N = jnp.argmax(logits_NV, axis=-1).astype(jnp.int32)
-      is_end_N = module._end_logits(x_ND, ids_N) > 0
-      is_end_N |= module._end_is_certain(ids_N, number)
-      return (cache, ids_N), (ids_N, is_end_N)
+  def step(
+    self,
+    fed_B: Array,
+    offset_B: Array,
+    group_B: Array,
+    cache: Cache,
+    active_B: Array,
+    memory: tuple[Array, Array, Array],
+    codebooks: Codebooks | None = None,
+  ) -> tuple[Array, Cache]:
+    """The state that the next id of each row is predicted from.
 
-    fed_N = jnp.full((lanes,), self.num_ids + Special.BOS, jnp.int32)
-    _, (ids_LN, is_end_LN) = nn.scan(
-      one_step, variable_broadcast='params', split_rngs={'params': False}
-    )(self, (cache, fed_N), jnp.arange(max_length, dtype=jnp.int32))
-    length_N = 1 + jnp.argmax(is_end_LN, axis=0).astype(jnp.int32)
-    return (
-      ids_LN.T.reshape(batch, slots, max_length),
-      length_N.reshape(batch, slots),
-    )
+    Args:
+      fed_B: [B] int32, the id before it, or BOS.
+      offset_B: [B] int32, its position within its segment.
+      group_B: [B] int32, its segment where segments are alone, else its
+        document.
+      cache: From `init_cache` or the step before.
+      active_B: [B] bool, rows that have a next id.
+      memory: See `Block.step`.
+      codebooks: See `Vocabulary`.
 
-  def _end_logits(self, x: Array, ids: Array) -> Array:
-    both = jnp.concatenate([x, self.embed(ids)], axis=-1)
-    hidden = nn.silu(self.end_hidden(both))
+    Returns:
+      [B, D] normalised states, and the cache.
+    """
+    cache, step = cache_lib.advance(cache, group_B, active_B)
+    x_BD = self.vocabulary.embed(fed_B, codebooks) + self.offset_embed(offset_B)
+    key_values = []
+    for block, layer in zip(self.blocks, cache.layers, strict=True):
+      x_BD, layer = block.step(x_BD, layer, step, memory=memory)
+      key_values.append(layer)
+    return self.norm(x_BD), cache.replace(layers=tuple(key_values))
+
+  def greedy(self, x_BD: Array, codebooks: Codebooks | None = None) -> Array:
+    """The likeliest ids of states, [B] int32, digit by digit."""
+    return self.vocabulary.predict(x_BD, None, codebooks).best
+
+  def is_end(
+    self,
+    x_BD: Array,
+    ids_B: Array,
+    offset_B: Array,
+    codebooks: Codebooks | None = None,
+  ) -> Array:
+    """Whether ids end their segments as the head says, [B] bool."""
+    is_likely = self.end_logits(x_BD, ids_B, codebooks) > 0
+    return is_likely | self.end_is_certain(ids_B, offset_B)
+
+  def end_logits(
+    self, x: Array, ids: Array, codebooks: Codebooks | None = None
+  ) -> Array:
+    """See `ExpanderOutput`, of states and ids of any shape."""
+    of_ids = self.vocabulary.embed(ids, codebooks)
+    hidden = nn.silu(self.end_hidden(jnp.concatenate([x, of_ids], axis=-1)))
     return self.end_head(hidden)[..., 0].astype(jnp.float32)
 
-  def _end_is_certain(self, ids: Array, offset: Array) -> Array:
+  def end_is_certain(self, ids: Array, offset: Array) -> Array:
+    """See `ExpanderOutput`, of ids of any shape."""
     max_length = self.config.segmentation.max_length
     return (ids == self.num_ids + Special.EOS) | (offset == max_length - 1)

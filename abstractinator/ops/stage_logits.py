@@ -27,6 +27,7 @@ def stage_logits(
   *,
   residual_conditioning: bool,
   distance: str,
+  allowed_K: Array | None = None,
 ) -> StageLogits:
   """Scores every entry of every stage against a prediction.
 
@@ -38,6 +39,8 @@ def stage_logits(
     residual_conditioning: Whether a stage scores what the digits before it
       leave of the prediction, or all of it.
     distance: 'dot', inner products; 'squared', negative squared distances.
+    allowed_K: [K] bool, digits of stage 0 that may be the best; the others have
+      logits of -inf. None for all.
 
   Returns:
     Logits and best digits, float32. No gradient passes through what is
@@ -54,6 +57,8 @@ def stage_logits(
   logits, best = [], []
   for stage, codebook_KC in enumerate(codebooks):
     logits.append(_SCORES[distance](rest_C, codebook_KC))
+    if stage == 0 and allowed_K is not None:
+      logits[0] = jnp.where(allowed_K, logits[0], -jnp.inf)
     best.append(jnp.argmax(logits[-1], axis=-1).astype(jnp.int32))
     if residual_conditioning:
       digit = best[-1] if digits_M is None else digits_M[..., stage]

@@ -79,6 +79,7 @@ class Run:
         model=self._model,
         optimizer=self._optimizer,
         weights=config.loss,
+        seed=config.seed,
       ),
       in_shardings=(shardings, sharding.batch_sharding(self._mesh)),
       out_shardings=(shardings, sharding.replicated(self._mesh)),
@@ -269,12 +270,11 @@ class Run:
     writer.write_scalars(step, tags)
     for name, counts in histograms.items():
       writer.write_histogram(step, f'eval/{name}', counts)
-    if self.config.model.levels[0].expander.context == 'segment':
-      writer.write_text(
-        step,
-        'eval/examples',
-        self._held_out.examples(variables, _EXAMPLE_ROWS),
-      )
+    writer.write_text(
+      step,
+      'eval/examples',
+      self._held_out.examples(variables, _EXAMPLE_ROWS),
+    )
     progress.message(f'step {step}: {report.headline(summary)}')
     return tags
 

@@ -19,6 +19,7 @@ def train_step(
   model: Abstractinator,
   optimizer: optax.GradientTransformation,
   weights: LossConfig,
+  seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
   """Moves the parameters once, and the codebook and threshold with them.
 
@@ -28,6 +29,8 @@ def train_step(
     model: The level.
     optimizer: What turns gradients into updates.
     weights: Of the loss terms.
+    seed: Of the run. What is random in a step follows from it, the number of
+      the step and the rows.
 
   Returns:
     The next state, and the metrics of the batch before the update: those of
@@ -35,12 +38,14 @@ def train_step(
     `gradient_norm` before clipping.
   """
   num_ids = losses.num_ids(batch)
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def loss_fn(params):
     output, collections = model.apply(
       {'params': params, **state.collections},
       batch,
       mutable=list(state.collections),
+      rngs={'byte_dropout': key},
     )
     terms = losses.terms(output, batch)
     loss = losses.objective(terms, weights, num_ids)

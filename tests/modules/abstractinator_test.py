@@ -71,12 +71,12 @@ def expected_params(cross, queries):
     'compressor/pooling/out_norm/scale': (16,),
     'compressor/quantizer/down/kernel': (16, 6),
     'compressor/quantizer/up/kernel': (6, 16),
-    'expander/embed/embedding': (259, 16),
+    'expander/vocabulary/embed/embedding': (259, 16),
     'expander/offset_embed/embedding': (6, 16),
     **under('expander/block_0', BLOCK | cross),
     **under('expander/block_1', BLOCK | cross),
     'expander/norm/scale': (16,),
-    'expander/head/kernel': (16, 259),
+    'expander/vocabulary/head/kernel': (16, 259),
     'expander/end_hidden/kernel': (32, 16),
     'expander/end_head/kernel': (16, 1),
   }
@@ -143,7 +143,8 @@ def test_bfloat16_computes_finite_float32_logits(tiny_level, make_batch):
     output.compressed.entropy_logits_BSV,
     output.compressed.entropy_bits_BS,
     output.compressed.quantized.distance_BP,
-    output.expanded.logits_BSV,
+    *output.expanded.logits,
+    output.expanded.nats_BS,
     output.expanded.end_logits_BS,
   ):
     assert x.dtype == jnp.float32

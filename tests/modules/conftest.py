@@ -15,6 +15,7 @@ import pytest
 from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.config import LevelConfig
 from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.modules.expander_decode import decode_segments
 from abstractinator.types import Batch
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
@@ -73,7 +74,7 @@ class Level:
     variables: Parameters and collections.
     call, compress: Methods of the level, of variables and a batch.
     entropy_logits: Of variables, ids and documents.
-    expand, decode_vectors: Methods of its expander.
+    expand, decode_segments: Methods of its expander.
   """
 
   def __init__(self, config: LevelConfig, dtype: str):
@@ -82,7 +83,10 @@ class Level:
     self.variables = _make_variables(
       # What does not change any parameter.
       dataclasses.replace(
-        config, expander=dataclasses.replace(config.expander, context='segment')
+        config,
+        expander=dataclasses.replace(
+          config.expander, context='segment', byte_dropout=0.0
+        ),
       )
     )
     apply = self.model.apply
@@ -92,8 +96,8 @@ class Level:
       apply, method=lambda m, *args: m.compressor.entropy_model(*args).logits
     )
     self.expand = quick_jit(apply, method=lambda m, *args: m.expander(*args))
-    self.decode_vectors = quick_jit(
-      apply, method=lambda m, *args: m.expander.decode(*args)
+    self.decode_segments = quick_jit(
+      apply, method=lambda m, *args: decode_segments(m.expander, *args)
     )
 
 
@@ -107,11 +111,15 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   # Initial predictions are nearly uniform; these say something, so that
   # entropies jump and greedy ids and lengths differ.
   params = jax.tree.map(lambda x: x, variables['params'])
-  for head in (
-    params['compressor']['entropy_model']['head'],
-    params['expander']['head'],
-    params['expander']['end_head'],
-  ):
+  expander = params['expander']
+  heads = [params['compressor']['entropy_model']['head']]
+  if 'head' in expander['vocabulary']:
+    heads.append(expander['vocabulary']['head'])
+  else:
+    expander['vocabulary']['log_scale'] += 2.0
+  if 'end_head' in expander:
+    heads.append(expander['end_head'])
+  for head in heads:
     head['kernel'] = head['kernel'] * 20
   return variables | {'params': params}
 

@@ -16,6 +16,8 @@ WIRINGS = [
   ('segment', 2, 'regular', 1),
   ('window', 0, 'regular', 1),
   ('window', 2, 'regular', 1),
+  ('full', 0, 'regular', 1),
+  ('full', 2, 'regular', 1),
   ('segment', 2, 'mla', 1),
   ('segment', 0, 'regular', 2),
   ('window', 1, 'mla', 3),
@@ -97,7 +99,7 @@ def expand(level, ids_BS, memory_BUD):
     jnp.concatenate([jnp.asarray(memory_BUD), rows(memory_BUD[0], fill)]),
   )
   return (
-    np.asarray(output.logits_BSV[:count]),
+    np.asarray(output.logits[0][:count]),
     np.asarray(output.end_logits_BS[:count]),
   )
 
@@ -110,7 +112,8 @@ def sees_ids(level):
   if c.context == 'segment':
     group, reach = segments.index_BS, SIZE
   else:
-    group, reach = document, 1 + c.num_layers * c.window
+    reach = SIZE if c.context == 'full' else 1 + c.num_layers * c.window
+    group = document
   return (
     (j < s)
     & (s <= j + reach)
@@ -132,7 +135,7 @@ def sees_codes(level):
   if c.context == 'segment':
     return direct
   # What the ids within reach have read before the last self-attention.
-  reach = (c.num_layers - 1) * c.window
+  reach = SIZE if c.context == 'full' else (c.num_layers - 1) * c.window
   seen = direct.copy()
   for s in range(SIZE):
     for t in range(max(0, s - reach), s):
@@ -258,7 +261,7 @@ def test_a_document_is_predicted_alike_wherever_it_lies(level):
       ),
     )
   ]
-  for name in ('logits_BSV', 'end_logits_BS'):
+  for name in ('nats_BS', 'end_logits_BS'):
     together, apart = (getattr(output, name)[0] for output in outputs)
     np.testing.assert_allclose(
       apart[: len(here)], together[shift : shift + len(here)], atol=2e-5
@@ -292,7 +295,7 @@ def loop_decode(level, memory_BUD, document_BP):
       memory_BUD,
     )
     return (
-      np.array(output.logits_BSV).reshape(*ids.shape, -1),
+      np.array(output.logits[0]).reshape(*ids.shape, -1),
       np.asarray(output.end_logits_BS).reshape(ids.shape),
       np.asarray(output.end_is_certain_BS).reshape(ids.shape),
     )
@@ -327,7 +330,7 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
   lowest = np.array(
     [[np.argmax(row == d) for d in row] for row in document], np.int32
   )
-  ids, length = level.decode_vectors(
+  ids, length = level.decode_segments(
     level.variables, jnp.asarray(memory), jnp.asarray(lowest)
   )
   want_ids, want_length = loop_decode(level, memory, document)
@@ -344,30 +347,22 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
 def test_decoding_never_gives_bos_or_pad(tiny_level):
   """Heads that want nothing else still give bytes and EOS."""
   level = tiny_level()
-  kernel = level.variables['params']['expander']['head']['kernel']
+  vocabulary = level.variables['params']['expander']['vocabulary']
+  kernel = vocabulary['head']['kernel']
   wish = 1e3 * jnp.sign(jnp.sum(kernel, axis=1))
   eager = jnp.stack([wish, -wish], axis=1)
   params = dict(level.variables['params'])
+  kernel = kernel.at[:, jnp.array([BOS_ID, PAD_ID])].set(eager)
   params['expander'] = params['expander'] | {
-    'head': {'kernel': kernel.at[:, jnp.array([BOS_ID, PAD_ID])].set(eager)}
+    'vocabulary': vocabulary | {'head': {'kernel': kernel}}
   }
   memory = np.stack([make_memory(level, seed) for seed in range(2)])
-  ids, _ = level.decode_vectors(
+  ids, _ = level.decode_segments(
     level.variables | {'params': params},
     jnp.asarray(memory),
     jnp.zeros((2, SLOTS), jnp.int32),
   )
   assert not np.isin(ids, [BOS_ID, PAD_ID]).any()
-
-
-def test_decode_refuses_contexts_wider_than_a_segment(tiny_level):
-  level = tiny_level(expander__context='window', expander__lookback=0)
-  with pytest.raises(ValueError, match=r"context: got 'window'.*segment"):
-    level.decode_vectors(
-      level.variables,
-      jnp.zeros((1, SLOTS, level.config.d_model)),
-      jnp.zeros((1, SLOTS), jnp.int32),
-    )
 
 
 def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
@@ -377,8 +372,11 @@ def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
     level.variables, codes, method=lambda m, c: m.compressor.quantizer.lookup(c)
   )
   lowest = jnp.zeros((1, SLOTS), jnp.int32)
-  decode = quick_jit(level.model.apply, method='decode')
-  got = decode(level.variables, codes, lowest)
-  want = level.decode_vectors(level.variables, vectors, lowest)
-  for a, b in zip(got, want, strict=True):
-    np.testing.assert_array_equal(a, b)
+  decode = quick_jit(level.model.apply, method='decode', sequence_length=9)
+  is_valid = jnp.arange(SLOTS)[None] < SLOTS - 2
+  ids, length = decode(level.variables, codes, is_valid, lowest)
+  want_ids, want_length = level.decode_segments(
+    level.variables, vectors, lowest
+  )
+  np.testing.assert_array_equal(ids, want_ids)
+  np.testing.assert_array_equal(length, jnp.where(is_valid, want_length, 0))
