@@ -11,7 +11,9 @@ from abstractinator.types import Array
 
 @flax.struct.dataclass
 class QuantizerOutput:
-  """What a quantizer makes of a row of segments.
+  """What a quantizer makes of the vectors of segments.
+
+  P counts vectors here: U of them where a segment has several.
 
   Attributes:
     codes_BP: [B, P] int32 in 0..num_codes-1; arbitrary in empty slots.

@@ -30,7 +30,8 @@ class CodebookState:
     step: [] int32, optimizer steps seen.
     reservoir_RC: [R, C] float32, recent vectors that replace dead entries; R
       is K, or 4 K to have enough of them for k-means.
-    reservoir_step_R: [R] int32, step each one is from, -1 for none.
+    reservoir_step_R: [R] int32, step each one is from, -1 for none, or none
+      that has not become an entry.
     hits_K, sum_KC, priority_R, candidate_RC: the sums of the step so far:
       hits, summed vectors, and for each place of the reservoir the candidate
       of the highest priority.
@@ -158,8 +159,9 @@ def advance(state: CodebookState) -> CodebookState:
 
   count <- decay count + (1 - decay) hits, sums likewise, entry = sum / count,
   with the counts smoothed as in van den Oord et al., arXiv:1711.00937, appendix
-  A.1. Then, every `reset_interval_steps`, dead entries become vectors of the
-  reservoir, each another one, as far as it reaches.
+  A.1; an entry without hits stays where it is. Then, every
+  `reset_interval_steps`, dead entries become vectors of the reservoir, each
+  another one that none has been before, as far as it reaches.
   """
   is_new_R = state.priority_R > 0
   keep = jnp.float32(state.decay)
@@ -168,7 +170,10 @@ def advance(state: CodebookState) -> CodebookState:
   size, total = count_K.shape[0], jnp.sum(count_K)
   smooth_K = (count_K + 1e-5) / (total + size * 1e-5) * total
   state = state.replace(
-    codebook_KC=sum_KC / smooth_K[:, None],
+    # Smoothing would draw an entry whose count has decayed towards zero.
+    codebook_KC=jnp.where(
+      state.hits_K[:, None] > 0, sum_KC / smooth_K[:, None], state.codebook_KC
+    ),
     ema_count_K=count_K,
     ema_sum_KC=sum_KC,
     last_hit_step_K=jnp.where(
@@ -227,6 +232,8 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   is_reset_K = is_dead_K & (state.reservoir_step_R[source_K] >= 0)
   vector_KC = state.reservoir_RC[source_K]
   reset = is_reset_K[:, None]
+  places = state.reservoir_step_R.shape[0]
+  used_K = jnp.where(is_reset_K, source_K, places)
   return state.replace(
     codebook_KC=jnp.where(reset, vector_KC, state.codebook_KC),
     # Enough not to be dead at once.
@@ -237,6 +244,7 @@ def _replace_dead(state: CodebookState) -> CodebookState:
       reset, vector_KC * jnp.maximum(least, 1.0), state.ema_sum_KC
     ),
     last_hit_step_K=jnp.where(is_reset_K, state.step, state.last_hit_step_K),
+    reservoir_step_R=state.reservoir_step_R.at[used_K].set(-1, mode='drop'),
   )
 
 

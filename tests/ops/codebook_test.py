@@ -189,21 +189,50 @@ def test_a_dead_entry_stays_where_the_reservoir_is_empty():
 def test_a_new_codebook_starts_over_from_the_first_vectors():
   state = new_state()
   x, _, is_valid, name = make_vectors(0)
-  state = advance(observe(state, x, np.zeros(COUNT, int), is_valid, name))
+  state = observe(state, x, np.zeros(COUNT, int), is_valid, name)
+  filled = int((np.asarray(state.priority_R) > 0).sum())
+  state = advance(state)
   is_real = (np.asarray(state.codebook_KC)[:, None] == x).all(-1).any(1)
   assert not is_real[0]
-  filled = int((np.asarray(state.reservoir_step_R) == 0).sum())
   assert int(is_real.sum()) == min(filled, SIZE - 1) > 4
 
 
-def test_entries_without_hits_keep_their_place():
-  state = make_state(decay=0.97)
+def test_no_vector_becomes_an_entry_twice():
+  """Three vectors, many dead entries, and nothing to follow."""
+  state = new_state(interval=1, after=1)
+  x, _, _, name = make_vectors(0)
+  vectors = {tuple(vector) for vector in x[:3]}
+  state = observe(state, x[:3], np.zeros(3, int), np.ones(3, bool), name[:3])
+  after_step = []
+  for _ in range(4):
+    state = advance(state)
+    entries = [tuple(entry) for entry in np.asarray(state.codebook_KC)]
+    after_step.append([entry in vectors for entry in entries[1:]])
+    assert 0 < sum(after_step[-1]) == len(vectors.intersection(entries[1:]))
+  # All are dead again and again, but there is nothing new to become.
+  assert after_step[1:] == after_step[:-1]
+  x, code, is_valid, name = make_vectors(1)
+  after = advance(observe(state, x, 0 * code, is_valid, name))
+  is_moved = np.any(after.codebook_KC != state.codebook_KC, axis=1)
+  assert is_moved.sum() > 4
+
+
+@pytest.mark.parametrize('decay', [0.5, 0.97])
+def test_entries_without_hits_keep_their_place(decay):
+  """Also when their counts have all but vanished."""
+  state = make_state(decay=decay)
   start = np.asarray(state.codebook_KC)
   for step in range(50):
     x, code, is_valid, name = make_vectors(step, num_codes=2)
     state = advance(observe(state, x, code, is_valid, name))
-  np.testing.assert_allclose(state.codebook_KC[2:], start[2:], rtol=2e-4)
+  np.testing.assert_array_equal(state.codebook_KC[2:], start[2:])
   assert np.abs(state.codebook_KC[:2] - start[:2]).max() > 0.1
+  # Nor is there anything to keep them there: hits count as ever.
+  x, code, _, name = make_vectors(50)
+  state = advance(observe(state, x, 0 * code + 5, np.ones(COUNT, bool), name))
+  old, new = decay**51, 1 - decay
+  want = (old * start[5] + new * x.sum(0)) / (old + new * COUNT)
+  np.testing.assert_allclose(state.codebook_KC[5], want, rtol=1e-3)
 
 
 def test_rare_entries_are_replaced_and_start_with_enough():
