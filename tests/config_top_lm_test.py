@@ -40,7 +40,7 @@ def test_a_config_survives_its_own_dictionary():
   ],
 )
 def test_a_bad_setting_is_named(edits, message):
-  with pytest.raises(ValueError) as info:  # noqa: PT011
+  with pytest.raises(ValueError) as info:
     TopLMConfig.from_dict(tiny_top_lm.values() | edits, 'top_lm')
   assert str(info.value) == message
 
