@@ -325,7 +325,7 @@ def test_gradients_hold_numerically(mode, form):
 def test_sampled_codes_follow_their_distribution():
   """The joint frequencies of codes of equal stages are those of the model."""
   lm, draws = make('discrete', 'forbidden'), 40000
-  state = jax.random.normal(jax.random.key(2), (tiny_top_lm.WIDTH,))
+  state = jax.random.normal(jax.random.key(1), (tiny_top_lm.WIDTH,))
   digits = all_codes(lm.sizes)
   logits = lm.code_logits(
     lm.variables, jnp.broadcast_to(state, (16, tiny_top_lm.WIDTH)), digits
