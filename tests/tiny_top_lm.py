@@ -15,7 +15,7 @@ from abstractinator.modules.code_sequence_transformer import (
 
 D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
 # Codes of one stage, of three, and of one that leaves two digits out.
-SIZES = {'vq': (11,), 'rvq': (4, 3, 5), 'forbidden': (4, 3)}
+SIZES = {'vq': (11,), 'rvq': (4, 3, 5), 'forbidden': (4, 4)}
 FORBIDDEN = {'forbidden': (1, 3)}
 # Documents of three rows; the second row cuts off its last one.
 LENGTHS = ((3, 1, 5), (7, 5), (2,))

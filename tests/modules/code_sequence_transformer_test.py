@@ -237,12 +237,12 @@ def test_what_a_digit_says_of_the_next_depends_on_the_state():
 def test_probabilities_of_all_documents_add_up_to_one():
   """With their ends: of up to three codes, and of what is longer."""
   lm = make('discrete', 'forbidden')
-  vectors = np.random.default_rng(7).normal(size=(12, tiny_top_lm.D_LEVEL))
-  allowed = [c for c in range(12) if c % 4 not in (1, 3)]
+  vectors = np.random.default_rng(7).normal(size=(16, tiny_top_lm.D_LEVEL))
+  allowed = [c for c in range(16) if c % 4 not in (1, 3)]
   total = 0.0
   for length in (1, 2, 3):
     codes = np.array(list(itertools.product(allowed, repeat=length)))
-    extra = ((0, 216 - len(codes)), (0, 3 - length))
+    extra = ((0, 512 - len(codes)), (0, 3 - length))
     document = np.pad(np.zeros_like(codes), extra, constant_values=-1)
     codes = np.pad(codes, extra)
     sequence = CodeSequence(
@@ -260,7 +260,7 @@ def test_probabilities_of_all_documents_add_up_to_one():
       return np.exp(-nats[is_real[:, 0]]).sum()
 
     total += p(sequence.is_end_BP)
-  longer = p(jnp.zeros((216, 3), bool))
+  longer = p(jnp.zeros((512, 3), bool))
   assert longer > 0.01
   assert total > 0.1
   np.testing.assert_allclose(total + longer, 1, rtol=1e-5)
@@ -323,23 +323,23 @@ def test_gradients_hold_numerically(mode, form):
 
 
 def test_sampled_codes_follow_their_distribution():
-  """Digit by digit: the joint frequencies of codes are those of the model."""
+  """The joint frequencies of codes of equal stages are those of the model."""
   lm, draws = make('discrete', 'forbidden'), 40000
-  state = jax.random.normal(jax.random.key(2), (tiny_top_lm.WIDTH,))
+  state = jax.random.normal(jax.random.key(1), (tiny_top_lm.WIDTH,))
   digits = all_codes(lm.sizes)
   logits = lm.code_logits(
-    lm.variables, jnp.broadcast_to(state, (12, tiny_top_lm.WIDTH)), digits
+    lm.variables, jnp.broadcast_to(state, (16, tiny_top_lm.WIDTH)), digits
   )
-  p = np.ones(12)
+  p = np.ones(16)
   for m, x in enumerate(logits):
-    p *= np.asarray(jax.nn.softmax(x))[np.arange(12), np.asarray(digits[:, m])]
+    p *= np.asarray(jax.nn.softmax(x))[np.arange(16), np.asarray(digits[:, m])]
   codes = quick_jit(lm.model.apply, method='next_code')(
     lm.variables,
     jax.random.key(4),
     jnp.broadcast_to(state, (draws, tiny_top_lm.WIDTH)),
   )
   order = np.asarray(digits[:, 0] + 4 * digits[:, 1])
-  found = np.bincount(codes, minlength=12)[order] / draws
+  found = np.bincount(codes, minlength=16)[order] / draws
   np.testing.assert_allclose(found, p, atol=0.015)
   assert (found[p == 0] == 0).all()
 
