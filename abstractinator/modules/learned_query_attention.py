@@ -1,5 +1,8 @@
 """Pools the ids of each segment into one vector."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -30,7 +33,6 @@ class LearnedQueryAttention(nn.Module):
   implementation: str
   dtype: jnp.dtype
 
-  @nn.compact
   def __call__(self, x_BSD: Array, index_BS: Array, num_slots: int) -> Array:
     """Pools segments.
 
@@ -41,6 +43,33 @@ class LearnedQueryAttention(nn.Module):
 
     Returns:
       [B, P, D] of the compute type; zeros in empty slots.
+    """
+
+    def pool(score_BSH, value_BSHA):
+      pooled_BPHA = segment_pool(
+        score_BSH,
+        value_BSHA,
+        index_BS,
+        num_slots=num_slots,
+        implementation=self.implementation,
+      )
+      return pooled_BPHA, None
+
+    return self.pool_by(pool, x_BSD)[0]
+
+  @nn.compact
+  def pool_by(
+    self, pool: Callable[[Array, Array], tuple[Array, Any]], x_BSD: Array
+  ) -> tuple[Array, Any]:
+    """Pools ids in a way of the caller's.
+
+    Args:
+      pool: From scores [B, S, H] and values [B, S, H, A] of the ids to their
+        means [B, P, H, A], and whatever else the caller wants of them.
+      x_BSD: [B, S, D] states.
+
+    Returns:
+      [B, P, D] of the compute type, and what else `pool` returned.
     """
     width = x_BSD.shape[-1]
     heads, head_dim = self.num_heads, width // self.num_heads
@@ -55,15 +84,8 @@ class LearnedQueryAttention(nn.Module):
     q_HA = projection('q')(query_D) * head_dim**-0.5
     k_DHA = projection('k')(jnp.eye(width))
     score_BSH = x_BSD @ jnp.einsum('dha,ha->dh', k_DHA, q_HA)
-    pooled_BPHA = segment_pool(
-      score_BSH,
-      projection('v')(x_BSD),
-      index_BS,
-      num_slots=num_slots,
-      implementation=self.implementation,
-    )
+    pooled_BPHA, kept = pool(score_BSH, projection('v')(x_BSD))
     pooled_BPD = pooled_BPHA.reshape(*pooled_BPHA.shape[:2], width)
     pooled_BPD = layers.RMSNorm(self.dtype, name='out_norm')(pooled_BPD)
-    return nn.Dense(width, use_bias=False, dtype=self.dtype, name='out')(
-      pooled_BPD
-    )
+    out = nn.Dense(width, use_bias=False, dtype=self.dtype, name='out')
+    return out(pooled_BPD), kept
