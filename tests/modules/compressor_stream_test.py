@@ -31,12 +31,12 @@ MLA = {
 SETTINGS = {
   'entropy_delta': {'segmentation__threshold': 0.1},
   'entropy_threshold': {
-    'segmentation__threshold': 4.5,
+    'segmentation__threshold': 5.0,
     'entropy_model__window': None,
     'encoder__window': None,
   },
   'equal_information': {
-    'segmentation__threshold': 22.0,
+    'segmentation__threshold': 45.0,
     **{f'entropy_model__attention__{k}': v for k, v in MLA.items()},
     **{f'encoder__attention__{k}': v for k, v in MLA.items()},
   },
@@ -78,6 +78,13 @@ def make_schedule(count, cut, seed):
     at = at + active
   np.testing.assert_array_equal(at, count)
   return np.array(schedule)
+
+
+def run_whole(module, ids, document):
+  """The output, its segments in the space of the codes, and the codebook."""
+  output = module(ids, document, jnp.arange(ROWS))
+  y = module.quantizer.to_code_space(output.pooled_BPD)
+  return output, y, module.quantizer.entries()
 
 
 def run_stream(module, ids, document, is_last, cut, schedule):
@@ -141,13 +148,10 @@ class Compared:
     self.rows = make_rows(seed)
     ids, self.document, is_last, count, cut = self.rows
     schedule = make_schedule(count, cut, seed)
-    whole, (y, entries), streamed = jax.tree.map(
+    (whole, y, entries), streamed = jax.tree.map(
       np.asarray,
       (
-        quick_jit(module.apply)(
-          variables, ids, self.document, np.arange(ROWS, dtype=np.int32)
-        ),
-        quick_jit(module.apply, method=_code_space)(
+        quick_jit(module.apply, method=run_whole)(
           variables, ids, self.document
         ),
         quick_jit(module.apply, method=run_stream)(
@@ -204,12 +208,6 @@ class Compared:
         if at + 1 < SIZE:
           self.entropies[row, at + 1] = outputs.entropy_bits_B[t, row]
       of_stream(row, count[row] - 1, end, row)
-
-
-def _code_space(module, ids, document):
-  output = module(ids, document, jnp.zeros(ROWS, jnp.int32))
-  y = module.quantizer.to_code_space(output.pooled_BPD)
-  return y, module.quantizer.entries()
 
 
 def _codes_are_safe(y_BPC, entries_KC, whole):
@@ -302,24 +300,28 @@ def test_ids_one_at_a_time_give_what_the_whole_row_gives(compare, rule):
   assert whole.entropy_bits_BS[kept].std() > 0.01
 
 
-def test_a_start_is_a_prefill_of_nothing_and_says_what_comes_first(
-  compare, tiny_config, quick_jit
+def test_a_start_predicts_what_comes_first_and_has_no_open_segment(
+  tiny_config, quick_jit
 ):
-  config = tiny_config()
-  module = SegmentCompressor(config, NUM_BYTES, 'xla', jnp.float32)
-  zeros = jnp.zeros((2, 8), jnp.int32)
-  variables = quick_jit(module.init)(
-    jax.random.key(0), zeros, zeros, zeros[:, 0]
-  )
-  state = module.apply(variables, 2, SIZE, method=compressor_prefill.start)
+  module = SegmentCompressor(tiny_config(), NUM_BYTES, 'xla', jnp.float32)
+  zeros = jnp.zeros((2, 4), jnp.int32)
+
+  def run(key):
+    whole, variables = module.init_with_output(key, zeros, zeros, zeros[:, 0])
+    start = compressor_prefill.start
+    state = module.apply(variables, 2, SIZE, method=start)
+    end = module.apply(variables, state, method=compressor_stream.finish)
+    return whole, state, end
+
+  whole, state, end = quick_jit(run)(jax.random.key(0))
   assert state.opens_B.all()
-  whole = module.apply(variables, zeros, zeros, zeros[:, 0])
+  assert not end.is_end_B.any()
   np.testing.assert_allclose(
     state.predicted.logits, whole.entropy_logits_BSV[:, 0], atol=1e-5
   )
-  # No segment is open yet.
-  end = module.apply(variables, state, method=compressor_stream.finish)
-  assert not end.is_end_B.any()
+  np.testing.assert_allclose(
+    state.segmenter.last_entropy_bits_B, whole.entropy_bits_BS[:, 0], atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
