@@ -172,6 +172,10 @@ class Compared:
     self.pooled = np.zeros((*shape, prefix.pooled_BPD.shape[-1]), np.float32)
     self.entropies = np.full(shape, np.nan, np.float32)
 
+    # Also of the id after as many as there may be.
+    assert np.isfinite(last.entropy_bits_B).all()
+    assert np.isfinite(outputs.entropy_bits_B).all()
+
     def ended(row, at, pooled, code):
       self.ends[row, at] += 1
       self.codes[row, at] = code
