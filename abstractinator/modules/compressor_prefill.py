@@ -147,8 +147,9 @@ def prefill(
   )
   is_empty_B = num_ids_B == 0
   state = StreamState(
+    # Both are still to come, of the next id.
     predicted=jax.tree.map(lambda x: x[:, 0], predicted),
-    opens_B=is_empty_B,
+    opens_B=jnp.zeros(batch, bool),
     pooled_BPD=pooled_BPD[row_B, jnp.maximum(open_B, 0)][:, None],
     pool=open_pool,
     segmenter=segmentation_stream.state_after(
