@@ -10,6 +10,8 @@ from jax import lax
 from abstractinator.config import EntropyHeadsConfig, StackConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
+from abstractinator.modules.gaussian_head import GaussianHead
+from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.gaussian import Mixture
@@ -32,11 +34,11 @@ class EntropyOutput:
 
 @flax.struct.dataclass
 class EntropyCache:
-  """What the model remembers of each row.
+  """What an entropy model remembers of each row.
 
   Attributes:
     stack: Of the stack.
-    gaussian_stack: Of the layers before the Gaussian head; None without.
+    gaussian_stack: Of the one before the Gaussian head; None without.
   """
 
   stack: Cache
@@ -92,55 +94,6 @@ def sample_next(
   return sampling.sample(key, filtered)
 
 
-class GaussianHead(nn.Module):
-  """A mixture of diagonal Gaussians out of a state.
-
-  Attributes:
-    components: J.
-    log_variance_min: Log variances are clipped to be at least this,
-    log_variance_max: and at most this.
-    dtype: Compute type of the projections.
-
-  Parameters:
-    mean/kernel, log_variance/kernel: [D, J, D], and /bias: [J, D].
-    weight/kernel: [D, J], and /bias: [J]; with J > 1 only.
-  """
-
-  components: int
-  log_variance_min: float
-  log_variance_max: float
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Array) -> Mixture:
-    """[..., D] to predictions of vectors of the same width."""
-    shape = (self.components, x.shape[-1])
-
-    def project(name, features, variance):
-      out = nn.DenseGeneral(
-        features,
-        dtype=self.dtype,
-        kernel_init=nn.initializers.variance_scaling(
-          variance, 'fan_in', 'normal'
-        ),
-        name=name,
-      )(x)
-      return out.astype(jnp.float32)
-
-    # Means as far apart as embeddings are, so that components differ.
-    mean_JD = project('mean', shape, 0.25)
-    log_variance_JD = project('log_variance', shape, 0.01)
-    return Mixture(
-      logits_J=project('weight', self.components, 0.01)
-      if self.components > 1
-      else jnp.zeros((*x.shape[:-1], 1), jnp.float32),
-      mean_JD=mean_JD,
-      log_variance_JD=jnp.clip(
-        log_variance_JD, self.log_variance_min, self.log_variance_max
-      ),
-    )
-
-
 class EntropyModel(nn.Module):
   """Predicts each id from those before it.
 
@@ -187,7 +140,7 @@ class EntropyModel(nn.Module):
         h.gaussian_log_variance_max,
         self.dtype,
       )
-      if self._has_gaussian_stack:
+      if h.gaussian_layers:
         self.gaussian_stack = Stack(
           dataclasses.replace(self.config, num_layers=h.gaussian_layers),
           self.d_model,
@@ -205,26 +158,21 @@ class EntropyModel(nn.Module):
     Returns:
       [B, S] predictions.
     """
-    fed_BS = layers.shift_right(
-      ids_BS, document_starts(document_BS), self.num_ids + Special.BOS
-    )
-    x_BSD = self.stack(self.embed(fed_BS), document_BS)
-    y_BSD = x_BSD
-    if self.heads.gaussian_detach:
-      y_BSD = lax.stop_gradient(y_BSD)
+    x_BSD = self.stack(self._fed(ids_BS, document_BS), document_BS)
+    y_BSD = self._for_gaussian(x_BSD)
     if self._has_gaussian_stack:
       y_BSD = self.gaussian_stack(y_BSD, document_BS)
-    return self._predict(x_BSD, y_BSD)
+    return self.predict(x_BSD, y_BSD)
 
   def init_cache(
     self, batch_size: int, capacity: int, dtype: jnp.dtype
   ) -> EntropyCache:
-    """An empty cache for `step`.
+    """An empty cache for `prefill` and `step`.
 
     Args:
       batch_size: B.
-      capacity: Ids that a row of a model without window may come to; see
-        `Stack.init_cache`.
+      capacity: Predictions that a row of a model without window may come to;
+        see `Stack.init_cache`. The one of the id after n ids is the n + 1st.
       dtype: Of keys and values, usually the compute type.
 
     Returns:
@@ -238,6 +186,35 @@ class EntropyModel(nn.Module):
       else None,
     )
 
+  def prefill(
+    self, ids_BS: Array, document_BS: Array, cache: EntropyCache
+  ) -> tuple[EntropyOutput, EntropyCache]:
+    """The call, remembering every row for `step`.
+
+    Its predictions are those of the ids given. Nothing is predicted yet of the
+    id after a row's last: the first `step` does, and is fed that last id.
+
+    Args:
+      ids_BS: [B, S] int32.
+      document_BS: [B, S] int32, -1 on padding, which only ends a row.
+      cache: From `init_cache`; what else it held is gone.
+
+    Returns:
+      [B, S] predictions, and the cache.
+
+    Raises:
+      ValueError: If there is no window and rows are longer than the cache.
+    """
+    x_BSD, stack = self.stack.prefill(
+      self._fed(ids_BS, document_BS), document_BS, cache.stack
+    )
+    y_BSD, gaussian_stack = self._for_gaussian(x_BSD), None
+    if self._has_gaussian_stack:
+      y_BSD, gaussian_stack = self.gaussian_stack.prefill(
+        y_BSD, document_BS, cache.gaussian_stack
+      )
+    return self.predict(x_BSD, y_BSD), EntropyCache(stack, gaussian_stack)
+
   def step(
     self,
     last_id_B: Array,
@@ -248,9 +225,10 @@ class EntropyModel(nn.Module):
     """Predicts the next id of each row, before it is seen.
 
     Args:
-      last_id_B: [B] int32, the id before it, BOS at a document's first.
+      last_id_B: [B] int32, the id before it; anything if it is the first of its
+        document: the model sees that in the cache and is fed BOS.
       document_B: [B] int32, document of the id that is predicted.
-      cache: From `init_cache` or the step before.
+      cache: From `init_cache`, `prefill` or the step before.
       active_B: [B] bool, rows to predict an id of. Of the others the cache
         stays as it is and the prediction means nothing.
 
@@ -258,15 +236,17 @@ class EntropyModel(nn.Module):
       [B] predictions, NaN beyond the capacity of a model without window, and
       the cache.
     """
+    is_first_B = document_B != cache_lib.last_group(cache.stack)
+    fed_B = jnp.where(is_first_B, self.num_ids + Special.BOS, last_id_B)
     x_BD, stack = self.stack.step(
-      self.embed(last_id_B), document_B, cache.stack, active_B
+      self.embed(fed_B), document_B, cache.stack, active_B
     )
-    y_BD, gaussian_stack = x_BD, None
+    y_BD, gaussian_stack = self._for_gaussian(x_BD), None
     if self._has_gaussian_stack:
       y_BD, gaussian_stack = self.gaussian_stack.step(
         y_BD, document_B, cache.gaussian_stack, active_B
       )
-    return self._predict(x_BD, y_BD), EntropyCache(stack, gaussian_stack)
+    return self.predict(x_BD, y_BD), EntropyCache(stack, gaussian_stack)
 
   def gaussian_nats(self, ids: Array, output: EntropyOutput) -> Array:
     """-log density of the embeddings of ids, which get no gradient.
@@ -281,12 +261,16 @@ class EntropyModel(nn.Module):
     target_D = lax.stop_gradient(self.embed(ids))
     return gaussian.nll_nats(output.mixture, target_D)
 
-  @property
-  def _has_gaussian_stack(self) -> bool:
-    return self.heads.gaussian_components > 0 and self.heads.gaussian_layers > 0
+  def predict(self, x: Array, y: Array) -> EntropyOutput:
+    """The heads alone.
 
-  def _predict(self, x: Array, y: Array) -> EntropyOutput:
-    """From states of the stack and of what stands before the Gaussian head."""
+    Args:
+      x: [..., D] states of the stack.
+      y: [..., D] states before the Gaussian head; not read without one.
+
+    Returns:
+      [...] predictions.
+    """
     logits = self.head(x)
     if self.heads.tie_to_embedding:
       logits = self.embed.attend(logits) * self.d_model**-0.5
@@ -294,3 +278,16 @@ class EntropyModel(nn.Module):
       logits=logits.astype(jnp.float32),
       mixture=self.gaussian_head(y) if self.heads.gaussian_components else None,
     )
+
+  @property
+  def _has_gaussian_stack(self) -> bool:
+    return self.heads.gaussian_components > 0 and self.heads.gaussian_layers > 0
+
+  def _fed(self, ids_BS: Array, document_BS: Array) -> Array:
+    fed_BS = layers.shift_right(
+      ids_BS, document_starts(document_BS), self.num_ids + Special.BOS
+    )
+    return self.embed(fed_BS)
+
+  def _for_gaussian(self, x: Array) -> Array:
+    return lax.stop_gradient(x) if self.heads.gaussian_detach else x

@@ -108,9 +108,9 @@ def decode_rows(
   """Greedy ids of rows, one after the other, for every context and ends.
 
   Codes are taken in turn: an id that opens a segment goes on to those of the
-  next slot. A row is done after its last segment or `sequence_length` ids, which
-  cut the last segment of a full row. EOS ends a document: the id after it is
-  predicted from BOS and sees no earlier id.
+  next slot. A row is done after its last segment or `sequence_length` ids,
+  which cut the last segment of a full row. EOS ends a document: the id after it
+  is predicted from BOS and sees no earlier id.
 
   Args:
     level: With an `expander` and, with `ends='entropy'`, a `compressor`.

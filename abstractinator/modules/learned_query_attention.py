@@ -1,5 +1,8 @@
 """Pools the ids of each segment into one vector or a few."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -32,7 +35,6 @@ class LearnedQueryAttention(nn.Module):
   implementation: str
   dtype: jnp.dtype
 
-  @nn.compact
   def __call__(self, x_BSD: Array, index_BS: Array, num_slots: int) -> Array:
     """Pools segments.
 
@@ -44,6 +46,33 @@ class LearnedQueryAttention(nn.Module):
     Returns:
       [B, U, D] of the compute type, the Q vectors of a segment side by side;
       zeros in empty slots.
+    """
+
+    def pool(score_BSQH, value_BSHA):
+      pooled_BPQHA = segment_pool(
+        score_BSQH,
+        value_BSHA,
+        index_BS,
+        num_slots=num_slots,
+        implementation=self.implementation,
+      )
+      return pooled_BPQHA, None
+
+    return self.pool_by(pool, x_BSD)[0]
+
+  @nn.compact
+  def pool_by(
+    self, pool: Callable[[Array, Array], tuple[Array, Any]], x_BSD: Array
+  ) -> tuple[Array, Any]:
+    """Pools ids in a way of the caller's.
+
+    Args:
+      pool: From scores [B, S, Q, H] and values [B, S, H, A] of the ids to their
+        means [B, P, Q, H, A], and whatever else the caller wants of them.
+      x_BSD: [B, S, D] states.
+
+    Returns:
+      [B, U, D] of the compute type, and what else `pool` returned.
     """
     batch, size, width = x_BSD.shape
     queries = self.num_queries
@@ -62,15 +91,9 @@ class LearnedQueryAttention(nn.Module):
     k_DHA = projection('k')(jnp.eye(width))
     key_DQH = jnp.einsum('dha,qha->dqh', k_DHA, q_QHA)
     score_BSN = x_BSD @ key_DQH.reshape(width, queries * heads)
-    pooled_BPQHA = segment_pool(
-      score_BSN.reshape(batch, size, queries, heads),
-      projection('v')(x_BSD),
-      index_BS,
-      num_slots=num_slots,
-      implementation=self.implementation,
-    )
-    pooled_BUD = pooled_BPQHA.reshape(batch, num_slots * queries, width)
+    score_BSQH = score_BSN.reshape(batch, size, queries, heads)
+    pooled_BPQHA, kept = pool(score_BSQH, projection('v')(x_BSD))
+    pooled_BUD = pooled_BPQHA.reshape(batch, -1, width)
     pooled_BUD = layers.RMSNorm(self.dtype, name='out_norm')(pooled_BUD)
-    return nn.Dense(width, use_bias=False, dtype=self.dtype, name='out')(
-      pooled_BUD
-    )
+    out = nn.Dense(width, use_bias=False, dtype=self.dtype, name='out')
+    return out(pooled_BUD), kept

@@ -121,6 +121,13 @@ def fill(cache: Cache, layers: Sequence[KeyValues], group_BS: Array) -> Cache:
   )
 
 
+def last_group(cache: Cache) -> Array:
+  """Group of the last id of each row, [B] int32; -1 before the first."""
+  # The slot before the first is one of an empty cache, which says -1.
+  slot_B = (cache.length_B - 1) % cache.group_BW.shape[1]
+  return jnp.take_along_axis(cache.group_BW, slot_B[:, None], axis=1)[:, 0]
+
+
 def advance(
   cache: Cache, group_B: Array, active_B: Array
 ) -> tuple[Cache, Step]:

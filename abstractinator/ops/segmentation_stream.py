@@ -1,15 +1,17 @@
 """Division of ids that come one at a time."""
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from abstractinator.ops.segmentation_rules import (
   Known,
   Policy,
+  Wishes,
   opens,
   wishes,
 )
-from abstractinator.types import Array
+from abstractinator.types import Array, Segments
 
 
 @flax.struct.dataclass
@@ -43,6 +45,43 @@ def initial_state(batch_size: int) -> SegmenterState:
     position_B=zero_B,
     last_entropy_bits_B=zero_B.astype(jnp.float32),
     second_last_id_B=zero_B,
+  )
+
+
+def state_after(
+  known: Known, wishes: Wishes, segments: Segments, document_BS: Array
+) -> SegmenterState:
+  """Where rows stand after whole rows were divided.
+
+  Args:
+    known: [B, S] each, what was known before each id.
+    wishes: [B, S] each, what came of it.
+    segments: The division, in which slots did not bind.
+    document_BS: [B, S] int32, -1 on padding, which only ends a row.
+
+  Returns:
+    The state that steps over the same ids lead to.
+  """
+  num_ids_B = jnp.sum(document_BS >= 0, axis=1, dtype=jnp.int32)
+  last_B1 = jnp.maximum(num_ids_B - 1, 0)[:, None]
+
+  def last(x_BS):
+    return jnp.take_along_axis(x_BS, last_B1, axis=1)[:, 0]
+
+  is_open_BS = segments.index_BS == last(segments.index_BS)[:, None]
+  is_counted_BS = is_open_BS & ~segments.is_start_BS
+  after = SegmenterState(
+    length_B=last(segments.offset_BS) + 1,
+    collected_B=jnp.sum(jnp.where(is_counted_BS, wishes.gain, 0), axis=1),
+    document_B=last(document_BS),
+    position_B=last(known.position) + 1,
+    last_entropy_bits_B=last(known.entropy_bits),
+    second_last_id_B=last(known.last_id),
+  )
+  return jax.tree.map(
+    lambda x, empty: jnp.where(num_ids_B > 0, x, empty),
+    after,
+    initial_state(document_BS.shape[0]),
   )
 
 

@@ -76,10 +76,10 @@ def id_by_id(name, min_length, max_length):
 
     columns = (entropy, document, behind(ids), behind(surprisal))
     state = segmentation_stream.initial_state(ids.shape[0])
-    _, is_start = jax.lax.scan(
+    state, is_start = jax.lax.scan(
       follow, state, jax.tree.map(lambda x: x.T, columns)
     )
-    return is_start.T
+    return is_start.T, state
 
   return jax.jit(run)
 
@@ -183,9 +183,21 @@ def test_ids_one_at_a_time_are_divided_as_whole_rows(setting):
   whole = whole_rows(name, min_length, max_length)(
     jnp.float32(threshold), *rows
   )
-  stream = id_by_id(name, min_length, max_length)(jnp.float32(threshold), *rows)
+  stream, state = id_by_id(name, min_length, max_length)(
+    jnp.float32(threshold), *rows
+  )
   np.testing.assert_array_equal(stream, whole.is_start_BS)
   assert 0.02 < float(jnp.mean(stream)) < 0.9
+  known = segmentation.known_before(*rows)
+  after = segmentation_stream.state_after(
+    known, rules.wishes(known, policy_of(*setting)), whole, document
+  )
+  for field, want in vars(state).items():
+    got = getattr(after, field)
+    if field == 'second_last_id_B':
+      # Behind a document's first id may be anything.
+      got, want = (jnp.where(state.position_B > 1, x, 0) for x in (got, want))
+    np.testing.assert_array_equal(got, want, field)
 
 
 @pytest.mark.parametrize('setting', POLICIES[::2], ids=str)
