@@ -58,7 +58,7 @@ class CodeHead(nn.Module):
       digits_M: [..., M] int32, digits of the codes that follow.
 
     Returns:
-      M arrays [..., K] float32, normalised by a softmax; -inf where forbidden.
+      M arrays [..., K] float32, for a softmax each; -inf where forbidden.
     """
     return self._run(x, lambda m, _: digits_M[..., m])[0]
 
