@@ -17,7 +17,7 @@ every file of the package.
   L  ids of one segment (max_length)
   M  stages of a quantizer, digits of a code
   J  components of a Gaussian mixture
-  U  width of a top LM, whose D is that of the vectors of codes
+  Y  width of a top LM, whose D is that of the vectors of codes
 
 Booleans are True for real, visible, kept. Units stand in names (`_bits`,
 `_nats`, `_bytes`, `_steps`).

@@ -21,14 +21,14 @@ class CodeHead(nn.Module):
   Attributes:
     stage_sizes: Values of each digit, M of them.
     forbidden: Digits of stage 0 that no code has.
-    d_model: U, width of the state.
+    d_model: Y, width of the state.
     dtype: Compute type.
 
   Parameters:
-    told_0/embedding: [K, U] and so on, of the digits of all stages but the
+    told_0/embedding: [K, Y] and so on, of the digits of all stages but the
       last.
-    mix_1/kernel: [U, U] and so on, of all stages but the first.
-    logits_0/kernel: [U, K] and so on.
+    mix_1/kernel: [Y, Y] and so on, of all stages but the first.
+    logits_0/kernel: [Y, K] and so on.
   """
 
   stage_sizes: tuple[int, ...]
@@ -54,7 +54,7 @@ class CodeHead(nn.Module):
     """Scores of every digit, given the true ones before it.
 
     Args:
-      x: [..., U], states.
+      x: [..., Y], states.
       digits_M: [..., M] int32, digits of the codes that follow.
 
     Returns:
@@ -66,7 +66,7 @@ class CodeHead(nn.Module):
     """Codes, each digit chosen in the light of those before it.
 
     Args:
-      x: [..., U], states.
+      x: [..., Y], states.
       choose: From a stage and its logits [..., K] to digits [...] int32.
 
     Returns:

@@ -79,12 +79,12 @@ class CodeSequenceTransformer(nn.Module):
     dtype: Compute type.
 
   Parameters:
-    project/kernel: [D, U], from vectors to the stack.
+    project/kernel: [D, Y], from vectors to the stack.
     stack: See `Stack`.
-    start: [U] float32, the state before the first code.
+    start: [Y] float32, the state before the first code.
     code_head: See `CodeHead`; discrete only.
-    vector_head/kernel: [U, D]; continuous only.
-    end_head/kernel: [U, 1].
+    vector_head/kernel: [Y, D]; continuous only.
+    end_head/kernel: [Y, 1].
   """
 
   config: TopLMConfig
@@ -117,21 +117,21 @@ class CodeSequenceTransformer(nn.Module):
 
   def __call__(self, sequence: CodeSequence) -> CodeSequenceOutput:
     """Predicts every code of every row, given the true ones before it."""
-    state_BPU = self.stack(
+    state_BPY = self.stack(
       self._embed(sequence.vectors_BPD), sequence.document_BP
     )
-    before_BPU = jnp.pad(state_BPU, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    before_BPY = jnp.pad(state_BPY, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     is_first_BP = document_starts(sequence.document_BP)
-    before_BPU = jnp.where(is_first_BP[..., None], self._start(), before_BPU)
+    before_BPY = jnp.where(is_first_BP[..., None], self._start(), before_BPY)
     is_discrete = self.config.mode == 'discrete'
     return CodeSequenceOutput(
       logits=self.code_head(
-        before_BPU, digits_lib.decompose(sequence.codes_BP, self.stage_sizes)
+        before_BPY, digits_lib.decompose(sequence.codes_BP, self.stage_sizes)
       )
       if is_discrete
       else None,
-      vectors_BPD=None if is_discrete else self.next_vector(before_BPU),
-      end_logits_BP=self.end_logits(state_BPU),
+      vectors_BPD=None if is_discrete else self.next_vector(before_BPY),
+      end_logits_BP=self.end_logits(state_BPY),
     )
 
   @nn.nowrap
@@ -150,7 +150,7 @@ class CodeSequenceTransformer(nn.Module):
       cache: From `init_cache`; what else it held is gone.
 
     Returns:
-      [B, P, U], the state after each code, and the cache.
+      [B, P, Y], the state after each code, and the cache.
 
     Raises:
       ValueError: See `Stack.prefill`.
@@ -169,20 +169,20 @@ class CodeSequenceTransformer(nn.Module):
       active_B: [B] bool, rows that have a code; see `Stack.step`.
 
     Returns:
-      [B, U], and the cache.
+      [B, Y], and the cache.
     """
     return self.stack.step(self._embed(vectors_BD), document_B, cache, active_B)
 
   def start_state(self, batch_size: int) -> Array:
-    """The state before the first code of a document, [B, U]."""
+    """The state before the first code of a document, [B, Y]."""
     return jnp.broadcast_to(self._start(), (batch_size, self.config.d_model))
 
   def end_logits(self, state: Array) -> Array:
-    """Log-odds that a document ends after states [..., U], [...] float32."""
+    """Log-odds that a document ends after states [..., Y], [...] float32."""
     return self.end_head(state)[..., 0].astype(jnp.float32)
 
   def next_vector(self, state: Array) -> Array:
-    """Vectors after states [..., U], [..., D] float32; continuous only."""
+    """Vectors after states [..., Y], [..., D] float32; continuous only."""
     self._require_mode('continuous')
     return self.vector_head(state).astype(jnp.float32)
 
@@ -200,7 +200,7 @@ class CodeSequenceTransformer(nn.Module):
 
     Args:
       key: Of jax.random.
-      state: [..., U], states after the codes before.
+      state: [..., Y], states after the codes before.
       temperature: See `ops.sampling.filter_logits`, as the others; of the
         digits of each stage. 0 takes the most likely one.
       top_k: Digits of a stage that are kept; 0 for all.
