@@ -5,6 +5,7 @@ config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
 """
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from abstractinator.config_attention import (
@@ -24,6 +25,7 @@ from abstractinator.config_section import (
   require_positive,
 )
 from abstractinator.config_segmentation import SegmentationConfig
+from abstractinator.config_top_lm import TopLMConfig
 
 Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
@@ -91,6 +93,19 @@ class LevelConfig(Section):
       'logit with segmentation.rule equal_information, which adds up bits',
     )
 
+  @property
+  def codebook_width(self) -> int | None:
+    """C of the codebooks of the quantizer; None if it has none."""
+    c = self.quantizer
+    if c.kind == 'fsq':
+      return None
+    return self.d_model if c.code_dim is None else c.code_dim
+
+  def num_codes(self, sequence_length: int) -> int:
+    """U, codes of a row of `sequence_length` ids: ids of the next level."""
+    slots = self.segmentation.num_slots(sequence_length)
+    return slots * self.pooling.num_queries
+
   def max_documents(self, sequence_length: int) -> int:
     """Documents a row may touch so that its segments find slots.
 
@@ -102,14 +117,55 @@ class LevelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-  """The pyramid."""
+  """The pyramid, bottom first."""
 
   levels: tuple[LevelConfig, ...]
+  top_lm: TopLMConfig | None
   dtype: Dtype
   implementation: Implementation
 
   def __post_init__(self):
-    require(len(self.levels) == 1, 'levels', len(self.levels), '1 level')
+    require(bool(self.levels), 'levels', len(self.levels), 'at least 1 level')
+    for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
+      _check_stacked(f'levels[{i}]', level, child)
+
+  def sequence_lengths(self, sequence_length: int) -> tuple[int, ...]:
+    """S of each level, for rows of `sequence_length` bytes."""
+    sizes = [sequence_length]
+    for level in self.levels[:-1]:
+      sizes.append(level.num_codes(sizes[-1]))
+    return tuple(sizes)
+
+  def max_documents(self, sequence_length: int) -> int:
+    """Documents that a row may touch, see `LevelConfig.max_documents`."""
+    sizes = self.sequence_lengths(sequence_length)
+    return min(
+      level.max_documents(size)
+      for level, size in zip(self.levels, sizes, strict=True)
+    )
+
+
+def _check_stacked(name: str, level: LevelConfig, child: LevelConfig) -> None:
+  """Raises ValueError if a level cannot stand on another one's codes."""
+  rule = level.segmentation.rule
+  allowed = 'a rule that is not about bytes, above the first level'
+  require(rule != 'space', f'{name}.segmentation.rule', rule, allowed)
+  # Nothing else says where documents end: codes have no EOS.
+  ends = level.expander.ends
+  allowed = 'head, above the first level'
+  require(ends == 'head', f'{name}.expander.ends', ends, allowed)
+  # Codes are compared with what embeds them.
+  is_tied = level.entropy_heads.tie_to_embedding
+  setting = f'{name}.entropy_heads.tie_to_embedding'
+  require(is_tied, setting, is_tied, 'True, above the first level')
+  width = child.codebook_width
+  if width is not None:
+    require(
+      level.expander.code_dim in (None, width),
+      f'{name}.expander.code_dim',
+      level.expander.code_dim,
+      f'None or {width}, the width of the codebooks of the level below',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +178,9 @@ class LossConfig(Section):
   end: float
   commitment: float
   codebook: float
+  top_lm_code: float
+  top_lm_vector: float
+  top_lm_end: float
 
   def __post_init__(self):
     for name, weight in dataclasses.asdict(self).items():
@@ -205,20 +264,22 @@ class RunConfig(Section):
       self.checkpoint_interval,
       f'a multiple of log_interval ({self.log_interval})',
     )
-    for i, level in enumerate(self.model.levels):
-      documents = level.max_documents(self.data.sequence_length)
+    sizes = self.model.sequence_lengths(self.data.sequence_length)
+    for i, (level, size) in enumerate(
+      zip(self.model.levels, sizes, strict=True)
+    ):
       require(
-        documents >= 1,
+        level.max_documents(size) >= 1,
         f'model.levels[{i}].segmentation.capacity_length',
         level.segmentation.capacity_length,
-        f'smaller, so that rows of {self.data.sequence_length} ids have a slot'
-        ' to spare',
+        f'smaller, so that rows of {size} ids have a slot to spare',
       )
-      require(
-        self.loss.gaussian == 0 or level.entropy_heads.gaussian_components > 0,
-        'loss.gaussian',
-        self.loss.gaussian,
-        f'0 while model.levels[{i}].entropy_heads.gaussian_components is 0',
-      )
+    require(
+      self.loss.gaussian == 0
+      or any(c.entropy_heads.gaussian_components for c in self.model.levels),
+      'loss.gaussian',
+      self.loss.gaussian,
+      '0 while entropy_heads.gaussian_components of all model.levels is 0',
+    )
     if self.max_steps is not None:
       require_positive(self, 'max_steps')

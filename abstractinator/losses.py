@@ -38,9 +38,7 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
   is_valid_BS = batch.document_BS >= 0
   compressed, expanded = output.compressed, output.expanded
   return {
-    'entropy_model': _masked_sum(
-      cross_entropy(compressed.entropy_logits_BSV, batch.ids_BS), is_valid_BS
-    ),
+    'entropy_model': _masked_sum(compressed.entropy_nats_BS, is_valid_BS),
     'gaussian': jnp.zeros(())
     if compressed.gaussian_nats_BS is None
     else _masked_sum(compressed.gaussian_nats_BS, is_valid_BS),

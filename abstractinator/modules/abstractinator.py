@@ -1,5 +1,7 @@
 """One level: ids to codes and back."""
 
+import dataclasses
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -13,9 +15,11 @@ from abstractinator.modules.expander import (
 )
 from abstractinator.modules.expander_decode import decode_rows, decode_segments
 from abstractinator.modules.segment_compressor import (
+  Below,
   CompressorOutput,
   SegmentCompressor,
 )
+from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, codebook
 from abstractinator.types import Array, Batch, PyTree
 
@@ -36,32 +40,50 @@ class LevelOutput:
 class Abstractinator(nn.Module):
   """A compressor and the expander that undoes it.
 
+  A level is over bytes, or over the codes of a level below, its child: then it
+  is given `Below`, and the expander predicts the digits of the child's codes.
+  Codes have no EOS: a document ends with the last code that is there of it.
+
   Attributes:
     config: Sizes.
     num_ids: Ordinary ids; the specials come after them.
     implementation: Of the ops.
     dtype: Compute type.
+    child: Config of the level whose codes the ids are; None for bytes.
   """
 
   config: LevelConfig
   num_ids: int
   implementation: str
   dtype: jnp.dtype
+  child: LevelConfig | None = None
 
   def setup(self):
     common = dict(implementation=self.implementation, dtype=self.dtype)
-    self.compressor = SegmentCompressor(self.config, self.num_ids, **common)
-    self.expander = DecoderOnlyExpanderRVQ(
-      self.config, (self.num_ids,), **common
+    self.compressor = SegmentCompressor(
+      self.config, self.num_ids, **common, child=self.child
     )
+    if self.child is None:
+      self.expander = DecoderOnlyExpanderRVQ(
+        self.config, (self.num_ids,), **common
+      )
+    else:
+      self.expander = _code_expander(self.config, self.child, **common)
 
-  def __call__(self, batch: Batch) -> LevelOutput:
+  def __call__(self, batch: Batch, below: Below | None = None) -> LevelOutput:
     """Compresses rows and predicts them back, teacher-forced.
 
     With an rng `byte_dropout`, as in training, a part of the ids is hidden from
     the expander; see `ExpanderConfig`.
+
+    Args:
+      batch: Rows of ids.
+      below: What comes with ids that are codes.
+
+    Returns:
+      All of it.
     """
-    compressed = self.compress(batch)
+    compressed = self.compress(batch, below)
     hidden_BS, rate = None, self.config.expander.byte_dropout
     if rate > 0 and self.has_rng('byte_dropout'):
       hidden_BS = hidden_ids(
@@ -76,12 +98,15 @@ class Abstractinator(nn.Module):
       compressed.segments,
       compressed.quantized.vectors_BPD,
       hidden_BS,
+      None if below is None else below.codebooks,
     )
     return LevelOutput(compressed=compressed, expanded=expanded)
 
-  def compress(self, batch: Batch) -> CompressorOutput:
+  def compress(
+    self, batch: Batch, below: Below | None = None
+  ) -> CompressorOutput:
     """Ids to codes."""
-    return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B)
+    return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B, below)
 
   def decode(
     self,
@@ -89,6 +114,7 @@ class Abstractinator(nn.Module):
     is_valid_BP: Array,
     lowest_BP: Array,
     sequence_length: int,
+    codebooks: Codebooks | None = None,
   ) -> tuple[Array, Array]:
     """Codes to ids: all segments at once where the config allows it.
 
@@ -100,6 +126,7 @@ class Abstractinator(nn.Module):
       is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
       lowest_BP: [B, P] int32, first slot that each segment may see.
       sequence_length: S, the most ids a row can have.
+      codebooks: Of the child, as in `Below`.
 
     Returns:
       [B, P, L] int32 ids and [B, P] int32 lengths, 0 in empty slots
@@ -108,11 +135,30 @@ class Abstractinator(nn.Module):
     """
     memory_BUD = self.compressor.quantizer.lookup(codes_BU)
     if self.expander.is_alone and self.config.expander.ends == 'head':
-      ids_BPL, length_BP = decode_segments(self.expander, memory_BUD, lowest_BP)
+      ids_BPL, length_BP = decode_segments(
+        self.expander, memory_BUD, lowest_BP, codebooks
+      )
       return ids_BPL, jnp.where(is_valid_BP, length_BP, 0)
     return decode_rows(
-      self, memory_BUD, is_valid_BP, lowest_BP, sequence_length
+      self, memory_BUD, is_valid_BP, lowest_BP, sequence_length, codebooks
     )
+
+
+def _code_expander(
+  config: LevelConfig, child: LevelConfig, **kwargs
+) -> DecoderOnlyExpanderRVQ:
+  """An expander into codes, in the space of their codebooks if there are."""
+  width = child.codebook_width
+  if width is not None:
+    expander = dataclasses.replace(config.expander, code_dim=width)
+    config = dataclasses.replace(config, expander=expander)
+  return DecoderOnlyExpanderRVQ(
+    config,
+    child.quantizer.stage_sizes,
+    **kwargs,
+    has_tables=width is None,
+    has_eos=False,
+  )
 
 
 _ADVANCE = {

@@ -13,7 +13,7 @@ from abstractinator.modules.compressor_stream import (
   look_ahead,
   output_of,
 )
-from abstractinator.modules.entropy_model import predictive_entropy_bits
+from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.segment_compressor import SegmentCompressor
 from abstractinator.ops import (

@@ -15,8 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from abstractinator.modules.entropy_model import (
-  EntropyCache,
+from abstractinator.modules.entropy_model import EntropyCache
+from abstractinator.modules.entropy_output import (
   EntropyOutput,
   predictive_entropy_bits,
 )

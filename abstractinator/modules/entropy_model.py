@@ -7,29 +7,22 @@ import flax.struct
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.config import EntropyHeadsConfig, StackConfig
+from abstractinator.config import (
+  EntropyHeadsConfig,
+  LevelConfig,
+  StackConfig,
+)
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
+from abstractinator.modules.entropy_output import EntropyOutput
 from abstractinator.modules.gaussian_head import GaussianHead
+from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
-from abstractinator.ops import gaussian, sampling
+from abstractinator.ops import gaussian
 from abstractinator.ops.cache import Cache
-from abstractinator.ops.gaussian import Mixture
+from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array, Special
-
-
-@flax.struct.dataclass
-class EntropyOutput:
-  """Predictions of ids, each from those before it in its document.
-
-  Attributes:
-    logits: [..., V] float32.
-    mixture: Of the id's embedding; None without a Gaussian head.
-  """
-
-  logits: Array
-  mixture: Mixture | None
 
 
 @flax.struct.dataclass
@@ -45,57 +38,13 @@ class EntropyCache:
   gaussian_stack: Cache | None
 
 
-def predictive_entropy_bits(
-  output: EntropyOutput, heads: EntropyHeadsConfig
-) -> Array:
-  """How uncertain predictions are: what cuts segments.
-
-  Args:
-    output: Predictions of any shape.
-    heads: Which head is asked, and how its distribution is filtered.
-
-  Returns:
-    [...] float32. Of the logits: bits, finite under every filter. Of the
-    Gaussian head: bits per dimension, see `ops.gaussian.entropy_bits`.
-  """
-  if heads.source == 'gaussian':
-    return gaussian.entropy_bits(output.mixture, heads.temperature)
-  filtered = sampling.filter_logits(
-    output.logits,
-    temperature=heads.temperature,
-    top_k=heads.top_k,
-    top_p=heads.top_p,
-  )
-  return sampling.entropy_bits(filtered)
-
-
-def sample_next(
-  key: Array, output: EntropyOutput, heads: EntropyHeadsConfig
-) -> Array:
-  """Draws what comes next from the head that `heads.source` names.
-
-  Args:
-    key: Of jax.random.
-    output: Predictions of any shape.
-    heads: Which head is asked, and how its distribution is filtered.
-
-  Returns:
-    Of the logits [...] int32, ids; of the Gaussian head [..., D] float32,
-    embeddings of ids.
-  """
-  if heads.source == 'gaussian':
-    return gaussian.sample(key, output.mixture, heads.temperature)
-  filtered = sampling.filter_logits(
-    output.logits,
-    temperature=heads.temperature,
-    top_k=heads.top_k,
-    top_p=heads.top_p,
-  )
-  return sampling.sample(key, filtered)
-
-
 class EntropyModel(nn.Module):
   """Predicts each id from those before it.
+
+  Where ids are codes of another level, they are embedded and predicted digit by
+  digit, with the codebooks of that level, which every call is given and which
+  get no gradient; a quantizer without codebooks has tables here. See
+  `Vocabulary`.
 
   Attributes:
     config: Sizes of the stack.
@@ -104,12 +53,14 @@ class EntropyModel(nn.Module):
     num_ids: Ordinary ids; the specials come after them.
     implementation: Of the attention op.
     dtype: Compute type.
+    child: The level whose codes the ids are; None for bytes.
 
   Parameters:
-    embed/embedding: [V, D].
+    embed/embedding: [V, D], of bytes.
     stack: See `Stack`.
     head/kernel: [D, V], or with `tie_to_embedding` [D, D], from states to the
-      space of embeddings.
+      space of embeddings; of bytes.
+    vocabulary: See `Vocabulary`; of codes.
     gaussian_head: See `GaussianHead`, and gaussian_stack, before it: see
       `Stack`; with `gaussian_components` and `gaussian_layers` above 0 only.
   """
@@ -120,19 +71,32 @@ class EntropyModel(nn.Module):
   num_ids: int
   implementation: str
   dtype: jnp.dtype
+  child: LevelConfig | None = None
 
   def setup(self):
-    vocab = self.num_ids + len(Special)
-    self.embed = layers.embed(vocab, self.d_model, self.dtype)
+    h, vocab = self.heads, self.num_ids + len(Special)
     self.stack = Stack(
       self.config, self.d_model, self.implementation, self.dtype
     )
-    # Tied, a matrix stands between: without it the id that was fed, whose
-    # embedding is part of the state, would be predicted from the first step on.
-    self.head = layers.logits(
-      self.d_model if self.heads.tie_to_embedding else vocab, self.dtype
-    )
-    h = self.heads
+    if self.child is None:
+      self.table = layers.embed(vocab, self.d_model, self.dtype, name='embed')
+      # Tied, a matrix stands between: without it the id that was fed, whose
+      # embedding is part of the state, would be predicted from the first step
+      # on.
+      self.head = layers.logits(
+        self.d_model if h.tie_to_embedding else vocab, self.dtype
+      )
+    else:
+      self.vocabulary = Vocabulary(
+        self.child.quantizer.stage_sizes,
+        self.d_model,
+        code_dim=self.child.codebook_width,
+        distance='dot',
+        residual_conditioning=True,
+        dtype=self.dtype,
+        has_tables=self.child.codebook_width is None,
+        has_eos=False,
+      )
     if h.gaussian_components:
       self.gaussian_head = GaussianHead(
         h.gaussian_components,
@@ -148,21 +112,28 @@ class EntropyModel(nn.Module):
           self.dtype,
         )
 
-  def __call__(self, ids_BS: Array, document_BS: Array) -> EntropyOutput:
+  def __call__(
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    codebooks: Codebooks | None = None,
+  ) -> EntropyOutput:
     """Predicts each id given the ids before it in its document.
 
     Args:
       ids_BS: [B, S] int32.
       document_BS: [B, S] int32, -1 on padding.
+      codebooks: Of the child; see `Vocabulary`.
 
     Returns:
       [B, S] predictions.
     """
-    x_BSD = self.stack(self._fed(ids_BS, document_BS), document_BS)
+    fed_BSD = self._fed(ids_BS, document_BS, codebooks)
+    x_BSD = self.stack(fed_BSD, document_BS)
     y_BSD = self._for_gaussian(x_BSD)
     if self._has_gaussian_stack:
       y_BSD = self.gaussian_stack(y_BSD, document_BS)
-    return self.predict(x_BSD, y_BSD)
+    return self.predict(x_BSD, y_BSD, codebooks)
 
   def init_cache(
     self, batch_size: int, capacity: int, dtype: jnp.dtype
@@ -187,7 +158,11 @@ class EntropyModel(nn.Module):
     )
 
   def prefill(
-    self, ids_BS: Array, document_BS: Array, cache: EntropyCache
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    cache: EntropyCache,
+    codebooks: Codebooks | None = None,
   ) -> tuple[EntropyOutput, EntropyCache]:
     """The call, remembering every row for `step`.
 
@@ -198,6 +173,7 @@ class EntropyModel(nn.Module):
       ids_BS: [B, S] int32.
       document_BS: [B, S] int32, -1 on padding, which only ends a row.
       cache: From `init_cache`; what else it held is gone.
+      codebooks: As of a call.
 
     Returns:
       [B, S] predictions, and the cache.
@@ -206,14 +182,15 @@ class EntropyModel(nn.Module):
       ValueError: If there is no window and rows are longer than the cache.
     """
     x_BSD, stack = self.stack.prefill(
-      self._fed(ids_BS, document_BS), document_BS, cache.stack
+      self._fed(ids_BS, document_BS, codebooks), document_BS, cache.stack
     )
     y_BSD, gaussian_stack = self._for_gaussian(x_BSD), None
     if self._has_gaussian_stack:
       y_BSD, gaussian_stack = self.gaussian_stack.prefill(
         y_BSD, document_BS, cache.gaussian_stack
       )
-    return self.predict(x_BSD, y_BSD), EntropyCache(stack, gaussian_stack)
+    predicted = self.predict(x_BSD, y_BSD, codebooks)
+    return predicted, EntropyCache(stack, gaussian_stack)
 
   def step(
     self,
@@ -221,6 +198,7 @@ class EntropyModel(nn.Module):
     document_B: Array,
     cache: EntropyCache,
     active_B: Array,
+    codebooks: Codebooks | None = None,
   ) -> tuple[EntropyOutput, EntropyCache]:
     """Predicts the next id of each row, before it is seen.
 
@@ -231,6 +209,7 @@ class EntropyModel(nn.Module):
       cache: From `init_cache`, `prefill` or the step before.
       active_B: [B] bool, rows to predict an id of. Of the others the cache
         stays as it is and the prediction means nothing.
+      codebooks: As of a call.
 
     Returns:
       [B] predictions, NaN beyond the capacity of a model without window, and
@@ -239,55 +218,79 @@ class EntropyModel(nn.Module):
     is_first_B = document_B != cache_lib.last_group(cache.stack)
     fed_B = jnp.where(is_first_B, self.num_ids + Special.BOS, last_id_B)
     x_BD, stack = self.stack.step(
-      self.embed(fed_B), document_B, cache.stack, active_B
+      self.embed(fed_B, codebooks), document_B, cache.stack, active_B
     )
     y_BD, gaussian_stack = self._for_gaussian(x_BD), None
     if self._has_gaussian_stack:
       y_BD, gaussian_stack = self.gaussian_stack.step(
         y_BD, document_B, cache.gaussian_stack, active_B
       )
-    return self.predict(x_BD, y_BD), EntropyCache(stack, gaussian_stack)
+    predicted = self.predict(x_BD, y_BD, codebooks)
+    return predicted, EntropyCache(stack, gaussian_stack)
 
-  def gaussian_nats(self, ids: Array, output: EntropyOutput) -> Array:
+  def embed(self, ids: Array, codebooks: Codebooks | None = None) -> Array:
+    """Vectors of ids [...], [..., D] of the compute type."""
+    if self.child is None:
+      return self.table(ids)
+    return self.vocabulary.embed(ids, codebooks)
+
+  def nats(
+    self,
+    ids: Array,
+    output: EntropyOutput,
+    codebooks: Codebooks | None = None,
+  ) -> Array:
+    """-log p of ids [...] in their predictions, [...] float32.
+
+    Infinite for padding among codes, which no prediction allows.
+    """
+    if self.child is None:
+      return cross_entropy(output.logits, ids)
+    told = self.vocabulary.predict(output.states, ids, codebooks)
+    return self.vocabulary.nats(told, ids)
+
+  def gaussian_nats(
+    self,
+    ids: Array,
+    output: EntropyOutput,
+    codebooks: Codebooks | None = None,
+  ) -> Array:
     """-log density of the embeddings of ids, which get no gradient.
 
-    Args:
-      ids: [...] int32.
-      output: Their predictions, with a mixture.
-
-    Returns:
-      [...] float32, nats per dimension.
+    Of predictions with a mixture; [...] float32, nats per dimension.
     """
-    target_D = lax.stop_gradient(self.embed(ids))
+    target_D = lax.stop_gradient(self.embed(ids, codebooks))
     return gaussian.nll_nats(output.mixture, target_D)
 
-  def predict(self, x: Array, y: Array) -> EntropyOutput:
-    """The heads alone.
+  def predict(
+    self, x: Array, y: Array, codebooks: Codebooks | None = None
+  ) -> EntropyOutput:
+    """The heads alone, [...] predictions.
 
     Args:
       x: [..., D] states of the stack.
       y: [..., D] states before the Gaussian head; not read without one.
-
-    Returns:
-      [...] predictions.
+      codebooks: As of a call.
     """
+    mixture = self.gaussian_head(y) if self.heads.gaussian_components else None
+    if self.child is not None:
+      predicted = self.vocabulary.predict(x, None, codebooks)
+      first, *further = predicted.logits
+      return EntropyOutput(first, mixture, tuple(further), states=x)
     logits = self.head(x)
     if self.heads.tie_to_embedding:
-      logits = self.embed.attend(logits) * self.d_model**-0.5
-    return EntropyOutput(
-      logits=logits.astype(jnp.float32),
-      mixture=self.gaussian_head(y) if self.heads.gaussian_components else None,
-    )
+      logits = self.table.attend(logits) * self.d_model**-0.5
+    return EntropyOutput(logits.astype(jnp.float32), mixture)
 
   @property
   def _has_gaussian_stack(self) -> bool:
     return self.heads.gaussian_components > 0 and self.heads.gaussian_layers > 0
 
-  def _fed(self, ids_BS: Array, document_BS: Array) -> Array:
+  def _fed(self, ids_BS, document_BS, codebooks):
     fed_BS = layers.shift_right(
       ids_BS, document_starts(document_BS), self.num_ids + Special.BOS
     )
-    return self.embed(fed_BS)
+    return self.embed(fed_BS, codebooks)
 
   def _for_gaussian(self, x: Array) -> Array:
     return lax.stop_gradient(x) if self.heads.gaussian_detach else x

@@ -81,6 +81,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     dtype: Compute type.
     has_tables: Whether the tables of the vocabulary are parameters; else every
       call takes them as `codebooks`.
+    has_eos: Whether documents end with an id of their own.
   """
 
   config: LevelConfig
@@ -88,6 +89,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   implementation: str
   dtype: jnp.dtype
   has_tables: bool = True
+  has_eos: bool = True
 
   @property
   def num_ids(self) -> int:
@@ -120,6 +122,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       c.residual_conditioning,
       self.dtype,
       has_tables=self.has_tables,
+      has_eos=self.has_eos,
     )
     self.offset_embed = layers.embed(
       self.config.segmentation.max_length, width, self.dtype

@@ -110,7 +110,8 @@ def decode_rows(
   Codes are taken in turn: an id that opens a segment goes on to those of the
   next slot. A row is done after its last segment or `sequence_length` ids,
   which cut the last segment of a full row. EOS ends a document: the id after it
-  is predicted from BOS and sees no earlier id.
+  is predicted from BOS and sees no earlier id. Where there is no EOS the last
+  segment of a document ends it, the one before a slot that sees none before it.
 
   Args:
     level: With an `expander` and, with `ends='entropy'`, a `compressor`.
@@ -145,10 +146,15 @@ def decode_rows(
     )
     opens_B |= is_first_B
     slot_B = state.slot_B + opens_B
+    own_B = jnp.minimum(slot_B, slots - 1)
+    if not expander.has_eos:
+      # Known by now: the head, which ends segments here, needs no document.
+      is_first_B = opens_B & (lowest_BP[row_B, own_B] == own_B)
+      document_B = state.document_B + is_first_B
+      before_B = jnp.where(is_first_B, bos, state.last_id_B)
     offset_B = jnp.where(opens_B, 0, state.offset_B + 1)
     is_active_B = state.is_active_B & (slot_B < num_segments_B)
     is_alone = level.expander.is_alone
-    own_B = jnp.minimum(slot_B, slots - 1)
     x_BD, cache = level.expander.step(
       jnp.where(opens_B, bos, before_B) if is_alone else before_B,
       offset_B,

@@ -38,6 +38,10 @@ class FiniteScalarQuantizer(Quantizer):
       codebook_distance_BP=zeros_BP,
     )
 
+  def codebooks(self) -> None:
+    """There are none."""
+    return None
+
   def lookup(self, codes_BP: Array) -> Array:
     """Vectors of codes [B, P] int32, [B, P, D] of the compute type."""
     digits_BPM = digits_lib.decompose(codes_BP, self.stage_sizes)

@@ -41,6 +41,7 @@ class Quantizer(nn.Module):
 
     __call__(x_BPD, is_valid_BP, row_B) -> QuantizerOutput
     lookup(codes_BP) -> vectors [B, P, D]
+    codebooks() -> M arrays [K, C] float32, or None where there are none
 
   Attributes:
     config: Sizes and policies.

@@ -78,6 +78,10 @@ class ResidualVectorQuantizer(Quantizer):
       stage.lookup(digits_BPM[..., i]) for i, stage in enumerate(self.stages)
     )
 
+  def codebooks(self) -> tuple[Array, ...]:
+    """The entries of each stage, [K, C] float32."""
+    return tuple(stage.entries() for stage in self.stages)
+
   def lookup(self, codes_BP: Array) -> Array:
     """Vectors of codes: the sum of the entries of their digits.
 
@@ -112,7 +116,7 @@ class ResidualVectorQuantizer(Quantizer):
     """
     return stage_logits.stage_logits(
       self.to_code_space(h_BPD),
-      tuple(stage.entries() for stage in self.stages),
+      self.codebooks(),
       digits_BPM,
       residual_conditioning=residual_conditioning,
       distance=distance,

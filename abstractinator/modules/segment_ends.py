@@ -15,10 +15,8 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 
-from abstractinator.modules.entropy_model import (
-  EntropyCache,
-  predictive_entropy_bits,
-)
+from abstractinator.modules.entropy_model import EntropyCache
+from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import sampling, segmentation_stream
 from abstractinator.ops.segmentation_stream import SegmenterState

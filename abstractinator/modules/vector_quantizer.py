@@ -122,6 +122,10 @@ class VectorQuantizer(Quantizer):
       entries_KC = self.state.value.codebook_KC
     return unit(entries_KC) if self.config.cosine else entries_KC
 
+  def codebooks(self) -> tuple[Array, ...]:
+    """The entries of each stage, [K, C] float32."""
+    return (self.entries(),)
+
   def lookup(self, codes_BP: Array) -> Array:
     """Vectors of codes.
 
@@ -144,7 +148,7 @@ class VectorQuantizer(Quantizer):
     """Scores of every code; see `ResidualVectorQuantizer.stage_logits`."""
     return stage_logits.stage_logits(
       self.to_code_space(h_BPD),
-      (self.entries(),),
+      self.codebooks(),
       digits_BPM,
       residual_conditioning=residual_conditioning,
       distance=distance,

@@ -58,6 +58,8 @@ class Vocabulary(nn.Module):
       taken from the state before it is compared.
     dtype: Compute type; logits are float32.
     has_tables: Whether tables are parameters.
+    has_eos: Whether EOS can be a next id. If not no special can, and all of
+      them have logits of -inf wherever ids are predicted.
 
   Parameters:
     embed/embedding: [V, D] and head/kernel: [D, V], in the first form; else
@@ -77,6 +79,7 @@ class Vocabulary(nn.Module):
   residual_conditioning: bool
   dtype: jnp.dtype
   has_tables: bool = True
+  has_eos: bool = True
 
   @property
   def num_ids(self) -> int:
@@ -155,9 +158,11 @@ class Vocabulary(nn.Module):
       The predictions.
     """
     allowed_K = None
-    if ids is None:
+    if ids is None or not self.has_eos:
       symbol_K = jnp.arange(self.sizes[0] + len(Special)) - self.sizes[0]
-      allowed_K = (symbol_K < 0) | (symbol_K == Special.EOS)
+      allowed_K = symbol_K < 0
+      if self.has_eos:
+        allowed_K |= symbol_K == Special.EOS
     if not self.is_tied:
       logits = self.head(h_D).astype(jnp.float32)
       if allowed_K is not None:
@@ -193,7 +198,7 @@ class Vocabulary(nn.Module):
       ids: [...] int32, none of them BOS or PAD.
 
     Returns:
-      [...] float32.
+      [...] float32; infinite for a special that cannot be a next id.
     """
     digits_M, is_special = self._digits(ids)
     first, *others = predicted.logits

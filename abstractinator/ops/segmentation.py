@@ -107,7 +107,18 @@ def first_slots(segments: Segments, document_BS: Array) -> Array:
 
 def per_slot(x_BS: Array, segments: Segments, num_slots: int) -> Array:
   """What stands at the first id of each segment, [B, P]; 0 in empty slots."""
-  slot_BS = jnp.where(segments.is_start_BS, segments.index_BS, num_slots)
+  return _to_slots(x_BS, segments.is_start_BS, segments, num_slots)
+
+
+def per_slot_end(x_BS: Array, segments: Segments, num_slots: int) -> Array:
+  """What stands at the last id of each segment, [B, P]; 0 in empty slots."""
+  return _to_slots(x_BS, segments.is_end_BS, segments, num_slots)
+
+
+def _to_slots(
+  x_BS: Array, mark_BS: Array, segments: Segments, num_slots: int
+) -> Array:
+  slot_BS = jnp.where(mark_BS, segments.index_BS, num_slots)
   empty_BP = jnp.zeros((x_BS.shape[0], num_slots), x_BS.dtype)
   return jax.vmap(lambda e, i, x: e.at[i].set(x, mode='drop'))(
     empty_BP, slot_BS, x_BS

@@ -25,10 +25,8 @@ from abstractinator.config import (
 )
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules.attention import RegularAttention
-from abstractinator.modules.entropy_model import (
-  EntropyModel,
-  predictive_entropy_bits,
-)
+from abstractinator.modules.entropy_model import EntropyModel
+from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling

@@ -10,10 +10,8 @@ import pytest
 from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES, VOCAB_SIZE
 from abstractinator.config import AttentionConfig
-from abstractinator.modules.entropy_model import (
-  EntropyModel,
-  predictive_entropy_bits,
-)
+from abstractinator.modules.entropy_model import EntropyModel
+from abstractinator.modules.entropy_output import predictive_entropy_bits
 
 SIZE = 24
 # Documents of rows, right-padded; one row is empty.

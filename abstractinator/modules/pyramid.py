@@ -1,0 +1,239 @@
+"""Levels on top of each other, and a language model over the top codes."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+
+from abstractinator.config import ModelConfig
+from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
+  CodeSequenceOutput,
+  CodeSequenceTransformer,
+)
+from abstractinator.modules.quantizer import QuantizerOutput
+from abstractinator.modules.segment_compressor import Below, CompressorOutput
+from abstractinator.ops import code_rows, segmentation
+from abstractinator.ops.code_rows import CodeRows
+from abstractinator.types import Array, Batch, Special
+
+
+@flax.struct.dataclass
+class PyramidOutput:
+  """What a pyramid makes of bytes; tuples are bottom first.
+
+  Attributes:
+    batches: Ids of each level: the bytes, then the codes of the level below.
+    levels: What each level makes of them; `expanded` is None if only codes were
+      asked for.
+    top_codes: Of the top level.
+    top_lm: Predictions of them; None without a top LM.
+  """
+
+  batches: tuple[Batch, ...]
+  levels: tuple[LevelOutput, ...]
+  top_codes: CodeSequence
+  top_lm: CodeSequenceOutput | None
+
+
+@flax.struct.dataclass
+class DecodedRows:
+  """Bytes that top codes decode to.
+
+  Attributes:
+    ids_BPL: [B, P, L] int32, ids of each segment of the first level.
+    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
+    rows: The codes they were decoded from.
+  """
+
+  ids_BPL: Array
+  length_BP: Array
+  rows: CodeRows
+
+
+class AbstractinatorPyramid(nn.Module):
+  """Any number of levels, and a top LM if the config has one.
+
+  The ids of a level above the first are the codes of the one below. They reach
+  its entropy model as codes, embedded through the codebooks below without a
+  gradient; its compression path reads them as vectors, whose gradient goes on
+  to the level below; and its expander predicts their digits.
+
+  Attributes:
+    config: Of all levels.
+    num_ids: Ordinary ids of the first level; the specials come after them.
+    implementation: Of the ops.
+    dtype: Compute type.
+
+  Parameters:
+    level_0 and so on: Of each `Abstractinator`; those of a single level have no
+      such name before theirs.
+    top_lm: See `CodeSequenceTransformer`.
+  """
+
+  config: ModelConfig
+  num_ids: int
+  implementation: str
+  dtype: jnp.dtype
+
+  def setup(self):
+    c = self.config
+    common = dict(implementation=self.implementation, dtype=self.dtype)
+    children = (None, *c.levels)
+    self.levels = [
+      Abstractinator(
+        level,
+        self.num_ids if child is None else child.quantizer.num_codes,
+        **common,
+        child=child,
+        name=f'level_{i}',
+      )
+      for i, (level, child) in enumerate(zip(c.levels, children, strict=False))
+    ]
+    if len(self.levels) == 1:
+      nn.share_scope(self, self.levels[0])
+    if c.top_lm is not None:
+      top = c.levels[-1]
+      self.top_lm = CodeSequenceTransformer(
+        c.top_lm,
+        top.d_model,
+        top.quantizer.stage_sizes,
+        top.quantizer.forbidden,
+        **common,
+      )
+
+  def __call__(self, batch: Batch) -> PyramidOutput:
+    """Compresses rows to the top and predicts every level back.
+
+    Predictions are teacher-forced: each level is given its own true codes and
+    the ids before, the top LM the codes before. See `Abstractinator` on the rng
+    `byte_dropout`.
+    """
+    output = self._climb(batch, Abstractinator.__call__)
+    if self.config.top_lm is None:
+      return output
+    return output.replace(top_lm=self.top_lm(output.top_codes))
+
+  def compress_all(self, batch: Batch) -> PyramidOutput:
+    """Bytes to the codes of every level."""
+
+    def compress(level, *args):
+      return LevelOutput(compressed=level.compress(*args), expanded=None)
+
+    return self._climb(batch, compress)
+
+  def decode_all(
+    self,
+    codes_BU: Array,
+    is_valid_BP: Array,
+    lowest_BP: Array,
+    sequence_length: int,
+  ) -> DecodedRows:
+    """Top codes to bytes, greedily, level by level; see `Abstractinator.decode`.
+
+    Args:
+      codes_BU: [B, U] int32, of the top level.
+      is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
+      lowest_BP: [B, P] int32, first slot of the document of each slot.
+      sequence_length: S, the most ids a row of the first level can have.
+
+    Returns:
+      The bytes of the segments of the first level.
+    """
+    rows = code_rows.top_rows(codes_BU, is_valid_BP, lowest_BP)
+    sizes = self.config.sequence_lengths(sequence_length)
+    for number in reversed(range(len(self.levels))):
+      child = self.levels[number - 1] if number else None
+      ids_BPL, length_BP = self.levels[number].decode(
+        rows.codes_BU,
+        rows.is_valid_BP,
+        rows.lowest_BP,
+        sizes[number],
+        None if child is None else child.compressor.quantizer.codebooks(),
+      )
+      if child is None:
+        return DecodedRows(ids_BPL, length_BP, rows)
+      num_queries = child.config.pooling.num_queries
+      rows = code_rows.unfold(
+        rows,
+        ids_BPL,
+        length_BP,
+        num_slots=sizes[number] // num_queries,
+        num_queries=num_queries,
+      )
+    raise AssertionError('a pyramid has a level')
+
+  def nearest_codes(
+    self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
+  ) -> tuple[QuantizerOutput, Array | None]:
+    """Codes of vectors that a continuous top LM predicts.
+
+    Args:
+      vectors_BUD: [B, U, D] float32.
+      is_code_BU: [B, U] bool, where there are any.
+      row_B: [B] int32, see `Batch`.
+
+    Returns:
+      What the top quantizer makes of them, and scores [B, U, K] float32 of the
+      entries of stage 0, higher for what is nearer; None without a codebook.
+    """
+    quantizer = self.levels[-1].compressor.quantizer
+    nearest = quantizer(vectors_BUD, is_code_BU, row_B)
+    if quantizer.codebooks() is None:
+      return nearest, None
+    scored = quantizer.stage_logits(
+      vectors_BUD, None, residual_conditioning=True, distance='squared'
+    )
+    return nearest, scored.logits[0]
+
+  def _climb(
+    self, batch: Batch, run: Callable[..., LevelOutput]
+  ) -> PyramidOutput:
+    """Runs a function of level, ids and what is below, bottom first."""
+    # The last byte of a document says that it is; codes hand that on.
+    is_last_BS = batch.ids_BS == self.num_ids + Special.EOS
+    below, batches, outputs = None, [], []
+    for level in self.levels:
+      output = run(level, batch, below)
+      batches.append(batch)
+      outputs.append(output)
+      codes = _code_sequence(
+        output.compressed, batch, is_last_BS, level.config.pooling.num_queries
+      )
+      pad = level.config.quantizer.num_codes + Special.PAD
+      batch = Batch(
+        ids_BS=jnp.where(codes.document_BP >= 0, codes.codes_BP, pad),
+        document_BS=codes.document_BP,
+        row_B=batch.row_B,
+      )
+      is_last_BS = codes.is_end_BP
+      below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
+    return PyramidOutput(tuple(batches), tuple(outputs), codes, top_lm=None)
+
+
+def _code_sequence(
+  compressed: CompressorOutput,
+  batch: Batch,
+  is_last_BS: Array,
+  num_queries: int,
+) -> CodeSequence:
+  """The codes of rows, with their documents and the ends of those."""
+  is_valid_BP = compressed.is_valid_BP
+  num_slots = is_valid_BP.shape[1]
+  document_BP = segmentation.per_slot(
+    batch.document_BS, compressed.segments, num_slots
+  )
+  is_end_BP = segmentation.per_slot_end(
+    is_last_BS, compressed.segments, num_slots
+  )
+  document_BP = jnp.where(is_valid_BP, document_BP, -1)
+  is_last_U = jnp.arange(num_slots * num_queries) % num_queries
+  is_last_U = is_last_U == num_queries - 1
+  return CodeSequence(
+    codes_BP=compressed.quantized.codes_BP,
+    vectors_BPD=compressed.quantized.vectors_BPD,
+    document_BP=jnp.repeat(document_BP, num_queries, axis=1),
+    is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
+  )
