@@ -14,7 +14,11 @@ from abstractinator import codes as codes_lib
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
-from abstractinator.evaluation.reconstruction import free_running_counts
+from abstractinator.evaluation.reconstruction import (
+  free_running_counts,
+  top_slots,
+)
+from abstractinator.modules.pyramid import DecodedRows
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
@@ -99,7 +103,7 @@ class TrainedLevel:
     self._variables = variables
 
   def segment(self, data: bytes) -> list[bytes]:
-    """Divides a text where the entropy model jumps.
+    """Divides a text as the first level does.
 
     Args:
       data: The text.
@@ -110,7 +114,7 @@ class TrainedLevel:
     Raises:
       ValueError: If there are no bytes.
     """
-    segments, _ = self._in_batches(_compress, *self._rows(data))
+    segments, *_ = self._in_batches(_compress, *self._rows(data))
     # A segment of EOS alone starts behind the text.
     starts = np.flatnonzero(segments.is_start_BS.reshape(-1)[: len(data)])
     return [
@@ -119,7 +123,7 @@ class TrainedLevel:
     ]
 
   def encode(self, data: bytes) -> Codes:
-    """Turns a text into codes, `pooling.num_queries` a segment.
+    """Turns a text into codes, `pooling.num_queries` a segment of the top.
 
     Args:
       data: The text.
@@ -130,8 +134,8 @@ class TrainedLevel:
     Raises:
       ValueError: If there are no bytes.
     """
-    segments, codes_BU = self._in_batches(_compress, *self._rows(data))
-    return codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
+    _, count_B, codes_BU = self._in_batches(_compress, *self._rows(data))
+    return codes_lib.from_slots(codes_BU, count_B, self._num_slots)
 
   def decode(self, codes: Codes) -> bytes:
     """Turns codes into a text, greedily; see `Abstractinator.decode`.
@@ -152,7 +156,10 @@ class TrainedLevel:
     """
     if not len(codes.count_B):
       return b''
-    return codes_lib.text(*self._decode(codes))
+    decoded = self._decode(codes)
+    return codes_lib.text(
+      decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
+    )
 
   def reconstruct(self, data: bytes) -> Reconstruction:
     """Encodes a text, decodes it from its codes alone, and compares.
@@ -167,17 +174,24 @@ class TrainedLevel:
       ValueError: If there are no bytes, or as `decode`.
     """
     ids_BS, document_BS = self._rows(data)
-    segments, codes_BU, predicted_BS = self._in_batches(
+    segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
       _predict, ids_BS, document_BS
     )
-    codes = codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
+    codes = codes_lib.from_slots(codes_BU, count_B, self._num_slots)
     num_segments = int(segments.count_B.sum())
-    decoded_BPL, length_BP, is_valid_BP = self._decode(codes)
+    decoded = self._decode(codes)
     num_right, num_total = jax.jit(free_running_counts)(
-      decoded_BPL, length_BP, ids_BS, segments, is_valid_BP
+      decoded.ids_BPL,
+      decoded.length_BP,
+      decoded.rows.origin_BP,
+      ids_BS,
+      top_BS,
+      np.arange(self._num_slots) < count_B[:, None],
     )
     is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)
-    text = codes_lib.text(decoded_BPL, length_BP, is_valid_BP)
+    text = codes_lib.text(
+      decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
+    )
     return Reconstruction(
       text=text,
       byte_accuracy=float(num_right) / float(num_total),
@@ -190,9 +204,8 @@ class TrainedLevel:
   def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return codes_lib.rows(data, self.config.data.sequence_length)
 
-  def _decode(self, codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decoded ids [B, P, L], lengths [B, P], and the slots with a code."""
-    (level,) = self.config.model.levels
+  def _decode(self, codes: Codes) -> DecodedRows:
+    level = self.config.model.levels[-1]
     codes_BU, is_valid_BP = codes_lib.to_slots(
       codes,
       level.quantizer.num_codes,
@@ -202,12 +215,14 @@ class TrainedLevel:
     decode = functools.partial(
       _decode, sequence_length=self.config.data.sequence_length
     )
-    return *self._in_batches(decode, codes_BU, is_valid_BP), is_valid_BP
+    return self._in_batches(decode, codes_BU, is_valid_BP)
 
   @property
   def _num_slots(self) -> int:
-    (level,) = self.config.model.levels
-    return level.segmentation.num_slots(self.config.data.sequence_length)
+    """Of a row of the top level."""
+    model = self.config.model
+    *_, size = model.sequence_lengths(self.config.data.sequence_length)
+    return model.levels[-1].segmentation.num_slots(size)
 
   def _in_batches(self, function: Callable[..., Any], *rows: np.ndarray) -> Any:
     """Calls a function on rows; few sizes of batches, so few compilations."""
@@ -227,17 +242,23 @@ class TrainedLevel:
 @functools.partial(jax.jit, static_argnums=0)
 def _compress(model, variables, ids_BS, document_BS):
   output = model.apply(
-    variables, _batch(ids_BS, document_BS), method='compress'
+    variables, _batch(ids_BS, document_BS), method='compress_all'
   )
-  return output.segments, output.quantized.codes_BP
+  return _codes(output)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(model, variables, ids_BS, document_BS):
   output = model.apply(variables, _batch(ids_BS, document_BS))
-  compressed = output.compressed
-  predicted_BS = output.expanded.best_BS
-  return compressed.segments, compressed.quantized.codes_BP, predicted_BS
+  predicted_BS = output.levels[0].expanded.best_BS
+  return *_codes(output), predicted_BS, top_slots(output)
+
+
+def _codes(output):
+  """Segments of the first level, how many the top level has, and its codes."""
+  top = output.levels[-1].compressed
+  segments = output.levels[0].compressed.segments
+  return segments, top.segments.count_B, top.quantized.codes_BP
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='sequence_length')
@@ -250,7 +271,7 @@ def _decode(model, variables, codes_BU, is_valid_BP, *, sequence_length):
     is_valid_BP,
     lowest_BP,
     sequence_length=sequence_length,
-    method='decode',
+    method='decode_all',
   )
 
 

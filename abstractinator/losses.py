@@ -4,15 +4,23 @@ Terms are sums in nats over the ids of a batch, so that they add up over
 microbatches and devices; the objective is their weighted sum per id.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LossConfig
 from abstractinator.modules.abstractinator import LevelOutput
-from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Array, Batch
+
+# Of a level, in the order of `terms`.
+LEVEL_TERMS = (
+  'entropy_model',
+  'gaussian',
+  'expander',
+  'end',
+  'commitment',
+  'codebook',
+)
+_AVERAGED = ('expander', 'end')
 
 
 def num_ids(batch: Batch) -> Array:
@@ -63,11 +71,26 @@ def terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
 def objective(
   terms: dict[str, Array], weights: LossConfig, num_ids: Array
 ) -> Array:
-  """Weighted sum of the terms per id, [] float32, nats."""
-  weighted = [
-    getattr(weights, field.name) * terms[field.name]
-    for field in dataclasses.fields(weights)
-  ]
+  """Weighted sum of the terms per id, [] float32, nats.
+
+  Args:
+    terms: By name, from `terms` or `pyramid_losses.terms`. All are per id of
+      the first level in the end, so that what levels cost adds up.
+    weights: By the part of a name after the last slash. What it takes to
+      predict ids back, `expander` and `end`, is averaged over levels, as the
+      original does; the rest is summed.
+    num_ids: Of the first level.
+
+  Returns:
+    The objective.
+  """
+  num_levels = sum(_kind(name) == 'expander' for name in terms)
+  weighted = []
+  for name, total in terms.items():
+    weight = getattr(weights, _kind(name))
+    if _kind(name) in _AVERAGED:
+      weight /= num_levels
+    weighted.append(weight * total)
   return sum(weighted) / jnp.maximum(num_ids, 1.0)
 
 
@@ -78,3 +101,7 @@ def sigmoid_cross_entropy(logits: Array, is_true: Array) -> Array:
 
 def _masked_sum(x: Array, mask: Array) -> Array:
   return jnp.sum(jnp.where(mask, x, 0.0))
+
+
+def _kind(name: str) -> str:
+  return name.rpartition('/')[2]

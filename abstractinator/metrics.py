@@ -1,6 +1,7 @@
 """What is measured: sums and counts on the device, divisions on the host."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from abstractinator.types import Array, Batch, Mean
 
 # Of a histogram that every step sends to the host.
 _MAX_COUNTED_CODES = 65536
+# See `pyramid_losses.prefixes`.
+_LEVEL = re.compile(r'(level\d+/)?')
 _NATS_PER_BIT = 0.6931471805599453
 
 Metrics = dict[str, Mean]
@@ -24,24 +27,30 @@ def level_metrics(
   batch: Batch,
   terms: dict[str, Array],
   stage_sizes: tuple[int, ...],
+  num_bytes: Array | None = None,
 ) -> Metrics:
-  """Metrics of a level over bytes.
+  """Metrics of a level.
 
   Args:
     output: Of the level.
     batch: What it was given.
     terms: From `losses.terms`.
     stage_sizes: Values of each digit of a code.
+    num_bytes: Bytes that the codes of the batch stand for; None for a batch of
+      bytes. Bits are per byte at every level, so that they add up.
 
   Returns:
-    Means by name. `code_counts` is the histogram of codes, with count 1, if
-    there are at most 65536 of them; codes of several stages have one for each,
-    `stage0/code_counts` and so on.
+    Means by name. How many ids are right is `teacher_forced_byte_accuracy`,
+    where they are codes `teacher_forced_code_accuracy`. `code_counts` is the
+    histogram of codes, with count 1, if there are at most 65536 of them; codes
+    of several stages have one for each, `stage0/code_counts` and so on.
     `gaussian_bits_per_dimension` is there with a Gaussian head only.
   """
   compressed, expanded = output.compressed, output.expanded
-  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
-  num_bytes = jnp.sum(is_byte_BS, dtype=jnp.float32)
+  is_counted_BS, unit = batch.document_BS >= 0, 'code'
+  if num_bytes is None:
+    is_counted_BS, unit = is_counted_BS & (batch.ids_BS < NUM_BYTES), 'byte'
+    num_bytes = jnp.sum(is_counted_BS, dtype=jnp.float32)
   num_ids = losses.num_ids(batch)
   num_segments = jnp.sum(compressed.segments.count_B, dtype=jnp.float32)
   is_right_BS = expanded.best_BS == batch.ids_BS
@@ -62,8 +71,8 @@ def level_metrics(
     'expander_bits_per_byte': bits_per_byte('expander'),
     'end_bits_per_byte': bits_per_byte('end'),
     'commitment': Mean(terms['commitment'], count(compressed.is_code_BU)),
-    'teacher_forced_byte_accuracy': Mean(
-      count(is_right_BS & is_byte_BS), num_bytes
+    f'teacher_forced_{unit}_accuracy': Mean(
+      count(is_right_BS & is_counted_BS), count(is_counted_BS)
     ),
     'bytes_per_segment': Mean(num_bytes, num_segments),
     'overflow_fraction': Mean(
@@ -122,9 +131,30 @@ def summarize(metrics: Metrics) -> dict[str, float]:
   Returns:
     A number by name; what is derived from a histogram of codes takes its
     place: the fraction of codes hit at least once and the perplexity, for all
-    of the codes and for each stage; and what all codes cost under their own
-    frequencies, those of the digits where codes are too many to be counted.
+    of the codes and for each stage; and what all codes of a level cost under
+    their own frequencies, those of the digits where codes are too many to be
+    counted.
   """
+  by_level = {}
+  for name, mean in metrics.items():
+    prefix = _LEVEL.match(name)[0]
+    by_level.setdefault(prefix, {})[name.removeprefix(prefix)] = mean
+  return {
+    prefix + name: value
+    for prefix, of_level in by_level.items()
+    for name, value in _summarize_level(of_level).items()
+  }
+
+
+def num_bytes(metrics: Metrics) -> float:
+  """Bytes that fetched metrics are about."""
+  (mean, *_) = (
+    mean for name, mean in metrics.items() if name.endswith('bytes_per_segment')
+  )
+  return float(mean.total)
+
+
+def _summarize_level(metrics: Metrics) -> dict[str, float]:
   values, bits = {}, {}
   for name, mean in metrics.items():
     if name.endswith('code_counts'):
@@ -137,8 +167,9 @@ def summarize(metrics: Metrics) -> dict[str, float]:
       values[name] = float(mean.total) / max(float(mean.count), 1e-9)
   if bits and 'bytes_per_segment' in values:
     total_bits = bits[''] if '' in bits else sum(bits.values())
-    num_bytes = float(metrics['bytes_per_segment'].total)
-    values['code_unigram_bits_per_byte'] = total_bits / max(num_bytes, 1e-9)
+    values['code_unigram_bits_per_byte'] = total_bits / max(
+      num_bytes(metrics), 1e-9
+    )
   return values
 
 

@@ -167,6 +167,39 @@ def get_level() -> ml_collections.ConfigDict:
   return level
 
 
+def get_upper_level() -> ml_collections.ConfigDict:
+  """One level over the codes of another; lengths are in codes."""
+  level = get_level()
+  # Codes are compared with what embeds them, the codebooks below.
+  level.entropy_heads.tie_to_embedding = True
+  level.segmentation.target_length = 3.0
+  level.segmentation.max_length = 8
+  # Of the slots of the level below, of which a part stays empty.
+  level.segmentation.capacity_length = 2.0
+  return level
+
+
+def get_top_lm() -> ml_collections.ConfigDict:
+  """A language model over top codes: `config.model.top_lm = get_top_lm()`."""
+  top_lm = ml_collections.ConfigDict(
+    dict(
+      # 'discrete': cross-entropy of the digits of codes. 'continuous': squared
+      # error of their vectors.
+      mode='discrete',
+      d_model=96,
+      stack=dict(
+        num_layers=2,
+        num_heads=3,
+        # None sees all codes of a document.
+        window=ml_collections.config_dict.placeholder(int),
+        ffn_dim=288,
+      ),
+    )
+  )
+  top_lm.stack.attention = get_attention()
+  return top_lm
+
+
 def get_config() -> ml_collections.ConfigDict:
   """The whole run."""
   config = ml_collections.ConfigDict()
@@ -199,7 +232,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.model = ml_collections.ConfigDict(
     dict(
+      # Bottom first: the ids of a level are the codes of the one before.
       levels=(get_level(),),
+      # A language model over the codes of the last level, see `get_top_lm`.
+      top_lm=ml_collections.config_dict.placeholder(ml_collections.ConfigDict),
       # Compute type; parameters and statistics are float32 always.
       dtype='float32',
       # Of attention, pooling, and code search; 'auto' goes by the platform.
@@ -217,6 +253,11 @@ def get_config() -> ml_collections.ConfigDict:
       commitment=0.25,
       # Of a codebook learned by gradient; 0 nats otherwise.
       codebook=1.0,
+      # Of the top LM; those that it does not have are 0 nats. `expander` and
+      # `end` above are averaged over levels, the others summed.
+      top_lm_code=1.0,
+      top_lm_vector=1.0,
+      top_lm_end=1.0,
     )
   )
 

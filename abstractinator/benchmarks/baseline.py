@@ -9,8 +9,13 @@ import numpy as np
 
 from abstractinator.benchmarks.flops import training_flops
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.config import LevelConfig, LossConfig, OptimizerConfig
-from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.config import (
+  LevelConfig,
+  LossConfig,
+  ModelConfig,
+  OptimizerConfig,
+)
+from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementation
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
@@ -93,6 +98,9 @@ _WEIGHTS = LossConfig(
   end=1.0,
   commitment=0.25,
   codebook=1.0,
+  top_lm_code=0.0,
+  top_lm_vector=0.0,
+  top_lm_end=0.0,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,
@@ -124,8 +132,8 @@ class Step:
       dtype: Compute type.
     """
     self.shape = (batch_size, sequence_length)
-    model = Abstractinator(
-      level,
+    model = AbstractinatorPyramid(
+      ModelConfig((level,), None, dtype=dtype, implementation='auto'),
       num_ids=NUM_BYTES,
       implementation=resolve_implementation('auto', jax.default_backend()),
       dtype=jnp.dtype(dtype),

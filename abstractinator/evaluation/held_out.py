@@ -4,14 +4,16 @@ import functools
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from abstractinator import byte_vocab, metrics
 from abstractinator.config import LossConfig
-from abstractinator.evaluation.reconstruction import free_running_counts
-from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.evaluation.reconstruction import (
+  free_running_counts,
+  top_slots,
+)
+from abstractinator.modules.pyramid import AbstractinatorPyramid, DecodedRows
 from abstractinator.ops import segmentation
 from abstractinator.training.sharding import (
   batch_sharding,
@@ -19,7 +21,7 @@ from abstractinator.training.sharding import (
   shard_batch,
 )
 from abstractinator.training.step import eval_step
-from abstractinator.types import Array, Batch, Mean, PyTree, Segments
+from abstractinator.types import Batch, Mean, PyTree, Segments
 
 _DECODED_BATCHES = 8
 
@@ -29,7 +31,7 @@ class HeldOut:
 
   def __init__(
     self,
-    model: Abstractinator,
+    model: AbstractinatorPyramid,
     weights: LossConfig,
     mesh: Mesh,
     variable_shardings: PyTree,
@@ -38,7 +40,7 @@ class HeldOut:
     """Prepares, compiling nothing yet.
 
     Args:
-      model: The level.
+      model: All levels.
       weights: Of the loss terms.
       mesh: Where batches go.
       variable_shardings: Of the variables to come.
@@ -93,58 +95,63 @@ class HeldOut:
     """
     rows = next(iter(self._batches(1)))
     batch = shard_batch(rows, self._mesh)
-    _, segments, decoded_BPL, length_BP = jax.device_get(
-      self._decode(variables, batch)
-    )
+    _, segments, decoded = jax.device_get(self._decode(variables, batch))
     ids_BS = jax.device_get(batch.ids_BS)
     texts = []
     for row in range(min(num_rows, len(ids_BS))):
-      count = segments.count_B[row]
       real = segments.index_BS[row] >= 0
       cuts = np.flatnonzero(segments.is_start_BS[row])
       truth = np.split(ids_BS[row][real], cuts[1:])
-      guess = [decoded_BPL[row, p, : length_BP[row, p]] for p in range(count)]
+      guess = [
+        ids_L[:length]
+        for ids_L, length in zip(
+          decoded.ids_BPL[row], decoded.length_BP[row], strict=True
+        )
+        if length
+      ]
       texts.append(f'text\n\n{_block(truth)}\n\nfrom codes\n\n{_block(guess)}')
     return '\n\n---\n\n'.join(texts)
 
 
 def decode_step(
-  variables: PyTree, batch: Batch, *, model: Abstractinator
-) -> tuple[Mean, Segments, Array, Array]:
-  """Encodes a batch and decodes it back from its codes alone.
+  variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
+) -> tuple[Mean, Segments, DecodedRows]:
+  """Encodes a batch and decodes it back from its top codes alone.
 
   Args:
     variables: `params` and the collections.
     batch: Rows.
-    model: The level.
+    model: All levels.
 
   Returns:
-    The free-running accuracy, the segments, their decoded ids [B, P, L] int32,
-    and their decoded lengths [B, P] int32.
+    The free-running accuracy, the segments of the first level, and what was
+    decoded.
   """
-  compressed = model.apply(variables, batch, method='compress')
+  output = model.apply(variables, batch, method='compress_all')
+  top = output.levels[-1].compressed
   lowest_BP = segmentation.per_slot(
-    segmentation.first_slots(compressed.segments, batch.document_BS),
-    compressed.segments,
-    compressed.is_valid_BP.shape[1],
+    segmentation.first_slots(top.segments, output.batches[-1].document_BS),
+    top.segments,
+    top.is_valid_BP.shape[1],
   )
-  decoded_BPL, length_BP = model.apply(
+  decoded = model.apply(
     variables,
-    compressed.quantized.codes_BP,
-    compressed.is_valid_BP,
+    top.quantized.codes_BP,
+    top.is_valid_BP,
     lowest_BP,
     sequence_length=batch.ids_BS.shape[1],
-    method='decode',
+    method='decode_all',
   )
   num_right, num_total = free_running_counts(
-    decoded_BPL,
-    length_BP,
+    decoded.ids_BPL,
+    decoded.length_BP,
+    decoded.rows.origin_BP,
     batch.ids_BS,
-    compressed.segments,
-    compressed.is_valid_BP,
+    top_slots(output),
+    top.is_valid_BP,
   )
-  accuracy = Mean(num_right.astype(jnp.float32), num_total.astype(jnp.float32))
-  return accuracy, compressed.segments, decoded_BPL, length_BP
+  accuracy = Mean(num_right, num_total)
+  return accuracy, output.levels[0].compressed.segments, decoded
 
 
 def _merge_present(

@@ -1,56 +1,100 @@
 """How much of a text comes back from its codes alone."""
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.types import Array, Segments
+from abstractinator.modules.pyramid import PyramidOutput
+from abstractinator.types import Array
 
 
 def free_running_counts(
   decoded_BPL: Array,
   length_BP: Array,
+  origin_BP: Array,
   ids_BS: Array,
-  segments: Segments,
+  top_BS: Array,
   is_valid_BP: Array,
 ) -> tuple[Array, Array]:
   """Counts the bytes that decoding got right.
 
-  Each segment is compared on its own, position by position, so that a wrong
-  length spoils its own segment only. A position counts if the segment or what
-  was decoded for it has a byte there: the total is the sum over segments of the
-  larger number of bytes. EOS is no byte; it ends what was decoded.
+  Each segment of the top level is compared on its own, position by position, so
+  that a wrong length spoils its own segment only. A position counts if the
+  segment or what was decoded for it has a byte there: the total is the sum over
+  segments of the larger number of bytes. EOS is no byte; it ends what was
+  decoded.
 
   So the ratio is 1 only if every byte comes back, and too long is as bad as
   too short.
 
   Args:
-    decoded_BPL: [B, P, L] int32, decoded ids of each segment.
-    length_BP: [B, P] int32, how many of them hold.
+    decoded_BPL: [B, P, L] int32, ids of each segment of the first level.
+    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
+    origin_BP: [B, P] int32, the slot of the top level that each comes from,
+      ascending; see `CodeRows`.
     ids_BS: [B, S] int32, what was encoded.
-    segments: Its division.
-    is_valid_BP: [B, P] bool, slots that count.
+    top_BS: [B, S] int32, the slot of the top level of each id; -1 on padding.
+    is_valid_BP: [B, P of the top] bool, slots that count.
 
   Returns:
     Right bytes and their total, [] float32 each.
   """
-  num_slots, max_length = decoded_BPL.shape[1:]
-  is_byte_BPL = decoded_BPL < NUM_BYTES
-  is_byte_BPL &= jnp.arange(max_length) < length_BP[..., None]
-  # Truth in the same shape, -1 where there is none; what is no byte of a slot
-  # drops out.
-  is_wanted_BS = (ids_BS < NUM_BYTES) & (segments.index_BS >= 0)
-  slot_BS = jnp.where(is_wanted_BS, segments.index_BS, num_slots)
-  row_B1 = jnp.arange(ids_BS.shape[0])[:, None]
-  truth_BPL = jnp.full_like(decoded_BPL, -1)
-  truth_BPL = truth_BPL.at[row_B1, slot_BS, segments.offset_BS].set(
-    ids_BS, mode='drop'
-  )
-  right_BP = jnp.sum(is_byte_BPL & (decoded_BPL == truth_BPL), axis=-1)
+  num_tops = is_valid_BP.shape[1]
+  offset_L = jnp.arange(decoded_BPL.shape[2])
+  is_byte_BPL = (decoded_BPL < NUM_BYTES) & (offset_L < length_BP[..., None])
+  # Where a decoded id stands in its top segment.
+  before_BP = jnp.cumsum(length_BP, axis=1) - length_BP
+  last_BP = jnp.pad(origin_BP, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+  begin_BP = lax.cummax(jnp.where(origin_BP != last_BP, before_BP, 0), axis=1)
+  number_BPL = (before_BP - begin_BP)[..., None] + offset_L
+
+  def per_top(x_BN, top_BN):
+    # What has no slot goes to one past the end, which is dropped.
+    is_slot_BN = (top_BN >= 0) & (top_BN < num_tops)
+    return jax.vmap(
+      lambda x, top: jax.ops.segment_sum(x, top, num_segments=num_tops + 1)
+    )(x_BN, jnp.where(is_slot_BN, top_BN, num_tops))[:, :num_tops]
+
+  count_BP = per_top(jnp.ones_like(top_BS), top_BS)
+  start_BP = jnp.cumsum(count_BP, axis=1) - count_BP
+
+  def of_top(x_BP):
+    return jnp.take_along_axis(x_BP, origin_BP, axis=1)[..., None]
+
+  at_BPL = jnp.minimum(of_top(start_BP) + number_BPL, ids_BS.shape[1] - 1)
+  truth_BPL = jax.vmap(lambda ids, at: ids[at])(ids_BS, at_BPL)
+  is_right_BPL = is_byte_BPL & (number_BPL < of_top(count_BP))
+  is_right_BPL &= decoded_BPL == truth_BPL
+
+  def decoded_per_top(x_BPL):
+    return per_top(jnp.sum(x_BPL, axis=2, dtype=jnp.int32), origin_BP)
+
+  right_BP = decoded_per_top(is_right_BPL)
   total_BP = jnp.maximum(
-    jnp.sum(truth_BPL >= 0, axis=-1), jnp.sum(is_byte_BPL, axis=-1)
+    per_top((ids_BS < NUM_BYTES).astype(jnp.int32), top_BS),
+    decoded_per_top(is_byte_BPL),
   )
 
   def count(x_BP):
     return jnp.sum(jnp.where(is_valid_BP, x_BP, 0), dtype=jnp.float32)
 
   return count(right_BP), count(total_BP)
+
+
+def top_slots(output: PyramidOutput) -> Array:
+  """The slot of the top level of each byte, [B, S] int32; -1 without one.
+
+  That is, of the first code of its segment.
+  """
+  slot_BS = output.levels[0].compressed.segments.index_BS
+  for below, above in zip(output.levels, output.levels[1:], strict=False):
+    num_slots = below.compressed.is_valid_BP.shape[1]
+    index_BU = above.compressed.segments.index_BS
+    queries = index_BU.shape[1] // num_slots
+    is_slot_BS = (slot_BS >= 0) & (slot_BS < num_slots)
+    at_BS = jnp.where(is_slot_BS, slot_BS * queries, 0)
+    slot_BS = jnp.where(
+      is_slot_BS, jnp.take_along_axis(index_BU, at_BS, axis=1), -1
+    )
+  return slot_BS

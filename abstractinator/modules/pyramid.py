@@ -15,6 +15,7 @@ from abstractinator.modules.code_sequence_transformer import (
 )
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.segment_compressor import Below, CompressorOutput
+from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import code_rows, segmentation
 from abstractinator.ops.code_rows import CodeRows
 from abstractinator.types import Array, Batch, Special
@@ -131,7 +132,10 @@ class AbstractinatorPyramid(nn.Module):
     lowest_BP: Array,
     sequence_length: int,
   ) -> DecodedRows:
-    """Top codes to bytes, greedily, level by level; see `Abstractinator.decode`.
+    """Top codes to bytes, greedily, level by level.
+
+    Each level decodes as `Abstractinator.decode` says; the ids of a level are
+    the codes of the one below.
 
     Args:
       codes_BU: [B, U] int32, of the top level.
@@ -144,26 +148,20 @@ class AbstractinatorPyramid(nn.Module):
     """
     rows = code_rows.top_rows(codes_BU, is_valid_BP, lowest_BP)
     sizes = self.config.sequence_lengths(sequence_length)
-    for number in reversed(range(len(self.levels))):
-      child = self.levels[number - 1] if number else None
-      ids_BPL, length_BP = self.levels[number].decode(
-        rows.codes_BU,
-        rows.is_valid_BP,
-        rows.lowest_BP,
-        sizes[number],
-        None if child is None else child.compressor.quantizer.codebooks(),
-      )
-      if child is None:
-        return DecodedRows(ids_BPL, length_BP, rows)
+    for child, level, size in reversed(
+      list(zip(self.levels, self.levels[1:], sizes[1:], strict=False))
+    ):
+      codebooks = child.compressor.quantizer.codebooks()
+      ids_BPL, length_BP = _decode(level, rows, size, codebooks)
       num_queries = child.config.pooling.num_queries
       rows = code_rows.unfold(
         rows,
         ids_BPL,
         length_BP,
-        num_slots=sizes[number] // num_queries,
+        num_slots=size // num_queries,
         num_queries=num_queries,
       )
-    raise AssertionError('a pyramid has a level')
+    return DecodedRows(*_decode(self.levels[0], rows, sizes[0]), rows)
 
   def nearest_codes(
     self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
@@ -211,6 +209,17 @@ class AbstractinatorPyramid(nn.Module):
       is_last_BS = codes.is_end_BP
       below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
     return PyramidOutput(tuple(batches), tuple(outputs), codes, top_lm=None)
+
+
+def _decode(
+  level: Abstractinator,
+  rows: CodeRows,
+  sequence_length: int,
+  codebooks: Codebooks | None = None,
+) -> tuple[Array, Array]:
+  return level.decode(
+    rows.codes_BU, rows.is_valid_BP, rows.lowest_BP, sequence_length, codebooks
+  )
 
 
 def _code_sequence(

@@ -164,9 +164,7 @@ class Vocabulary(nn.Module):
       if self.has_eos:
         allowed_K |= symbol_K == Special.EOS
     if not self.is_tied:
-      logits = self.head(h_D).astype(jnp.float32)
-      if allowed_K is not None:
-        logits = jnp.where(allowed_K, logits, -jnp.inf)
+      logits = _allow(self.head(h_D).astype(jnp.float32), allowed_K)
       best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
       return IdLogits((logits,), best)
     if self.code_dim is not None:
@@ -185,9 +183,9 @@ class Vocabulary(nn.Module):
     scale = jnp.exp(self.log_scale) / self.d_model
     if self.distance == 'squared':
       scale /= 2
+    first, *others = (logits * scale for logits in scored.logits)
     return IdLogits(
-      tuple(logits * scale for logits in scored.logits),
-      self._ids(scored.digits_M),
+      (_allow(first, allowed_K), *others), self._ids(scored.digits_M)
     )
 
   def nats(self, predicted: IdLogits, ids: Array) -> Array:
@@ -235,3 +233,9 @@ class Vocabulary(nn.Module):
     symbol = digits_M[..., 0] - self.sizes[0]
     ordinary = digits_lib.compose(digits_M, self.sizes)
     return jnp.where(symbol >= 0, self.num_ids + symbol, ordinary)
+
+
+def _allow(logits_K: Array, allowed_K: Array | None) -> Array:
+  if allowed_K is None:
+    return logits_K
+  return jnp.where(allowed_K, logits_K, -jnp.inf)

@@ -39,8 +39,7 @@ def stage_logits(
     residual_conditioning: Whether a stage scores what the digits before it
       leave of the prediction, or all of it.
     distance: 'dot', inner products; 'squared', negative squared distances.
-    allowed_K: [K] bool, digits of stage 0 that may be the best; the others have
-      logits of -inf. None for all.
+    allowed_K: [K] bool, digits of stage 0 that may be the best; None for all.
 
   Returns:
     Logits and best digits, float32. No gradient passes through what is
@@ -57,9 +56,10 @@ def stage_logits(
   logits, best = [], []
   for stage, codebook_KC in enumerate(codebooks):
     logits.append(_SCORES[distance](rest_C, codebook_KC))
+    choice_K = logits[-1]
     if stage == 0 and allowed_K is not None:
-      logits[0] = jnp.where(allowed_K, logits[0], -jnp.inf)
-    best.append(jnp.argmax(logits[-1], axis=-1).astype(jnp.int32))
+      choice_K = jnp.where(allowed_K, choice_K, -jnp.inf)
+    best.append(jnp.argmax(choice_K, axis=-1).astype(jnp.int32))
     if residual_conditioning:
       digit = best[-1] if digits_M is None else digits_M[..., stage]
       rest_C = rest_C - lax.stop_gradient(codebook_KC[digit])

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 
 import jax
@@ -97,7 +98,7 @@ class Run:
     c = self.config
     self._train_rows, self._validation_rows = pipeline.open_data(
       c.data,
-      max_documents=c.model.levels[0].max_documents(c.data.sequence_length),
+      max_documents=c.model.max_documents(c.data.sequence_length),
     )
     per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
@@ -242,7 +243,7 @@ class Run:
   def _take(self, window, step, fetched, progress) -> None:
     """Adds the metrics of a step to the window, stopping on a broken loss."""
     values = jax.device_get(fetched)
-    terms = [name for name in values if name.startswith('loss_')]
+    terms = [name for name in values if re.search(r'(^|/)loss_', name)]
     for name in [*terms, 'gradient_norm']:
       if not np.isfinite(values[name].total):
         raise FloatingPointError(

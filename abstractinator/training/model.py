@@ -4,14 +4,14 @@ import jax.numpy as jnp
 
 from abstractinator import byte_vocab
 from abstractinator.config import RunConfig
-from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementation
 
 
-def make_model(config: RunConfig, platform: str) -> Abstractinator:
-  """The level of a config, for a platform ('cpu', 'gpu', 'tpu')."""
-  return Abstractinator(
-    config=config.model.levels[0],
+def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
+  """The levels of a config, for a platform ('cpu', 'gpu', 'tpu')."""
+  return AbstractinatorPyramid(
+    config=config.model,
     num_ids=byte_vocab.NUM_BYTES,
     implementation=resolve_implementation(
       config.model.implementation, platform

@@ -29,6 +29,29 @@ def closing(workdir: str, total_steps: int, tags: dict[str, float]) -> str:
 
 def headline(summary: dict[str, float]) -> str:
   """The held-out metrics that matter most, in a line."""
+  name = 'expander_bits_per_byte'
+  prefixes = [k.removesuffix(name) for k in summary if k.endswith(name)]
+  parts = []
+  for prefix in sorted(prefixes):
+    of_level = {
+      k.removeprefix(prefix): v
+      for k, v in summary.items()
+      if k.startswith(prefix)
+    }
+    parts += [prefix.replace('/', ': ') + _of_level(of_level)]
+  if 'top_lm_code_bits_per_byte' in summary:
+    code, end = (
+      summary[f'top_lm_{part}_bits_per_byte'] for part in ('code', 'end')
+    )
+    parts.append(f'codes {code + end:.3f} bits/byte under the top LM')
+  if 'total_bits_per_byte' in summary:
+    parts.append(f'{summary["total_bits_per_byte"]:.3f} bits/byte in total')
+  if 'free_running_byte_accuracy' in summary:
+    parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
+  return ('; ' if len(prefixes) > 1 else ', ').join(parts)
+
+
+def _of_level(summary: dict[str, float]) -> str:
   given_codes = summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
   parts = [
     f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
@@ -36,11 +59,11 @@ def headline(summary: dict[str, float]) -> str:
     f' {summary["end_bits_per_byte"]:.3f} of them)',
     f'{summary["bytes_per_segment"]:.2f} bytes/segment',
     *_live_codes(summary),
-    f'byte accuracy {summary["teacher_forced_byte_accuracy"]:.1%}'
-    ' teacher-forced',
   ]
-  if 'free_running_byte_accuracy' in summary:
-    parts.append(f'{summary["free_running_byte_accuracy"]:.1%} free-running')
+  for unit in ('byte', 'code'):
+    name = f'teacher_forced_{unit}_accuracy'
+    if name in summary:
+      parts.append(f'{unit} accuracy {summary[name]:.1%} teacher-forced')
   return ', '.join(parts)
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from abstractinator.modules.abstractinator import Abstractinator
+from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.types import Array, Batch, PyTree
 
 
@@ -28,7 +28,7 @@ class TrainState:
 
 def initial_state(
   key: Array,
-  model: Abstractinator,
+  model: AbstractinatorPyramid,
   optimizer: optax.GradientTransformation,
   *,
   batch_size: int,

@@ -12,6 +12,13 @@ _SHOWN = {
   'bytes_per_segment': 'bytes/seg',
   'live_code_fraction': 'live',
 }
+# Of several levels. Not all of them, for they have to fit in a line.
+_SHOWN_OF_SEVERAL = {
+  'level0/expander_bits_per_byte': 'expander bpb 0',
+  'level1/expander_bits_per_byte': 'expander bpb 1',
+  'top_lm_code_bits_per_byte': 'codes bpb',
+  'total_bits_per_byte': 'total bpb',
+}
 
 
 class Window:
@@ -56,7 +63,7 @@ class Window:
       self._seconds, self._since = 0.0, time.monotonic()
 
   def _num_bytes(self) -> float:
-    return float(self.total['bytes_per_segment'].total)
+    return metrics.num_bytes(self.total)
 
   def _elapsed(self) -> float:
     if self._since is None:
@@ -81,7 +88,7 @@ class Window:
     return {
       **{
         label: summary[name]
-        for name, label in _SHOWN.items()
+        for name, label in (_SHOWN | _SHOWN_OF_SEVERAL).items()
         if name in summary
       },
       'bytes/s': self.bytes_per_second(),
