@@ -22,8 +22,10 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
   for level in levels:
     typed.append(default.get_level())
     typed[-1].update(level)
-  if values['model']['top_lm'] is not None:
+  top_lm = values['model'].pop('top_lm')
+  if top_lm is not None:
     config.model.top_lm = default.get_top_lm()
+    config.model.top_lm.update(top_lm)
   config.update(values)
   config.model.levels = tuple(typed)
   return config

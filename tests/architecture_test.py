@@ -16,7 +16,17 @@ MAX_LINES = 300
 BASE = ('types', 'config', 'byte_vocab')
 OWN = ('types', 'config')
 APART = ('flax.linen', 'ml_collections')
-STEP = (*BASE, 'ops', 'modules', 'losses', 'metrics')
+STEP = (
+  *BASE,
+  'ops',
+  'modules',
+  'losses',
+  'metrics',
+  'top_lm_losses',
+  'top_lm_metrics',
+  'pyramid_losses',
+  'pyramid_metrics',
+)
 
 # First match wins: a part of the package, the parts of it that it may import,
 # and the libraries that it may not.
@@ -63,6 +73,7 @@ RULES = (
       'config_expander',
       'config_quantizer',
       'config_segmentation',
+      'config_top_lm',
     ),
     ('jax', 'flax', 'numpy', 'ml_collections'),
   ),
@@ -81,6 +92,8 @@ RULES = (
   ('metrics', STEP, ('optax', 'absl', 'flax.linen')),
   ('top_lm_losses', STEP, ('optax', 'absl', 'flax.linen')),
   ('top_lm_metrics', STEP, ('optax', 'absl', 'flax.linen')),
+  ('pyramid_losses', STEP, ('optax', 'absl', 'flax.linen')),
+  ('pyramid_metrics', STEP, ('optax', 'absl', 'flax.linen')),
   ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
   ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
   (

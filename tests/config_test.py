@@ -19,8 +19,10 @@ def plain(config):
   return json.loads(config.to_json_best_effort())
 
 
-DEFAULT = plain(
-  runpy.run_path(str(ROOT / 'configs' / 'default.py'))['get_config']()
+_DEFAULT = runpy.run_path(str(ROOT / 'configs' / 'default.py'))
+DEFAULT, UPPER, TOP_LM = (
+  plain(_DEFAULT[name]())
+  for name in ('get_config', 'get_upper_level', 'get_top_lm')
 )
 
 
@@ -35,7 +37,7 @@ def values(edits=()):
     if value is REMOVED:
       del node[last]
     else:
-      node[last] = value
+      node[last] = copy.deepcopy(value)
   return result
 
 
@@ -53,11 +55,18 @@ def test_every_config_builds(path, tmp_path):
   get_config = runpy.run_path(str(path))['get_config']
   args = []
   if path.name == 'resume.py':
-    edited = values({'seed': 3, f'{LEVEL}.expander.lookback': 2})
+    edited = values(
+      {
+        'seed': 3,
+        f'{LEVEL}.expander.lookback': 2,
+        'model.levels': [DEFAULT['model']['levels'][0], UPPER],
+        'model.top_lm': TOP_LM | {'d_model': 12},
+      }
+    )
     (tmp_path / 'config.json').write_text(json.dumps(edited))
     args.append(str(tmp_path))
   config = RunConfig.from_dict(plain(get_config(*args)))
-  assert len(config.model.levels) == 1
+  assert config.model.levels
   if args:
     assert config == RunConfig.from_dict(edited)
 
@@ -81,6 +90,28 @@ def test_latent_attention_needs_no_even_heads():
 def test_whole_numbers_serve_as_fractions():
   config = RunConfig.from_dict(values({'optimizer.clip_norm': 2}))
   assert type(config.optimizer.clip_norm) is float
+
+
+def stacked(**changes):
+  """Edits that make a pyramid of the default level and another one."""
+  upper = copy.deepcopy(UPPER)
+  for path, value in changes.items():
+    *groups, last = path.split('__')
+    node = upper
+    for group in groups:
+      node = node[group]
+    node[last] = value
+  return {'model.levels': [DEFAULT['model']['levels'][0], upper]}
+
+
+def test_ids_of_a_level_are_the_slots_below():
+  edits = stacked() | {f'{LEVEL}.pooling.num_queries': 2}
+  model = RunConfig.from_dict(values(edits)).model
+  # 256 bytes in segments of 3, two codes each.
+  assert model.sequence_lengths(256) == (256, 2 * 86)
+  # 86 slots for 256 bytes at 16; 86 slots for 172 codes at 8.
+  assert model.levels[0].max_documents(256) == 86 - 16
+  assert model.max_documents(256) == 86 - 22
 
 
 def test_slots_hold_a_row_of_the_mean_length():
@@ -294,6 +325,37 @@ def test_slots_hold_a_row_of_the_mean_length():
         'an even number',
       ),
     ),
+    (
+      stacked(segmentation__rule='space'),
+      ('model.levels[1].segmentation.rule', "'space'", 'not about bytes'),
+    ),
+    (
+      stacked(expander__ends='entropy'),
+      ('model.levels[1].expander.ends', "'entropy'", 'head, above'),
+    ),
+    (
+      stacked(entropy_heads__tie_to_embedding=False),
+      ('model.levels[1].entropy_heads.tie_to_embedding', 'False', 'True'),
+    ),
+    (
+      stacked(expander__code_dim=33),
+      ('model.levels[1].expander.code_dim', '33', 'None or 32'),
+    ),
+    (
+      stacked(
+        segmentation__capacity_length=8.0, segmentation__target_length=None
+      ),
+      ('model.levels[1].segmentation.capacity_length', '8.0', 'rows of 86 ids'),
+    ),
+    (
+      {'model.top_lm': TOP_LM | {'mode': 'both'}},
+      ('model.top_lm.mode', "'both'", 'discrete, continuous'),
+    ),
+    (
+      {'loss.gaussian': 1.0},
+      ('loss.gaussian', '1.0', 'gaussian_components of all'),
+    ),
+    ({'loss.top_lm_end': -1.0}, ('loss.top_lm_end', '-1.0', '>= 0')),
     ({'loss.commitment': -0.1}, ('loss.commitment', '-0.1', '>= 0')),
     (
       {'optimizer.final_fraction': 1.5},

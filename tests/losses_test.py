@@ -7,9 +7,10 @@ import pytest
 from abstractinator import losses
 from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.config import LossConfig
+from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Batch, Segments
 
-NUM_IDS, VOCAB, SLOTS = 5, 259, 3
+NUM_IDS, SLOTS = 5, 3
 
 
 def make_output(seed=0):
@@ -33,7 +34,7 @@ def make_output(seed=0):
 
   output = types.SimpleNamespace(
     compressed=types.SimpleNamespace(
-      entropy_logits_BSV=normal(2, 4, VOCAB),
+      entropy_nats_BS=normal(2, 4),
       gaussian_nats_BS=normal(2, 4),
       segments=segments,
       is_code_BU=jnp.array([[True, True, False], [True, False, False]]),
@@ -53,20 +54,12 @@ def make_output(seed=0):
   return output, batch
 
 
-def log_softmax(x):
-  x = np.asarray(x, np.float64)
-  return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
 def test_terms_are_sums_over_real_ids_and_segments():
   output, batch = make_output()
   got = losses.terms(output, batch)
   real = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
-  ids = np.asarray(batch.ids_BS)
-  log_p = log_softmax(output.compressed.entropy_logits_BSV)
-  want = -sum(log_p[b, s, ids[b, s]] for b, s in real)
-  np.testing.assert_allclose(got['entropy_model'], want, rtol=1e-5)
   for name, nats in (
+    ('entropy_model', output.compressed.entropy_nats_BS),
     ('expander', output.expanded.nats_BS),
     ('gaussian', output.compressed.gaussian_nats_BS),
   ):
@@ -107,6 +100,8 @@ def test_padding_may_hold_anything():
   output, batch = make_output()
   want = losses.terms(output, batch)
   is_pad = np.asarray(batch.document_BS) < 0
+  nats = output.compressed.entropy_nats_BS
+  output.compressed.entropy_nats_BS = nats.at[is_pad].set(jnp.inf)
   output.expanded.nats_BS = output.expanded.nats_BS.at[is_pad].set(jnp.nan)
   output.expanded.end_logits_BS = output.expanded.end_logits_BS.at[is_pad].set(
     jnp.inf
@@ -139,12 +134,31 @@ def test_the_objective_weighs_terms_per_id():
     end=2.0,
     commitment=8.0,
     codebook=4.0,
+    top_lm_code=0.0,
+    top_lm_vector=0.0,
+    top_lm_end=0.0,
   )
   value = losses.objective(terms, weights, jnp.float32(4.0))
   assert float(value) == (8 + 3 + 2 + 4 + 8 + 12) / 4
   # A batch of padding only is no reason to divide by 0.
   zero = dict.fromkeys(terms, 0.0)
   assert float(losses.objective(zero, weights, jnp.float32(0.0))) == 0.0
+
+
+def test_what_predicts_ids_back_is_averaged_over_levels():
+  names = dict.fromkeys(
+    ('entropy_model', 'gaussian', 'expander', 'end', 'commitment', 'codebook')
+  )
+  tops = ('top_lm_code', 'top_lm_vector', 'top_lm_end')
+  terms = {f'level{n}/{name}': 1.0 for n in range(2) for name in names}
+  terms |= dict.fromkeys(tops, 1.0)
+  powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
+  value = losses.objective(terms, LossConfig(**powers), jnp.float32(2.0))
+  want = sum(
+    weight * (1 if name in ('expander', 'end', *tops) else 2)
+    for name, weight in powers.items()
+  )
+  assert float(value) == want / 2
 
 
 @pytest.mark.parametrize('logit', [-200.0, -1.5, 0.0, 3.0, 200.0])
@@ -156,7 +170,7 @@ def test_cross_entropies_are_exact_and_finite_at_any_logit(logit):
     atol=1e-7,
   )
   np.testing.assert_allclose(
-    losses.cross_entropy(
+    cross_entropy(
       jnp.array([[logit, 0.0]] * 2, jnp.float32), jnp.array([0, 1])
     ),
     [np.logaddexp(0, -logit), np.logaddexp(0, logit)],

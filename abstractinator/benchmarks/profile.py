@@ -58,20 +58,20 @@ def module_of(op_name: str) -> str:
 
   Args:
     op_name: As XLA keeps it, such as
-      'jit(train_step)/transpose(jvp(Abstractinator))/expander/block_2/ffn/mul'.
+      'jit(train_step)/transpose(jvp(AbstractinatorPyramid))/expander/block_2/ffn/mul'.
 
   Returns:
     Such as '<- expander/block/ffn': layers of a stack together, parts of a
     block apart.
   """
-  if 'jvp(Abstractinator)' not in op_name:
+  if 'jvp(AbstractinatorPyramid)' not in op_name:
     # Losses have no module; what has no derivative is optimizer or statistics.
     if 'jvp(' in op_name:
       return '<- losses' if 'transpose(' in op_name else '-> losses'
     return '-- update' if op_name else '-- unnamed'
   direction = '<-' if 'transpose(' in op_name else '->'
   # What is computed again backward names its forward path a second time.
-  path = re.split(r'jvp\(Abstractinator\)\)?/', op_name)[1].split('/')
+  path = re.split(r'jvp\(AbstractinatorPyramid\)\)?/', op_name)[1].split('/')
   parts = [re.sub(r'_\d+$', '', part) for part in path[:-1]]
   parts = [part for part in parts if re.fullmatch('[a-z_]+', part)]
   depth = parts.index('block') + 2 if 'block' in parts else 3

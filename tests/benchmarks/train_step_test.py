@@ -79,22 +79,22 @@ def test_timing_waits_and_counts():
   ('op_name', 'expected'),
   [
     (
-      'jit(train_step)/transpose(jvp(Abstractinator))/expander/block_2/ffn/down'
+      'jit(train_step)/transpose(jvp(AbstractinatorPyramid))/expander/block_2/ffn/down'
       '/dot_general',
       '<- expander/block/ffn',
     ),
     (
-      'jit(train_step)/jvp(Abstractinator)/Abstractinator.compress/compressor'
+      'jit(train_step)/jvp(AbstractinatorPyramid)/Abstractinator.compress/compressor'
       '/entropy_model/stack/block_0/attention/q/dot_general',
       '-> compressor/entropy_model/stack/block/attention',
     ),
     (
-      'jit(train_step)/transpose(jvp(Abstractinator))/expander/block_1/ffn_norm'
-      '/jvp(Abstractinator)/expander/block_1/ffn_norm/checkpoint/mul',
+      'jit(train_step)/transpose(jvp(AbstractinatorPyramid))/expander/block_1/ffn_norm'
+      '/jvp(AbstractinatorPyramid)/expander/block_1/ffn_norm/checkpoint/mul',
       '<- expander/block/ffn_norm',
     ),
     (
-      'jit(train_step)/jvp(Abstractinator)/expander/embed/jit(_take)/gather',
+      'jit(train_step)/jvp(AbstractinatorPyramid)/expander/embed/jit(_take)/gather',
       '-> expander/embed',
     ),
     ('jit(train_step)/transpose(jvp())/mul', '<- losses'),

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +21,15 @@ def divided(ids_BS, wants_BS):
     min_length=1,
     max_length=MAX_LENGTH,
     num_slots=SLOTS,
+  )
+
+
+def counts_of_a_level(decoded, lengths, ids_BS, segments, is_valid_BP):
+  """Where the first level is the top."""
+  origin_BP = np.broadcast_to(np.arange(SLOTS), lengths.shape)
+  lengths = jnp.where(is_valid_BP, lengths, 0)
+  return free_running_counts(
+    decoded, lengths, origin_BP, ids_BS, segments.index_BS, is_valid_BP
   )
 
 
@@ -56,7 +66,7 @@ def test_counts_match_plain_python(seed):
   is_valid_BP = np.arange(SLOTS) < np.asarray(segments.count_B)[:, None]
   is_valid_BP[0, 2] = False
   args = (decoded, lengths, ids_BS, segments, is_valid_BP)
-  counted = jax.jit(free_running_counts)(*args)
+  counted = jax.jit(counts_of_a_level)(*args)
   assert tuple(map(int, counted)) == plain_counts(*args)
 
 
@@ -70,7 +80,7 @@ def one_row(truth, guess, is_start):
     decoded[0, slot, : len(ids)] = ids
     lengths[0, slot] = len(ids)
   is_valid_BP = np.arange(SLOTS) < np.asarray(segments.count_B)[:, None]
-  counted = free_running_counts(decoded, lengths, ids_BS, segments, is_valid_BP)
+  counted = counts_of_a_level(decoded, lengths, ids_BS, segments, is_valid_BP)
   return tuple(map(int, counted))
 
 
@@ -93,3 +103,20 @@ def test_counts_by_hand(guess, expected):
   truth = [1, 2, 3, 4, EOS_ID]
   counted = one_row(truth, guess, [True, False, True, False, False])
   assert counted == expected
+
+
+def test_bytes_of_a_top_segment_count_wherever_they_were_decoded():
+  """Two top segments, of bytes [1 2 3] and [4 5 EOS]."""
+  ids_BS = np.array([[1, 2, 3, 4, 5, EOS_ID, PAD_ID]], np.int32)
+  top_BS = np.array([[0, 0, 0, 1, 1, 1, -1]], np.int32)
+  # The first came down as [1 | 2 3 9], too long; the second as [4 6 EOS].
+  decoded = np.full((1, SLOTS, MAX_LENGTH), 7, np.int32)
+  for slot, ids in enumerate(([1], [2, 3, 9], [4, 6, EOS_ID])):
+    decoded[0, slot, : len(ids)] = ids
+  lengths = np.array([[1, 3, 3] + [0] * (SLOTS - 3)], np.int32)
+  origin = np.array([[0, 0, 1] + [0] * (SLOTS - 3)], np.int32)
+  is_valid = np.array([[True, True, False]])
+  args = (decoded, lengths, origin, ids_BS, top_BS)
+  assert tuple(map(int, free_running_counts(*args, is_valid))) == (4, 6)
+  is_valid[0, 1] = False
+  assert tuple(map(int, free_running_counts(*args, is_valid))) == (3, 4)

@@ -10,8 +10,9 @@ from jax.extend import core
 
 from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.config import LossConfig
+from abstractinator.config import LossConfig, ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, advance
+from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.attention import reference
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
@@ -25,6 +26,9 @@ WEIGHTS = LossConfig(
   end=1.0,
   commitment=0.25,
   codebook=1.0,
+  top_lm_code=0.0,
+  top_lm_vector=0.0,
+  top_lm_end=0.0,
 )
 
 BLOCK = {
@@ -143,6 +147,7 @@ def test_bfloat16_computes_finite_float32_logits(tiny_level, make_batch):
     output.compressed.entropy_logits_BSV,
     output.compressed.entropy_bits_BS,
     output.compressed.quantized.distance_BP,
+    output.compressed.entropy_nats_BS,
     *output.expanded.logits,
     output.expanded.nats_BS,
     output.expanded.end_logits_BS,
@@ -262,7 +267,12 @@ def test_a_training_step_holds_no_array_quadratic_in_the_sequence(
   )
   slots = config.segmentation.num_slots(size)
   assert slots == 1366
-  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.float32)
+  model = AbstractinatorPyramid(
+    ModelConfig((config,), None, 'float32', 'xla'),
+    NUM_BYTES,
+    'xla',
+    jnp.float32,
+  )
   optimizer = optax.adam(1e-3)
   state = jax.eval_shape(
     lambda: initial_state(
