@@ -1,0 +1,170 @@
+"""Steps of pyramids: of every form, on one device and on eight."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from abstractinator import metrics
+from abstractinator.config import LossConfig, MeshConfig, RunConfig
+from abstractinator.training import sharding
+from abstractinator.training.model import make_model
+from abstractinator.training.optimizer import make_optimizer
+from abstractinator.training.state import initial_state
+from abstractinator.training.step import eval_step, train_step
+from configs import default, tiny_2level
+from tests import tiny_pyramid
+from tests.tiny_top_lm import quick_jit
+
+SIZE = 40
+WEIGHTS = LossConfig.from_dict(default.get_config().loss.to_dict())
+THREE = {
+  'discrete': tiny_pyramid.make_config(
+    {'expander.byte_dropout': 0.2},
+    {
+      'd_model': 20,
+      'quantizer.kind': 'rvq',
+      'quantizer.codebook_size': 5,
+      'pooling.num_queries': 2,
+    },
+    {'quantizer.kind': 'fsq', 'quantizer.levels': (4, 3)},
+  ),
+  'continuous': tiny_pyramid.make_config({}, {}, {}, top_lm='continuous'),
+}
+
+
+def setup_of(config):
+  model, optimizer = tiny_pyramid.make_model(config), optax.adam(1e-2)
+  init = functools.partial(
+    initial_state,
+    model=model,
+    optimizer=optimizer,
+    batch_size=1,
+    sequence_length=SIZE,
+  )
+  step = functools.partial(
+    train_step, model=model, optimizer=optimizer, weights=WEIGHTS
+  )
+  return init, step, model
+
+
+@pytest.mark.parametrize('mode', THREE)
+def test_three_levels_have_the_shapes_of_a_step(mode):
+  init, step, _ = setup_of(THREE[mode])
+  state = jax.eval_shape(init, jax.random.key(0))
+  batch = jax.eval_shape(lambda: tiny_pyramid.make_batch([[(40, 0)]], SIZE))
+  after, found = jax.eval_shape(step, state, batch)
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+    lambda x: (x.shape, x.dtype), state
+  )
+  assert ('total_bits_per_byte' in found) == (mode == 'discrete')
+  assert ('top_lm_mse_to_target_center' in found) == (mode == 'continuous')
+
+
+@pytest.mark.parametrize('mode', THREE)
+def test_a_step_moves_all_of_three_levels(mode):
+  init, step, model = setup_of(THREE[mode])
+  batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
+  state = quick_jit(init)(jax.random.key(0))
+  after, found = quick_jit(step)(state, batch)
+  found = jax.device_get(found)
+  for name, mean in found.items():
+    assert np.isfinite(mean.total).all(), name
+  moved = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+    jax.tree.map(lambda a, b: jnp.any(a != b), state.params, after.params)
+  ):
+    moved.setdefault(path[0].key, []).append(bool(leaf))
+  assert set(moved) == {'level_0', 'level_1', 'level_2', 'top_lm'}
+  for name, leaves in moved.items():
+    # Of single codes in a row some states are told nothing.
+    assert np.mean(leaves) > 0.8, name
+  steps = [
+    int(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after.collections)
+    if str(path[-1]) == '.step'
+  ]
+  assert steps == [1] * len(steps)
+  # One codebook, two stages and none; or one codebook a level.
+  assert len(steps) == 3
+  summary = metrics.summarize(found)
+  for level in range(3):
+    assert 0 < summary[f'level{level}/live_code_fraction'] <= 1
+  if mode == 'discrete':
+    parts = [
+      f'level{level}/{part}_bits_per_byte'
+      for level in range(3)
+      for part in ('expander', 'end')
+    ]
+    parts += ['top_lm_code_bits_per_byte', 'top_lm_end_bits_per_byte']
+    np.testing.assert_allclose(
+      summary['total_bits_per_byte'],
+      sum(summary[name] for name in parts),
+      rtol=1e-6,
+    )
+  variables = {'params': after.params, **after.collections}
+  held_out = quick_jit(eval_step, model=model, weights=WEIGHTS)(
+    variables, batch
+  )
+  assert set(held_out) <= set(found)
+  assert float(held_out['loss_total'].total) < float(found['loss_total'].total)
+
+
+def test_eight_devices_do_as_one():
+  """The loss, the codes and the codebooks of a step of `tiny_2level`."""
+  values = tiny_2level.get_config()
+  values.data.sequence_length = SIZE
+  values.data.batch_size = 8
+  config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+  model = make_model(config, 'cpu')
+  optimizer = make_optimizer(config.optimizer, 10)
+  init = functools.partial(
+    initial_state,
+    model=model,
+    optimizer=optimizer,
+    batch_size=8,
+    sequence_length=SIZE,
+  )
+  batch = tiny_pyramid.make_batch(
+    [[(40 - n, n), (n, 9)] if n > 1 else [(30, n)] for n in range(8)], SIZE
+  )
+  key = jax.random.key(0)
+  state = quick_jit(init)(key)
+  abstract = jax.eval_shape(init, key)
+
+  def step(state, batch):
+    output = model.apply(
+      {'params': state.params, **state.collections},
+      batch,
+      method='compress_all',
+    )
+    after, found = train_step(
+      state, batch, model=model, optimizer=optimizer, weights=config.loss
+    )
+    codes = [level.compressed.quantized.codes_BP for level in output.levels]
+    return codes, after.collections, found
+
+  results = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    mesh = sharding.make_mesh(MeshConfig(-1, 1, 1), devices)
+    of_state = sharding.state_shardings(abstract, mesh)
+    of_batch = sharding.batch_sharding(mesh)
+    with jax.set_mesh(mesh):
+      results.append(
+        jax.device_get(
+          quick_jit(step)(
+            jax.device_put(state, of_state), jax.device_put(batch, of_batch)
+          )
+        )
+      )
+  (codes_1, collections_1, found_1), (codes_8, collections_8, found_8) = results
+  jax.tree.map(np.testing.assert_array_equal, codes_1, codes_8)
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
+  jax.tree.map(close, collections_1, collections_8)
+  close(found_1['loss_total'].total, found_8['loss_total'].total)
+  hits = collections_1['vq']['level_1']['compressor']['quantizer']['state']
+  assert int(hits.step) == 1
