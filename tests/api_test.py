@@ -238,6 +238,21 @@ def test_compute_type_and_implementation_come_from_the_config(tmp_path):
   assert level._model.implementation == 'reference'
 
 
+def test_a_pyramid_goes_to_its_top_codes_and_back(tmp_path):
+  tiny_run.save(tmp_path, tiny_run.pyramid_config())
+  level = abstractinator.load(str(tmp_path))
+  data = random_bytes(70)
+  assert b''.join(level.segment(data)) == data
+  codes = level.encode(data)
+  # Two bytes a code, two codes a top code; each row is a document.
+  assert codes.count_B.tolist() == [8, 8, 2]
+  assert len(codes.codes_N) == 18
+  result = level.reconstruct(data)
+  assert result.num_segments == 16 + 16 + 4
+  assert result.text == level.decode(codes)
+  assert 0 <= result.byte_accuracy <= 1
+
+
 def test_importing_the_package_is_cheap():
   code = 'import sys, abstractinator; print("jax" in sys.modules)'
   out = subprocess.run(

@@ -11,7 +11,7 @@ from abstractinator.config import RunConfig
 from abstractinator.training.checkpoint import Checkpointer
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
-from configs import tiny
+from configs import tiny, tiny_2level
 
 
 def config(lookback=0, context='segment', queries=1) -> RunConfig:
@@ -25,6 +25,17 @@ def config(lookback=0, context='segment', queries=1) -> RunConfig:
   level.expander.lookback = lookback
   level.pooling.num_queries = queries
   level.expander.context = context
+  return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
+
+
+def pyramid_config() -> RunConfig:
+  """Two levels and a top LM."""
+  c = tiny_2level.get_config()
+  c.data.sequence_length = 32
+  for level in c.model.levels:
+    level.d_model = 16
+    level.quantizer.codebook_size = 16
+  c.model.top_lm.d_model = 16
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 
