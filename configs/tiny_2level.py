@@ -2,10 +2,9 @@
 
     python train.py --config=configs/tiny_2level.py
 
-Hardware: 2 CPU cores, under 5 minutes, compilation included. A code of the
-first level is 2 bytes, one of the second 2 codes: at entropy jumps, where
-segments begin in the other configs, codes are as hard to predict as can be, and
-so few of them would teach a top LM nothing.
+Hardware: CPU. A code of the first level is 2 bytes, one of the second 2 codes:
+even strides, because codes that begin at jumps of the entropy, as those of the
+other configs do, are the hardest to predict from the ones before.
 """
 
 import ml_collections
