@@ -17,15 +17,11 @@ import pytest
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import layers
 from abstractinator.ops.rope import rope_table
-from tests.golden.attention_test import (
-  close,
-  dense_attention,
-  latent_block,
-  regular_block,
-)
+from tests.golden.attention_test import latent_block, regular_block
 from tests.golden.pool_test import pool, real_index
 from tests.golden.quantizer_test import module, state_of
 from tests.golden.segmentation_test import divide
+from tests.golden_parts import close, dense_attention
 
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 1e-4, 1e-3

@@ -34,8 +34,8 @@ from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling
 from abstractinator.ops.rope import rope_table
 from abstractinator.types import Special
-from tests.golden.attention_test import (
-  REGULAR,
+from tests.golden.attention_test import REGULAR, is_scaled
+from tests.golden_parts import (
   close,
   half_split,
   latent_params,
@@ -94,7 +94,10 @@ class Blocks:
   def variables(self, p, prefix):
     if self.is_latent:
       return latent_params(
-        p, self.golden, f'{prefix}attn.kv_proj.weight', f'{prefix}attn.mla.'
+        p,
+        f'{prefix}attn.kv_proj.weight',
+        f'{prefix}attn.mla.',
+        is_scaled(self.golden),
       )
     weight, bias = p[f'{prefix}qkv.weight'], p[f'{prefix}qkv.bias']
     qkv = jnp.concatenate([weight.T, bias[None]])

@@ -13,7 +13,8 @@ from abstractinator.modules.learned_query_attention import (
   LearnedQueryAttention,
 )
 from abstractinator.ops.segment_pool import segment_pool
-from tests.golden.attention_test import VALUE, close, hold
+from tests.golden.attention_test import VALUE, hold
+from tests.golden_parts import close
 
 
 def pool(p, heads, implementation, x_BSD, index_BS, num_slots):

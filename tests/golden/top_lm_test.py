@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics, top_lm_losses, top_lm_metrics
+from abstractinator.config import AttentionConfig
 from abstractinator.config_top_lm import TopLMConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import code_sequence_transformer
@@ -32,15 +33,16 @@ from abstractinator.modules.layers import RMSNorm
 from abstractinator.modules.read_only import read_only
 from abstractinator.ops.rope import rope_table
 from tests import tiny_quantizer, tiny_top_lm
-from tests.golden import attention_test, quantizer_test
-from tests.golden.attention_test import (
-  GRADIENT,
-  REGULAR,
-  VALUE,
+from tests.golden import quantizer_test
+from tests.golden.attention_test import GRADIENT, REGULAR, VALUE, is_scaled
+from tests.golden_parts import (
   close,
+  dense_attention,
   half_split,
+  latent_params,
   layer_norm,
   rms_norm,
+  swiglu,
   with_one,
 )
 
@@ -99,7 +101,7 @@ class Original:
     top, heads, width = self.top, self.top['num_heads'], self.top['dim']
     if not self.is_regular:
       c = top['attention_config']
-      config = attention_test.AttentionConfig(
+      config = AttentionConfig(
         'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
       )
       module = LatentAttention(
@@ -112,17 +114,17 @@ class Original:
         jnp.float32,
         parent=None,
       )
-      variables = attention_test.latent_params(
+      variables = latent_params(
         p,
-        self.case,
         'attn.kv_proj.weight',
         'attn.mla.',
+        is_scaled(self.case),
         p['attn.o_proj.weight'],
       )
       normed = rms_norm(x, p['norm1.weight'])
       x += module.apply(variables, normed, group, window=None)[0]
       normed = rms_norm(x, p['norm2.weight'])
-      return x + attention_test.swiglu(p, 'ffn.', normed)
+      return x + swiglu(p, 'ffn.', normed)
     module = RegularAttention(
       width + 1,
       heads,
@@ -143,7 +145,7 @@ class Original:
     attended, _ = module.apply(variables, normed, group, window=None)
     x = x + attended[..., :-1] + p['proj.bias']
     normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-    return x + attention_test.swiglu(p, 'mlp.0.', normed)
+    return x + swiglu(p, 'mlp.0.', normed)
 
   def __call__(self, p, x, group):
     """States and predictions, in the slots of the original."""
@@ -220,7 +222,7 @@ def use_dense_op(monkeypatch, is_real, is_causal):
   sees = np.tril(sees) if is_causal else sees
   # The slot that is added sees nothing.
   sees = np.pad(sees & is_real[:, None], ((0, 0), (0, 1), (0, 1)))
-  op = attention_test.dense_attention(jnp.asarray(sees))
+  op = dense_attention(jnp.asarray(sees))
   monkeypatch.setattr(attention_lib, 'attention', op)
 
 
