@@ -33,9 +33,9 @@ def get_config(
 ) -> ml_collections.ConfigDict:
   rule, quantizer, context = cell.split(',')
   config = default.get_config()
-  config.max_steps = 400
-  config.eval_interval = 400
-  config.checkpoint_interval = 400
+  config.max_steps = 300
+  config.eval_interval = 300
+  config.checkpoint_interval = 300
   config.data.batch_size = 8
 
   (level,) = config.model.levels

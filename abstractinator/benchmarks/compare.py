@@ -3,7 +3,7 @@
     python -m abstractinator.benchmarks.compare --output=docs/results.md
 
 Run from the repository: each cell is `python train.py
---config=configs/compare.py:RULE,QUANTIZER,CONTEXT`, one after the other, into
+--config=configs/compare.py:RULE,QUANTIZER,CONTEXT`, into
 `runs/compare/RULE-QUANTIZER-CONTEXT`. Cells that are done are not done again.
 """
 
@@ -15,6 +15,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+from concurrent import futures
 from typing import get_args
 
 import jax
@@ -117,13 +118,14 @@ def main() -> None:
   """Trains what is not done yet, and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--runs', default='runs/compare')
+  parser.add_argument('--jobs', type=int, default=1, help='cells at once')
   parser.add_argument('--output', help='Markdown file; the table is printed')
   args = parser.parse_args()
-  results = {}
-  for cell in cells():
-    workdir = pathlib.Path(args.runs, '-'.join(cell))
-    train(workdir, cell)
-    results[cell] = final(workdir)
+  workdirs = {cell: pathlib.Path(args.runs, '-'.join(cell)) for cell in cells()}
+  with futures.ThreadPoolExecutor(args.jobs) as pool:
+    # As a list, so that an error in a cell is raised.
+    list(pool.map(train, workdirs.values(), workdirs))
+  results = {cell: final(workdir) for cell, workdir in workdirs.items()}
   text = table(results)
   print(text)
   if args.output:

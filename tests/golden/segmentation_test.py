@@ -4,6 +4,9 @@ The original opens a segment at the id after which the entropy jumps, ours at
 the id that is hard to predict: the same rule on entropies one id earlier.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,21 +18,25 @@ from abstractinator.ops.segmentation_rules import Policy, wishes
 
 def divide(entropy_BS, thresholds):
   """Our segments, of each rule with its threshold."""
-  entropy_BS = jnp.asarray(entropy_BS)
+  return [
+    _divide_by(jnp.asarray(entropy_BS), jnp.float32(threshold), rule)
+    for rule, threshold in thresholds.items()
+  ]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _divide_by(entropy_BS, threshold, rule):
   size = entropy_BS.shape[1]
   zeros = jnp.zeros_like(entropy_BS)
   document_BS = zeros.astype(jnp.int32)
   known = segmentation.known_before(document_BS, document_BS, entropy_BS, zeros)
-  return [
-    segmentation.segment(
-      wishes(known, Policy(jnp.float32(threshold), rule, 1, size)),
-      document_BS,
-      min_length=1,
-      max_length=size,
-      num_slots=size,
-    )
-    for rule, threshold in thresholds.items()
-  ]
+  return segmentation.segment(
+    wishes(known, Policy(threshold, rule, 1, size)),
+    document_BS,
+    min_length=1,
+    max_length=size,
+    num_slots=size,
+  )
 
 
 def cases(golden):
