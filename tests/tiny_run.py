@@ -14,7 +14,7 @@ from abstractinator.training.state import abstract_state
 from configs import tiny
 
 
-def config(lookback=0, context='segment') -> RunConfig:
+def config(lookback=0, context='segment', ends='head') -> RunConfig:
   c = tiny.get_config()
   c.data.sequence_length = 32
   (level,) = c.model.levels
@@ -24,6 +24,7 @@ def config(lookback=0, context='segment') -> RunConfig:
   level.segmentation.capacity_length = 2.0
   level.expander.lookback = lookback
   level.expander.context = context
+  level.expander.ends = ends
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 
