@@ -227,6 +227,23 @@ def test_step_chooses_the_checkpoint(tmp_path):
   assert codes[0] == codes[2] != codes[1]
 
 
+@pytest.mark.parametrize(
+  ('context', 'ends'), [('full', 'head'), ('window', 'entropy')]
+)
+def test_rows_decode_id_by_id_where_segments_do_not_alone(
+  tmp_path, context, ends
+):
+  tiny_run.save(tmp_path, tiny_run.config(context=context, ends=ends))
+  level = abstractinator.load(str(tmp_path))
+  data = random_bytes(2 * LENGTH + 9)
+  codes = level.encode(data)
+  rows = np.split(codes.codes_N, np.cumsum(codes.count_B)[:-1])
+  alone = [level.decode(Codes(row, np.array([len(row)]))) for row in rows]
+  assert b''.join(alone) == level.decode(codes) == level.reconstruct(data).text
+  assert all(len(text) <= LENGTH for text in alone)
+  assert len(set(b''.join(alone))) > 3
+
+
 def test_compute_type_and_implementation_come_from_the_config(tmp_path):
   config = tiny_run.config()
   model = dataclasses.replace(

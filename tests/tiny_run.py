@@ -14,7 +14,7 @@ from abstractinator.training.state import abstract_state
 from configs import tiny
 
 
-def config(lookback=0, context='segment', queries=1) -> RunConfig:
+def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   c = tiny.get_config()
   c.data.sequence_length = 32
   (level,) = c.model.levels
@@ -25,6 +25,7 @@ def config(lookback=0, context='segment', queries=1) -> RunConfig:
   level.expander.lookback = lookback
   level.pooling.num_queries = queries
   level.expander.context = context
+  level.expander.ends = ends
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 

@@ -53,7 +53,7 @@ LEVEL = LevelConfig.from_dict(
       capacity_length=2.0,
     ),
     encoder=_STACK,
-    pooling=dict(num_heads=4),
+    pooling=dict(num_heads=4, num_queries=1),
     quantizer=dict(
       kind='vq',
       code_dim=None,

@@ -12,7 +12,7 @@ from abstractinator.modules import layers
 from abstractinator.modules.blocks import FORMS, Block
 from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
-from abstractinator.ops.cache import Cache
+from abstractinator.ops.cache import Cache, KeyValues
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
@@ -168,24 +168,9 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     Returns:
       The predictions.
     """
-    is_start_BS = document_starts(document_BS)
-    lowest_BS = first_slots(segments, document_BS)
-    if self.is_alone:
-      is_start_BS = segments.is_start_BS
-    fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
-    if hidden_BS is not None:
-      fed_BS = jnp.where(
-        hidden_BS & ~is_start_BS, self.num_ids + Special.PAD, fed_BS
-      )
-    x_BSD = self.vocabulary.embed(fed_BS, codebooks)
-    x_BSD += self.offset_embed(segments.offset_BS)
-    for block in self.blocks:
-      x_BSD, _ = block(
-        x_BSD,
-        segments.index_BS if self.is_alone else document_BS,
-        memory=(memory_BUD, segments.index_BS, lowest_BS),
-      )
-    x_BSD = self.norm(x_BSD)
+    x_BSD, _ = self._states(
+      ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
+    )
     predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
     has_head = self.config.expander.ends == 'head'
     return ExpanderOutput(
@@ -198,9 +183,40 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       end_is_certain_BS=self.end_is_certain(ids_BS, segments.offset_BS),
     )
 
+  def prefill(
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    segments: Segments,
+    memory_BUD: Array,
+    cache: Cache,
+    codebooks: Codebooks | None = None,
+  ) -> tuple[Array, Cache]:
+    """The states of the call, remembering every row for `step`.
+
+    Nothing is said yet of the id after a row's last: the first `step` does, and
+    is fed that last id.
+
+    Args:
+      ids_BS: [B, S] int32.
+      document_BS: [B, S] int32, -1 on padding, which only ends a row.
+      segments: Their division.
+      memory_BUD: [B, U, D], vectors of the codes.
+      cache: From `init_cache`; what else it held is gone.
+      codebooks: See `Vocabulary`.
+
+    Returns:
+      [B, S, D] normalised states that the ids are predicted from, and the cache.
+    """
+    x_BSD, key_values = self._states(
+      ids_BS, document_BS, segments, memory_BUD, None, codebooks
+    )
+    group_BS = self._groups(document_BS, segments)
+    return x_BSD, cache_lib.fill(cache, key_values, group_BS)
+
   @nn.nowrap
   def init_cache(self, batch_size: int, capacity: int) -> Cache:
-    """An empty cache for `step`; needs no parameters.
+    """An empty cache for `prefill` and `step`; needs no parameters.
 
     Args:
       batch_size: B.
@@ -237,7 +253,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       offset_B: [B] int32, its position within its segment.
       group_B: [B] int32, its segment where segments are alone, else its
         document.
-      cache: From `init_cache` or the step before.
+      cache: From `init_cache`, `prefill` or the step before.
       active_B: [B] bool, rows that have a next id.
       memory: See `Block.step`.
       codebooks: See `Vocabulary`.
@@ -280,3 +296,32 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     """See `ExpanderOutput`, of ids of any shape."""
     max_length = self.config.segmentation.max_length
     return (ids == self.num_ids + Special.EOS) | (offset == max_length - 1)
+
+  def _groups(self, document_BS: Array, segments: Segments) -> Array:
+    """[B, S] int32, ids of another group are never seen; -1 on padding."""
+    return segments.index_BS if self.is_alone else document_BS
+
+  def _states(
+    self, ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
+  ) -> tuple[Array, list[KeyValues]]:
+    """States that ids are predicted from, keys and values of each block."""
+    is_start_BS = document_starts(document_BS)
+    lowest_BS = first_slots(segments, document_BS)
+    if self.is_alone:
+      is_start_BS = segments.is_start_BS
+    fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
+    if hidden_BS is not None:
+      fed_BS = jnp.where(
+        hidden_BS & ~is_start_BS, self.num_ids + Special.PAD, fed_BS
+      )
+    x_BSD = self.vocabulary.embed(fed_BS, codebooks)
+    x_BSD += self.offset_embed(segments.offset_BS)
+    key_values = []
+    for block in self.blocks:
+      x_BSD, of_block = block(
+        x_BSD,
+        self._groups(document_BS, segments),
+        memory=(memory_BUD, segments.index_BS, lowest_BS),
+      )
+      key_values.append(of_block)
+    return self.norm(x_BSD), key_values
