@@ -5,8 +5,15 @@ import pathlib
 
 from tests import golden_files
 
-# Both are read when jax is imported, which happens after this file.
+# All are read when jax is imported, which happens after this file.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A second run compiles little. Each worker has a cache of its own: jax writes
+# entries in place.
+_WORKER = os.environ.get('PYTEST_XDIST_WORKER', 'main')
+_CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax' / _WORKER
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'

@@ -9,7 +9,6 @@ from abstractinator.config import LevelConfig
 from abstractinator.modules.expander import (
   DecoderOnlyExpanderRVQ,
   ExpanderOutput,
-  hidden_ids,
 )
 from abstractinator.modules.expander_decode import decode_rows, decode_segments
 from abstractinator.modules.segment_compressor import (
@@ -17,6 +16,7 @@ from abstractinator.modules.segment_compressor import (
   SegmentCompressor,
 )
 from abstractinator.ops import calibration, codebook
+from abstractinator.ops.byte_dropout import hidden_ids
 from abstractinator.types import Array, Batch, PyTree
 
 

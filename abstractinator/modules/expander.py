@@ -4,7 +4,6 @@ import math
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
@@ -25,8 +24,8 @@ class ExpanderOutput:
     logits: M arrays [B, S, V] float32, one a digit, of each id given the codes
       it sees and the ids before it in its context; see `Vocabulary`.
     nats_BS: [B, S] float32, -log p of each id.
-    best_BS: [B, S] int32, the id of the best digits, each given the true digits
-      before it: equal to an id where all of its digits are predicted right.
+    best_BS: [B, S] int32, id of the best digits, each given the true ones
+      before it.
     end_logits_BS: [B, S] float32, log-odds that the id is its segment's last,
       given the same and the id itself; None where the entropy model says it.
     end_is_certain_BS: [B, S] bool, ids whose being last or not goes without
@@ -40,26 +39,6 @@ class ExpanderOutput:
   end_is_certain_BS: Array
 
 
-def hidden_ids(key: Array, row_B: Array, size: int, rate: float) -> Array:
-  """Which ids byte dropout hides from the ids after them.
-
-  Args:
-    key: Of jax.random, one a step of training.
-    row_B: [B] int32, see `Batch`: a row has the same ids hidden wherever it is
-      computed.
-    size: S.
-    rate: Part of the ids.
-
-  Returns:
-    [B, S] bool.
-  """
-
-  def of_row(row):
-    return jax.random.bernoulli(jax.random.fold_in(key, row), rate, (size,))
-
-  return jax.vmap(of_row)(row_B)
-
-
 class DecoderOnlyExpanderRVQ(nn.Module):
   """Predicts the ids of each segment from its code.
 
@@ -70,9 +49,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   With `context='segment'` an id sees the ids of its own segment only, and a
   segment starts from BOS. With 'window' it sees the last `window` ids of its
-  document, with 'full' all of them.
-
-  For decoding from codes alone see `expander_decode`.
+  document, with 'full' all of them. `expander_decode` decodes from codes alone.
 
   Attributes:
     config: Sizes of the level.
@@ -102,13 +79,11 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   @property
   def window(self) -> int | None:
     """Ids before itself that an id may see; None for all."""
-    c = self.config
-    windows = {
-      'segment': c.segmentation.max_length - 1,
-      'window': c.expander.window,
+    return {
+      'segment': self.config.segmentation.max_length - 1,
+      'window': self.config.expander.window,
       'full': None,
-    }
-    return windows[c.expander.context]
+    }[self.config.expander.context]
 
   def setup(self):
     c, width = self.config.expander, self.config.d_model
@@ -172,13 +147,12 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
     )
     predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
-    has_head = self.config.expander.ends == 'head'
     return ExpanderOutput(
       logits=predicted.logits,
       nats_BS=self.vocabulary.nats(predicted, ids_BS),
       best_BS=predicted.best,
       end_logits_BS=self.end_logits(x_BSD, ids_BS, codebooks)
-      if has_head
+      if self.config.expander.ends == 'head'
       else None,
       end_is_certain_BS=self.end_is_certain(ids_BS, segments.offset_BS),
     )
@@ -194,8 +168,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   ) -> tuple[Array, Cache]:
     """The states of the call, remembering every row for `step`.
 
-    Nothing is said yet of the id after a row's last: the first `step` does, and
-    is fed that last id.
+    The first `step` after it is fed a row's last id.
 
     Args:
       ids_BS: [B, S] int32.
@@ -206,7 +179,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       codebooks: See `Vocabulary`.
 
     Returns:
-      [B, S, D] normalised states that the ids are predicted from, and the cache.
+      [B, S, D] normalised states that ids are predicted from, and the cache.
     """
     x_BSD, key_values = self._states(
       ids_BS, document_BS, segments, memory_BUD, None, codebooks

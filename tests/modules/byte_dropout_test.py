@@ -7,7 +7,7 @@ import pytest
 from abstractinator import losses
 from abstractinator.byte_vocab import PAD_ID
 from abstractinator.config import LossConfig
-from abstractinator.modules.expander import hidden_ids
+from abstractinator.ops.byte_dropout import hidden_ids
 from abstractinator.training.state import TrainState
 from abstractinator.training.step import eval_step, train_step
 
