@@ -7,13 +7,7 @@ config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
 import dataclasses
 from typing import Literal
 
-from abstractinator.config_attention import (
-  AttentionConfig as AttentionConfig,
-)
-from abstractinator.config_attention import (
-  StackConfig,
-  require_heads,
-)
+from abstractinator.config_attention import StackConfig, require_heads
 from abstractinator.config_entropy import EntropyHeadsConfig
 from abstractinator.config_expander import ExpanderConfig
 from abstractinator.config_quantizer import QuantizerConfig

@@ -18,11 +18,8 @@ import numpy as np
 import pytest
 
 from abstractinator import losses
-from abstractinator.config import (
-  AttentionConfig,
-  EntropyHeadsConfig,
-  StackConfig,
-)
+from abstractinator.config import EntropyHeadsConfig
+from abstractinator.config_attention import AttentionConfig, StackConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules.attention import RegularAttention
 from abstractinator.modules.entropy_model import (

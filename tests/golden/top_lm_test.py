@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics, top_lm_losses, top_lm_metrics
-from abstractinator.config import AttentionConfig
+from abstractinator.config_attention import AttentionConfig
 from abstractinator.config_top_lm import TopLMConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import code_sequence_transformer

@@ -9,7 +9,7 @@ import pytest
 
 from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES, VOCAB_SIZE
-from abstractinator.config import AttentionConfig
+from abstractinator.config_attention import AttentionConfig
 from abstractinator.modules.entropy_model import (
   EntropyModel,
   predictive_entropy_bits,
