@@ -68,9 +68,9 @@ def get_level() -> ml_collections.ConfigDict:
       # above it. 'stride': after as many ids. 'space': at words; a threshold
       # above 0 merges the short ones, one below 0 cuts the long ones, by as
       # many ids.
-      rule='entropy_delta',
+      rule='entropy_threshold',
       # Start of the calibration, or the threshold itself without a target.
-      threshold=0.3,
+      threshold=2.0,
       # Mean ids per segment to calibrate to; None keeps the threshold.
       target_length=ml_collections.config_dict.placeholder(float),
       # How far a step moves the threshold, per relative error: bits with the

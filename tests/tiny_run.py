@@ -19,6 +19,7 @@ def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   c.data.sequence_length = 32
   (level,) = c.model.levels
   level.segmentation.target_length = None
+  level.segmentation.rule = 'entropy_delta'
   level.segmentation.threshold = 0.0
   level.segmentation.max_length = 8
   level.segmentation.capacity_length = 2.0

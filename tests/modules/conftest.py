@@ -27,6 +27,7 @@ _TINY = {
   'entropy_model.window': 5,
   'entropy_model.ffn_dim': 24,
   # Jumps of any size count, so that a dozen ids make several segments.
+  'segmentation.rule': 'entropy_delta',
   'segmentation.threshold': 0.0,
   'segmentation.min_length': 2,
   'segmentation.max_length': 6,
