@@ -99,7 +99,7 @@ class TrainedLevel:
     self._variables = variables
 
   def segment(self, data: bytes) -> list[bytes]:
-    """Divides a text as the level's rule says, by default where it is uncertain.
+    """Divides a text as the level's rule says.
 
     Args:
       data: The text.

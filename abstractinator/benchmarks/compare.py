@@ -47,10 +47,12 @@ _HEAD = """# Segmentation rules, quantizers and contexts compared
 
     {command}
 
-Each row is one small level trained for a few hundred steps on the default
-corpus ({hardware}). They differ in nothing but the three settings named; every
-rule is calibrated to 4.5 bytes a segment, every quantizer has 1024 codes.
-Figures are of held-out documents. "Codes" is what the codes cost under their
+Hardware: {hardware}.
+
+Each row is one small level, `configs/compare.py`, trained for a few hundred
+steps on the default corpus. They differ in nothing but the three settings
+named; every rule is calibrated to 4.5 bytes a segment of the training text,
+every quantizer has 1024 codes. Figures are of held-out documents. "Codes" is what the codes cost under their
 own frequencies, so the sum is a bound on the bits per byte of the whole; it
 compares cells of different rules honestly, where the expander's part alone
 would not. Accuracies are of bytes: given the true ones before them, and decoded
