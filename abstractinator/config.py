@@ -214,5 +214,17 @@ class RunConfig(Section):
         self.loss.gaussian,
         f'0 while model.levels[{i}].entropy_heads.gaussian_components is 0',
       )
+      require(
+        self.loss.gaussian > 0 or level.entropy_heads.source != 'gaussian',
+        'loss.gaussian',
+        self.loss.gaussian,
+        f"above 0 while model.levels[{i}].entropy_heads.source is 'gaussian'",
+      )
+      require(
+        self.loss.codebook > 0 or level.quantizer.codebook != 'gradient',
+        'loss.codebook',
+        self.loss.codebook,
+        f"above 0 while model.levels[{i}].quantizer.codebook is 'gradient'",
+      )
     if self.max_steps is not None:
       require_positive(self, 'max_steps')

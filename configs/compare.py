@@ -25,13 +25,18 @@ QUANTIZERS = {
   'rvq': dict(kind='rvq', codebook_size=32, depth=2),
   'fsq': dict(kind='fsq', levels=(8, 8, 4, 4)),
 }
-CONTEXTS = ('segment', 'window')
 
 
 def get_config(
   cell: str = 'entropy_delta,vq,segment',
 ) -> ml_collections.ConfigDict:
-  rule, quantizer, context = cell.split(',')
+  rule, quantizer, context = [*cell.split(','), '', ''][:3]
+  for value, allowed in ((rule, THRESHOLDS), (quantizer, QUANTIZERS)):
+    if value not in allowed:
+      raise ValueError(
+        f'{cell!r}: got {value!r}, allowed: {", ".join(allowed)}; cells are'
+        ' RULE,QUANTIZER,CONTEXT'
+      )
   config = default.get_config()
   config.max_steps = 300
   config.eval_interval = 300

@@ -15,7 +15,7 @@ def get_attention() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     dict(
       # 'regular', or 'mla': keys and values out of one narrow latent vector an
-      # id, which a cache then holds in their place.
+      # id; a cache holds it, for all heads, in the place of values.
       form='regular',
       # Of 'mla' only: width of that latent, of the compressed query of a head,
       # and of the space scores are taken in, which is even.
@@ -68,9 +68,9 @@ def get_level() -> ml_collections.ConfigDict:
       # above it. 'stride': after as many ids. 'space': at words; a threshold
       # above 0 merges the short ones, one below 0 cuts the long ones, by as
       # many ids.
-      rule='entropy_threshold',
+      rule='space',
       # Start of the calibration, or the threshold itself without a target.
-      threshold=2.0,
+      threshold=0.0,
       # Mean ids per segment to calibrate to; None keeps the threshold.
       target_length=ml_collections.config_dict.placeholder(float),
       # How far a step moves the threshold, per relative error: bits with the
@@ -129,7 +129,7 @@ def get_level() -> ml_collections.ConfigDict:
       protected=(),
     )
   )
-  level.quantizer.code_dim = 32
+  level.quantizer.code_dim = 64
 
   level.expander = ml_collections.ConfigDict(
     dict(

@@ -4,7 +4,8 @@
 
 Run from the repository: each cell is `python train.py
 --config=configs/compare.py:RULE,QUANTIZER,CONTEXT`, into
-`runs/compare/RULE-QUANTIZER-CONTEXT`. Cells that are done are not done again.
+`runs/compare/RULE-QUANTIZER-CONTEXT`. Cells that are done are not done again:
+remove them if settings have changed.
 """
 
 import argparse
@@ -52,12 +53,14 @@ Hardware: {hardware}.
 Each row is one small level, `configs/compare.py`, trained for a few hundred
 steps on the default corpus. They differ in nothing but the three settings
 named; every rule is calibrated to 4.5 bytes a segment of the training text,
-every quantizer has 1024 codes. Figures are of held-out documents. "Codes" is what the codes cost under their
-own frequencies, so the sum is a bound on the bits per byte of the whole; it
-compares cells of different rules honestly, where the expander's part alone
-would not. Accuracies are of bytes: given the true ones before them, and decoded
-from the codes alone. Small and short as the runs are, differences of a
-hundredth mean nothing.
+every quantizer has 1024 codes. Figures are of held-out documents.
+
+"Codes" is what the codes cost under their own frequencies in the held-out text:
+with the rest it adds up to an estimate of the bits per byte of the whole, no
+bound, but fairer to cells of different rates than the expander's part alone.
+Accuracies are of bytes: given the true ones before them, and decoded from the
+codes alone. Small and short as the runs are, differences of a hundredth mean
+nothing.
 """
 
 
@@ -123,6 +126,7 @@ def main() -> None:
   parser.add_argument('--jobs', type=int, default=1, help='cells at once')
   parser.add_argument('--output', help='Markdown file; the table is printed')
   args = parser.parse_args()
+  options = f'--jobs={args.jobs} --output={args.output}'
   workdirs = {cell: pathlib.Path(args.runs, '-'.join(cell)) for cell in cells()}
   with futures.ThreadPoolExecutor(args.jobs) as pool:
     # As a list, so that an error in a cell is raised.
@@ -131,7 +135,7 @@ def main() -> None:
   text = table(results)
   print(text)
   if args.output:
-    command = 'python -m abstractinator.benchmarks.compare'
+    command = f'python -m abstractinator.benchmarks.compare {options}'
     hardware = (
       f'{os.cpu_count()} cores, {platform.processor() or platform.machine()},'
       f' jax {jax.__version__}'
