@@ -7,11 +7,11 @@ import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
-from abstractinator.modules import layers
+from abstractinator.modules import block_sequence, layers
 from abstractinator.modules.blocks import FORMS, Block
 from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
-from abstractinator.ops.cache import Cache, KeyValues
+from abstractinator.ops.cache import Cache
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
@@ -143,9 +143,10 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     Returns:
       The predictions.
     """
-    x_BSD, _ = self._states(
+    inputs = self._inputs(
       ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
     )
+    x_BSD = self.norm(block_sequence.forward(self.blocks, *inputs)[0])
     predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
     return ExpanderOutput(
       logits=predicted.logits,
@@ -180,12 +181,17 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
     Returns:
       [B, S, D] normalised states that ids are predicted from, and the cache.
+
+    Raises:
+      ValueError: With context 'full' if rows are longer than the cache.
     """
-    x_BSD, key_values = self._states(
+    x_BSD, group_BS, seen = self._inputs(
       ids_BS, document_BS, segments, memory_BUD, None, codebooks
     )
-    group_BS = self._groups(document_BS, segments)
-    return x_BSD, cache_lib.fill(cache, key_values, group_BS)
+    x_BSD, cache = block_sequence.prefill(
+      self.blocks, x_BSD, group_BS, cache, seen
+    )
+    return self.norm(x_BSD), cache
 
   @nn.nowrap
   def init_cache(self, batch_size: int, capacity: int) -> Cache:
@@ -232,15 +238,14 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       codebooks: See `Vocabulary`.
 
     Returns:
-      [B, D] normalised states, and the cache.
+      [B, D] normalised states, NaN beyond the capacity of the cache with
+      context 'full', and the cache.
     """
-    cache, step = cache_lib.advance(cache, group_B, active_B)
     x_BD = self.vocabulary.embed(fed_B, codebooks) + self.offset_embed(offset_B)
-    key_values = []
-    for block, layer in zip(self.blocks, cache.layers, strict=True):
-      x_BD, layer = block.step(x_BD, layer, step, memory=memory)
-      key_values.append(layer)
-    return self.norm(x_BD), cache.replace(layers=tuple(key_values))
+    x_BD, cache = block_sequence.step(
+      self.blocks, x_BD, group_B, cache, active_B, memory
+    )
+    return self.norm(x_BD), cache
 
   def greedy(self, x_BD: Array, codebooks: Codebooks | None = None) -> Array:
     """The likeliest ids of states, [B] int32, digit by digit."""
@@ -270,18 +275,17 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     max_length = self.config.segmentation.max_length
     return (ids == self.num_ids + Special.EOS) | (offset == max_length - 1)
 
-  def _groups(self, document_BS: Array, segments: Segments) -> Array:
-    """[B, S] int32, ids of another group are never seen; -1 on padding."""
-    return segments.index_BS if self.is_alone else document_BS
-
-  def _states(
+  def _inputs(
     self, ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
-  ) -> tuple[Array, list[KeyValues]]:
-    """States that ids are predicted from, keys and values of each block."""
-    is_start_BS = document_starts(document_BS)
+  ) -> tuple[Array, Array, block_sequence.Memory]:
+    """What blocks take: what is fed, who sees whom, and the codes.
+
+    Ids of another group [B, S] are never seen; it is -1 on padding.
+    """
     lowest_BS = first_slots(segments, document_BS)
+    is_start_BS, group_BS = document_starts(document_BS), document_BS
     if self.is_alone:
-      is_start_BS = segments.is_start_BS
+      is_start_BS, group_BS = segments.is_start_BS, segments.index_BS
     fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
     if hidden_BS is not None:
       fed_BS = jnp.where(
@@ -289,12 +293,4 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       )
     x_BSD = self.vocabulary.embed(fed_BS, codebooks)
     x_BSD += self.offset_embed(segments.offset_BS)
-    key_values = []
-    for block in self.blocks:
-      x_BSD, of_block = block(
-        x_BSD,
-        self._groups(document_BS, segments),
-        memory=(memory_BUD, segments.index_BS, lowest_BS),
-      )
-      key_values.append(of_block)
-    return self.norm(x_BSD), key_values
+    return x_BSD, group_BS, (memory_BUD, segments.index_BS, lowest_BS)

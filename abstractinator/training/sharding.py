@@ -37,7 +37,7 @@ _RULES = (
   (r'(^|/)down/kernel$', P('tensor', 'fsdp')),
   (r'(^|/)kernel$', P('fsdp', 'tensor')),
   (r'(^|/)embedding$', P(None, 'fsdp')),
-  (r'(^|/)(scale|log_scale|bias|query)$', P()),
+  (r'(^|/)(scale|log_scale|bias|query|start)$', P()),
   (r'(^|/)(step|count|threshold)$', P()),
 )
 

@@ -52,6 +52,55 @@ def test_steps_after_a_prefill_give_the_states_of_the_row(
     assert np.abs(whole[real]).max() > 0.5
 
 
+@pytest.mark.parametrize('context', ['segment', 'window', 'full'])
+def test_an_id_beyond_the_capacity_is_no_number(tiny_level, quick_jit, context):
+  """With all ids in sight; the other rows, and other contexts, go on."""
+  level = tiny_level(expander__context=context)
+  batch, _ = make_rows()
+  run = quick_jit(level.model.apply, method=_step_into_full_caches)
+  out = run(level.variables, *batch)
+  is_beyond = np.array([False, True, False]) & (context == 'full')
+  np.testing.assert_array_equal(np.isnan(out).all(1), is_beyond)
+  np.testing.assert_array_equal(np.isnan(out).any(1), is_beyond)
+
+
+def _step_into_full_caches(model, ids, document, row):
+  """One id more; the second row's is one too many, the third has none."""
+  compressed, expander = model.compressor(ids, document, row), model.expander
+  memory = compressed.quantized.vectors_BPD
+  _, cache = expander.prefill(
+    *(ids, document, compressed.segments, memory),
+    expander.init_cache(ROWS, SIZE),
+  )
+  cache = cache.replace(length_B=jnp.array([SIZE - 1, SIZE, SIZE]))
+  zero = jnp.zeros(ROWS, jnp.int32)
+  own = (memory, zero[:, None], zero[:, None])
+  active = jnp.array([True, True, False])
+  return expander.step(ids[:, 0], zero, zero, cache, active, own)[0]
+
+
+@pytest.mark.parametrize('context', ['segment', 'window', 'full'])
+def test_rows_longer_than_the_capacity_are_refused(tiny_level, context):
+  level = tiny_level(expander__context=context)
+
+  def prefill(model, ids, document, row):
+    compressed = model.compressor(ids, document, row)
+    return model.expander.prefill(
+      *(ids, document, compressed.segments, compressed.quantized.vectors_BPD),
+      model.expander.init_cache(ROWS, 15),
+    )
+
+  def run():
+    args = (level.variables, *make_rows()[0])
+    jax.eval_shape(lambda *x: level.model.apply(*x, method=prefill), *args)
+
+  if context != 'full':
+    run()
+    return
+  with pytest.raises(ValueError, match=r'24 ids, allowed: .* \(15\)'):
+    run()
+
+
 def _whole_and_stepped(model, ids, document, row, cut_B):
   """States of whole rows; and after a prefill of their beginnings, by steps."""
   compressed, expander = model.compressor(ids, document, row), model.expander
