@@ -22,18 +22,18 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
 def pytest_addoption(parser):
   parser.addoption(
     '--golden-dir',
-    default=str(pathlib.Path(__file__).parent / 'golden'),
+    default=str(golden_files.DEFAULT),
     help='folder of reference tensors (*.npz) computed with the original',
   )
 
 
 def pytest_generate_tests(metafunc):
-  """Runs a test on every reference file of the kind that its marker names."""
+  """Runs a test on every reference file of the kind that its marker names.
+
+  It is skipped if the folder has none.
+  """
   mark = metafunc.definition.get_closest_marker('golden')
   if mark is not None:
     folder = metafunc.config.getoption('--golden-dir')
-    cases = [
-      golden_files.load(path)
-      for path in golden_files.paths(folder, mark.args[0])
-    ]
+    cases = golden_files.find(folder, *mark.args, **mark.kwargs)
     metafunc.parametrize('golden', cases, ids=[case.name for case in cases])

@@ -1,5 +1,7 @@
 """Our parts with the original's weights, and the original's own pieces."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,13 @@ def below(params, prefix):
     for name, x in params.items()
     if name.startswith(prefix)
   }
+
+
+def in_order(pattern, params):
+  """Prefixes of layers, by the number that the pattern's first group holds."""
+  found = (re.match(pattern, name) for name in params)
+  number_of = {match[0]: int(match[1]) for match in found if match}
+  return sorted(number_of, key=number_of.get)
 
 
 def regular_params(p, heads):

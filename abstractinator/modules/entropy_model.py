@@ -60,13 +60,7 @@ def predictive_entropy_bits(
   """
   if heads.source == 'gaussian':
     return gaussian.entropy_bits(output.mixture, heads.temperature)
-  filtered = sampling.filter_logits(
-    output.logits,
-    temperature=heads.temperature,
-    top_k=heads.top_k,
-    top_p=heads.top_p,
-  )
-  return sampling.entropy_bits(filtered)
+  return sampling.entropy_bits(_filtered(output, heads))
 
 
 def sample_next(
@@ -85,13 +79,7 @@ def sample_next(
   """
   if heads.source == 'gaussian':
     return gaussian.sample(key, output.mixture, heads.temperature)
-  filtered = sampling.filter_logits(
-    output.logits,
-    temperature=heads.temperature,
-    top_k=heads.top_k,
-    top_p=heads.top_p,
-  )
-  return sampling.sample(key, filtered)
+  return sampling.sample(key, _filtered(output, heads))
 
 
 class EntropyModel(nn.Module):
@@ -291,3 +279,12 @@ class EntropyModel(nn.Module):
 
   def _for_gaussian(self, x: Array) -> Array:
     return lax.stop_gradient(x) if self.heads.gaussian_detach else x
+
+
+def _filtered(output: EntropyOutput, heads: EntropyHeadsConfig) -> Array:
+  return sampling.filter_logits(
+    output.logits,
+    temperature=heads.temperature,
+    top_k=heads.top_k,
+    top_p=heads.top_p,
+  )

@@ -220,8 +220,12 @@ def memory_of(golden, params, codes_hi):
 
 
 def stage_tables(params, prefix):
-  names = [f'{prefix}stages.{m}.codebook' for m in range(9)]
+  names = [f'{prefix}stages.{m}.codebook' for m in range(len(params))]
   return tuple(params[name] for name in names if name in params)
+
+
+def is_fed_states(golden):
+  return not is_integer(golden.arrays['in/codes_lo'])
 
 
 def is_integer(x):
@@ -234,7 +238,7 @@ def run(golden, ours, inputs):
   arrays = [jnp.asarray(golden.arrays[f'in/{name}']) for name in inputs]
   outs, pullback = jax.vjp(ours, params, *arrays)
   is_valid = golden.arrays['aux/valid']
-  assert is_valid.mean() > 0.5
+  assert is_valid.any()
   wanted = golden.group('out')
   assert len(outs) == sum(name.startswith('stage_logits') for name in wanted)
   for stage, out in enumerate(outs):
@@ -253,7 +257,7 @@ def run(golden, ours, inputs):
     parts.close(grad, golden.arrays[f'grad_in/{name}'], GRADIENT, name)
 
 
-@pytest.mark.golden('c11_decexp_*')
+@pytest.mark.golden('c11_*', where=is_fed_states)
 def test_golden_expander_of_hidden_states(golden, monkeypatch):
   """`DecoderExpander`: fed states, unshifted; ids are predicted by a table."""
   original = Original(golden)
@@ -287,7 +291,7 @@ def fed_and_told(golden, module):
   return jnp.where(fed == PAD, pad, fed % module.num_ids), told
 
 
-@pytest.mark.golden('c11_rvqexp_*')
+@pytest.mark.golden('c11_*', where=lambda x: not is_fed_states(x))
 @pytest.mark.parametrize('has_tables', [True, False])
 def test_golden_expander_of_ids(golden, has_tables, monkeypatch):
   """`DecoderOnlyExpanderRVQ`: ids shifted right, of one or several digits."""

@@ -56,7 +56,7 @@ def cases(golden):
     )
 
 
-@pytest.mark.golden('c06_segmentation')
+@pytest.mark.golden('c06_*')
 def test_golden_divisions_with_the_original_alignment(golden):
   """Its two conditions at once are the starts of either of our rules."""
   count = 0
@@ -76,7 +76,7 @@ def test_golden_divisions_with_the_original_alignment(golden):
   assert count > 0
 
 
-@pytest.mark.golden('c06_segmentation')
+@pytest.mark.golden('c06_*')
 def test_golden_divisions_with_our_alignment_come_one_id_later(golden):
   """H(x_s | x_<s) is the entropy that the original has at the id before s.
 
@@ -91,7 +91,7 @@ def test_golden_divisions_with_our_alignment_come_one_id_later(golden):
     assert is_start[:, 0].all()
 
 
-@pytest.mark.golden('c06_segmentation')
+@pytest.mark.golden('c06_*')
 def test_golden_one_id_is_one_segment(golden):
   want = golden.group('out/len1')
   (segments,) = divide(
@@ -101,7 +101,7 @@ def test_golden_one_id_is_one_segment(golden):
   np.testing.assert_array_equal(segments.is_end_BS, want['patch_end_mask'])
 
 
-@pytest.mark.golden('c06_segmentation')
+@pytest.mark.golden('c06_*')
 def test_golden_entropies_are_theirs_in_bits(golden):
   got = sampling.entropy_bits(jnp.asarray(golden.arrays['in/logits']))
   np.testing.assert_allclose(
@@ -109,7 +109,7 @@ def test_golden_entropies_are_theirs_in_bits(golden):
   )
 
 
-@pytest.mark.golden('c15_tokenizer')
+@pytest.mark.golden('c15_tokenizer*')
 def test_golden_ids_of_texts(golden):
   """BOS is no part of a text here: models feed it themselves."""
   cfg = golden.cfg
@@ -130,7 +130,7 @@ def test_golden_ids_of_texts(golden):
     byte_vocab.decode(np.array([300, 65, 258, 66, 257, 67, 0xC3]))
 
 
-@pytest.mark.golden('c15_tokenizer')
+@pytest.mark.golden('c15_tokenizer*')
 def test_golden_rows_of_texts(golden):
   """The same ids where a text fits; others go on in a row, not cut off."""
   want_ids = golden.arrays['out/fixed_ids_nobos']
