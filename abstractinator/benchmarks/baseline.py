@@ -142,7 +142,7 @@ class Step:
       )
     )(jax.random.key(0))
     step = functools.partial(
-      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS
+      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS, seed=0
     )
     start = time.perf_counter()
     self.compiled = (

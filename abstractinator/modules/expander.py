@@ -136,8 +136,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       document_BS: [B, S] int32, -1 on padding.
       segments: Their division.
       memory_BUD: [B, U, D], vectors of the codes.
-      hidden_BS: [B, S] bool, ids that are predicted from PAD in place of the id
-        before them; one predicted from BOS stays so. None for none.
+      hidden_BS: [B, S] bool, ids that are fed PAD in place of the id before
+        them, which is so hidden; one fed BOS stays so. None for none.
       codebooks: See `Vocabulary`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Ids hidden from a decoder, so that codes must carry the text."""
+"""Ids predicted without the one before, so that codes must carry the text."""
 
 import jax
 
@@ -6,11 +6,13 @@ from abstractinator.types import Array
 
 
 def hidden_ids(key: Array, row_B: Array, size: int, rate: float) -> Array:
-  """Which ids byte dropout hides from the ids after them.
+  """Which ids are fed PAD in place of the id before them.
+
+  So an id is hidden, from all that come after it, where the next one is marked.
 
   Args:
     key: Of jax.random, one a step of training.
-    row_B: [B] int32, see `Batch`: a row has the same ids hidden wherever it is
+    row_B: [B] int32, see `Batch`: a row has the same ids marked wherever it is
       computed.
     size: S.
     rate: Part of the ids.

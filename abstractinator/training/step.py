@@ -19,7 +19,7 @@ def train_step(
   model: Abstractinator,
   optimizer: optax.GradientTransformation,
   weights: LossConfig,
-  seed: int = 0,
+  seed: int,
 ) -> tuple[TrainState, Metrics]:
   """Moves the parameters once, and the codebook and threshold with them.
 
