@@ -15,9 +15,6 @@ from abstractinator.types import Array, Special
 
 Codebooks = tuple[Array, ...]
 
-# Of logits. Less makes a flatter first guess and much slower first steps.
-_FIRST_SCALE = 4.0
-
 
 @flax.struct.dataclass
 class IdLogits:
@@ -69,8 +66,8 @@ class Vocabulary(nn.Module):
     kernel: [C, D], with `code_dim`,
     log_scale: [].
 
-  Source: the second form after `d_lo_d_c` of the original, one matrix tied both
-    ways; digits by residuals Zeghidour et al., arXiv:2107.03312.
+  Source: the second form after the code space of the original, see Deviations
+    in the README; residual digits Zeghidour et al., arXiv:2107.03312.
   """
 
   sizes: tuple[int, ...]
@@ -177,9 +174,9 @@ class Vocabulary(nn.Module):
       distance=self.distance,
       allowed_K=allowed_K,
     )
-    # A state holds the id that was fed: over D, its product with that id's
-    # entry is about the same at any width. A squared distance has it twice.
-    scale = jnp.exp(self.log_scale) * (_FIRST_SCALE / self.d_model)
+    # A state holds the id that was fed. Over D, its product with that id's
+    # entry starts below 1 at any width; a squared distance has it twice.
+    scale = jnp.exp(self.log_scale) / self.d_model
     if self.distance == 'squared':
       scale /= 2
     return IdLogits(

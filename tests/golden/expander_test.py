@@ -192,7 +192,7 @@ def vocabulary(golden, tables, **changes):
   params = {
     # The original has no code space here, no scale, and its pad is a zero.
     'kernel': jnp.eye(width),
-    'log_scale': jnp.log(width / (2 if ctor['use_sqdist_logits'] else 4)),
+    'log_scale': jnp.log(width * (2.0 if ctor['use_sqdist_logits'] else 1.0)),
     'special': {'embedding': jnp.zeros((len(Special), width))},
   }
   if module.has_tables:

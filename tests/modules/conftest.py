@@ -117,7 +117,7 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   if 'head' in expander['vocabulary']:
     heads.append(expander['vocabulary']['head'])
   else:
-    expander['vocabulary']['log_scale'] += 1.6
+    expander['vocabulary']['log_scale'] += 3.0
     # Else ids would be predicted after themselves: the same table embeds them.
     scale = expander['norm']['scale']
     expander['norm']['scale'] = scale.at[::2].multiply(-1.0)

@@ -87,7 +87,7 @@ def strong(params):
   if 'head' in params:
     params['head']['kernel'] *= 30
   else:
-    params['log_scale'] += 0.6
+    params['log_scale'] += 2.0
   return params
 
 
@@ -137,7 +137,7 @@ def digit_logits(form, params, frozen, h, digits):
   if not form.is_tied:
     return [tables[0] @ h]
   rest = h if form.code_dim is None else params['kernel'] @ h
-  scale = jnp.exp(params['log_scale']) * 4 / form.d_model
+  scale = jnp.exp(params['log_scale']) / form.d_model
   scale /= 1 if form.distance == 'dot' else 2
   found = []
   for stage, table in enumerate(tables):
@@ -244,24 +244,17 @@ def test_an_id_is_embedded_as_the_sum_of_its_entries(form):
   assert len(np.unique(np.round(got, 5), axis=0)) == len(IDS)
 
 
-@pytest.mark.parametrize('width', [64, 512])
+@pytest.mark.parametrize('width', [32, 512])
 @pytest.mark.parametrize('name', FORMS)
 def test_the_first_loss_is_near_that_of_a_uniform_guess(name, width):
-  """Even from the embedding of the id before alone, at any width."""
-  form = FORMS[name]
-  form = dataclasses.replace(
-    form,
-    d_model=width,
-    sizes=(256, 32)[: len(form.sizes)],
-    code_dim=form.code_dim and 32,
-  )
+  """Even from the embedding of the id before, at any width."""
+  form = dataclasses.replace(FORMS[name], d_model=width)
   params = initial(form)
-  ids = jnp.asarray(np.random.default_rng(0).permutation(256))
+  ids = jnp.asarray(np.random.default_rng(0).permutation(60))
   h = apply(form, params, 'embed', jnp.roll(ids, 1))
   h /= jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True))
   uniform = np.log(form.sizes[0] + 3) + np.log(form.sizes[1:]).sum()
-  excess = float(jnp.mean(nats(form, params, h, ids))) - uniform
-  assert abs(excess) < 0.05 * uniform
+  assert abs(float(jnp.mean(nats(form, params, h, ids))) - uniform) < 0.25
 
 
 @pytest.mark.parametrize('form', FORMS.values(), ids=FORMS)
