@@ -1,5 +1,7 @@
 """The language model over the codes of the top level."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -97,7 +99,7 @@ class CodeSequenceTransformer(nn.Module):
   def setup(self):
     c, width = self.config, self.config.d_model
     self.project = nn.Dense(width, use_bias=False, dtype=self.dtype)
-    self.stack = Stack(c.stack, width, self.implementation, self.dtype)
+    self.stack = self._make_stack()
     # As long as the states it stands for, which a norm makes.
     self.start = self.param('start', nn.initializers.normal(1.0), (width,))
     if c.mode == 'discrete':
@@ -109,6 +111,11 @@ class CodeSequenceTransformer(nn.Module):
         self.d_level, use_bias=False, dtype=self.dtype
       )
     self.end_head = layers.logits(1, self.dtype)
+
+  @nn.nowrap
+  def _make_stack(self, **kwargs: Any) -> Stack:
+    c = self.config
+    return Stack(c.stack, c.d_model, self.implementation, self.dtype, **kwargs)
 
   def __call__(self, sequence: CodeSequence) -> CodeSequenceOutput:
     """Predicts every code of every row, given the true ones before it."""
@@ -132,11 +139,8 @@ class CodeSequenceTransformer(nn.Module):
   @nn.nowrap
   def init_cache(self, batch_size: int, capacity: int) -> Cache:
     """An empty cache for `prefill` and `step`; see `Stack.init_cache`."""
-    c = self.config
     # Has no parent, else it would become a part of the module that calls.
-    stack = Stack(
-      c.stack, c.d_model, self.implementation, self.dtype, parent=None
-    )
+    stack = self._make_stack(parent=None)
     return stack.init_cache(batch_size, capacity, self.dtype)
 
   def prefill(
