@@ -9,6 +9,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceOutput,
 )
 from abstractinator.ops import digits as digits_lib
+from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Array
 
 
@@ -25,7 +26,7 @@ def code_nats(output: CodeSequenceOutput, codes_BP: Array) -> Array:
   sizes = tuple(logits.shape[-1] for logits in output.logits)
   digits_BPM = digits_lib.decompose(codes_BP, sizes)
   return sum(
-    losses.cross_entropy(logits_BPK, digits_BPM[..., stage])
+    cross_entropy(logits_BPK, digits_BPM[..., stage])
     for stage, logits_BPK in enumerate(output.logits)
   )
 

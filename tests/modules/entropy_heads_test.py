@@ -10,11 +10,11 @@ import pytest
 
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.entropy_model import (
-  EntropyModel,
   EntropyOutput,
   sample_next,
 )
 from abstractinator.ops import gaussian
+from tests import tiny_entropy_model
 
 SIZE = 12
 NUM_DRAWS = 4000
@@ -24,20 +24,8 @@ class Model:
   """An entropy model with a Gaussian head, and its variables."""
 
   def __init__(self, config, quick_jit):
-    self.module = EntropyModel(
-      config.entropy_model,
-      config.entropy_heads,
-      config.d_model,
-      NUM_BYTES,
-      'xla',
-      jnp.dtype('float32'),
-    )
-    zeros = jnp.zeros((1, 4), jnp.int32)
-    variables = quick_jit(self.module.init)(jax.random.key(0), zeros, zeros)
-    # Initial predictions are nearly the same for all ids; these are not.
-    self.params = jax.tree_util.tree_map_with_path(
-      lambda path, x: x * 20 if 'head' in str(path) else x, variables['params']
-    )
+    self.module, _, variables = tiny_entropy_model.make(config, quick_jit)
+    self.params = variables['params']
     self.nats = quick_jit(self._nats)
     self.grad = quick_jit(jax.grad(lambda *args: jnp.sum(self._nats(*args))))
     self.grad_of_constant = quick_jit(jax.grad(self._nats_of_constant))
