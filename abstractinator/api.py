@@ -18,7 +18,7 @@ from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
-from abstractinator.types import Array, Batch, PyTree
+from abstractinator.types import Array, Batch, PyTree, Segments
 
 # Ids of the largest batch; bounds memory whatever the length of a text.
 _BATCH_IDS = 8192
@@ -128,9 +128,11 @@ class TrainedLevel:
       Its codes.
 
     Raises:
-      ValueError: If there are no bytes.
+      ValueError: If there are no bytes, or with `ends='entropy'` if slots ran
+        short: decoding divides as if they never did.
     """
     segments, codes_BU = self._in_batches(_compress, *self._rows(data))
+    self._require_division_of_decoding(segments)
     return codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
 
   def decode(self, codes: Codes) -> bytes:
@@ -164,12 +166,13 @@ class TrainedLevel:
       What came back, and how much of it is right.
 
     Raises:
-      ValueError: If there are no bytes, or as `decode`.
+      ValueError: As `encode`.
     """
     ids_BS, document_BS = self._rows(data)
     segments, codes_BU, predicted_BS = self._in_batches(
       _predict, ids_BS, document_BS
     )
+    self._require_division_of_decoding(segments)
     codes = codes_lib.from_slots(codes_BU, segments.count_B, self._num_slots)
     num_segments = int(segments.count_B.sum())
     decoded_BPL, length_BP, is_valid_BP = self._decode(codes)
@@ -189,6 +192,20 @@ class TrainedLevel:
 
   def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return codes_lib.rows(data, self.config.data.sequence_length)
+
+  def _require_division_of_decoding(self, segments: Segments) -> None:
+    """Refuses segments that `EntropyEnds` would not find again."""
+    (level,) = self.config.model.levels
+    num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
+    if level.expander.ends == 'entropy' and num_rows:
+      raise ValueError(
+        'model.levels[0].segmentation.capacity_length: got'
+        f' {level.segmentation.capacity_length}, with which {num_rows} rows of'
+        f' the text ran short of their {self._num_slots} slots, so that'
+        " decoding with expander.ends='entropy' would divide them otherwise;"
+        ' allowed: fewer ids a slot (1 is enough for every text), or texts of'
+        ' fewer segments'
+      )
 
   def _decode(self, codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decoded ids [B, P, L], lengths [B, P], and the slots with a code."""

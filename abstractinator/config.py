@@ -173,6 +173,7 @@ class RunConfig(Section):
   log_interval: int
   eval_interval: int
   eval_batches: int
+  final_eval_batches: int | None
   checkpoint_interval: int
   max_to_keep: int
   data: DataConfig
@@ -226,5 +227,6 @@ class RunConfig(Section):
         self.loss.codebook,
         f"above 0 while model.levels[{i}].quantizer.codebook is 'gradient'",
       )
-    if self.max_steps is not None:
-      require_positive(self, 'max_steps')
+    for field in ('max_steps', 'final_eval_batches'):
+      if getattr(self, field) is not None:
+        require_positive(self, field)

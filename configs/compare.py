@@ -40,6 +40,7 @@ def get_config(
   config = default.get_config()
   config.max_steps = 300
   config.eval_interval = 300
+  config.final_eval_batches = 200
   config.checkpoint_interval = 300
   config.data.batch_size = 8
 

@@ -22,7 +22,8 @@ def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   level.segmentation.rule = 'entropy_delta'
   level.segmentation.threshold = 0.0
   level.segmentation.max_length = 8
-  level.segmentation.capacity_length = 2.0
+  # Decoding by entropy has no slots to run short of, so encoding may not.
+  level.segmentation.capacity_length = 1.0 if ends == 'entropy' else 2.0
   level.expander.lookback = lookback
   level.pooling.num_queries = queries
   level.expander.context = context
