@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import os
+import re
 import sys
 
 import ml_collections
@@ -90,10 +91,19 @@ def parse_flags(argv: list[str]) -> list[str]:
       raise UserError(
         f'--{name}: unknown setting, allowed: --{", --".join(near)}, ...'
       )
+  # The parser of a type knows no None.
+  empty = [
+    a for a in argv[2:] if a.startswith('--config.') and a.endswith('=None')
+  ]
   try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
+    rest = flags.FLAGS([a for a in argv if a not in empty])
+    for arg in empty:
+      _set_none(
+        _CONFIG.value, arg.removeprefix('--config.').removesuffix('=None')
+      )
+  except (flags.Error, IndexError, TypeError, ValueError) as error:
     raise UserError(str(error).split('\n')[0]) from error
+  return rest
 
 
 def _joined(argv: list[str]) -> list[str]:
@@ -130,11 +140,22 @@ def _with_config(argv: list[str]) -> list[str]:
   return [rest[0], *given, *rest[1:]]
 
 
+def _set_none(config: ml_collections.ConfigDict, path: str) -> None:
+  """Sets what stands at a path such as model.levels[0].d_model to None."""
+  *parents, name = re.findall(r'[^.\[\]]+', path)
+  node = config
+  for part in parents:
+    node = node[int(part)] if part.isdigit() else node[part]
+  node[name] = None
+
+
 def _paths(node, path: str = 'config'):
   if isinstance(node, ml_collections.ConfigDict):
     for key in node:
       yield from _paths(node[key], f'{path}.{key}')
-  elif isinstance(node, (list, tuple)):
+  elif isinstance(node, (list, tuple)) and any(
+    isinstance(item, ml_collections.ConfigDict) for item in node
+  ):
     for index, item in enumerate(node):
       yield from _paths(item, f'{path}[{index}]')
   else:

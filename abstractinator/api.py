@@ -22,7 +22,7 @@ from abstractinator.modules.pyramid import DecodedRows
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
-from abstractinator.types import Array, Batch, PyTree
+from abstractinator.types import Array, Batch, PyTree, Segments
 
 # Ids of the largest batch; bounds memory whatever the length of a text.
 _BATCH_IDS = 8192
@@ -103,7 +103,7 @@ class TrainedLevel:
     self._variables = variables
 
   def segment(self, data: bytes) -> list[bytes]:
-    """Divides a text as the first level does.
+    """Divides a text as the rule of the first level says.
 
     Args:
       data: The text.
@@ -132,9 +132,11 @@ class TrainedLevel:
       Its codes.
 
     Raises:
-      ValueError: If there are no bytes.
+      ValueError: If there are no bytes, or with `ends='entropy'` if slots ran
+        short: decoding divides as if they never did.
     """
-    _, count_B, codes_BU = self._in_batches(_compress, *self._rows(data))
+    segments, count_B, codes_BU = self._in_batches(_compress, *self._rows(data))
+    self._require_division_of_decoding(segments)
     return codes_lib.from_slots(codes_BU, count_B, self._num_slots)
 
   def decode(self, codes: Codes) -> bytes:
@@ -171,12 +173,13 @@ class TrainedLevel:
       What came back, and how much of it is right.
 
     Raises:
-      ValueError: If there are no bytes, or as `decode`.
+      ValueError: As `encode`.
     """
     ids_BS, document_BS = self._rows(data)
     segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
       _predict, ids_BS, document_BS
     )
+    self._require_division_of_decoding(segments)
     codes = codes_lib.from_slots(codes_BU, count_B, self._num_slots)
     num_segments = int(segments.count_B.sum())
     decoded = self._decode(codes)
@@ -203,6 +206,20 @@ class TrainedLevel:
 
   def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return codes_lib.rows(data, self.config.data.sequence_length)
+
+  def _require_division_of_decoding(self, segments: Segments) -> None:
+    """Refuses segments that `EntropyEnds` would not find again."""
+    # Of the first level: above it, a head says the ends.
+    level = self.config.model.levels[0]
+    num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
+    if level.expander.ends == 'entropy' and num_rows:
+      raise ValueError(
+        'model.levels[0].segmentation.capacity_length: got'
+        f' {level.segmentation.capacity_length}, with which {num_rows} rows of'
+        ' the text ran short of slots, so that decoding with'
+        " expander.ends='entropy' would divide them otherwise; allowed: fewer"
+        ' ids a slot (1 is enough for every text), or texts of fewer segments'
+      )
 
   def _decode(self, codes: Codes) -> DecodedRows:
     level = self.config.model.levels[-1]

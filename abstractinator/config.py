@@ -8,13 +8,7 @@ import dataclasses
 import itertools
 from typing import Literal
 
-from abstractinator.config_attention import (
-  AttentionConfig as AttentionConfig,
-)
-from abstractinator.config_attention import (
-  StackConfig,
-  require_heads,
-)
+from abstractinator.config_attention import StackConfig, require_heads
 from abstractinator.config_entropy import EntropyHeadsConfig
 from abstractinator.config_expander import ExpanderConfig
 from abstractinator.config_quantizer import QuantizerConfig
@@ -238,6 +232,7 @@ class RunConfig(Section):
   log_interval: int
   eval_interval: int
   eval_batches: int
+  final_eval_batches: int | None
   checkpoint_interval: int
   max_to_keep: int
   data: DataConfig
@@ -274,6 +269,18 @@ class RunConfig(Section):
         level.segmentation.capacity_length,
         f'smaller, so that rows of {size} ids have a slot to spare',
       )
+      require(
+        self.loss.gaussian > 0 or level.entropy_heads.source != 'gaussian',
+        'loss.gaussian',
+        self.loss.gaussian,
+        f"above 0 while model.levels[{i}].entropy_heads.source is 'gaussian'",
+      )
+      require(
+        self.loss.codebook > 0 or level.quantizer.codebook != 'gradient',
+        'loss.codebook',
+        self.loss.codebook,
+        f"above 0 while model.levels[{i}].quantizer.codebook is 'gradient'",
+      )
     require(
       self.loss.gaussian == 0
       or any(c.entropy_heads.gaussian_components for c in self.model.levels),
@@ -281,5 +288,6 @@ class RunConfig(Section):
       self.loss.gaussian,
       '0 while entropy_heads.gaussian_components of all model.levels is 0',
     )
-    if self.max_steps is not None:
-      require_positive(self, 'max_steps')
+    for field in ('max_steps', 'final_eval_batches'):
+      if getattr(self, field) is not None:
+        require_positive(self, field)

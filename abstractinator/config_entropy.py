@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config_section import Section, require, require_positive
+from abstractinator.config_section import Section, require
 
 Source = Literal['logit', 'gaussian']
 
@@ -24,9 +24,21 @@ class EntropyHeadsConfig(Section):
   top_p: float
 
   def __post_init__(self):
-    require_positive(self, 'temperature')
+    # Below, float32 has no room for what it divides.
+    low = self.temperature >= 1e-6
+    require(low, 'temperature', self.temperature, '>= 1e-6')
     for name in ('gaussian_components', 'gaussian_layers', 'top_k'):
       require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
+    require(
+      self.gaussian_layers == 0 or self.gaussian_components > 0,
+      'gaussian_layers',
+      self.gaussian_layers,
+      '0 while gaussian_components is 0',
+    )
+    for name in ('gaussian_log_variance_min', 'gaussian_log_variance_max'):
+      require(
+        abs(getattr(self, name)) <= 40, name, getattr(self, name), '-40 to 40'
+      )
     require(0 < self.top_p <= 1, 'top_p', self.top_p, '0 < value <= 1')
     require(
       self.gaussian_log_variance_min < self.gaussian_log_variance_max,

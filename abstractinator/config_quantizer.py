@@ -67,6 +67,15 @@ class QuantizerConfig(Section):
       for name in ('cosine', 'forbidden', 'protected'):
         value = getattr(self, name)
         require(not value, name, value, "nothing, where kind is 'fsq'")
+      for name, only in (('codebook', 'ema'), ('start', 'normal')):
+        value = getattr(self, name)
+        require(value == only, name, value, f"{only!r}, where kind is 'fsq'")
+    require(
+      self.codebook == 'ema' or not self.protected,
+      'protected',
+      self.protected,
+      "nothing, where codebook is 'gradient'",
+    )
     require(
       self.codebook == 'ema' or self.start == 'normal',
       'start',

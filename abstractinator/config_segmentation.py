@@ -11,6 +11,9 @@ Rule = Literal[
 ]
 
 
+MAX_THRESHOLD = 1e5
+
+
 @dataclasses.dataclass(frozen=True)
 class SegmentationConfig(Section):
   """Where segments begin."""
@@ -25,6 +28,16 @@ class SegmentationConfig(Section):
 
   def __post_init__(self):
     require_positive(self, 'min_length', 'max_length', 'calibration_step')
+    # Rules count in whole numbers of 2^-12 bits or ids, of 32 bits.
+    within = abs(self.threshold) <= MAX_THRESHOLD
+    limits = f'-{MAX_THRESHOLD:g} to {MAX_THRESHOLD:g}'
+    require(within, 'threshold', self.threshold, limits)
+    require(
+      self.calibration_step <= 1,
+      'calibration_step',
+      self.calibration_step,
+      'at most 1',
+    )
     if self.rule == 'equal_information':
       require_positive(self, 'threshold')
     if self.rule == 'stride':

@@ -11,13 +11,13 @@ from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.abstractinator import LevelOutput
 from abstractinator.modules.segment_compressor import CompressorOutput
+from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Batch, Mean
 
 # Of a histogram that every step sends to the host.
 _MAX_COUNTED_CODES = 65536
 # See `pyramid_losses.prefixes`.
 _LEVEL = re.compile(r'(level\d+/)?')
-_NATS_PER_BIT = 0.6931471805599453
 
 Metrics = dict[str, Mean]
 
@@ -59,12 +59,12 @@ def level_metrics(
     return jnp.sum(mask, dtype=jnp.float32)
 
   def bits_per_byte(name):
-    return Mean(terms[name] / _NATS_PER_BIT, num_bytes)
+    return Mean(terms[name] * BITS_PER_NAT, num_bytes)
 
   found = {}
   if compressed.gaussian_nats_BS is not None:
     found['gaussian_bits_per_dimension'] = Mean(
-      terms['gaussian'] / _NATS_PER_BIT, num_ids
+      terms['gaussian'] * BITS_PER_NAT, num_ids
     )
   return found | {
     'entropy_model_bits_per_byte': bits_per_byte('entropy_model'),

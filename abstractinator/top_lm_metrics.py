@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from abstractinator.metrics import Metrics
 from abstractinator.modules.code_sequence_transformer import (
   CodeSequence,
   CodeSequenceOutput,
@@ -10,8 +11,6 @@ from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Mean
-
-Metrics = dict[str, Mean]
 
 
 def discrete_metrics(

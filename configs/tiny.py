@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.log_interval = 10
   config.eval_interval = 30
   config.eval_batches = 4
+  config.final_eval_batches = 20
   config.checkpoint_interval = 30
   config.optimizer.warmup_steps = 10
 

@@ -227,6 +227,54 @@ def test_step_chooses_the_checkpoint(tmp_path):
   assert codes[0] == codes[2] != codes[1]
 
 
+@pytest.mark.parametrize(
+  ('context', 'ends'), [('full', 'head'), ('window', 'entropy')]
+)
+def test_rows_decode_id_by_id_where_segments_do_not_alone(
+  tmp_path, context, ends
+):
+  tiny_run.save(tmp_path, tiny_run.config(context=context, ends=ends))
+  level = abstractinator.load(str(tmp_path))
+  data = random_bytes(2 * LENGTH + 9)
+  codes = level.encode(data)
+  rows = np.split(codes.codes_N, np.cumsum(codes.count_B)[:-1])
+  alone = [level.decode(Codes(row, np.array([len(row)]))) for row in rows]
+  assert b''.join(alone) == level.decode(codes) == level.reconstruct(data).text
+  assert all(len(text) <= LENGTH for text in alone)
+  assert len(set(b''.join(alone))) > 3
+
+
+def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(tmp_path):
+  """Decoding has no slots to run short of: it would divide otherwise."""
+  config = tiny_run.config(context='window', ends='entropy')
+  tiny_run.save(tmp_path, config)
+  enough = abstractinator.load(str(tmp_path))
+  data = random_bytes(2 * LENGTH + 9)
+  enough.encode(data)
+
+  def with_few_slots(ends):
+    (level,) = config.model.levels
+    level = dataclasses.replace(
+      level,
+      segmentation=dataclasses.replace(level.segmentation, capacity_length=7.0),
+      expander=dataclasses.replace(level.expander, ends=ends),
+    )
+    model = dataclasses.replace(config.model, levels=(level,))
+    return api.TrainedLevel(
+      dataclasses.replace(config, model=model), enough._variables
+    )
+
+  few = with_few_slots('entropy')
+  message = r'capacity_length: got 7.0, .* rows .* their.* allowed: '
+  for method in (few.encode, few.reconstruct):
+    with pytest.raises(ValueError, match=message):
+      method(data)
+  # They can be divided, and where a head says the ends, encoded.
+  assert b''.join(few.segment(data)) == data
+  assert few.encode(data[:1]).count_B.sum() <= 2
+  assert with_few_slots('head').encode(data).count_B[:2].tolist() == [5, 5]
+
+
 def test_compute_type_and_implementation_come_from_the_config(tmp_path):
   config = tiny_run.config()
   model = dataclasses.replace(

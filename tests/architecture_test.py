@@ -85,7 +85,7 @@ RULES = (
   ),
   (
     'modules',
-    ('types', 'config', 'config_top_lm', 'ops', 'modules'),
+    ('types', 'config', 'config_attention', 'config_top_lm', 'ops', 'modules'),
     ('optax', 'absl', 'ml_collections', 'grain', 'orbax'),
   ),
   ('losses', STEP, ('optax', 'absl', 'flax.linen')),

@@ -115,7 +115,6 @@ def test_a_reader_that_leaves_is_no_error(workdir):
     (['reconstruct', 'RUN', 'FILE', '--step=4'], 'got step 4, allowed: 3'),
     (['reconstruct', 'RUN', 'FILE', '--step=x'], "invalid int value: 'x'"),
     (['reconstruct', 'RUN', 'FILE', '--jsn'], 'unrecognized arguments: --jsn'),
-    (['reconstruct', 'WINDOW', 'FILE'], "expander.context: got 'window'"),
     (['reconstruct', 'DAMAGED', 'FILE'], 'this checkpoint is damaged'),
     (['split', 'RUN', 'FILE'], "invalid choice: 'split'"),
     ([], 'required: COMMAND'),
@@ -126,9 +125,6 @@ def test_bad_input_is_answered_in_one_line(
 ):
   paths = {'RUN': workdir, 'FILE': file, 'EMPTY': str(tmp_path / 'empty')}
   os.mkdir(paths['EMPTY'])
-  if 'WINDOW' in args:
-    paths['WINDOW'] = str(tmp_path / 'window')
-    tiny_run.save(paths['WINDOW'], tiny_run.config(context='window'))
   if 'DAMAGED' in args:
     paths['DAMAGED'] = str(tmp_path / 'damaged')
     tiny_run.save(paths['DAMAGED'], tiny_run.config())

@@ -152,6 +152,55 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].segmentation.rule', "'spaces'", 'entropy_delta'),
     ),
     (
+      {f'{LEVEL}.segmentation.threshold': -2e5},
+      ('model.levels[0].segmentation.threshold', '-200000.0', '100000'),
+    ),
+    (
+      {f'{LEVEL}.segmentation.calibration_step': 2.0},
+      ('model.levels[0].segmentation.calibration_step', '2.0', 'at most 1'),
+    ),
+    (
+      {f'{LEVEL}.entropy_heads.temperature': 1e-7},
+      ('model.levels[0].entropy_heads.temperature', '1e-07', '>= 1e-6'),
+    ),
+    (
+      {f'{LEVEL}.entropy_heads.gaussian_layers': 1},
+      ('model.levels[0].entropy_heads.gaussian_layers', '1', 'components is 0'),
+    ),
+    (
+      {f'{LEVEL}.entropy_heads.gaussian_log_variance_min': -50.0},
+      (
+        'model.levels[0].entropy_heads.gaussian_log_variance_min',
+        '-50.0',
+        '-40 to 40',
+      ),
+    ),
+    (
+      {
+        f'{LEVEL}.entropy_heads.gaussian_components': 1,
+        f'{LEVEL}.entropy_heads.source': 'gaussian',
+      },
+      ('loss.gaussian', '0.0', "levels[0].entropy_heads.source is 'gaussian'"),
+    ),
+    (
+      {f'{LEVEL}.quantizer.codebook': 'gradient', 'loss.codebook': 0.0},
+      ('loss.codebook', '0.0', "levels[0].quantizer.codebook is 'gradient'"),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.codebook': 'gradient',
+        f'{LEVEL}.quantizer.protected': (1,),
+      },
+      ('model.levels[0].quantizer.protected', '(1,)', "is 'gradient'"),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.kind': 'fsq',
+        f'{LEVEL}.quantizer.start': 'kmeans',
+      },
+      ('model.levels[0].quantizer.start', "'kmeans'", "kind is 'fsq'"),
+    ),
+    (
       {f'{LEVEL}.expander.context': 'row'},
       ('model.levels[0].expander.context', "'row'", 'segment, window, full'),
     ),

@@ -5,8 +5,15 @@ import pathlib
 
 from tests import golden_files
 
-# Both are read when jax is imported, which happens after this file.
+# All are read when jax is imported, which happens after this file.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# A second run compiles little. Each worker has a cache of its own: jax writes
+# entries in place.
+_WORKER = os.environ.get('PYTEST_XDIST_WORKER', 'main')
+_CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax' / _WORKER
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
@@ -15,18 +22,18 @@ if _FLAG not in os.environ.get('XLA_FLAGS', ''):
 def pytest_addoption(parser):
   parser.addoption(
     '--golden-dir',
-    default=str(pathlib.Path(__file__).parent / 'golden'),
+    default=str(golden_files.DEFAULT),
     help='folder of reference tensors (*.npz) computed with the original',
   )
 
 
 def pytest_generate_tests(metafunc):
-  """Runs a test on every reference file of the kind that its marker names."""
+  """Runs a test on every reference file of the kind that its marker names.
+
+  It is skipped if the folder has none.
+  """
   mark = metafunc.definition.get_closest_marker('golden')
   if mark is not None:
     folder = metafunc.config.getoption('--golden-dir')
-    cases = [
-      golden_files.load(path)
-      for path in golden_files.paths(folder, mark.args[0])
-    ]
+    cases = golden_files.find(folder, *mark.args, **mark.kwargs)
     metafunc.parametrize('golden', cases, ids=[case.name for case in cases])

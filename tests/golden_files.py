@@ -7,9 +7,13 @@ them (OilProducts/abstractinator at 8b7e953).
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+# Holds some of every kind.
+DEFAULT = pathlib.Path(__file__).parent / 'golden'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,30 @@ class Case:
     }
 
 
-def paths(folder: str, pattern: str) -> list[pathlib.Path]:
-  """Files of a kind; it is an error if there are none."""
-  found = sorted(pathlib.Path(folder).glob(f'{pattern}.npz'))
-  if not found:
-    raise ValueError(f'--golden-dir: {folder} holds no {pattern}.npz')
+def find(
+  folder: str, pattern: str, where: Callable[[Case], bool] | None = None
+) -> list[Case]:
+  """Reads all files of a kind.
+
+  Args:
+    folder: Of files.
+    pattern: Of their names.
+    where: Which of them, by what they hold; None for all.
+
+  Returns:
+    The files; none if the folder only holds other kinds.
+
+  Raises:
+    ValueError: If the folder is not there or holds no files at all, or if it is
+      the default one and lacks the kind.
+  """
+  place = pathlib.Path(folder)
+  if not any(place.glob('*.npz')):
+    raise ValueError(f'--golden-dir: {folder} is no folder with *.npz')
+  cases = [load(path) for path in sorted(place.glob(f'{pattern}.npz'))]
+  found = [case for case in cases if where is None or where(case)]
+  if not found and place.resolve() == DEFAULT.resolve():
+    raise ValueError(f'{folder} lacks {pattern}.npz of the kind of a test')
   return found
 
 

@@ -14,17 +14,20 @@ from abstractinator.training.state import abstract_state
 from configs import tiny, tiny_2level
 
 
-def config(lookback=0, context='segment', queries=1) -> RunConfig:
+def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   c = tiny.get_config()
   c.data.sequence_length = 32
   (level,) = c.model.levels
   level.segmentation.target_length = None
+  level.segmentation.rule = 'entropy_delta'
   level.segmentation.threshold = 0.0
   level.segmentation.max_length = 8
-  level.segmentation.capacity_length = 2.0
+  # Decoding by entropy has no slots to run short of, so encoding may not.
+  level.segmentation.capacity_length = 1.0 if ends == 'entropy' else 2.0
   level.expander.lookback = lookback
   level.pooling.num_queries = queries
   level.expander.context = context
+  level.expander.ends = ends
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 

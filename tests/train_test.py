@@ -69,15 +69,39 @@ def settings(corpus) -> list[str]:
   ]
 
 
-@pytest.fixture(scope='module')
-def finished(settings, tmp_path_factory) -> pathlib.Path:
-  """A run that was never stopped."""
-  workdir = tmp_path_factory.mktemp('finished') / 'run'
+def _finish(settings: list[str], workdir: pathlib.Path) -> pathlib.Path:
   code, out, err = _run(*settings, f'--workdir={workdir}')
   assert code == 0, err
   assert str(workdir) in out
   assert 'next:' in out
   return workdir
+
+
+@pytest.fixture(scope='module')
+def finished(settings, tmp_path_factory) -> pathlib.Path:
+  """A run that was never stopped."""
+  return _finish(settings, tmp_path_factory.mktemp('finished') / 'run')
+
+
+@pytest.fixture(scope='module')
+def finished_otherwise(settings, tmp_path_factory) -> pathlib.Path:
+  """Another run, of what draws at random and keeps more statistics."""
+  level = '--config.model.levels[0]'
+  changes = [
+    f'{level}.quantizer.kind=rvq',
+    f'{level}.quantizer.start=kmeans',
+    f'{level}.quantizer.codebook_size=16',
+    # So that codes are replaced after the checkpoint, too.
+    f'{level}.quantizer.reset_interval_steps=4',
+    f'{level}.quantizer.reset_after_steps=4',
+    f'{level}.expander.byte_dropout=0.3',
+    f'{level}.expander.context=window',
+    f'{level}.expander.window=6',
+    '--config.data.sequence_length=32',
+    '--config.eval_batches=1',
+  ]
+  folder = tmp_path_factory.mktemp('finished_otherwise')
+  return _finish(settings + changes, folder / 'run')
 
 
 def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
@@ -127,7 +151,9 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   _assert_same(finished, workdir)
 
 
-def test_run_resumed_elsewhere_ends_the_same(settings, finished, tmp_path):
+@pytest.mark.parametrize('name', ['finished', 'finished_otherwise'])
+def test_run_resumed_elsewhere_ends_the_same(name, request, tmp_path):
+  finished = request.getfixturevalue(name)
   # What a run stopped after its second checkpoint would have left.
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   (source / 'checkpoints').mkdir(parents=True)
@@ -138,6 +164,7 @@ def test_run_resumed_elsewhere_ends_the_same(settings, finished, tmp_path):
   assert code == 0, err
   assert sorted(p.name for p in source.rglob('*')) == before
   state, want = _state(workdir, _STEPS), _state(finished, _STEPS)
+  assert state.keys() == want.keys()
   for path, array in want.items():
     np.testing.assert_array_equal(array, state[path], err_msg=path)
 
@@ -191,6 +218,10 @@ def test_tensorboard_reads_the_run(finished):
     (['--config.model.levels[0].d_modle=3'], 'd_modle: unknown setting'),
     (['--config.max_steps=soon'], 'max_steps=soon'),
     (['--config.model.levels[0].d_model=33'], 'levels[0].entropy_model'),
+    (['--config.model.levels[0].d_model=None'], 'levels[0].d_model: got None'),
+    (['--config.model.levels[0].quantizer.levels[0]=5'], 'unknown setting'),
+    (['--config.model.levels[7].d_model=5'], 'unknown setting'),
+    (['--config.model.levels[0].quantizer.levels=(5,1)'], 'quantizer.levels'),
     (['--config=/nowhere.py'], '/nowhere.py'),
     (['--resume_from=/nowhere'], '/nowhere'),
     (['stray'], 'stray'),

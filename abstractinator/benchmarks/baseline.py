@@ -58,7 +58,7 @@ LEVEL = LevelConfig.from_dict(
       capacity_length=2.0,
     ),
     encoder=_STACK,
-    pooling=dict(num_heads=4),
+    pooling=dict(num_heads=4, num_queries=1),
     quantizer=dict(
       kind='vq',
       code_dim=None,
@@ -150,7 +150,7 @@ class Step:
       )
     )(jax.random.key(0))
     step = functools.partial(
-      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS
+      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS, seed=0
     )
     start = time.perf_counter()
     self.compiled = (

@@ -11,7 +11,6 @@ from abstractinator.config import LevelConfig
 from abstractinator.modules.expander import (
   DecoderOnlyExpanderRVQ,
   ExpanderOutput,
-  hidden_ids,
 )
 from abstractinator.modules.expander_decode import decode_rows, decode_segments
 from abstractinator.modules.segment_compressor import (
@@ -21,6 +20,7 @@ from abstractinator.modules.segment_compressor import (
 )
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, codebook
+from abstractinator.ops.byte_dropout import hidden_ids
 from abstractinator.types import Array, Batch, PyTree
 
 

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from abstractinator.config import AttentionConfig, StackConfig
-from abstractinator.modules import layers
+from abstractinator.config_attention import AttentionConfig, StackConfig
+from abstractinator.modules import block_sequence, layers
 from abstractinator.modules.attention import RegularAttention, output_init
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.ops import cache as cache_lib
@@ -203,7 +203,8 @@ class Stack(nn.Module):
 
   def __call__(self, x_BSD: Array, group_BS: Array) -> Array:
     """[B, S, D] to [B, S, D]; ids of another group are never seen."""
-    return self._forward(x_BSD, group_BS)[0]
+    x_BSD, _ = block_sequence.forward(self.blocks, x_BSD, group_BS)
+    return self.norm(x_BSD)
 
   @nn.nowrap
   def init_cache(
@@ -243,14 +244,8 @@ class Stack(nn.Module):
     Raises:
       ValueError: If there is no window and rows are longer than the cache.
     """
-    slots = cache.group_BW.shape[1]
-    if self.config.window is None and x_BSD.shape[1] > slots:
-      raise ValueError(
-        f'rows of {x_BSD.shape[1]} ids, allowed: the capacity of the cache'
-        f' ({slots})'
-      )
-    x_BSD, key_values = self._forward(x_BSD, group_BS)
-    return x_BSD, cache_lib.fill(cache, key_values, group_BS)
+    x_BSD, cache = block_sequence.prefill(self.blocks, x_BSD, group_BS, cache)
+    return self.norm(x_BSD), cache
 
   def step(
     self, x_BD: Array, group_B: Array, cache: Cache, active_B: Array
@@ -268,21 +263,7 @@ class Stack(nn.Module):
       [B, D], NaN for an id beyond the capacity of a stack without window, and
       the cache.
     """
-    is_beyond_B = cache.length_B >= cache.group_BW.shape[1]
-    cache, step = cache_lib.advance(cache, group_B, active_B)
-    key_values = []
-    for block, layer in zip(self.blocks, cache.layers, strict=True):
-      x_BD, layer = block.step(x_BD, layer, step)
-      key_values.append(layer)
-    x_BD = self.norm(x_BD)
-    if self.config.window is None:
-      # Sizes are not known to the compiler: say it where nobody can miss it.
-      x_BD = jnp.where((is_beyond_B & active_B)[:, None], jnp.nan, x_BD)
-    return x_BD, cache.replace(layers=tuple(key_values))
-
-  def _forward(self, x_BSD, group_BS):
-    key_values = []
-    for block in self.blocks:
-      x_BSD, of_block = block(x_BSD, group_BS)
-      key_values.append(of_block)
-    return self.norm(x_BSD), key_values
+    x_BD, cache = block_sequence.step(
+      self.blocks, x_BD, group_B, cache, active_B
+    )
+    return self.norm(x_BD), cache

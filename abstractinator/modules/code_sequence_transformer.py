@@ -1,5 +1,7 @@
 """The language model over the codes of the top level."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -95,12 +97,12 @@ class CodeSequenceTransformer(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    width = self.config.d_model
+    c, width = self.config, self.config.d_model
     self.project = nn.Dense(width, use_bias=False, dtype=self.dtype)
     self.stack = self._make_stack()
     # As long as the states it stands for, which a norm makes.
     self.start = self.param('start', nn.initializers.normal(1.0), (width,))
-    if self.config.mode == 'discrete':
+    if c.mode == 'discrete':
       self.code_head = CodeHead(
         self.stage_sizes, self.forbidden, width, self.dtype
       )
@@ -111,9 +113,9 @@ class CodeSequenceTransformer(nn.Module):
     self.end_head = layers.logits(1, self.dtype)
 
   @nn.nowrap
-  def _make_stack(self) -> Stack:
+  def _make_stack(self, **kwargs: Any) -> Stack:
     c = self.config
-    return Stack(c.stack, c.d_model, self.implementation, self.dtype)
+    return Stack(c.stack, c.d_model, self.implementation, self.dtype, **kwargs)
 
   def __call__(self, sequence: CodeSequence) -> CodeSequenceOutput:
     """Predicts every code of every row, given the true ones before it."""
@@ -137,7 +139,9 @@ class CodeSequenceTransformer(nn.Module):
   @nn.nowrap
   def init_cache(self, batch_size: int, capacity: int) -> Cache:
     """An empty cache for `prefill` and `step`; see `Stack.init_cache`."""
-    return self._make_stack().init_cache(batch_size, capacity, self.dtype)
+    # Has no parent, else it would become a part of the module that calls.
+    stack = self._make_stack(parent=None)
+    return stack.init_cache(batch_size, capacity, self.dtype)
 
   def prefill(
     self, vectors_BPD: Array, document_BP: Array, cache: Cache

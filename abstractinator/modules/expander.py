@@ -4,11 +4,10 @@ import math
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
-from abstractinator.modules import layers
+from abstractinator.modules import block_sequence, layers
 from abstractinator.modules.blocks import FORMS, Block
 from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
@@ -25,8 +24,8 @@ class ExpanderOutput:
     logits: M arrays [B, S, V] float32, one a digit, of each id given the codes
       it sees and the ids before it in its context; see `Vocabulary`.
     nats_BS: [B, S] float32, -log p of each id.
-    best_BS: [B, S] int32, the id of the best digits, each given the true digits
-      before it: equal to an id where all of its digits are predicted right.
+    best_BS: [B, S] int32, id of the best digits, each given the true ones
+      before it.
     end_logits_BS: [B, S] float32, log-odds that the id is its segment's last,
       given the same and the id itself; None where the entropy model says it.
     end_is_certain_BS: [B, S] bool, ids whose being last or not goes without
@@ -40,26 +39,6 @@ class ExpanderOutput:
   end_is_certain_BS: Array
 
 
-def hidden_ids(key: Array, row_B: Array, size: int, rate: float) -> Array:
-  """Which ids byte dropout hides from the ids after them.
-
-  Args:
-    key: Of jax.random, one a step of training.
-    row_B: [B] int32, see `Batch`: a row has the same ids hidden wherever it is
-      computed.
-    size: S.
-    rate: Part of the ids.
-
-  Returns:
-    [B, S] bool.
-  """
-
-  def of_row(row):
-    return jax.random.bernoulli(jax.random.fold_in(key, row), rate, (size,))
-
-  return jax.vmap(of_row)(row_B)
-
-
 class DecoderOnlyExpanderRVQ(nn.Module):
   """Predicts the ids of each segment from its code.
 
@@ -70,9 +49,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   With `context='segment'` an id sees the ids of its own segment only, and a
   segment starts from BOS. With 'window' it sees the last `window` ids of its
-  document, with 'full' all of them.
-
-  For decoding from codes alone see `expander_decode`.
+  document, with 'full' all of them. `expander_decode` decodes from codes alone.
 
   Attributes:
     config: Sizes of the level.
@@ -104,13 +81,11 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   @property
   def window(self) -> int | None:
     """Ids before itself that an id may see; None for all."""
-    c = self.config
-    windows = {
-      'segment': c.segmentation.max_length - 1,
-      'window': c.expander.window,
+    return {
+      'segment': self.config.segmentation.max_length - 1,
+      'window': self.config.expander.window,
       'full': None,
-    }
-    return windows[c.expander.context]
+    }[self.config.expander.context]
 
   def setup(self):
     c, width = self.config.expander, self.config.d_model
@@ -164,46 +139,66 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       document_BS: [B, S] int32, -1 on padding.
       segments: Their division.
       memory_BUD: [B, U, D], vectors of the codes.
-      hidden_BS: [B, S] bool, ids that are predicted from PAD in place of the id
-        before them; one predicted from BOS stays so. None for none.
+      hidden_BS: [B, S] bool, ids that are fed PAD in place of the id before
+        them, which is so hidden; one fed BOS stays so. None for none.
       codebooks: See `Vocabulary`.
 
     Returns:
       The predictions.
     """
-    is_start_BS = document_starts(document_BS)
-    lowest_BS = first_slots(segments, document_BS)
-    if self.is_alone:
-      is_start_BS = segments.is_start_BS
-    fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
-    if hidden_BS is not None:
-      fed_BS = jnp.where(
-        hidden_BS & ~is_start_BS, self.num_ids + Special.PAD, fed_BS
-      )
-    x_BSD = self.vocabulary.embed(fed_BS, codebooks)
-    x_BSD += self.offset_embed(segments.offset_BS)
-    for block in self.blocks:
-      x_BSD, _ = block(
-        x_BSD,
-        segments.index_BS if self.is_alone else document_BS,
-        memory=(memory_BUD, segments.index_BS, lowest_BS),
-      )
-    x_BSD = self.norm(x_BSD)
+    inputs = self._inputs(
+      ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
+    )
+    x_BSD = self.norm(block_sequence.forward(self.blocks, *inputs)[0])
     predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
-    has_head = self.config.expander.ends == 'head'
     return ExpanderOutput(
       logits=predicted.logits,
       nats_BS=self.vocabulary.nats(predicted, ids_BS),
       best_BS=predicted.best,
       end_logits_BS=self.end_logits(x_BSD, ids_BS, codebooks)
-      if has_head
+      if self.config.expander.ends == 'head'
       else None,
       end_is_certain_BS=self.end_is_certain(ids_BS, segments.offset_BS),
     )
 
+  def prefill(
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    segments: Segments,
+    memory_BUD: Array,
+    cache: Cache,
+    codebooks: Codebooks | None = None,
+  ) -> tuple[Array, Cache]:
+    """The states of the call, remembering every row for `step`.
+
+    The first `step` after it is fed a row's last id.
+
+    Args:
+      ids_BS: [B, S] int32.
+      document_BS: [B, S] int32, -1 on padding, which only ends a row.
+      segments: Their division.
+      memory_BUD: [B, U, D], vectors of the codes.
+      cache: From `init_cache`; what else it held is gone.
+      codebooks: See `Vocabulary`.
+
+    Returns:
+      [B, S, D] normalised states that ids are predicted from, and the cache.
+
+    Raises:
+      ValueError: With context 'full' if rows are longer than the cache.
+    """
+    x_BSD, group_BS, seen = self._inputs(
+      ids_BS, document_BS, segments, memory_BUD, None, codebooks
+    )
+    x_BSD, cache = block_sequence.prefill(
+      self.blocks, x_BSD, group_BS, cache, seen
+    )
+    return self.norm(x_BSD), cache
+
   @nn.nowrap
   def init_cache(self, batch_size: int, capacity: int) -> Cache:
-    """An empty cache for `step`; needs no parameters.
+    """An empty cache for `prefill` and `step`; needs no parameters.
 
     Args:
       batch_size: B.
@@ -240,21 +235,20 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       offset_B: [B] int32, its position within its segment.
       group_B: [B] int32, its segment where segments are alone, else its
         document.
-      cache: From `init_cache` or the step before.
+      cache: From `init_cache`, `prefill` or the step before.
       active_B: [B] bool, rows that have a next id.
       memory: See `Block.step`.
       codebooks: See `Vocabulary`.
 
     Returns:
-      [B, D] normalised states, and the cache.
+      [B, D] normalised states, NaN beyond the capacity of the cache with
+      context 'full', and the cache.
     """
-    cache, step = cache_lib.advance(cache, group_B, active_B)
     x_BD = self.vocabulary.embed(fed_B, codebooks) + self.offset_embed(offset_B)
-    key_values = []
-    for block, layer in zip(self.blocks, cache.layers, strict=True):
-      x_BD, layer = block.step(x_BD, layer, step, memory=memory)
-      key_values.append(layer)
-    return self.norm(x_BD), cache.replace(layers=tuple(key_values))
+    x_BD, cache = block_sequence.step(
+      self.blocks, x_BD, group_B, cache, active_B, memory
+    )
+    return self.norm(x_BD), cache
 
   def greedy(self, x_BD: Array, codebooks: Codebooks | None = None) -> Array:
     """The likeliest ids of states, [B] int32, digit by digit."""
@@ -283,3 +277,23 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     """See `ExpanderOutput`, of ids of any shape."""
     max_length = self.config.segmentation.max_length
     return (ids == self.num_ids + Special.EOS) | (offset == max_length - 1)
+
+  def _inputs(
+    self, ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
+  ) -> tuple[Array, Array, block_sequence.Memory]:
+    """What blocks take: what is fed, who sees whom, and the codes.
+
+    Ids of another group [B, S] are never seen; it is -1 on padding.
+    """
+    lowest_BS = first_slots(segments, document_BS)
+    is_start_BS, group_BS = document_starts(document_BS), document_BS
+    if self.is_alone:
+      is_start_BS, group_BS = segments.is_start_BS, segments.index_BS
+    fed_BS = layers.shift_right(ids_BS, is_start_BS, self.num_ids + Special.BOS)
+    if hidden_BS is not None:
+      fed_BS = jnp.where(
+        hidden_BS & ~is_start_BS, self.num_ids + Special.PAD, fed_BS
+      )
+    x_BSD = self.vocabulary.embed(fed_BS, codebooks)
+    x_BSD += self.offset_embed(segments.offset_BS)
+    return x_BSD, group_BS, (memory_BUD, segments.index_BS, lowest_BS)

@@ -177,9 +177,8 @@ class Vocabulary(nn.Module):
       distance=self.distance,
       allowed_K=allowed_K,
     )
-    # A state holds the id that was fed. Over D, the product with that id's
-    # entry starts at a number below 1 at any width; a squared distance has it
-    # twice.
+    # A state holds the id that was fed. Over D, its product with that id's
+    # entry starts below 1 at any width; a squared distance has it twice.
     scale = jnp.exp(self.log_scale) / self.d_model
     if self.distance == 'squared':
       scale /= 2

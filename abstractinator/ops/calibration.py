@@ -16,6 +16,11 @@ MOVES = {
 }
 
 
+# A length that cannot be had must not drive a threshold out of its range, see
+# `config.SegmentationConfig`.
+_LIMIT = 1e5
+
+
 @flax.struct.dataclass
 class ThresholdState:
   """A threshold under calibration.
@@ -71,4 +76,4 @@ def advance(state: ThresholdState) -> ThresholdState:
   error = jnp.clip(1.0 - length / state.target_length, -1.0, 1.0)
   by = jnp.where(state.num_segments > 0, state.step_size * error, 0.0)
   moved = MOVES[state.move](state.threshold, by, state.target_length)
-  return cleared.replace(threshold=moved)
+  return cleared.replace(threshold=jnp.clip(moved, -_LIMIT, _LIMIT))

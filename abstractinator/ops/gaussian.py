@@ -83,6 +83,8 @@ def entropy_bits(mixture: Mixture, temperature: float = 1.0) -> Array:
   p_J = jnp.exp(log_p_J)
   choice = -jnp.sum(p_J * log_p_J, axis=-1) / mixture.mean_JD.shape[-1]
   apart = choice + jnp.sum(p_J * _entropy_nats(log_variance_JD), axis=-1)
+  if p_J.shape[-1] == 1:
+    return apart * BITS_PER_NAT
   p_J1 = p_J[..., None]
   mean_1D = jnp.sum(p_J1 * mixture.mean_JD, axis=-2, keepdims=True)
   spread_JD = jnp.square(mixture.mean_JD - mean_1D) + jnp.exp(log_variance_JD)

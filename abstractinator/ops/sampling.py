@@ -24,7 +24,8 @@ def filter_logits(
 
   Args:
     logits: [..., V] any float type.
-    temperature: Divides the logits; 0 keeps the most likely id only.
+    temperature: Divides the logits, at least 1e-6; or 0, which keeps the most
+      likely id only.
     top_k: Keeps exactly the k most likely ids; 0 for all.
     top_p: Keeps the fewest most likely ids whose probability is above top_p;
       the one that crosses it stays. 1 for all.
@@ -32,7 +33,8 @@ def filter_logits(
       for all.
 
   Returns:
-    [..., V] float32, divided by the temperature; -inf for excluded ids.
+    [..., V] float32, divided by the temperature, up to a constant; -inf for
+    excluded ids.
 
   Raises:
     ValueError: If a filter is out of its range.
@@ -40,7 +42,8 @@ def filter_logits(
   Source: top_k Fan et al., arXiv:1805.04833; top_p Holtzman et al.,
     arXiv:1904.09751; min_p Nguyen et al., arXiv:2407.01082.
   """
-  _require(temperature >= 0, 'temperature', temperature, '>= 0')
+  ok = temperature == 0 or temperature >= 1e-6
+  _require(ok, 'temperature', temperature, '0, or >= 1e-6')
   _require(top_k >= 0, 'top_k', top_k, '>= 0')
   _require(0 < top_p <= 1, 'top_p', top_p, '0 < value <= 1')
   _require(0 <= min_p <= 1, 'min_p', min_p, '0 to 1')
@@ -48,7 +51,8 @@ def filter_logits(
   if temperature == 0:
     top_k = 1
   elif temperature != 1:
-    logits = logits / temperature
+    # What is largest stays finite whatever divides it.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
   if top_k:
     logits = _keep(logits, _rank(logits) < top_k)
   if top_p < 1:

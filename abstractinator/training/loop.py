@@ -261,11 +261,12 @@ class Run:
     return tags
 
   def _evaluate(self, state, step, is_last, writer, progress) -> dict:
-    """Held-out metrics, all rows at the end of the run."""
+    """Held-out metrics, of more rows at the end of the run."""
     progress.message(f'step {step}: evaluating on held-out documents')
     variables = variables_of(state)
+    config = self.config
     summary, histograms = self._held_out.evaluate(
-      variables, None if is_last else self.config.eval_batches
+      variables, config.final_eval_batches if is_last else config.eval_batches
     )
     tags = {f'eval/{name}': value for name, value in summary.items()}
     writer.write_scalars(step, tags)

@@ -24,7 +24,7 @@ def train_step(
   model: AbstractinatorPyramid,
   optimizer: optax.GradientTransformation,
   weights: LossConfig,
-  seed: int = 0,
+  seed: int,
 ) -> tuple[TrainState, Metrics]:
   """Moves the parameters once, and the codebook and threshold with them.
 

@@ -13,6 +13,7 @@ _FREE = (
   'log_interval',
   'eval_interval',
   'eval_batches',
+  'final_eval_batches',
   'checkpoint_interval',
   'max_to_keep',
   'data.read_threads',

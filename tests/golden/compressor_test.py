@@ -7,7 +7,6 @@ path. Blocks are the original's around our attention and SwiGLU, as in
 """
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,13 @@ import pytest
 
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import layers
-from abstractinator.ops.rope import rope_table
-from tests.golden.attention_test import (
-  close,
-  dense_attention,
-  latent_block,
-  regular_block,
-)
+from tests.golden.attention_test import latent_block, regular_block
 from tests.golden.pool_test import pool, real_index
 from tests.golden.quantizer_test import module, state_of
 from tests.golden.segmentation_test import divide
+from tests.golden_parts import below, close, dense_attention, in_order
+
+pytestmark = pytest.mark.usefixtures('rounded_tables')
 
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 1e-4, 1e-3
@@ -37,9 +33,8 @@ def parameters(golden):
   return {k: jnp.asarray(v) for k, v in golden.group('param').items()}
 
 
-def below(p, prefix):
-  start = {k: v for k, v in p.items() if k.startswith(prefix)}
-  return {k.removeprefix(prefix): v for k, v in start.items()}
+def has_quantizer(golden):
+  return 'param/quantizer.stages.0.codebook' in golden.arrays
 
 
 def has_inverted_mask(golden):
@@ -57,19 +52,6 @@ def use_their_mask(golden, monkeypatch):
     sees = jnp.asarray((distance >= 0) & (distance <= window))
     op = dense_attention(~sees[None], jnp.asarray(is_real))
     monkeypatch.setattr(attention_lib, 'attention', op)
-
-
-@pytest.fixture(autouse=True)
-def rounded_tables(monkeypatch):
-  """Uses rotary tables of the original's precision in regular attention."""
-
-  def table(position, width):
-    return tuple(
-      x.astype(jnp.bfloat16).astype(jnp.float32)
-      for x in rope_table(position, width)
-    )
-
-  monkeypatch.setattr(attention_lib, 'rope_table', table)
 
 
 def states(golden, p):
@@ -93,9 +75,8 @@ def states(golden, p):
       'window_size': ctor['window'],
     },
   )
-  pattern = r'compression_layers\.\d+\.inner\.(block\.)?'
-  found = [re.match(pattern, name) for name in p]
-  prefixes = sorted({match[0] for match in found if match})
+  pattern = r'compression_layers\.(\d+)\.inner\.(block\.)?'
+  prefixes = in_order(pattern, p)
   assert len(prefixes) == ctor['num_compression_encoder_layers']
   for prefix in prefixes:
     of_block = below(p, prefix)
@@ -137,7 +118,7 @@ def quantized(golden, p, pooled_BUD):
   return model.apply({'vq': state}, pooled_BUD, everything, rows), depth
 
 
-@pytest.mark.golden('c10_compressor_*')
+@pytest.mark.golden('c10_*')
 def test_golden_states(golden, monkeypatch):
   is_real, want = golden.arrays['aux/valid'], golden.arrays['out/hidden_states']
   if has_inverted_mask(golden):
@@ -147,7 +128,7 @@ def test_golden_states(golden, monkeypatch):
   close(states(golden, parameters(golden))[is_real], want[is_real], VALUE)
 
 
-@pytest.mark.golden('c10_compressor_*')
+@pytest.mark.golden('c10_*')
 def test_golden_divisions(golden):
   """From the recorded entropies, taken as those of the id itself."""
   is_real = golden.arrays['aux/valid']
@@ -163,7 +144,7 @@ def test_golden_divisions(golden):
     np.testing.assert_array_equal(np.asarray(got)[is_real], want[is_real])
 
 
-@pytest.mark.golden('c10_compressor_*')
+@pytest.mark.golden('c10_*')
 def test_golden_pooled_vectors(golden):
   hidden_BSD = jnp.asarray(golden.arrays['out/hidden_states'])
   got = pooled(golden, parameters(golden), hidden_BSD)
@@ -172,7 +153,7 @@ def test_golden_pooled_vectors(golden):
   np.testing.assert_array_equal(np.abs(got).max(-1) > 0, is_valid)
 
 
-@pytest.mark.golden('c10_compressor_*_rvq2')
+@pytest.mark.golden('c10_*', where=has_quantizer)
 def test_golden_codes_and_vectors(golden):
   """Of segments; rows without one are a code of padding there."""
   pooled_BUD = jnp.asarray(golden.arrays['out/pre_vq_embeddings'])
@@ -192,7 +173,7 @@ def test_golden_codes_and_vectors(golden):
   close(loss, golden.arrays['out/vq_loss'], VALUE)
 
 
-@pytest.mark.golden('c10_compressor_*')
+@pytest.mark.golden('c10_*')
 def test_golden_gradients_of_the_compression_path(golden, monkeypatch):
   """From ids to codes, with divisions as recorded.
 
@@ -201,7 +182,6 @@ def test_golden_gradients_of_the_compression_path(golden, monkeypatch):
   """
   use_their_mask(golden, monkeypatch)
   p, arrays = parameters(golden), golden.arrays
-  has_codes = 'quantizer.stages.0.codebook' in p
   is_valid = jnp.asarray(arrays['out/valid_mask'])
   is_real = jnp.asarray(arrays['aux/valid'])
   names = ('embedding_comp.', 'compression_layers.', 'pooler.')
@@ -214,7 +194,7 @@ def test_golden_gradients_of_the_compression_path(golden, monkeypatch):
     states_BSD = states(golden, p | learned)
     vectors_BUD = pooled(golden, p | learned, states_BSD)
     loss, depth = 0.0, 1
-    if has_codes:
+    if has_quantizer(golden):
       output, depth = quantized(golden, p, vectors_BUD)
       vectors_BUD = output.vectors_BPD
       loss = BETA * jnp.mean(output.distance_BP)

@@ -13,7 +13,8 @@ from abstractinator.modules.learned_query_attention import (
   LearnedQueryAttention,
 )
 from abstractinator.ops.segment_pool import segment_pool
-from tests.golden.attention_test import VALUE, close, hold
+from tests.golden.attention_test import VALUE, hold
+from tests.golden_parts import close
 
 
 def pool(p, heads, implementation, x_BSD, index_BS, num_slots):
@@ -64,7 +65,7 @@ def test_golden_pooling(golden, implementation):
   assert np.abs(out[has_ids]).max(-1).min() > 1e-3
 
 
-@pytest.mark.golden('c06_segmentation')
+@pytest.mark.golden('c06_*')
 @pytest.mark.parametrize('implementation', ['reference', 'xla'])
 def test_golden_softmax_of_what_is_not_masked(golden, implementation):
   """A row with nothing left is zero. There True is masked."""

@@ -16,6 +16,8 @@ from abstractinator.ops import digits as digits_lib
 from tests import tiny_quantizer
 
 NEVER = 10**6
+# What the original takes for padding among composed codes.
+PAD = 258
 
 
 def module(kind, ctor, **changes):
@@ -100,6 +102,16 @@ def assert_moved(got, arrays, prefix, stays=None):
     assert (error <= 2e-5 * (1 + scale)).all(), f'{prefix}{name}'
 
 
+def is_cold(golden, prefix=''):
+  """Whether moving averages start from nothing."""
+  return not golden.arrays[f'param/{prefix}ema_cluster_size'].any()
+
+
+def resets(golden):
+  """Whether entries are replaced within the steps."""
+  return 'R_MAX' in golden.cfg
+
+
 def steps_of(golden):
   """The state before each step, by the end of its name, and the number."""
   before = golden.group('param')
@@ -161,7 +173,7 @@ def assert_forward(golden, step, model, variables, scale, is_kept):
   return output, grads
 
 
-@pytest.mark.golden('c07_vq_*')
+@pytest.mark.golden('c07_*')
 def test_golden_vq_codes_losses_and_gradients(golden):
   ctor = golden.cfg['ctor']
   learns = not ctor.get('ema', True)
@@ -189,7 +201,9 @@ def test_golden_vq_codes_losses_and_gradients(golden):
       )
 
 
-@pytest.mark.golden('c07_vq_ema*')
+@pytest.mark.golden(
+  'c07_*', where=lambda x: x.cfg['ctor'].get('ema', True) and not resets(x)
+)
 def test_golden_vq_moving_averages_and_perplexity(golden):
   ctor = golden.cfg['ctor']
   pad = ctor.get('padding_token_id', 2)
@@ -199,13 +213,13 @@ def test_golden_vq_moving_averages_and_perplexity(golden):
     z_NC = golden.arrays[f'in/z{step}'].reshape(-1, ctor['D'])
     codes = jnp.asarray(golden.arrays[f'out/indices{step}'].reshape(-1))
     state = state_of(before, '', ctor['decay'])
-    is_cold = golden.name == 'c07_vq_ema_cold'
-    stays = staying(state, codes, pad) if is_cold else None
+    stays = staying(state, codes, pad) if is_cold(golden) else None
     state = moved(state, z_NC, codes, pad)
     assert_moved(state, golden.group(f'state/{step}'), '', stays)
     # The original's perplexity is that of the moving averages, none below 1e-5.
     counts = np.array(state.ema_count_K)
-    counts[[c for c in (pad, *ctor.get('forbidden_ids', ())) if c < 16]] = 0
+    unused = (pad, *ctor.get('forbidden_ids', ()))
+    counts[[c for c in unused if c < ctor['K']]] = 0
     summary = metrics.summarize(
       {'code_counts': metrics.Mean(1e3 * np.maximum(counts, 1e-5), 1.0)}
     )
@@ -216,15 +230,16 @@ def test_golden_vq_moving_averages_and_perplexity(golden):
     )
 
 
-@pytest.mark.golden('c07_vq_noema')
+@pytest.mark.golden('c07_*', where=lambda x: not x.cfg['ctor'].get('ema', True))
 def test_golden_vq_perplexity_of_a_batch(golden):
   """Ours counts the codes of what was measured, as here the original does."""
-  pad = golden.cfg['ctor']['padding_token_id']
+  ctor = golden.cfg['ctor']
   for step, _ in steps_of(golden):
     counts = np.bincount(
-      golden.arrays[f'out/indices{step}'].ravel(), minlength=16
+      golden.arrays[f'out/indices{step}'].ravel(), minlength=ctor['K']
     ).astype(np.float64)
-    counts[pad] = 0
+    # No code has the number of padding where there are fewer.
+    counts[ctor['padding_token_id'] :][:1] = 0
     summary = metrics.summarize(
       {'code_counts': metrics.Mean(np.maximum(counts, 1e-5), 1.0)}
     )
@@ -235,7 +250,7 @@ def test_golden_vq_perplexity_of_a_batch(golden):
     )
 
 
-@pytest.mark.golden('c07_vq_reset*')
+@pytest.mark.golden('c07_*', where=resets)
 def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
   """Entries that the original replaces start over as ours do.
 
@@ -245,6 +260,7 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
   """
   ctor = golden.cfg['ctor']
   pad, num_replaced = ctor['padding_token_id'], 0
+  protected = tuple(ctor.get('protected_ids', ()))
   for step, before in steps_of(golden):
     z_NC = golden.arrays[f'in/z{step}'].reshape(-1, ctor['D'])
     codes = jnp.asarray(golden.arrays[f'out/indices{step}'].reshape(-1))
@@ -254,7 +270,7 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
       ctor['decay'],
       # There age is counted from the end of the step of the last hit.
       reset_after_steps=ctor['stale_after'] - 1,
-      protected=tuple(ctor['protected_ids']),
+      protected=protected,
     )
     state = state.replace(
       step=jnp.int32(step), last_hit_step_K=jnp.asarray(before['last_hit_step'])
@@ -275,7 +291,8 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
     assert_moved(ours, rest, '', stays)
     # A full reservoir, so that no dead entry has to wait.
     state = state.replace(
-      reset_interval_steps=1, reservoir_step_R=jnp.zeros_like(codes[:16])
+      reset_interval_steps=1,
+      reservoir_step_R=jnp.zeros_like(state.reservoir_step_R),
     )
     reset = moved(state, z_NC, codes, pad)
     ours_replaced = np.asarray(reset.last_hit_step_K) == step + 1
@@ -283,7 +300,7 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
     assert not is_replaced[~ours_replaced].any()
     np.testing.assert_array_equal(after['ema_cluster_size'][is_replaced], 1)
     np.testing.assert_array_equal(reset.ema_count_K[ours_replaced], 1)
-    assert not ours_replaced[list(ctor['protected_ids'])].any()
+    assert not ours_replaced[list(protected)].any()
     num_replaced += is_replaced.sum()
   assert num_replaced > 0
 
@@ -300,7 +317,7 @@ def residual_module(golden):
   )
 
 
-@pytest.mark.golden('c08_rvq_depth*')
+@pytest.mark.golden('c08_*', where=lambda x: 'steps' in x.cfg)
 def test_golden_rvq_codes_losses_and_gradients_but_for_their_depth(golden):
   """There the gradient is `depth` times the identity, here the identity.
 
@@ -319,7 +336,7 @@ def test_golden_rvq_codes_losses_and_gradients_but_for_their_depth(golden):
     assert_forward(golden, step, model, variables, ctor['depth'], kept)
 
 
-@pytest.mark.golden('c08_rvq_depth*')
+@pytest.mark.golden('c08_*', where=lambda x: 'steps' in x.cfg)
 def test_golden_rvq_moving_averages_of_each_stage(golden):
   ctor = golden.cfg['ctor']
   model = residual_module(golden)
@@ -340,9 +357,9 @@ def test_golden_rvq_moving_averages_of_each_stage(golden):
     for i, state in enumerate(states):
       digit = output.digits_BPM[..., i].reshape(-1)
       if f'stages.{i}.codebook' in after:
-        is_cold = golden.name.endswith('_cold')
-        stays = staying(state, digit, 258) if is_cold else None
-        got = moved(state, rest, digit, 258)
+        is_cold_stage = is_cold(golden, f'stages.{i}.')
+        stays = staying(state, digit, PAD) if is_cold_stage else None
+        got = moved(state, rest, digit, PAD)
         assert_moved(got, after, f'stages.{i}.', stays)
       rest = rest - state.codebook_KC[digit]
 
@@ -361,7 +378,7 @@ def heads(golden):
   return model, params
 
 
-@pytest.mark.golden('c08_rvq_heads*')
+@pytest.mark.golden('c08_*', where=lambda x: 'steps' not in x.cfg)
 def test_golden_codec(golden):
   ids, sizes = golden.arrays['in/ids'], (golden.cfg['K'],) * golden.cfg['depth']
   found = digits_lib.decompose(jnp.asarray(ids), sizes)
@@ -373,12 +390,12 @@ def test_golden_codec(golden):
   )
 
 
-@pytest.mark.golden('c08_rvq_heads*')
+@pytest.mark.golden('c08_*', where=lambda x: 'steps' not in x.cfg)
 def test_golden_embedding_of_codes(golden):
   """There 258 is padding even where it is a code; ours has no such clash."""
   model, params = heads(golden)
   ids = golden.arrays['in/ids']
-  is_code = jnp.asarray(ids != 258)
+  is_code = jnp.asarray(ids != PAD)
 
   def embed(params):
     return model.apply({'params': params}, jnp.asarray(ids), method='lookup')
@@ -396,7 +413,7 @@ def test_golden_embedding_of_codes(golden):
     )
 
 
-@pytest.mark.golden('c08_rvq_heads*')
+@pytest.mark.golden('c08_*', where=lambda x: 'steps' not in x.cfg)
 @pytest.mark.parametrize('has_teacher', [True, False])
 @pytest.mark.parametrize('squared', [True, False])
 @pytest.mark.parametrize('conditioned', [True, False])

@@ -7,7 +7,6 @@ the code there and what comes out predicts the next one; ours predicts the code
 of the slot, from the state of the one before.
 """
 
-import dataclasses
 import types
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics, top_lm_losses, top_lm_metrics
+from abstractinator.config_attention import AttentionConfig
 from abstractinator.config_top_lm import TopLMConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import code_sequence_transformer
@@ -30,19 +30,22 @@ from abstractinator.modules.code_sequence_transformer import (
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.modules.layers import RMSNorm
 from abstractinator.modules.read_only import read_only
-from abstractinator.ops.rope import rope_table
 from tests import tiny_quantizer, tiny_top_lm
-from tests.golden import attention_test, quantizer_test
-from tests.golden.attention_test import (
-  GRADIENT,
-  REGULAR,
-  VALUE,
+from tests.golden import quantizer_test
+from tests.golden.attention_test import GRADIENT, REGULAR, VALUE, is_scaled
+from tests.golden_parts import (
+  below,
   close,
-  half_split,
+  dense_attention,
+  latent_params,
   layer_norm,
+  regular_params,
   rms_norm,
+  swiglu,
   with_one,
 )
+
+pytestmark = pytest.mark.usefixtures('rounded_tables')
 
 # Our names, without `top_lm_`, and theirs, without `top_code_`.
 DIAGNOSTICS = {
@@ -91,15 +94,15 @@ class Original:
     self.top, self.implementation = top, implementation
     form = top['attention_config']
     self.is_regular = form['variant'] == 'regular'
-    self.case = dataclasses.replace(golden, cfg={**top, **form})
-    self.params = below(golden.group('param'), prefix)
+    params = below(golden.group('param'), prefix)
+    self.params = jax.tree.map(jnp.asarray, params)
 
   def block(self, p, x, group):
     """One block of the original around our attention."""
     top, heads, width = self.top, self.top['num_heads'], self.top['dim']
     if not self.is_regular:
       c = top['attention_config']
-      config = attention_test.AttentionConfig(
+      config = AttentionConfig(
         'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
       )
       module = LatentAttention(
@@ -112,17 +115,17 @@ class Original:
         jnp.float32,
         parent=None,
       )
-      variables = attention_test.latent_params(
+      variables = latent_params(
         p,
-        self.case,
         'attn.kv_proj.weight',
         'attn.mla.',
+        is_scaled(top['attention_config']),
         p['attn.o_proj.weight'],
       )
       normed = rms_norm(x, p['norm1.weight'])
       x += module.apply(variables, normed, group, window=None)[0]
       normed = rms_norm(x, p['norm2.weight'])
-      return x + attention_test.swiglu(p, 'ffn.', normed)
+      return x + swiglu(p, 'ffn.', normed)
     module = RegularAttention(
       width + 1,
       heads,
@@ -133,17 +136,12 @@ class Original:
       jnp.float32,
       parent=None,
     )
-    qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
-    q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
-    qkv = jnp.stack([half_split(q, -1), half_split(k, -1), v], axis=1)
-    out = jnp.pad(p['proj.weight'].T, ((0, 0), (0, 1)))
-    out = out.reshape(heads, -1, width + 1)
-    variables = {'params': {'qkv': {'kernel': qkv}, 'out': {'kernel': out}}}
+    variables = regular_params(p, heads)
     normed = with_one(layer_norm(x, p['ln1.weight'], p['ln1.bias']))
     attended, _ = module.apply(variables, normed, group, window=None)
     x = x + attended[..., :-1] + p['proj.bias']
     normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-    return x + attention_test.swiglu(p, 'mlp.0.', normed)
+    return x + swiglu(p, 'mlp.0.', normed)
 
   def __call__(self, p, x, group):
     """States and predictions, in the slots of the original."""
@@ -193,41 +191,22 @@ class Original:
     return states[:, :-1], vectors[:, 1:, :-1] + p['out_proj.bias']
 
 
-def below(arrays, prefix):
-  """Arrays whose names have a prefix, by the rest of their names."""
-  return {
-    name.removeprefix(prefix): jnp.asarray(x)
-    for name, x in arrays.items()
-    if name.startswith(prefix)
-  }
-
-
-def rounded_tables(monkeypatch):
-  """The original rounds the rotary tables of regular attention."""
-
-  def table(position, width):
-    return tuple(
-      x.astype(jnp.bfloat16).astype(jnp.float32)
-      for x in rope_table(position, width)
-    )
-
-  monkeypatch.setattr(attention_lib, 'rope_table', table)
-
-
 def use_dense_op(monkeypatch, is_real, is_causal):
   """Our op with the original's mask, which padding is not zeroed by."""
   sees = np.ones((is_real.shape[1],) * 2, bool)
   sees = np.tril(sees) if is_causal else sees
   # The slot that is added sees nothing.
   sees = np.pad(sees & is_real[:, None], ((0, 0), (0, 1), (0, 1)))
-  op = attention_test.dense_attention(jnp.asarray(sees))
+  op = dense_attention(jnp.asarray(sees))
   monkeypatch.setattr(attention_lib, 'attention', op)
 
 
 def quantizer_of(golden, prefix):
   """Our quantizer with the original's codebooks, and its depth; None, 0."""
   param = below(golden.group('param'), prefix)
-  stages = [f'stages.{m}.' for m in range(9) if f'stages.{m}.codebook' in param]
+  stages = [
+    f'stages.{m}.' for m in range(len(param)) if f'stages.{m}.codebook' in param
+  ]
   is_residual = bool(stages)
   stages = stages or ['']
   if f'{stages[0]}codebook' not in param:
@@ -249,7 +228,7 @@ def quantizer_of(golden, prefix):
   return model.bind({'vq': named if is_residual else states[0]}), len(stages)
 
 
-@pytest.mark.golden('c12_toplm_*')
+@pytest.mark.golden('c12_*')
 @pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
 def test_golden_top_lm_states_predictions_and_gradients(
   golden, implementation, monkeypatch
@@ -258,8 +237,6 @@ def test_golden_top_lm_states_predictions_and_gradients(
   through = types.SimpleNamespace(stop_gradient=lambda x: x)
   monkeypatch.setattr(code_sequence_transformer, 'lax', through)
   original = Original(golden, golden.cfg['cfg'], '', implementation)
-  if original.is_regular:
-    rounded_tables(monkeypatch)
   x = jnp.asarray(golden.arrays['in/x'])
   padding = golden.arrays.get(
     'in/key_padding_mask', np.zeros(x.shape[:2], bool)
@@ -331,8 +308,6 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
   in our own folder is the part of one of the original's that is read here.
   """
   original = Original(golden, golden.cfg['top'], 'top_lm.', 'xla')
-  if original.is_regular:
-    rounded_tables(monkeypatch)
   comp, want = golden.group('out/eval_comp0'), golden.group('out/eval')
   memory = jnp.asarray(comp['vq_embeddings'])
   is_input = jnp.asarray(comp['valid_mask'])[:, :-1]

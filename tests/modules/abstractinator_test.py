@@ -282,7 +282,7 @@ def test_a_training_step_holds_no_array_quadratic_in_the_sequence(
   ids = jax.ShapeDtypeStruct((2, size), jnp.int32)
   batch = Batch(ids, ids, jax.ShapeDtypeStruct((2,), jnp.int32))
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=WEIGHTS
+    train_step, model=model, optimizer=optimizer, weights=WEIGHTS, seed=0
   )
   jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
   assert count_equations(jaxpr) > 2000

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +136,29 @@ def test_rows_and_documents_do_not_depend_on_their_company(mode):
     np.testing.assert_allclose(
       sum(part[name] for part in parts), total, rtol=1e-5
     )
+
+
+class Owner(nn.Module):
+  """A module with a top LM of its own."""
+
+  top: CodeSequenceTransformer
+
+  def __call__(self, sequence):
+    cache = self.top.init_cache(len(sequence.codes_BP), SLOTS)
+    return self.top.prefill(sequence.vectors_BPD, sequence.document_BP, cache)
+
+
+@forms
+def test_a_module_that_owns_a_top_lm_makes_its_cache(form):
+  lm, sequence = make('discrete', 'rvq', form), make_sequence()
+  variables = {'params': {'top': lm.variables['params']}}
+  got = quick_jit(Owner(lm.model).apply)(variables, sequence)
+  cache = lm.model.init_cache(len(sequence.codes_BP), SLOTS)
+  want = lm.prefill(
+    lm.variables, sequence.vectors_BPD, sequence.document_BP, cache
+  )
+  for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def stream(lm, sequence, first):

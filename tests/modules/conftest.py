@@ -27,6 +27,7 @@ _TINY = {
   'entropy_model.window': 5,
   'entropy_model.ffn_dim': 24,
   # Jumps of any size count, so that a dozen ids make several segments.
+  'segmentation.rule': 'entropy_delta',
   'segmentation.threshold': 0.0,
   'segmentation.min_length': 2,
   'segmentation.max_length': 6,
@@ -116,7 +117,10 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   if 'head' in expander['vocabulary']:
     heads.append(expander['vocabulary']['head'])
   else:
-    expander['vocabulary']['log_scale'] += 2.0
+    expander['vocabulary']['log_scale'] += 3.0
+    # Else ids would be predicted after themselves: the same table embeds them.
+    scale = expander['norm']['scale']
+    expander['norm']['scale'] = scale.at[::2].multiply(-1.0)
   if 'end_head' in expander:
     heads.append(expander['end_head'])
   for head in heads:

@@ -9,9 +9,9 @@ import pytest
 
 from abstractinator import losses
 from abstractinator.byte_vocab import NUM_BYTES, VOCAB_SIZE
-from abstractinator.config import AttentionConfig
-from abstractinator.modules.entropy_model import EntropyModel
+from abstractinator.config_attention import AttentionConfig
 from abstractinator.modules.entropy_output import predictive_entropy_bits
+from tests import tiny_entropy_model
 
 SIZE = 24
 # Documents of rows, right-padded; one row is empty.
@@ -28,20 +28,8 @@ class Model:
   """An entropy model, its variables, and its methods compiled."""
 
   def __init__(self, config, quick_jit):
-    self.module = EntropyModel(
-      config.entropy_model,
-      config.entropy_heads,
-      config.d_model,
-      NUM_BYTES,
-      'xla',
-      jnp.dtype('float32'),
-    )
-    zeros = jnp.zeros((1, 4), jnp.int32)
-    variables = quick_jit(self.module.init)(jax.random.key(0), zeros, zeros)
-    self.initial = variables
-    # Initial predictions are nearly uniform; these say something.
-    self.variables = jax.tree_util.tree_map_with_path(
-      lambda path, x: x * 20 if 'head' in str(path) else x, variables
+    self.module, self.initial, self.variables = tiny_entropy_model.make(
+      config, quick_jit
     )
     apply = self.module.apply
     self.call = quick_jit(apply)
@@ -163,6 +151,8 @@ FILTERS = [
   {'top_p': 0.999},
   {'temperature': 1e-3},
   {'temperature': 1e3},
+  {'temperature': 1e-6},
+  {'temperature': 1e30},
   {'temperature': 1e-3, 'top_k': 2, 'top_p': 1e-9},
   {'temperature': 1e3, 'top_k': 500, 'top_p': 0.5},
 ]

@@ -8,14 +8,16 @@ import pytest
 from abstractinator.byte_vocab import BOS_ID, EOS_ID, PAD_ID
 from abstractinator.modules.expander_decode import decode_rows
 from abstractinator.types import Batch, Segments
+from tests.modules.expander_test import LATENT
 
-SIZE, SLOTS = 20, 14
+SIZE, SLOTS = 18, 14
 # Codes of each row: more than its ids need, few, none.
 COUNTS = (SLOTS, 4, 0)
 BITS = {
   'segmentation__rule': 'equal_information',
   'segmentation__threshold': 12.0,
 }
+MLA = {'expander__attention__form': 'mla', **LATENT}
 # Context, ends, lookback, other settings.
 WIRINGS = {
   'segment-head': ('segment', 'head', 2, {}),
@@ -24,6 +26,15 @@ WIRINGS = {
   'segment-entropy': ('segment', 'entropy', 0, {}),
   'window-entropy': ('window', 'entropy', 2, {}),
   'full-entropy': ('full', 'entropy', 0, BITS),
+  'full-head-queries': ('full', 'head', 2, {'pooling__num_queries': 2}),
+  'window-entropy-queries': (
+    'window',
+    'entropy',
+    2,
+    {'pooling__num_queries': 2},
+  ),
+  'full-head-mla': ('full', 'head', 2, MLA),
+  'segment-entropy-mla': ('segment', 'entropy', 0, MLA),
   'full-head-code_dim': ('full', 'head', 0, {'expander__code_dim': 6}),
 }
 
@@ -41,7 +52,8 @@ def level(request, tiny_level):
 
 def memories(level, seed=3):
   rng = np.random.default_rng(seed)
-  shape = (len(COUNTS), SLOTS, level.config.d_model)
+  num_codes = SLOTS * level.config.pooling.num_queries
+  shape = (len(COUNTS), num_codes, level.config.d_model)
   return jnp.asarray(2 * rng.normal(size=shape), jnp.float32)
 
 
@@ -55,24 +67,29 @@ def decoder(level, quick_jit):
     method=lambda m, *args: decode_rows(m, *args, sequence_length=SIZE),
   )
 
-  def run(variables, memory_BPD):
+  def run(variables, memory_BUD):
     lowest = jnp.zeros((len(COUNTS), SLOTS), jnp.int32)
-    return map(np.asarray, decode(variables, memory_BPD, is_valid(), lowest))
+    return map(np.asarray, decode(variables, memory_BUD, is_valid(), lowest))
 
   return run
 
 
-def often_eos(level):
-  """Variables that end documents every few ids, where nothing looks back."""
+def with_eos(level):
+  """Variables that end documents every few ids.
+
+  Not where codes are looked back at: how far they may be is given to decoding,
+  in a call it follows from the documents.
+  """
   params = jax.tree.map(lambda x: x, level.variables['params'])
   vocabulary = params['expander']['vocabulary']
-  if level.config.expander.lookback == 0 and 'head' in vocabulary:
+  if 'head' in vocabulary:
+    factor = 0.0 if level.config.expander.lookback else 2.5
     kernel = vocabulary['head']['kernel']
-    vocabulary['head']['kernel'] = kernel.at[:, EOS_ID].multiply(2.5)
+    vocabulary['head']['kernel'] = kernel.at[:, EOS_ID].multiply(factor)
   return level.variables | {'params': params}
 
 
-def loop_decode(level, variables, memory_BPD):
+def loop_decode(level, variables, memory_BUD):
   """Row by row in Python; every decision from a call on the ids so far."""
   rows = len(COUNTS)
   ids = np.zeros((rows, SIZE), np.int32)
@@ -94,7 +111,7 @@ def loop_decode(level, variables, memory_BPD):
       count_B=index[:, -1] + 1,
       is_capacity_bound_BS=np.zeros_like(starts),
     )
-    args = jax.tree.map(jnp.asarray, (ids, document, segments, memory_BPD))
+    args = jax.tree.map(jnp.asarray, (ids, document, segments, memory_BUD))
     return jax.device_get(level.expand(variables, *args))
 
   for t in range(SIZE):
@@ -125,7 +142,7 @@ def loop_decode(level, variables, memory_BPD):
 
 
 def test_decoding_equals_a_loop_of_teacher_forced_calls(level, quick_jit):
-  variables, memory = often_eos(level), memories(level)
+  variables, memory = with_eos(level), memories(level)
   ids, length = decoder(level, quick_jit)(variables, memory)
   want = loop_decode(level, variables, memory)
   for row, segments in enumerate(want):
@@ -142,18 +159,18 @@ def test_decoding_equals_a_loop_of_teacher_forced_calls(level, quick_jit):
   assert 0 < length[1].sum() < SIZE
   assert (length[1] > 0).sum() == COUNTS[1]
   assert len(set(np.ravel(length))) > 2
-  if (
-    variables['params']['expander'] is not level.variables['params']['expander']
-  ):
-    flat = [i for row in want for segment in row for i in segment]
-    assert len(set(flat)) > 8
+  flat = [i for row in want for segment in row for i in segment]
+  assert len(set(flat)) > 8
+  if level.config.expander.lookback:
+    assert EOS_ID not in flat
 
 
 def test_a_code_changes_nothing_before_its_segment(level, quick_jit):
   decode, memory = decoder(level, quick_jit), memories(level)
   ids, length = decode(level.variables, memory)
-  slot = 2
-  changed = memory.at[:, slot].multiply(-1.0)
+  slot, queries = 2, level.config.pooling.num_queries
+  # Of its codes, the last.
+  changed = memory.at[:, queries * slot + queries - 1].multiply(-1.0)
   ids_after, length_after = decode(level.variables, changed)
   np.testing.assert_array_equal(ids[:, :slot], ids_after[:, :slot])
   if level.config.expander.ends == 'entropy':
@@ -195,8 +212,7 @@ def test_slots_below_the_lowest_are_not_looked_at(tiny_level, quick_jit):
   memory = memories(level)
   own = jnp.broadcast_to(jnp.arange(SLOTS), (len(COUNTS), SLOTS))
   ids, length = decode(level.variables, memory, is_valid(), own)
-  alone = tiny_level(expander__context='full', expander__lookback=2)
-  other, _ = decode(alone.variables, memory, is_valid(), jnp.zeros_like(own))
+  other, _ = decode(level.variables, memory, is_valid(), jnp.zeros_like(own))
   assert length[0].sum() == SIZE
   np.testing.assert_array_equal(ids[:, 0], other[:, 0])
   assert (ids != other).any()

@@ -1,8 +1,13 @@
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abstractinator import losses
 from abstractinator.byte_vocab import BOS_ID, EOS_ID, NUM_BYTES, PAD_ID
+from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
+from abstractinator.modules.expander_decode import decode_segments
 from abstractinator.types import Segments
 
 SIZE = 36
@@ -380,3 +385,58 @@ def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
   )
   np.testing.assert_array_equal(ids, want_ids)
   np.testing.assert_array_equal(length, jnp.where(is_valid, want_length, 0))
+
+
+def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
+  tiny_level, make_batch
+):
+  level = tiny_level(expander__ends='entropy')
+  names = set(level.variables['params']['expander'])
+  assert names == set(tiny_level().variables['params']['expander']) - {
+    'end_hidden',
+    'end_head',
+  }
+  batch = make_batch([[20, 4]], 24)
+  output = level.call(level.variables, batch)
+  assert output.expanded.end_logits_BS is None
+  assert float(losses.terms(output, batch)['end']) == 0.0
+
+
+def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
+  """As of a level above: ids of two digits, entries of another's codebooks."""
+  config = tiny_config(expander__code_dim=6)
+  expander = DecoderOnlyExpanderRVQ(
+    config, (7, 5), 'xla', jnp.float32, has_tables=False
+  )
+  rng = np.random.default_rng(0)
+  codebooks = tuple(
+    jnp.asarray(rng.normal(size=(size, 6)), jnp.float32) for size in (7, 5)
+  )
+  ids, document, segments = make_row()
+  ids = np.where(ids < NUM_BYTES, ids % 35, ids - NUM_BYTES + 35)
+  args = (
+    rows(ids, 1),
+    rows(document, 1),
+    Segments(**{k: rows(v, 1) for k, v in vars(segments).items()}),
+    rng.normal(size=(1, SLOTS, config.d_model)).astype(np.float32),
+    None,
+    codebooks,
+  )
+  output, variables = expander.init_with_output(jax.random.key(0), *args)
+  assert [x.shape[-1] for x in output.logits] == [10, 5]
+  assert set(variables['params']['vocabulary']) == {
+    'kernel',
+    'log_scale',
+    'special',
+  }
+  real = document >= 0
+  uniform = np.log(10) + np.log(5) * np.mean(ids[real] < 35)
+  assert abs(float(output.nats_BS[0, real].mean()) - uniform) < 0.5
+  decode = nn.apply(
+    lambda m: decode_segments(
+      m, args[3], jnp.zeros((1, SLOTS), jnp.int32), codebooks
+    ),
+    expander,
+  )
+  decoded, _ = decode(variables)
+  assert 0 <= int(decoded.min()) <= int(decoded.max()) <= 36

@@ -148,3 +148,13 @@ def test_settles_at_the_target_length(rule, starts, size, target):
     state = calibration.initial_state(start, target, size, move)
     _, count = run(state)
     assert 10 * rows * length / float(count) == pytest.approx(target, rel=0.02)
+
+
+@pytest.mark.parametrize('move', calibration.MOVES)
+def test_a_length_that_cannot_be_had_drives_no_threshold_out_of_range(move):
+  state = calibration.initial_state(99990.0, 16.0, 1.0, move)
+  for _ in range(20):
+    state = calibration.advance(
+      state.replace(num_ids=jnp.float32(0.0), num_segments=jnp.float32(1.0))
+    )
+  assert float(state.threshold) == 1e5

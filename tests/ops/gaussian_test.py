@@ -137,3 +137,20 @@ def test_draws_have_the_moments_of_the_mixture():
   )
   with pytest.raises(ValueError, match='temperature'):
     gaussian.sample(jax.random.key(1), mixture, -1.0)
+
+
+@pytest.mark.parametrize('components', [1, 3])
+@pytest.mark.parametrize('log_variance', [-40.0, 40.0])
+@pytest.mark.parametrize('temperature', [1e-6, 1.0])
+def test_entropies_are_finite_at_the_ends_of_what_is_allowed(
+  components, log_variance, temperature
+):
+  rng = np.random.default_rng(6)
+  mixture = make_mixture(rng, components=components, width=3)
+  mixture = mixture.replace(
+    log_variance_JD=jnp.full((components, 3), log_variance)
+  )
+  bits = gaussian.entropy_bits(mixture, temperature)
+  one = 0.5 * (np.log(2 * np.pi * np.e) + log_variance) + np.log(temperature)
+  assert np.isfinite(bits)
+  assert bits >= one / np.log(2) - 1e-3

@@ -58,7 +58,7 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
   )
   step = jax.jit(
     functools.partial(
-      train_step, model=model, optimizer=optimizer, weights=config.loss
+      train_step, model=model, optimizer=optimizer, weights=config.loss, seed=0
     ),
     donate_argnums=0,
   )

@@ -1,3 +1,4 @@
+import json
 import types
 from typing import NamedTuple
 
@@ -9,9 +10,17 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from abstractinator.config import MeshConfig
+from abstractinator.config import MeshConfig, RunConfig
+from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequenceTransformer,
+)
 from abstractinator.training import sharding
+from abstractinator.training.model import make_model
+from abstractinator.training.state import abstract_state
 from abstractinator.types import Batch
+from configs import default
+from tests import tiny_top_lm
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,82 @@ def test_state_shardings():
   placed = jax.device_put(state, shardings)
   shards = placed['params']['heads']['kernel'].addressable_shards
   assert {shard.data.shape for shard in shards} == {(3, 4, 2)}
+
+
+MLA = dict(form='mla', kv_dim=8, query_dim=8, retrieval_dim=4)
+
+
+LEVELS = {
+  'default': {},
+  'rvq': {'quantizer.kind': 'rvq', 'quantizer.start': 'kmeans'},
+  'rvq-gradient': {
+    'quantizer.kind': 'rvq',
+    'quantizer.codebook': 'gradient',
+  },
+  'vq-gradient': {'quantizer.codebook': 'gradient'},
+  'fsq': {'quantizer.kind': 'fsq'},
+  'mla': {
+    f'{part}.attention.{name}': value
+    for part in ('entropy_model', 'encoder', 'expander')
+    for name, value in MLA.items()
+  },
+  'gaussian': {
+    'entropy_heads.tie_to_embedding': True,
+    'entropy_heads.gaussian_components': 2,
+    'entropy_heads.gaussian_layers': 1,
+  },
+  'code_dim': {'expander.code_dim': 8, 'expander.distance': 'squared'},
+  'lookback': {'expander.context': 'full', 'expander.lookback': 2},
+  'queries': {'pooling.num_queries': 2},
+}
+
+
+@pytest.mark.parametrize('changes', LEVELS.values(), ids=LEVELS)
+def test_every_leaf_of_a_level_has_a_rule(changes):
+  config = default.get_config()
+  config.model.levels[0].update_from_flattened_dict(changes)
+  config = RunConfig.from_dict(json.loads(config.to_json_best_effort()))
+  state = abstract_state(
+    jax.random.key(0),
+    make_model(config, 'cpu'),
+    optax.adamw(1e-3),
+    batch_size=1,
+    sequence_length=8,
+  )
+  assert_covered(state)
+
+
+@pytest.mark.parametrize('mode', ['discrete', 'continuous'])
+@pytest.mark.parametrize('form', ['regular', 'mla'])
+def test_every_parameter_of_a_top_lm_has_a_rule(mode, form):
+  model = CodeSequenceTransformer(
+    TopLMConfig.from_dict(tiny_top_lm.values(mode, form)),
+    *(tiny_top_lm.D_LEVEL, (4, 3, 5), (), 'xla', jnp.float32),
+  )
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), tiny_top_lm.make_sequence()
+  )
+  specs = assert_covered(variables)
+  assert specs['params']['start'] == P(None)
+
+
+def assert_covered(abstract):
+  """Every leaf has a rule, and matrices are split where sizes allow it."""
+  mesh = sharding.make_mesh(MeshConfig(-1, 2, 2))
+  shardings = sharding.state_shardings(abstract, mesh)
+  for leaf, placed in zip(
+    jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True
+  ):
+    # Raises where the sizes do not divide.
+    placed.shard_shape(leaf.shape)
+  specs = jax.tree.map(lambda s: s.spec, shardings)
+  axes = {a for s in jax.tree.leaves(specs, is_leaf=is_spec) for a in s}
+  assert {'fsdp', 'tensor'} <= axes
+  return specs
+
+
+def is_spec(node):
+  return isinstance(node, P)
 
 
 def test_leaf_without_a_rule():

@@ -1,0 +1,98 @@
+"""Blocks one after the other: over whole rows, or id by id with a cache.
+
+What calls these owns the blocks, which all have the same window, and the norm
+after the last.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from abstractinator.ops import cache as cache_lib
+from abstractinator.ops.cache import Cache, KeyValues
+from abstractinator.types import Array
+
+# See `Block`.
+Memory = tuple[Array, Array, Array]
+
+
+def forward(
+  blocks: Sequence[nn.Module],
+  x_BSD: Array,
+  group_BS: Array,
+  memory: Memory | None = None,
+) -> tuple[Array, list[KeyValues]]:
+  """[B, S, D] to [B, S, D], and keys and values of each block by position."""
+  key_values = []
+  for block in blocks:
+    x_BSD, of_block = block(x_BSD, group_BS, memory=memory)
+    key_values.append(of_block)
+  return x_BSD, key_values
+
+
+def prefill(
+  blocks: Sequence[nn.Module],
+  x_BSD: Array,
+  group_BS: Array,
+  cache: Cache,
+  memory: Memory | None = None,
+) -> tuple[Array, Cache]:
+  """The same, remembering every row for `step`.
+
+  Args:
+    blocks: One for each layer of the cache.
+    x_BSD: [B, S, D].
+    group_BS: [B, S] int32, -1 on padding, which only ends a row.
+    cache: Of the blocks; what else it held is gone.
+    memory: See `Block`.
+
+  Returns:
+    [B, S, D], and the cache, in which each row has as many ids as it has.
+
+  Raises:
+    ValueError: If there is no window and rows are longer than the cache.
+  """
+  slots = cache.group_BW.shape[1]
+  if blocks[0].window is None and x_BSD.shape[1] > slots:
+    raise ValueError(
+      f'rows of {x_BSD.shape[1]} ids, allowed: the capacity of the cache'
+      f' ({slots})'
+    )
+  x_BSD, key_values = forward(blocks, x_BSD, group_BS, memory)
+  return x_BSD, cache_lib.fill(cache, key_values, group_BS)
+
+
+def step(
+  blocks: Sequence[nn.Module],
+  x_BD: Array,
+  group_B: Array,
+  cache: Cache,
+  active_B: Array,
+  memory: Memory | None = None,
+) -> tuple[Array, Cache]:
+  """The next id of each row.
+
+  Args:
+    blocks: One for each layer of the cache.
+    x_BD: [B, D].
+    group_B: [B] int32, group of the id; it sees earlier ids of the same.
+    cache: Of the blocks, after the ids before.
+    active_B: [B] bool, rows that have an id. Of the others the cache stays as
+      it is and the output means nothing.
+    memory: See `Block.step`.
+
+  Returns:
+    [B, D], NaN for an id beyond the capacity of blocks without window, and the
+    cache.
+  """
+  is_beyond_B = cache.length_B >= cache.group_BW.shape[1]
+  cache, place = cache_lib.advance(cache, group_B, active_B)
+  key_values = []
+  for block, layer in zip(blocks, cache.layers, strict=True):
+    x_BD, layer = block.step(x_BD, layer, place, memory=memory)
+    key_values.append(layer)
+  if blocks[0].window is None:
+    # Sizes are not known to the compiler: say it where nobody can miss it.
+    x_BD = jnp.where((is_beyond_B & active_B)[:, None], jnp.nan, x_BD)
+  return x_BD, cache.replace(layers=tuple(key_values))

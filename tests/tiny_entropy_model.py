@@ -1,0 +1,26 @@
+"""An entropy model small enough for tests, whose predictions say something."""
+
+import jax
+import jax.numpy as jnp
+
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.modules.entropy_model import EntropyModel
+
+
+def make(config, quick_jit):
+  """The model of a level's config, its first variables, and telling ones."""
+  module = EntropyModel(
+    config.entropy_model,
+    config.entropy_heads,
+    config.d_model,
+    NUM_BYTES,
+    'xla',
+    jnp.dtype('float32'),
+  )
+  zeros = jnp.zeros((1, 4), jnp.int32)
+  initial = quick_jit(module.init)(jax.random.key(0), zeros, zeros)
+  # Initial predictions are nearly the same for all ids; these are not.
+  telling = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * 20 if 'head' in str(path) else x, initial
+  )
+  return module, initial, telling
