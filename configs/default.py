@@ -173,6 +173,8 @@ def get_upper_level() -> ml_collections.ConfigDict:
   level = get_level()
   # Codes are compared with what embeds them, the codebooks below.
   level.entropy_heads.tie_to_embedding = True
+  # Codes have no words.
+  level.segmentation.rule = 'entropy_delta'
   level.segmentation.target_length = 3.0
   level.segmentation.max_length = 8
   # Of the slots of the level below, of which a part stays empty.
