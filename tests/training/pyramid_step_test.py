@@ -47,7 +47,7 @@ def setup_of(config):
     sequence_length=SIZE,
   )
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=WEIGHTS
+    train_step, model=model, optimizer=optimizer, weights=WEIGHTS, seed=0
   )
   return init, step, model
 
@@ -121,7 +121,7 @@ def test_eight_devices_do_as_one():
   values.data.batch_size = 8
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   model = make_model(config, 'cpu')
-  optimizer = make_optimizer(config.optimizer, 10)
+  optimizer = make_optimizer(config.optimizer, config.max_steps)
   init = functools.partial(
     initial_state,
     model=model,
@@ -143,7 +143,12 @@ def test_eight_devices_do_as_one():
       method='compress_all',
     )
     after, found = train_step(
-      state, batch, model=model, optimizer=optimizer, weights=config.loss
+      state,
+      batch,
+      model=model,
+      optimizer=optimizer,
+      weights=config.loss,
+      seed=0,
     )
     codes = [level.compressed.quantized.codes_BP for level in output.levels]
     return codes, after.collections, found
