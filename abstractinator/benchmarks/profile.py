@@ -58,11 +58,12 @@ def module_of(op_name: str) -> str:
 
   Args:
     op_name: As XLA keeps it, such as
-      'jit(train_step)/transpose(jvp(AbstractinatorPyramid))/expander/block_2/ffn/mul'.
+      'jit(train_step)/transpose(jvp(AbstractinatorPyramid))/level_0/expander/
+      block_2/ffn/mul', in one piece.
 
   Returns:
-    Such as '<- expander/block/ffn': layers of a stack together, parts of a
-    block apart.
+    Such as '<- expander/block/ffn': levels and layers of a stack together,
+    parts of a block apart.
   """
   if 'jvp(AbstractinatorPyramid)' not in op_name:
     # Losses have no module; what has no derivative is optimizer or statistics.
@@ -73,7 +74,9 @@ def module_of(op_name: str) -> str:
   # What is computed again backward names its forward path a second time.
   path = re.split(r'jvp\(AbstractinatorPyramid\)\)?/', op_name)[1].split('/')
   parts = [re.sub(r'_\d+$', '', part) for part in path[:-1]]
-  parts = [part for part in parts if re.fullmatch('[a-z_]+', part)]
+  parts = [
+    part for part in parts if re.fullmatch('[a-z_]+', part) and part != 'level'
+  ]
   depth = parts.index('block') + 2 if 'block' in parts else 3
   return f'{direction} {"/".join(parts[:depth])}'
 

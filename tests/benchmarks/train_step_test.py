@@ -94,7 +94,7 @@ def test_timing_waits_and_counts():
       '<- expander/block/ffn_norm',
     ),
     (
-      'jit(train_step)/jvp(AbstractinatorPyramid)/expander/embed/jit(_take)/gather',
+      'jit(train_step)/jvp(AbstractinatorPyramid)/level_0/expander/embed/jit(_take)/gather',
       '-> expander/embed',
     ),
     ('jit(train_step)/transpose(jvp())/mul', '<- losses'),

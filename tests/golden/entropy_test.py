@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator import losses
 from abstractinator.config import EntropyHeadsConfig
 from abstractinator.config_attention import AttentionConfig, StackConfig
 from abstractinator.modules.attention import RegularAttention
@@ -25,6 +24,7 @@ from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling
+from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Special
 from tests.golden.attention_test import REGULAR, is_scaled
 from tests.golden_parts import (
@@ -236,7 +236,7 @@ def loss(golden, predicted, x, group_BS):
   weights, total = golden.cfg['entropy_cfg']['loss'], 0.0
   if golden.cfg['entropy_cfg']['logit']['use']:
     ids = jnp.asarray(golden.arrays['in/ids'])[:, 1:]
-    ce = losses.cross_entropy(predicted.logits[:, :-1], ids)
+    ce = cross_entropy(predicted.logits[:, :-1], ids)
     total += weights['ce_weight'] * mean(ce)
   if predicted.mixture is not None:
     nll = nats_of_next(predicted, x) / np.log(2)

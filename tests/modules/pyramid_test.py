@@ -376,7 +376,8 @@ WINDOW = tiny_pyramid.make_config(
 def test_documents_decode_as_they_do_alone(config):
   # So that segments go on: untrained, both heads say that they end at once.
   pyramid = Pyramid(
-    config, lambda path, x: -x if 'end_head' in jax.tree_util.keystr(path) else x
+    config,
+    lambda path, x: -x if 'end_head' in jax.tree_util.keystr(path) else x,
   )
   slots = pyramid.config.sequence_lengths(SIZE)[1]
   rng = np.random.default_rng(5)
