@@ -33,50 +33,7 @@ STEP = (
 RULES = (
   ('types', (), ('flax.linen', 'optax', 'numpy')),
   ('huge_pages', (), ('jax', 'flax', 'numpy')),
-  ('config_section', (), ('jax', 'flax', 'numpy', 'ml_collections')),
-  (
-    'config_attention',
-    ('config_section',),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config_entropy',
-    ('config_section',),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config_expander',
-    ('config_attention', 'config_section'),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config_quantizer',
-    ('config_section',),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config_segmentation',
-    ('config_section',),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config_top_lm',
-    ('config_section', 'config_attention'),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
-  (
-    'config',
-    (
-      'config_section',
-      'config_attention',
-      'config_entropy',
-      'config_expander',
-      'config_quantizer',
-      'config_segmentation',
-      'config_top_lm',
-    ),
-    ('jax', 'flax', 'numpy', 'ml_collections'),
-  ),
+  ('config', ('config',), ('jax', 'flax', 'numpy', 'ml_collections')),
   ('byte_vocab', ('types',), ('flax', 'optax')),
   (
     'ops',
@@ -85,7 +42,7 @@ RULES = (
   ),
   (
     'modules',
-    ('types', 'config', 'config_attention', 'config_top_lm', 'ops', 'modules'),
+    ('types', 'config', 'ops', 'modules'),
     ('optax', 'absl', 'ml_collections', 'grain', 'orbax'),
   ),
   ('losses', STEP, ('optax', 'absl', 'flax.linen')),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.config.top_lm import TopLMConfig
 from tests import tiny_top_lm
 
 

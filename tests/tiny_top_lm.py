@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator import top_lm_losses
-from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.modules.code_sequence_transformer import (
   CodeSequence,
   CodeSequenceTransformer,

@@ -21,8 +21,8 @@ from typing import get_args
 
 import jax
 
-from abstractinator.config_quantizer import Kind
-from abstractinator.config_segmentation import Rule
+from abstractinator.config.quantizer import Kind
+from abstractinator.config.segmentation import Rule
 
 _CELL_CONTEXTS = ('segment', 'window')
 

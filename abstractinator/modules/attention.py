@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from abstractinator.config_attention import AttentionConfig
+from abstractinator.config.attention import AttentionConfig
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.attention import attention, cached_attention
 from abstractinator.ops.cache import KeyValues, Step

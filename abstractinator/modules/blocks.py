@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from abstractinator.config_attention import AttentionConfig, StackConfig
+from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules import block_sequence, layers
 from abstractinator.modules.attention import RegularAttention, output_init
 from abstractinator.modules.latent_attention import LatentAttention

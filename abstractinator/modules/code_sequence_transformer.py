@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.modules import layers
 from abstractinator.modules.blocks import Stack
 from abstractinator.modules.code_head import CodeHead

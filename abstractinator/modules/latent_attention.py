@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from abstractinator.config_attention import AttentionConfig
+from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules.attention import Attention, output_projection
 from abstractinator.ops.rope import rope_table, rotate
 from abstractinator.types import Array

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config_attention import AttentionConfig
+from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import latent_attention
 from abstractinator.modules.attention import RegularAttention

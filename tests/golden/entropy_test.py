@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from abstractinator.config import EntropyHeadsConfig
-from abstractinator.config_attention import AttentionConfig, StackConfig
+from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.attention import RegularAttention
 from abstractinator.modules.entropy_model import EntropyModel
 from abstractinator.modules.entropy_output import predictive_entropy_bits

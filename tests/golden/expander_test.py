@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from abstractinator.config_attention import AttentionConfig
+from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import latent_attention, layers
 from abstractinator.modules.attention import RegularAttention

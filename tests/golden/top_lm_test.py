@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics, top_lm_losses, top_lm_metrics
-from abstractinator.config_attention import AttentionConfig
-from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.config.attention import AttentionConfig
+from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import code_sequence_transformer
 from abstractinator.modules.attention import RegularAttention

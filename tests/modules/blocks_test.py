@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config_attention import AttentionConfig, StackConfig
+from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abstractinator.byte_vocab import NUM_BYTES, VOCAB_SIZE
-from abstractinator.config_attention import AttentionConfig
+from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.ops.cross_entropy import cross_entropy
 from tests import tiny_entropy_model

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.config import MeshConfig, RunConfig
-from abstractinator.config_top_lm import TopLMConfig
+from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceTransformer,
 )

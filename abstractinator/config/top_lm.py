@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config_attention import StackConfig, require_heads
-from abstractinator.config_section import Section, require_positive
+from abstractinator.config.attention import StackConfig, require_heads
+from abstractinator.config.section import Section, require_positive
 
 Mode = Literal['discrete', 'continuous']
 

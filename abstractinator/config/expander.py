@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config_attention import AttentionConfig
-from abstractinator.config_section import (
+from abstractinator.config.attention import AttentionConfig
+from abstractinator.config.section import (
   Section,
   require,
   require_fraction,

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from abstractinator.config_section import (
+from abstractinator.config.section import (
   Section,
   require,
   require_fraction,

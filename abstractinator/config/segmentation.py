@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from abstractinator.config_section import Section, require, require_positive
+from abstractinator.config.section import Section, require, require_positive
 
 Rule = Literal[
   'entropy_delta', 'entropy_threshold', 'equal_information', 'stride', 'space'

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config_section import Section, require, require_positive
+from abstractinator.config.section import Section, require, require_positive
 
 Form = Literal['regular', 'mla']
 

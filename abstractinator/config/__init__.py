@@ -1,0 +1,25 @@
+"""Every setting of a run, as frozen dataclasses checked on construction.
+
+There are no defaults here: `configs/default.py` spells each value once, other
+config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
+"""
+
+from abstractinator.config.attention import AttentionConfig as AttentionConfig
+from abstractinator.config.attention import StackConfig as StackConfig
+from abstractinator.config.entropy import (
+  EntropyHeadsConfig as EntropyHeadsConfig,
+)
+from abstractinator.config.expander import ExpanderConfig as ExpanderConfig
+from abstractinator.config.level import LevelConfig as LevelConfig
+from abstractinator.config.level import PoolingConfig as PoolingConfig
+from abstractinator.config.model import ModelConfig as ModelConfig
+from abstractinator.config.quantizer import QuantizerConfig as QuantizerConfig
+from abstractinator.config.run import DataConfig as DataConfig
+from abstractinator.config.run import LossConfig as LossConfig
+from abstractinator.config.run import MeshConfig as MeshConfig
+from abstractinator.config.run import OptimizerConfig as OptimizerConfig
+from abstractinator.config.run import RunConfig as RunConfig
+from abstractinator.config.segmentation import (
+  SegmentationConfig as SegmentationConfig,
+)
+from abstractinator.config.top_lm import TopLMConfig as TopLMConfig

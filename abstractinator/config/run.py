@@ -1,0 +1,166 @@
+"""A whole run: its data, model, objective, optimizer and devices."""
+
+import dataclasses
+
+from abstractinator.config.model import ModelConfig
+from abstractinator.config.section import (
+  Section,
+  require,
+  require_fraction,
+  require_positive,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+  """What to read. See `configs/default.py` for units."""
+
+  train: str
+  validation: str
+  validation_fraction: float
+  sequence_length: int
+  batch_size: int
+  read_threads: int
+  prefetch_batches: int
+
+  def __post_init__(self):
+    require_positive(self, 'sequence_length', 'batch_size', 'prefetch_batches')
+    require_fraction(self, 'validation_fraction')
+    require(self.read_threads >= 0, 'read_threads', self.read_threads, '>= 0')
+    require(
+      bool(self.validation) or self.validation_fraction > 0,
+      'validation_fraction',
+      self.validation_fraction,
+      'above 0 when data.validation is empty',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Section):
+  """Weights of the terms of the objective; see `losses.terms`."""
+
+  entropy_model: float
+  gaussian: float
+  expander: float
+  end: float
+  commitment: float
+  codebook: float
+  top_lm_code: float
+  top_lm_vector: float
+  top_lm_end: float
+
+  def __post_init__(self):
+    for name, weight in dataclasses.asdict(self).items():
+      require(weight >= 0, name, weight, '>= 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+  """AdamW with warm-up and cosine decay."""
+
+  learning_rate: float
+  final_fraction: float
+  warmup_steps: int
+  weight_decay: float
+  beta1: float
+  beta2: float
+  clip_norm: float
+
+  def __post_init__(self):
+    require_positive(self, 'learning_rate', 'clip_norm')
+    require_fraction(self, 'beta1', 'beta2')
+    require(
+      0 <= self.final_fraction <= 1,
+      'final_fraction',
+      self.final_fraction,
+      '0 to 1',
+    )
+    for name in ('warmup_steps', 'weight_decay'):
+      require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+  """Devices along each mesh axis; -1 on one axis takes what is left."""
+
+  data: int
+  fsdp: int
+  tensor: int
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      require(size > 0 or size == -1, name, size, 'a positive number or -1')
+    one = list(sizes.values()).count(-1) <= 1
+    require(one, 'tensor', self.tensor, '-1 on one axis')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Section):
+  """A whole run."""
+
+  seed: int
+  max_steps: int | None
+  num_epochs: float
+  log_interval: int
+  eval_interval: int
+  eval_batches: int
+  final_eval_batches: int | None
+  checkpoint_interval: int
+  max_to_keep: int
+  data: DataConfig
+  model: ModelConfig
+  loss: LossConfig
+  optimizer: OptimizerConfig
+  mesh: MeshConfig
+
+  def __post_init__(self):
+    require(self.seed >= 0, 'seed', self.seed, '>= 0')
+    require_positive(
+      self,
+      'num_epochs',
+      'log_interval',
+      'eval_interval',
+      'eval_batches',
+      'checkpoint_interval',
+      'max_to_keep',
+    )
+    # So that a resumed run logs the same windows as one never stopped.
+    require(
+      self.checkpoint_interval % self.log_interval == 0,
+      'checkpoint_interval',
+      self.checkpoint_interval,
+      f'a multiple of log_interval ({self.log_interval})',
+    )
+    sizes = self.model.sequence_lengths(self.data.sequence_length)
+    for i, (level, size) in enumerate(
+      zip(self.model.levels, sizes, strict=True)
+    ):
+      require(
+        level.max_documents(size) >= 1,
+        f'model.levels[{i}].segmentation.capacity_length',
+        level.segmentation.capacity_length,
+        f'smaller, so that rows of {size} ids have a slot to spare',
+      )
+      require(
+        self.loss.gaussian > 0 or level.entropy_heads.source != 'gaussian',
+        'loss.gaussian',
+        self.loss.gaussian,
+        f"above 0 while model.levels[{i}].entropy_heads.source is 'gaussian'",
+      )
+      require(
+        self.loss.codebook > 0 or level.quantizer.codebook != 'gradient',
+        'loss.codebook',
+        self.loss.codebook,
+        f"above 0 while model.levels[{i}].quantizer.codebook is 'gradient'",
+      )
+    require(
+      self.loss.gaussian == 0
+      or any(c.entropy_heads.gaussian_components for c in self.model.levels),
+      'loss.gaussian',
+      self.loss.gaussian,
+      '0 while entropy_heads.gaussian_components of all model.levels is 0',
+    )
+    for field in ('max_steps', 'final_eval_batches'):
+      if getattr(self, field) is not None:
+        require_positive(self, field)
