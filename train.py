@@ -5,6 +5,7 @@ python train.py --config=configs/tiny.py            another config
 python train.py --config.data.train='texts/*.txt'   another value
 python train.py --workdir=DIR                       goes on with a run there
 python train.py --resume_from=DIR                   goes on elsewhere
+python train.py --config=FILE --load_base_from=DIR  with frozen levels of a run
 """
 
 import datetime
@@ -28,6 +29,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of the run; runs/TIME if not given.'
+)
+_LOAD_BASE_FROM = flags.DEFINE_string(
+  'load_base_from', None, 'Short for --config.load_base_from.'
 )
 _RESUME_FROM = flags.DEFINE_string(
   'resume_from', None, 'Directory of a run to go on from, in a new workdir.'
@@ -53,6 +57,8 @@ def main(argv: list[str]) -> int:
   workdir = _WORKDIR.value or os.path.join(
     'runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   )
+  if _LOAD_BASE_FROM.value is not None:
+    _CONFIG.value.load_base_from = _LOAD_BASE_FROM.value
   try:
     config = RunConfig.from_dict(
       json.loads(_CONFIG.value.to_json_best_effort())
@@ -68,7 +74,7 @@ def main(argv: list[str]) -> int:
   except FloatingPointError as error:
     print(f'train.py: {error}', file=sys.stderr)
     return 1
-  print(report.closing(workdir, run.total_steps, final))
+  print(report.closing(workdir, config.objective, run.total_steps, final))
   return 0
 
 
@@ -113,7 +119,7 @@ def _joined(argv: list[str]) -> list[str]:
   for arg in rest:
     if arg.startswith('-') and not arg.startswith('--'):
       arg = f'-{arg}'
-    if arg in ('--config', '--workdir', '--resume_from'):
+    if arg in ('--config', '--workdir', '--resume_from', '--load_base_from'):
       arg = f'{arg}={next(rest, "")}'
     joined.append(arg)
   return joined

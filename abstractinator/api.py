@@ -18,7 +18,7 @@ from abstractinator.evaluation.reconstruction import (
   free_running_counts,
   top_slots,
 )
-from abstractinator.modules.pyramid import DecodedRows
+from abstractinator.modules.pyramid_output import DecodedRows
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
@@ -62,9 +62,13 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
     The level, on the default device.
 
   Raises:
-    ValueError: If there is no such checkpoint, or it is damaged.
+    ValueError: If there is no such checkpoint, it is damaged, or it is one of
+      an entropy model alone.
   """
   config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  if config.objective != 'all':
+    got = f'objective: got {config.objective!r}'
+    raise ValueError(f"{workdir}: {got}, allowed: 'all', which has codes")
   model = make_model(config, jax.default_backend())
   state = abstract_state(
     jax.random.key(0),
@@ -73,9 +77,8 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
     batch_size=1,
     sequence_length=config.data.sequence_length,
   )
-  fields = checkpoint.restore_variables(
-    workdir, {'params': state.params, 'collections': state.collections}, step
-  )
+  fields = {'params': state.params, 'collections': state.collections}
+  fields = checkpoint.restore_variables(workdir, fields, step)
   variables = {'params': fields['params'], **fields['collections']}
   return TrainedLevel(config, variables)
 
@@ -158,10 +161,7 @@ class TrainedLevel:
     """
     if not len(codes.count_B):
       return b''
-    decoded = self._decode(codes)
-    return codes_lib.text(
-      decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
-    )
+    return _text(self._decode(codes))
 
   def reconstruct(self, data: bytes) -> Reconstruction:
     """Encodes a text, decodes it from its codes alone, and compares.
@@ -170,10 +170,7 @@ class TrainedLevel:
       data: The text.
 
     Returns:
-      What came back, and how much of it is right.
-
-    Raises:
-      ValueError: As `encode`.
+      What came back, and how much of it is right; errors as of `encode`.
     """
     ids_BS, document_BS = self._rows(data)
     segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
@@ -192,9 +189,7 @@ class TrainedLevel:
       np.arange(self._num_slots) < count_B[:, None],
     )
     is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)
-    text = codes_lib.text(
-      decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
-    )
+    text = _text(decoded)
     return Reconstruction(
       text=text,
       byte_accuracy=float(num_right) / float(num_total),
@@ -213,12 +208,13 @@ class TrainedLevel:
     level = self.config.model.levels[0]
     num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
     if level.expander.ends == 'entropy' and num_rows:
+      length = level.segmentation.capacity_length
       raise ValueError(
-        'model.levels[0].segmentation.capacity_length: got'
-        f' {level.segmentation.capacity_length}, with which {num_rows} rows of'
-        ' the text ran short of slots, so that decoding with'
-        " expander.ends='entropy' would divide them otherwise; allowed: fewer"
-        ' ids a slot (1 is enough for every text), or texts of fewer segments'
+        f'model.levels[0].segmentation.capacity_length: got {length}, with'
+        f' which {num_rows} rows of the text ran short of slots, so that'
+        " decoding with ends='entropy' would divide them otherwise; allowed:"
+        ' fewer ids a slot (1 is enough for every text), or texts of fewer'
+        ' segments'
       )
 
   def _decode(self, codes: Codes) -> DecodedRows:
@@ -269,6 +265,12 @@ def _predict(model, variables, ids_BS, document_BS):
   output = model.apply(variables, _batch(ids_BS, document_BS))
   predicted_BS = output.levels[0].expanded.best_BS
   return *_codes(output), predicted_BS, top_slots(output)
+
+
+def _text(decoded: DecodedRows) -> bytes:
+  return codes_lib.text(
+    decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
+  )
 
 
 def _codes(output):

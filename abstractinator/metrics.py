@@ -148,10 +148,10 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
 def num_bytes(metrics: Metrics) -> float:
   """Bytes that fetched metrics are about."""
-  (mean, *_) = (
-    mean for name, mean in metrics.items() if name.endswith('bytes_per_segment')
-  )
-  return float(mean.total)
+  # Of the first level, whose bits are per byte in every objective.
+  name = 'entropy_model_bits_per_byte'
+  mean = next(mean for key, mean in metrics.items() if key.endswith(name))
+  return float(mean.count)
 
 
 def _summarize_level(metrics: Metrics) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """The terms of all levels of a pyramid, and of its top LM."""
 
+import jax.numpy as jnp
+
 from abstractinator import losses, top_lm_losses
-from abstractinator.modules.pyramid import PyramidOutput
+from abstractinator.modules.pyramid_output import PyramidOutput
 from abstractinator.types import Array
 
 
@@ -23,7 +25,8 @@ def terms(output: PyramidOutput) -> dict[str, Array]:
 
   Returns:
     [] float32 each, those of a level after its prefix; those of the top LM are
-    there if it is.
+    there if it is, and `top_lm_expander`, cross-entropy of the ids of the top
+    level from predicted codes, nats, if it expands.
   """
   found = {
     prefix + name: total
@@ -34,4 +37,10 @@ def terms(output: PyramidOutput) -> dict[str, Array]:
   }
   if output.top_lm is None:
     return found
-  return found | top_lm_losses.terms(output.top_lm, output.top_codes)
+  found |= top_lm_losses.terms(output.top_lm, output.top_codes)
+  if output.top_lm_expanded is not None:
+    is_valid_BS = output.batches[-1].document_BS >= 0
+    found['top_lm_expander'] = jnp.sum(
+      jnp.where(is_valid_BS, output.top_lm_expanded.nats_BS, 0.0)
+    )
+  return found

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from abstractinator import losses, metrics, top_lm_metrics
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.metrics import Metrics
-from abstractinator.modules.pyramid import PyramidOutput
+from abstractinator.modules.pyramid_output import PyramidOutput
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.pyramid_losses import prefixes
@@ -64,6 +64,10 @@ def pyramid_metrics(
     output.top_lm, output.top_codes, terms
   )
   parts = ['top_lm_code', 'top_lm_end']
+  if output.top_lm_expanded is not None:
+    found['top_lm_expander_bits_per_byte'] = Mean(
+      terms['top_lm_expander'] * BITS_PER_NAT, num_bytes
+    )
   for name in parts:
     found[f'{name}_bits_per_byte'] = Mean(terms[name] * BITS_PER_NAT, num_bytes)
   parts += [prefix + name for prefix in names for name in ('expander', 'end')]

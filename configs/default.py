@@ -165,6 +165,13 @@ def get_level() -> ml_collections.ConfigDict:
       attention=get_attention(),
     )
   )
+
+  # Parts of other runs. A frozen level is that of `load_base_from` below and
+  # stays as it is; so does a frozen entropy model. One that is loaded and not
+  # frozen learns on. Of the first level only.
+  level.freeze = False
+  level.freeze_entropy_model = False
+  level.load_entropy_model_from = ml_collections.config_dict.placeholder(str)
   return level
 
 
@@ -189,6 +196,9 @@ def get_top_lm() -> ml_collections.ConfigDict:
       # 'discrete': cross-entropy of the digits of codes. 'continuous': squared
       # error of their vectors.
       mode='discrete',
+      # Whether the expander of the top level also predicts ids from codes that
+      # the top LM predicts, and not only from the true ones.
+      expand=False,
       d_model=96,
       stack=dict(
         num_layers=2,
@@ -207,6 +217,10 @@ def get_config() -> ml_collections.ConfigDict:
   """The whole run."""
   config = ml_collections.ConfigDict()
   config.seed = 0
+  # 'all', or 'entropy_model': that of the first level alone, to be loaded.
+  config.objective = 'all'
+  # Directory of the run that has the frozen levels; see `freeze` above.
+  config.load_base_from = ml_collections.config_dict.placeholder(str)
 
   # How long: passes over the data, but no more optimizer steps than this.
   config.num_epochs = 1.0
@@ -266,6 +280,11 @@ def get_config() -> ml_collections.ConfigDict:
       top_lm_code=1.0,
       top_lm_vector=1.0,
       top_lm_end=1.0,
+      # Of `top_lm.expand`, nats per id of the top level.
+      top_lm_expander=0.02,
+      # A level joins the objective so many steps after the one below, and the
+      # top LM after the last; 0 trains all from the start.
+      curriculum_steps=0,
     )
   )
 

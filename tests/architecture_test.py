@@ -53,9 +53,10 @@ RULES = (
   ('pyramid_metrics', STEP, ('optax', 'absl', 'flax.linen')),
   ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
   ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
+  ('training.objective', STEP, ('absl', 'grain', 'orbax', 'optax')),
   (
     'training.step',
-    (*STEP, 'training.state'),
+    (*STEP, 'training.state', 'training.objective', 'training.parts'),
     ('absl', 'grain', 'orbax', 'time'),
   ),
   (
@@ -70,6 +71,16 @@ RULES = (
     APART,
   ),
   ('training.checkpoint_files', (*OWN, 'training.checksum'), APART),
+  (
+    'training.base',
+    (
+      *OWN,
+      'training.parts',
+      'training.checkpoint',
+      'training.state',
+    ),
+    APART,
+  ),
   ('training.window', (*OWN, 'metrics'), APART),
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),

@@ -137,6 +137,8 @@ def test_the_objective_weighs_terms_per_id():
     top_lm_code=0.0,
     top_lm_vector=0.0,
     top_lm_end=0.0,
+    top_lm_expander=0.0,
+    curriculum_steps=0,
   )
   value = losses.objective(terms, weights, jnp.float32(4.0))
   assert float(value) == (8 + 3 + 2 + 4 + 8 + 12) / 4
@@ -149,11 +151,13 @@ def test_what_predicts_ids_back_is_averaged_over_levels():
   names = dict.fromkeys(
     ('entropy_model', 'gaussian', 'expander', 'end', 'commitment', 'codebook')
   )
-  tops = ('top_lm_code', 'top_lm_vector', 'top_lm_end')
+  tops = ('top_lm_code', 'top_lm_vector', 'top_lm_end', 'top_lm_expander')
   terms = {f'level{n}/{name}': 1.0 for n in range(2) for name in names}
   terms |= dict.fromkeys(tops, 1.0)
   powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
-  value = losses.objective(terms, LossConfig(**powers), jnp.float32(2.0))
+  value = losses.objective(
+    terms, LossConfig(**powers, curriculum_steps=0), jnp.float32(2.0)
+  )
   want = sum(
     weight * (1 if name in ('expander', 'end', *tops) else 2)
     for name, weight in powers.items()

@@ -15,6 +15,7 @@ from abstractinator.config import RunConfig
 from abstractinator.evaluation.held_out import decode_step
 from abstractinator.ops import segmentation
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
@@ -69,7 +70,12 @@ def overfitted(name):
     sequence_length=SIZE,
   )
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=config.loss, seed=0
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    weights=config.loss,
+    objective=OBJECTIVES['all'],
+    seed=0,
   )
 
   @jax.jit

@@ -11,6 +11,7 @@ from abstractinator.byte_vocab import EOS_ID, NUM_BYTES
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.held_out import decode_step
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
@@ -63,7 +64,12 @@ def test_the_top_codes_alone_give_the_text_back():
   model = make_model(config, 'cpu')
   optimizer = make_optimizer(config.optimizer, STEPS)
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=config.loss, seed=0
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    weights=config.loss,
+    objective=OBJECTIVES['all'],
+    seed=0,
   )
 
   @jax.jit

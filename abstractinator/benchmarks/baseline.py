@@ -17,6 +17,7 @@ from abstractinator.config import (
 )
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
@@ -101,6 +102,8 @@ _WEIGHTS = LossConfig(
   top_lm_code=0.0,
   top_lm_vector=0.0,
   top_lm_end=0.0,
+  top_lm_expander=0.0,
+  curriculum_steps=0,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,
@@ -150,7 +153,12 @@ class Step:
       )
     )(jax.random.key(0))
     step = functools.partial(
-      train_step, model=model, optimizer=optimizer, weights=_WEIGHTS, seed=0
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      weights=_WEIGHTS,
+      objective=OBJECTIVES['all'],
+      seed=0,
     )
     start = time.perf_counter()
     self.compiled = (

@@ -33,6 +33,9 @@ class LevelConfig(Section):
   pooling: PoolingConfig
   quantizer: QuantizerConfig
   expander: ExpanderConfig
+  freeze: bool
+  freeze_entropy_model: bool
+  load_entropy_model_from: str | None
 
   def __post_init__(self):
     require_positive(self, 'd_model')

@@ -25,6 +25,12 @@ class ModelConfig(Section):
     require(bool(self.levels), 'levels', len(self.levels), 'at least 1 level')
     for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
       _check_stacked(f'levels[{i}]', level, child)
+    require(
+      self.top_lm is not None or not self.levels[-1].freeze,
+      f'levels[{len(self.levels) - 1}].freeze',
+      True,
+      'False without a top_lm: nothing else would be left to learn',
+    )
 
   def sequence_lengths(self, sequence_length: int) -> tuple[int, ...]:
     """S of each level, for rows of `sequence_length` bytes."""
@@ -47,6 +53,13 @@ def _check_stacked(name: str, level: LevelConfig, child: LevelConfig) -> None:
   rule = level.segmentation.rule
   allowed = 'a rule that is not about bytes, above the first level'
   require(rule != 'space', f'{name}.segmentation.rule', rule, allowed)
+  freeze = level.freeze
+  allowed = 'False above a level that learns, whose codes change their meaning'
+  require(child.freeze or not freeze, f'{name}.freeze', freeze, allowed)
+  # That of codes needs the codebooks of its own run.
+  source = level.load_entropy_model_from
+  setting = f'{name}.load_entropy_model_from'
+  require(source is None, setting, source, 'None, above the first level')
   # Nothing else says where documents end: codes have no EOS.
   ends = level.expander.ends
   allowed = 'head, above the first level'

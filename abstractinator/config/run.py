@@ -1,6 +1,7 @@
 """A whole run: its data, model, objective, optimizer and devices."""
 
 import dataclasses
+from typing import Literal
 
 from abstractinator.config.model import ModelConfig
 from abstractinator.config.section import (
@@ -9,6 +10,8 @@ from abstractinator.config.section import (
   require_fraction,
   require_positive,
 )
+
+Objective = Literal['all', 'entropy_model']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class LossConfig(Section):
   top_lm_code: float
   top_lm_vector: float
   top_lm_end: float
+  top_lm_expander: float
+  curriculum_steps: int
 
   def __post_init__(self):
     for name, weight in dataclasses.asdict(self).items():
@@ -100,6 +105,8 @@ class RunConfig(Section):
   """A whole run."""
 
   seed: int
+  objective: Objective
+  load_base_from: str | None
   max_steps: int | None
   num_epochs: float
   log_interval: int
@@ -164,3 +171,21 @@ class RunConfig(Section):
     for field in ('max_steps', 'final_eval_batches'):
       if getattr(self, field) is not None:
         require_positive(self, field)
+    self._check_parts()
+
+  def _check_parts(self):
+    levels = self.model.levels
+    require(
+      self.load_base_from is None or levels[0].freeze,
+      'load_base_from',
+      self.load_base_from,
+      'None while model.levels[0].freeze is False',
+    )
+    is_alone = len(levels) == 1 and self.model.top_lm is None
+    require(
+      self.objective == 'all'
+      or (is_alone and not levels[0].freeze_entropy_model),
+      'objective',
+      self.objective,
+      'all with several model.levels, a model.top_lm or a frozen entropy model',
+    )

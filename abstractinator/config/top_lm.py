@@ -16,6 +16,7 @@ class TopLMConfig(Section):
   mode: Mode
   d_model: int
   stack: StackConfig
+  expand: bool
 
   def __post_init__(self):
     require_positive(self, 'd_model')

@@ -13,8 +13,10 @@ from abstractinator.evaluation.reconstruction import (
   free_running_counts,
   top_slots,
 )
-from abstractinator.modules.pyramid import AbstractinatorPyramid, DecodedRows
+from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.modules.pyramid_output import DecodedRows
 from abstractinator.ops import segmentation
+from abstractinator.training.objective import Objective
 from abstractinator.training.sharding import (
   batch_sharding,
   replicated,
@@ -33,6 +35,7 @@ class HeldOut:
     self,
     model: AbstractinatorPyramid,
     weights: LossConfig,
+    objective: Objective,
     mesh: Mesh,
     variable_shardings: PyTree,
     batches: Callable[[int | None], Iterable[Batch]],
@@ -42,6 +45,7 @@ class HeldOut:
     Args:
       model: All levels.
       weights: Of the loss terms.
+      objective: What is trained.
       mesh: Where batches go.
       variable_shardings: Of the variables to come.
       batches: This process's rows of the first so many held-out batches, all
@@ -55,9 +59,12 @@ class HeldOut:
       out_shardings=replicated(mesh),
     )
     self._score = jit(
-      functools.partial(eval_step, model=model, weights=weights)
+      functools.partial(
+        eval_step, model=model, weights=weights, objective=objective
+      )
     )
     self._decode = jit(functools.partial(decode_step, model=model))
+    self._num_decoded = _DECODED_BATCHES if objective.has_codes else 0
 
   def evaluate(
     self, variables: PyTree, max_batches: int | None
@@ -69,15 +76,15 @@ class HeldOut:
       max_batches: How many batches; None for all.
 
     Returns:
-      Those of `metrics.summarize`, with `free_running_byte_accuracy` over the
-      first 8 batches; and how often each code was used, see
-      `metrics.histograms`.
+      Those of `metrics.summarize`, where there are codes with
+      `free_running_byte_accuracy` over the first 8 batches; and how often each
+      code was used, see `metrics.histograms`.
     """
     total = None
     for number, rows in enumerate(self._batches(max_batches)):
       batch = shard_batch(rows, self._mesh)
       part = self._score(variables, batch)
-      if number < _DECODED_BATCHES:
+      if number < self._num_decoded:
         part['free_running_byte_accuracy'] = self._decode(variables, batch)[0]
       total = _merge_present(total, jax.device_get(part))
     return metrics.summarize(total), metrics.histograms(total)

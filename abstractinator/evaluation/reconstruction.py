@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.modules.pyramid import PyramidOutput
+from abstractinator.modules.pyramid_output import PyramidOutput
 from abstractinator.types import Array
 
 

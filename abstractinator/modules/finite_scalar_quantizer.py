@@ -46,3 +46,11 @@ class FiniteScalarQuantizer(Quantizer):
     """Vectors of codes [B, P] int32, [B, P, D] of the compute type."""
     digits_BPM = digits_lib.decompose(codes_BP, self.stage_sizes)
     return self.to_model(fsq.values(digits_BPM, self.config.levels))
+
+  def expected(self, probabilities: tuple[Array, ...]) -> Array:
+    """Mean vector under probabilities of digits, see `Quantizer`."""
+    # Values are linear in digits, so that the mean digit has the mean value.
+    digits_BPM = jnp.stack(
+      [p @ jnp.arange(p.shape[-1], dtype=p.dtype) for p in probabilities], -1
+    )
+    return self.to_model(fsq.values(digits_BPM, self.config.levels))

@@ -3,55 +3,29 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import flax.struct
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.config import ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
   CodeSequence,
-  CodeSequenceOutput,
   CodeSequenceTransformer,
 )
+from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.modules.pyramid_output import (
+  BytePredictions,
+  DecodedRows,
+  PyramidOutput,
+)
 from abstractinator.modules.quantizer import QuantizerOutput
+from abstractinator.modules.read_only import read_only
 from abstractinator.modules.segment_compressor import Below, CompressorOutput
 from abstractinator.modules.vocabulary import Codebooks
-from abstractinator.ops import code_rows, segmentation
+from abstractinator.ops import code_rows, digits, segmentation
 from abstractinator.ops.code_rows import CodeRows
 from abstractinator.types import Array, Batch, Special
-
-
-@flax.struct.dataclass
-class PyramidOutput:
-  """What a pyramid makes of bytes; tuples are bottom first.
-
-  Attributes:
-    batches: Ids of each level: the bytes, then the codes of the level below.
-    levels: What each level makes of them; `expanded` is None if only codes were
-      asked for.
-    top_codes: Of the top level.
-    top_lm: Predictions of them; None without a top LM.
-  """
-
-  batches: tuple[Batch, ...]
-  levels: tuple[LevelOutput, ...]
-  top_codes: CodeSequence
-  top_lm: CodeSequenceOutput | None
-
-
-@flax.struct.dataclass
-class DecodedRows:
-  """Bytes that top codes decode to.
-
-  Attributes:
-    ids_BPL: [B, P, L] int32, ids of each segment of the first level.
-    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
-    rows: The codes they were decoded from.
-  """
-
-  ids_BPL: Array
-  length_BP: Array
-  rows: CodeRows
 
 
 class AbstractinatorPyramid(nn.Module):
@@ -115,7 +89,17 @@ class AbstractinatorPyramid(nn.Module):
     output = self._climb(batch, Abstractinator.__call__)
     if self.config.top_lm is None:
       return output
-    return output.replace(top_lm=self.top_lm(output.top_codes))
+    output = output.replace(top_lm=self.top_lm(output.top_codes))
+    if not self.config.top_lm.expand:
+      return output
+    return output.replace(top_lm_expanded=self._expand_predicted(output))
+
+  def predict_bytes(self, batch: Batch) -> BytePredictions:
+    """Runs the entropy model of the first level only."""
+    predicted, nats_BS, gaussian_nats_BS = self.levels[0].compressor.predict(
+      batch.ids_BS, batch.document_BS
+    )
+    return BytePredictions(batch, predicted.logits, nats_BS, gaussian_nats_BS)
 
   def compress_all(self, batch: Batch) -> PyramidOutput:
     """Bytes to the codes of every level."""
@@ -185,6 +169,42 @@ class AbstractinatorPyramid(nn.Module):
       vectors_BUD, None, residual_conditioning=True, distance='squared'
     )
     return nearest, scored.logits[0]
+
+  def _expand_predicted(self, output: PyramidOutput) -> ExpanderOutput:
+    """Ids of the top level from predicted codes, with a gradient to those.
+
+    A discrete top LM is taken at its word: its most likely code, with the
+    gradient of the mean vector under its probabilities (straight-through). The
+    vectors of a continuous one become their nearest codes, likewise.
+    """
+    compressed, batch = output.levels[-1].compressed, output.batches[-1]
+    use = read_only(self.levels[-1].compressor.quantizer)
+    predicted, is_code_BU = output.top_lm, compressed.is_code_BU
+    if predicted.logits is None:
+      vectors_BUD = use(
+        predicted.vectors_BPD, is_code_BU, batch.row_B
+      ).vectors_BPD
+    else:
+      digits_BUM = jnp.stack(
+        [jnp.argmax(logits, axis=-1) for logits in predicted.logits], axis=-1
+      )
+      sizes = self.config.levels[-1].quantizer.stage_sizes
+      best_BUD = use(digits.compose(digits_BUM, sizes), method='lookup')
+      mean_BUD = use(
+        tuple(jax.nn.softmax(logits) for logits in predicted.logits),
+        method='expected',
+      )
+      vectors_BUD = mean_BUD + lax.stop_gradient(best_BUD - mean_BUD)
+    child = self.levels[-2] if len(self.levels) > 1 else None
+    return self.levels[-1].expander(
+      batch.ids_BS,
+      batch.document_BS,
+      compressed.segments,
+      vectors_BUD,
+      codebooks=None
+      if child is None
+      else child.compressor.quantizer.codebooks(),
+    )
 
   def _climb(
     self, batch: Batch, run: Callable[..., LevelOutput]

@@ -41,6 +41,8 @@ class Quantizer(nn.Module):
 
     __call__(x_BPD, is_valid_BP, row_B) -> QuantizerOutput
     lookup(codes_BP) -> vectors [B, P, D]
+    expected(probabilities) -> the mean vector [B, P, D] under probabilities
+      [B, P, K] float32 of each digit
     codebooks() -> M arrays [K, C] float32, or None where there are none
 
   Attributes:

@@ -94,6 +94,11 @@ class ResidualVectorQuantizer(Quantizer):
     digits_BPM = digits_lib.decompose(codes_BP, self.stage_sizes)
     return self.to_model(self._sum(digits_BPM))
 
+  def expected(self, probabilities: tuple[Array, ...]) -> Array:
+    """Mean vector under probabilities of digits, see `Quantizer`."""
+    pairs = zip(self.stages, probabilities, strict=True)
+    return self.to_model(sum(stage.expected((p,)) for stage, p in pairs))
+
   def stage_logits(
     self,
     h_BPD: Array,

@@ -161,16 +161,12 @@ class SegmentCompressor(nn.Module):
       Codes, and all that led to them.
     """
     codebooks = None if below is None else below.codebooks
-    predicted = self.entropy_model(ids_BS, document_BS, codebooks)
-    nats_BS = self.entropy_model.nats(ids_BS, predicted, codebooks)
+    predicted, nats_BS, gaussian_nats_BS = self.predict(
+      ids_BS, document_BS, codebooks
+    )
     entropy_bits_BS, segments = self._segment(
       ids_BS, document_BS, *lax.stop_gradient((predicted, nats_BS))
     )
-    gaussian_nats_BS = None
-    if predicted.mixture is not None:
-      gaussian_nats_BS = self.entropy_model.gaussian_nats(
-        ids_BS, predicted, codebooks
-      )
     num_slots = self.config.segmentation.num_slots(ids_BS.shape[1])
     states_BSD = self.encoder(self.inputs(ids_BS, below), document_BS)
     pooled_BUD = self.pooling(states_BSD, segments.index_BS, num_slots)
@@ -187,6 +183,28 @@ class SegmentCompressor(nn.Module):
       pooled_BUD=pooled_BUD,
       quantized=self.quantizer(pooled_BUD, is_code_BU, row_B),
     )
+
+  def predict(
+    self, ids_BS: Array, document_BS: Array, codebooks: Codebooks | None = None
+  ) -> tuple[EntropyOutput, Array, Array | None]:
+    """What the entropy model says.
+
+    Args:
+      ids_BS: [B, S] int32.
+      document_BS: [B, S] int32.
+      codebooks: As in `Below`.
+
+    Returns:
+      Its predictions, and what the ids cost in them, as in `CompressorOutput`.
+    """
+    predicted = self.entropy_model(ids_BS, document_BS, codebooks)
+    nats_BS = self.entropy_model.nats(ids_BS, predicted, codebooks)
+    if predicted.mixture is None:
+      return predicted, nats_BS, None
+    gaussian_nats_BS = self.entropy_model.gaussian_nats(
+      ids_BS, predicted, codebooks
+    )
+    return predicted, nats_BS, gaussian_nats_BS
 
   def inputs(self, ids_BS: Array, below: Below | None) -> Array:
     """What the encoder is fed, [B, S, D] of the compute type."""

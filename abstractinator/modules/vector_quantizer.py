@@ -137,6 +137,11 @@ class VectorQuantizer(Quantizer):
     """
     return self.to_model(self.entries()[codes_BP])
 
+  def expected(self, probabilities: tuple[Array, ...]) -> Array:
+    """Mean vector under probabilities of codes, see `Quantizer`."""
+    (p_BPK,) = probabilities
+    return self.to_model(p_BPK @ self.entries())
+
   def stage_logits(
     self,
     h_BPD: Array,

@@ -220,14 +220,46 @@ def restore_variables(
   with files.open_to_read(workdir) as manager:
     step = files.choose_step(manager, step)
     return files.read_state(
-      manager, step, dict(abstract_variables), tuple(abstract_variables)
+      manager,
+      step,
+      dict(abstract_variables),
+      lambda path: path.split('/')[0] in abstract_variables,
     )
+
+
+def restore_part(
+  workdir: str, abstract_part: PyTree, place: tuple[str, ...]
+) -> PyTree:
+  """Reads what the latest state has of one module.
+
+  Args:
+    workdir: The directory of the run.
+    abstract_part: `params` and `collections` with all that the state has of the
+      module, and nothing else: shapes, dtypes and shardings.
+    place: Path of the module.
+
+  Returns:
+    The same, filled.
+
+  Raises:
+    ValueError: As `restore_variables`.
+  """
+
+  def is_of_part(path):
+    field, *rest = path.split('/')
+    # Collections have a name each.
+    below = rest if field == 'params' else rest[1:]
+    return field != 'opt_state' and tuple(below[: len(place)]) == place
+
+  with files.open_to_read(workdir) as manager:
+    step = files.choose_step(manager, None)
+    return files.read_state(manager, step, abstract_part, is_of_part)
 
 
 def _restore(
   manager: ocp.CheckpointManager, abstract_state: PyTree, step: int | None
 ) -> Restored:
   step = files.choose_step(manager, step)
-  state = files.read_state(manager, step, abstract_state, None)
+  state = files.read_state(manager, step, abstract_state)
   items = files.read_json(manager, step, 'data', 'config')
   return Restored(state, items.data, items.config, step)

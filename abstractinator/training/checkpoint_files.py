@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -137,9 +138,19 @@ def read_state(
   manager: ocp.CheckpointManager,
   step: int,
   abstract: PyTree,
-  fields: tuple[str, ...] | None,
+  is_wanted: Callable[[str], bool] = lambda path: True,
 ) -> PyTree:
-  """Reads the state, or `fields` of it, and compares the checksums."""
+  """Reads the leaves of a state that are wanted, and compares checksums.
+
+  Args:
+    manager: From `open_to_read`.
+    step: Which checkpoint.
+    abstract: A tree of exactly those leaves.
+    is_wanted: From the '/'-joined path of a leaf to whether it is.
+
+  Returns:
+    The tree, filled.
+  """
   path = os.path.join(manager.directory, str(step))
   try:
     metadata = manager.item_metadata(step).state
@@ -147,10 +158,9 @@ def read_state(
     raise _damaged(manager, step, _first_line(error)) from error
   if metadata is None:
     raise _damaged(manager, step, 'no description of its state')
-  saved = metadata.tree
-  if fields is not None:
-    saved = {name: saved[name] for name in fields if name in saved}
-  _check_leaves(path, by_path(saved), by_path(abstract))
+  saved = by_path(metadata.tree)
+  saved = {name: leaf for name, leaf in saved.items() if is_wanted(name)}
+  _check_leaves(path, saved, by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(

@@ -13,6 +13,7 @@ from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
 from abstractinator.training import (
+  base,
   checkpoint,
   metric_writer,
   report,
@@ -20,11 +21,17 @@ from abstractinator.training import (
 )
 from abstractinator.training import optimizer as optimizers
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
+from abstractinator.training.parts import Frozen
 from abstractinator.training.progress import Progress
-from abstractinator.training.state import TrainState, initial_state
+from abstractinator.training.state import (
+  TrainState,
+  initial_state,
+  variables_of,
+)
 from abstractinator.training.step import train_step
 from abstractinator.training.window import Window
-from abstractinator.types import Batch, PyTree
+from abstractinator.types import Batch
 
 _EXAMPLE_ROWS = 4
 
@@ -55,8 +62,9 @@ class Run:
     self._schedule = optimizers.make_schedule(
       config.optimizer, self.total_steps
     )
-    self._optimizer = optimizers.make_optimizer(
-      config.optimizer, self.total_steps
+    objective = OBJECTIVES[config.objective]
+    self._optimizer = Frozen(config.model).hide(
+      optimizers.make_optimizer(config.optimizer, self.total_steps)
     )
     init = functools.partial(
       initial_state,
@@ -64,22 +72,20 @@ class Run:
       optimizer=self._optimizer,
       batch_size=config.data.batch_size,
       sequence_length=config.data.sequence_length,
+      method=objective.method,
     )
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(abstract, self._mesh)
     self._init = jax.jit(init, out_shardings=shardings)
-    self._abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      shardings,
-    )
+    self._abstract = sharding.with_shardings(abstract, shardings)
     self._step = jax.jit(
       functools.partial(
         train_step,
         model=self._model,
         optimizer=self._optimizer,
         weights=config.loss,
+        objective=objective,
         seed=config.seed,
       ),
       in_shardings=(shardings, sharding.batch_sharding(self._mesh)),
@@ -89,6 +95,7 @@ class Run:
     self._held_out = HeldOut(
       self._model,
       config.loss,
+      objective,
       self._mesh,
       variables_of(shardings),
       self._validation_batches,
@@ -109,13 +116,19 @@ class Run:
       'validation': pipeline.fingerprint(self._validation_rows),
     }
 
-  def _train_batches(self, next_index: int) -> pipeline.TrainIterator:
-    iterator = pipeline.TrainIterator(
-      self._train_rows,
+  def _order(self) -> dict[str, int]:
+    """Which rows this process reads, and when."""
+    return dict(
       seed=self.config.seed,
       batch_size=self.config.data.batch_size,
       shard_index=self._shard[0],
       shard_count=self._shard[1],
+    )
+
+  def _train_batches(self, next_index: int) -> pipeline.TrainIterator:
+    iterator = pipeline.TrainIterator(
+      self._train_rows,
+      **self._order(),
       read_threads=self.config.data.read_threads,
       prefetch_batches=self.config.data.prefetch_batches,
     )
@@ -124,12 +137,7 @@ class Run:
 
   def _validation_batches(self, max_batches: int | None) -> Iterator[Batch]:
     return pipeline.validation_batches(
-      self._validation_rows,
-      batch_size=self.config.data.batch_size,
-      seed=self.config.seed,
-      shard_index=self._shard[0],
-      shard_count=self._shard[1],
-      max_batches=max_batches,
+      self._validation_rows, **self._order(), max_batches=max_batches
     )
 
   def start(self, resume_from: str | None = None) -> TrainState:
@@ -158,7 +166,8 @@ class Run:
       source = resume_from
     else:
       self._next_index = 0
-      return self._init(jax.random.key(self.config.seed))
+      state = self._init(jax.random.key(self.config.seed))
+      return base.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
     is_done = self.total_steps <= restored.step
     if self.total_steps < restored.step or (is_done and source == resume_from):
@@ -272,11 +281,9 @@ class Run:
     writer.write_scalars(step, tags)
     for name, counts in histograms.items():
       writer.write_histogram(step, f'eval/{name}', counts)
-    writer.write_text(
-      step,
-      'eval/examples',
-      self._held_out.examples(variables, _EXAMPLE_ROWS),
-    )
+    if OBJECTIVES[config.objective].has_codes:
+      examples = self._held_out.examples(variables, _EXAMPLE_ROWS)
+      writer.write_text(step, 'eval/examples', examples)
     progress.message(f'step {step}: {report.headline(summary)}')
     return tags
 
@@ -291,8 +298,3 @@ class Run:
       f' train on, {self._validation_rows.num_documents:,} held out, steps'
       f' {step} to {self.total_steps}'
     )
-
-
-def variables_of(state: TrainState) -> PyTree:
-  """What the model needs of a state, or of its shardings."""
-  return {'params': state.params, **state.collections}

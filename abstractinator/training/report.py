@@ -1,11 +1,14 @@
 """What a run tells those who started it."""
 
 
-def closing(workdir: str, total_steps: int, tags: dict[str, float]) -> str:
+def closing(
+  workdir: str, objective: str, total_steps: int, tags: dict[str, float]
+) -> str:
   """What to tell at the end: how it went, where it lies, what comes next.
 
   Args:
     workdir: Where it lies.
+    objective: Name of what was trained.
     total_steps: Of the run.
     tags: Its last held-out metrics, none if it was done before.
   """
@@ -15,12 +18,20 @@ def closing(workdir: str, total_steps: int, tags: dict[str, float]) -> str:
     lines.append(f'held-out documents: {headline(summary)}')
   else:
     lines.append('nothing was left to do; --config.max_steps=N trains longer')
+  uses = [
+    f'  abstractinator reconstruct {workdir} FILE',
+    f'  abstractinator segment {workdir} FILE',
+  ]
+  if objective == 'entropy_model':
+    uses = [
+      '  python train.py'
+      f" '--config.model.levels[0].load_entropy_model_from={workdir}'"
+    ]
   return '\n'.join(
     [
       *lines,
       'next:',
-      f'  abstractinator reconstruct {workdir} FILE',
-      f'  abstractinator segment {workdir} FILE',
+      *uses,
       f'  tensorboard --logdir {workdir}/tensorboard'
       '  (pip install tensorboard)',
     ]
@@ -31,6 +42,10 @@ def headline(summary: dict[str, float]) -> str:
   """The held-out metrics that matter most, in a line."""
   name = 'expander_bits_per_byte'
   prefixes = [k.removesuffix(name) for k in summary if k.endswith(name)]
+  if not prefixes:
+    bits = summary['entropy_model_bits_per_byte']
+    accuracy = summary['entropy_model_byte_accuracy']
+    return f'entropy model {bits:.3f} bits/byte, {accuracy:.1%} of bytes right'
   parts = []
   for prefix in sorted(prefixes):
     of_level = {

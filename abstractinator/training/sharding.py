@@ -116,6 +116,15 @@ def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
+def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
+  """Shapes and types of a tree together with the shardings of its leaves."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    shardings,
+  )
+
+
 def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   """Aligns `spec` with the last dimensions and drops axes that do not fit."""
   axes = (None,) * (len(shape) - len(spec)) + tuple(spec)

@@ -33,11 +33,24 @@ def initial_state(
   *,
   batch_size: int,
   sequence_length: int,
+  method: str = '__call__',
 ) -> TrainState:
-  """Builds the state of step 0; meant to be jitted with shardings."""
+  """Builds the state of step 0; meant to be jitted with shardings.
+
+  Args:
+    key: Of jax.random.
+    model: All levels.
+    optimizer: Whose state is a part of it.
+    batch_size: Rows of a batch.
+    sequence_length: S.
+    method: Of the model: what it uses has parameters.
+
+  Returns:
+    The state.
+  """
   zeros = jnp.zeros((batch_size, sequence_length), jnp.int32)
   batch = Batch(ids_BS=zeros, document_BS=zeros, row_B=zeros[:, 0])
-  collections = dict(model.init(key, batch))
+  collections = dict(model.init(key, batch, method=method))
   params = collections.pop('params')
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -50,3 +63,8 @@ def initial_state(
 def abstract_state(*args, **kwargs) -> TrainState:
   """Shapes and types of `initial_state` without computing it."""
   return jax.eval_shape(lambda: initial_state(*args, **kwargs))
+
+
+def variables_of(state: TrainState) -> PyTree:
+  """What the model needs of a state, or of its shardings."""
+  return {'params': state.params, **state.collections}

@@ -14,6 +14,7 @@ from abstractinator.config import LossConfig, ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, advance
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.attention import reference
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Batch
@@ -29,6 +30,8 @@ WEIGHTS = LossConfig(
   top_lm_code=0.0,
   top_lm_vector=0.0,
   top_lm_end=0.0,
+  top_lm_expander=0.0,
+  curriculum_steps=0,
 )
 
 BLOCK = {
@@ -282,7 +285,12 @@ def test_a_training_step_holds_no_array_quadratic_in_the_sequence(
   ids = jax.ShapeDtypeStruct((2, size), jnp.int32)
   batch = Batch(ids, ids, jax.ShapeDtypeStruct((2,), jnp.int32))
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=WEIGHTS, seed=0
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    weights=WEIGHTS,
+    objective=OBJECTIVES['all'],
+    seed=0,
   )
   jaxpr = jax.make_jaxpr(step)(state, batch).jaxpr
   assert count_equations(jaxpr) > 2000

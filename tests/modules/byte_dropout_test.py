@@ -8,11 +8,12 @@ from abstractinator import losses
 from abstractinator.byte_vocab import PAD_ID
 from abstractinator.config import LossConfig
 from abstractinator.ops.byte_dropout import hidden_ids
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import TrainState
 from abstractinator.training.step import eval_step, train_step
 
 SIZE = 24
-WEIGHTS = LossConfig(1.0, 0.0, 1.0, 1.0, 0.25, 1.0)
+WEIGHTS = LossConfig(1.0, 0.0, 1.0, 1.0, 0.25, 1.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 
 @pytest.fixture(scope='module')
@@ -105,6 +106,7 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
         model=level.model,
         optimizer=optimizer,
         weights=WEIGHTS,
+        objective=OBJECTIVES['all'],
         seed=seed,
       ),
     )
@@ -115,9 +117,9 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
   assert len(set(found)) == 3
   assert loss(1, 0) == found[1]
   # Evaluation hides nothing.
-  scores = quick_jit(eval_step, model=level.model, weights=WEIGHTS)(
-    level.variables, batch
-  )
+  scores = quick_jit(
+    eval_step, model=level.model, weights=WEIGHTS, objective=OBJECTIVES['all']
+  )(level.variables, batch)
   output = level.call(level.variables, batch)
   nats = losses.terms(output, batch)['expander']
   np.testing.assert_allclose(

@@ -13,6 +13,7 @@ from abstractinator import metrics
 from abstractinator.config import LossConfig, MeshConfig, RunConfig
 from abstractinator.training import sharding
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import eval_step, train_step
@@ -47,7 +48,12 @@ def setup_of(config):
     sequence_length=SIZE,
   )
   step = functools.partial(
-    train_step, model=model, optimizer=optimizer, weights=WEIGHTS, seed=0
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    weights=WEIGHTS,
+    objective=OBJECTIVES['all'],
+    seed=0,
   )
   return init, step, model
 
@@ -107,9 +113,9 @@ def test_a_step_moves_all_of_three_levels(mode):
       rtol=1e-6,
     )
   variables = {'params': after.params, **after.collections}
-  held_out = quick_jit(eval_step, model=model, weights=WEIGHTS)(
-    variables, batch
-  )
+  held_out = quick_jit(
+    eval_step, model=model, weights=WEIGHTS, objective=OBJECTIVES['all']
+  )(variables, batch)
   assert set(held_out) <= set(found)
   assert float(held_out['loss_total'].total) < float(found['loss_total'].total)
 
@@ -148,6 +154,7 @@ def test_eight_devices_do_as_one():
       model=model,
       optimizer=optimizer,
       weights=config.loss,
+      objective=OBJECTIVES['all'],
       seed=0,
     )
     codes = [level.compressed.quantized.codes_BP for level in output.levels]

@@ -11,6 +11,7 @@ import pytest
 from abstractinator.byte_vocab import EOS_ID
 from abstractinator.config import RunConfig
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
@@ -58,7 +59,12 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
   )
   step = jax.jit(
     functools.partial(
-      train_step, model=model, optimizer=optimizer, weights=config.loss, seed=0
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      weights=config.loss,
+      objective=OBJECTIVES['all'],
+      seed=0,
     ),
     donate_argnums=0,
   )

@@ -1,0 +1,65 @@
+"""What comes out of a pyramid."""
+
+import flax.struct
+
+from abstractinator.modules.abstractinator import LevelOutput
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
+  CodeSequenceOutput,
+)
+from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.ops.code_rows import CodeRows
+from abstractinator.types import Array, Batch
+
+
+@flax.struct.dataclass
+class PyramidOutput:
+  """What a pyramid makes of bytes; tuples are bottom first.
+
+  Attributes:
+    batches: Ids of each level: the bytes, then the codes of the level below.
+    levels: What each level makes of them; `expanded` is None if only codes were
+      asked for.
+    top_codes: Of the top level.
+    top_lm: Predictions of them; None without a top LM.
+    top_lm_expanded: Ids of the top level, predicted from the codes that the top
+      LM predicts in the place of the true ones; None without `top_lm.expand`.
+  """
+
+  batches: tuple[Batch, ...]
+  levels: tuple[LevelOutput, ...]
+  top_codes: CodeSequence
+  top_lm: CodeSequenceOutput | None
+  top_lm_expanded: ExpanderOutput | None = None
+
+
+@flax.struct.dataclass
+class BytePredictions:
+  """What the entropy model of the first level says of bytes.
+
+  Attributes:
+    batch: The bytes.
+    logits_BSV: [B, S, V] float32, of each id given those before it.
+    nats_BS: [B, S] float32, -log p of each id.
+    gaussian_nats_BS: As in `CompressorOutput`.
+  """
+
+  batch: Batch
+  logits_BSV: Array
+  nats_BS: Array
+  gaussian_nats_BS: Array | None
+
+
+@flax.struct.dataclass
+class DecodedRows:
+  """Bytes that top codes decode to.
+
+  Attributes:
+    ids_BPL: [B, P, L] int32, ids of each segment of the first level.
+    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
+    rows: The codes they were decoded from.
+  """
+
+  ids_BPL: Array
+  length_BP: Array
+  rows: CodeRows

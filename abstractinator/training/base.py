@@ -1,0 +1,100 @@
+"""Loading parts of a model from other runs, strictly."""
+
+import dataclasses
+import json
+
+from flax import traverse_util
+
+from abstractinator.config import LevelConfig, RunConfig
+from abstractinator.training import checkpoint
+from abstractinator.training.parts import Part, parts
+from abstractinator.training.state import TrainState, variables_of
+from abstractinator.types import PyTree
+
+_ENTROPY_SETTINGS = ('d_model', 'entropy_model', 'entropy_heads')
+# Of a level: where it comes from, not what it is.
+_ORIGIN = ('freeze', 'freeze_entropy_model', 'load_entropy_model_from')
+
+
+def load(
+  state: TrainState, abstract: TrainState, config: RunConfig
+) -> TrainState:
+  """Puts the parts that a config names in their places.
+
+  Args:
+    state: Of step 0.
+    abstract: Its shapes, dtypes and shardings.
+    config: The run's.
+
+  Returns:
+    The state, with parameters and collections of other runs.
+
+  Raises:
+    ValueError: If a part is frozen but comes from nowhere, if there is no
+      checkpoint, or if its level has other settings or other leaves.
+  """
+  num_levels = len(config.model.levels)
+  variables, wanted = variables_of(state), variables_of(abstract)
+  for part in parts(config.model, config.load_base_from):
+    if part.source is None:
+      raise ValueError(
+        f'{part.setting}: got None, allowed: the directory of a run, while'
+        f' {"/".join(part.path)} of model.levels[{part.level}] is frozen'
+      )
+    num_levels_there = _check_settings(part, config.model.levels[part.level])
+    here, there = part.place(num_levels), part.place(num_levels_there)
+    params, *collections = (
+      _moved({name: tree}, here, there) for name, tree in wanted.items()
+    )
+    loaded = checkpoint.restore_part(
+      part.source,
+      params
+      | {'collections': {k: v for c in collections for k, v in c.items()}},
+      there,
+    )
+    loaded = {'params': loaded['params'], **loaded['collections']}
+    variables = _replaced(variables, _moved(loaded, there, here))
+  params = variables.pop('params')
+  return state.replace(params=params, collections=variables)
+
+
+def _check_settings(part: Part, level: LevelConfig) -> int:
+  """Compares a level with that of its source; returns how many are there."""
+  stored = checkpoint.read_config(part.source)
+  levels = stored['model']['levels']
+  if part.level >= len(levels):
+    raise ValueError(
+      f'{part.setting}: got {part.source!r}, a run of {len(levels)} levels,'
+      f' allowed: one that has model.levels[{part.level}]'
+    )
+  if part.path == ('compressor', 'entropy_model'):
+    names = _ENTROPY_SETTINGS
+  else:
+    names = tuple(
+      f.name for f in dataclasses.fields(level) if f.name not in _ORIGIN
+    )
+  ours, theirs = json.loads(json.dumps(level.to_dict())), levels[part.level]
+  for name in names:
+    if ours[name] != theirs.get(name):
+      raise ValueError(
+        f'model.levels[{part.level}].{name}: got {ours[name]!r}, allowed:'
+        f' {theirs.get(name)!r} as in {part.setting}, {part.source!r}'
+      )
+  return len(levels)
+
+
+def _moved(tree: PyTree, here: tuple[str, ...], there: tuple[str, ...]):
+  """What variables have at one place of a model, at another one."""
+  return traverse_util.unflatten_dict(
+    {
+      (name, *there, *path[len(here) :]): leaf
+      for (name, *path), leaf in traverse_util.flatten_dict(tree).items()
+      if tuple(path[: len(here)]) == here
+    }
+  )
+
+
+def _replaced(tree: PyTree, part: PyTree) -> PyTree:
+  """A tree with the leaves of a part of it in their places."""
+  flat = traverse_util.flatten_dict(tree) | traverse_util.flatten_dict(part)
+  return traverse_util.unflatten_dict(flat)

@@ -1,0 +1,100 @@
+"""What a run trains and what is measured of it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from abstractinator import losses, pyramid_losses
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.metrics import Metrics
+from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.modules.pyramid_output import BytePredictions, PyramidOutput
+from abstractinator.ops.sampling import BITS_PER_NAT
+from abstractinator.pyramid_metrics import pyramid_metrics
+from abstractinator.types import Array, Mean, PyTree
+
+Terms = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """One of `OBJECTIVES`.
+
+  Attributes:
+    method: Of `AbstractinatorPyramid`, from a batch to an output. Only what it
+      uses has parameters.
+    terms: From an output to terms; see `pyramid_losses.terms`.
+    measure: From variables, an output, its terms and the model to metrics.
+    has_codes: Whether batches are encoded, and so can be decoded.
+  """
+
+  method: str
+  terms: Callable[[Any], Terms]
+  measure: Callable[[PyTree, Any, Terms, AbstractinatorPyramid], Metrics]
+  has_codes: bool
+
+
+def _measure_pyramid(
+  variables: PyTree,
+  output: PyramidOutput,
+  terms: Terms,
+  model: AbstractinatorPyramid,
+) -> Metrics:
+  nearest = None
+  if output.top_lm is not None and output.top_lm.vectors_BPD is not None:
+    # Nothing is mutable here: what is predicted moves no codebook.
+    nearest = model.apply(
+      variables,
+      output.top_lm.vectors_BPD,
+      output.top_codes.document_BP >= 0,
+      output.batches[0].row_B,
+      method='nearest_codes',
+    )
+  stage_sizes = [c.quantizer.stage_sizes for c in model.config.levels]
+  return pyramid_metrics(output, terms, stage_sizes, nearest)
+
+
+def _entropy_terms(output: BytePredictions) -> Terms:
+  return losses.entropy_terms(
+    output.nats_BS, output.gaussian_nats_BS, output.batch
+  )
+
+
+def _measure_bytes(
+  variables: PyTree,
+  output: BytePredictions,
+  terms: Terms,
+  model: AbstractinatorPyramid,
+) -> Metrics:
+  """Bits per byte, and how many bytes are predicted right."""
+  del variables, model
+  batch = output.batch
+  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
+  is_right_BS = jnp.argmax(output.logits_BSV, axis=-1) == batch.ids_BS
+  num_bytes, num_right = (
+    jnp.sum(mask_BS, dtype=jnp.float32)
+    for mask_BS in (is_byte_BS, is_byte_BS & is_right_BS)
+  )
+  found = {
+    'entropy_model_bits_per_byte': Mean(
+      terms['entropy_model'] * BITS_PER_NAT, num_bytes
+    ),
+    'entropy_model_byte_accuracy': Mean(num_right, num_bytes),
+  }
+  if output.gaussian_nats_BS is not None:
+    found['gaussian_bits_per_dimension'] = Mean(
+      terms['gaussian'] * BITS_PER_NAT, losses.num_ids(batch)
+    )
+  return found
+
+
+OBJECTIVES = {
+  'all': Objective(
+    '__call__', pyramid_losses.terms, _measure_pyramid, has_codes=True
+  ),
+  'entropy_model': Objective(
+    'predict_bytes', _entropy_terms, _measure_bytes, has_codes=False
+  ),
+}
