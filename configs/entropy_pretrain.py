@@ -1,22 +1,23 @@
-"""The entropy model of the first level alone, for other runs to load.
+"""The entropy model of a config alone, for that config to load.
 
     python train.py --config=configs/entropy_pretrain.py --workdir=runs/entropy
-
-Hardware: 2 CPU cores, about a minute. Then
-
-    python train.py --config=configs/tiny_entropy_frozen.py \\
+    python train.py --config=configs/entropy_frozen.py \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
+
+Hardware: 2 CPU cores, about a minute each. An argument names another config:
+`configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
 """
+
+import importlib
 
 import ml_collections
 
-from configs import default, tiny
 
-
-def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+def get_config(name: str = 'entropy_frozen') -> ml_collections.ConfigDict:
+  config = importlib.import_module(f'configs.{name}').get_config()
   config.objective = 'entropy_model'
-  config.max_steps = 300
-  config.data.batch_size = 8
-  tiny.make_small(config.model.levels[0])
+  level = config.model.levels[0]
+  level.freeze = level.freeze_entropy_model = False
+  config.model.levels = (level,)
+  config.model.top_lm = None
   return config

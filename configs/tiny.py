@@ -11,6 +11,16 @@ import ml_collections
 from configs import default
 
 
+def make_small(level: ml_collections.ConfigDict, d_model: int) -> None:
+  """One layer of each stack, and twice the width in between."""
+  level.d_model = d_model
+  for part in (level.entropy_model, level.encoder, level.expander):
+    part.num_layers = 1
+    part.num_heads = 2
+    part.ffn_dim = 2 * d_model
+  level.pooling.num_heads = 2
+
+
 def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
   config.max_steps = 60
@@ -25,12 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.batch_size = 8
 
   (level,) = config.model.levels
-  level.d_model = 32
-  for part in (level.entropy_model, level.encoder, level.expander):
-    part.num_layers = 1
-    part.num_heads = 2
-    part.ffn_dim = 64
-  level.pooling.num_heads = 2
+  make_small(level, d_model=32)
   level.quantizer.codebook_size = 64
   level.quantizer.code_dim = 16
   return config

@@ -9,16 +9,11 @@ other configs do, are the hardest to predict from the ones before.
 
 import ml_collections
 
-from configs import default
+from configs import default, tiny
 
 
 def make_small(level: ml_collections.ConfigDict) -> None:
-  level.d_model = 64
-  for part in (level.entropy_model, level.encoder, level.expander):
-    part.num_layers = 1
-    part.num_heads = 2
-    part.ffn_dim = 128
-  level.pooling.num_heads = 2
+  tiny.make_small(level, d_model=64)
   level.quantizer.code_dim = 16
   level.quantizer.cosine = True
   level.segmentation.rule = 'stride'

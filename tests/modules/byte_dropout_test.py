@@ -5,8 +5,9 @@ import optax
 import pytest
 
 from abstractinator import losses
-from abstractinator.byte_vocab import PAD_ID
-from abstractinator.config import LossConfig
+from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
+from abstractinator.config import LossConfig, ModelConfig
+from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.byte_dropout import hidden_ids
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import TrainState
@@ -91,6 +92,13 @@ def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level, quick_jit):
 
 
 def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
+  # A pyramid of one level has the variables of that level.
+  pyramid = AbstractinatorPyramid(
+    ModelConfig((level.config,), None, 'float32', 'xla'),
+    NUM_BYTES,
+    'xla',
+    jnp.float32,
+  )
   optimizer = optax.sgd(0.0)
   collections = dict(level.variables)
   params = collections.pop('params')
@@ -103,7 +111,7 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
       seed,
       quick_jit(
         train_step,
-        model=level.model,
+        model=pyramid,
         optimizer=optimizer,
         weights=WEIGHTS,
         objective=OBJECTIVES['all'],
@@ -118,7 +126,7 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
   assert loss(1, 0) == found[1]
   # Evaluation hides nothing.
   scores = quick_jit(
-    eval_step, model=level.model, weights=WEIGHTS, objective=OBJECTIVES['all']
+    eval_step, model=pyramid, weights=WEIGHTS, objective=OBJECTIVES['all']
   )(level.variables, batch)
   output = level.call(level.variables, batch)
   nats = losses.terms(output, batch)['expander']

@@ -1,0 +1,21 @@
+"""A small level cut by an entropy model that was trained before.
+
+    python train.py --config=configs/entropy_pretrain.py --workdir=runs/entropy
+    python train.py --config=configs/entropy_frozen.py \
+      '--config.model.levels[0].load_entropy_model_from=runs/entropy'
+
+Hardware: 2 CPU cores, about a minute each.
+"""
+
+import ml_collections
+
+from configs import stage1
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = stage1.get_config()
+  (level,) = config.model.levels
+  level.segmentation.rule = 'entropy_delta'
+  level.segmentation.threshold = 0.3
+  level.freeze_entropy_model = True
+  return config

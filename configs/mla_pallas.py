@@ -1,0 +1,25 @@
+"""256 wide, multi-head latent attention; what suits the platform best.
+
+    python train.py --config=configs/mla_pallas.py \
+      --config.data.train='texts/*.jsonl'
+
+Hardware: one GPU of 80 GB or a TPU slice.
+"""
+
+import ml_collections
+
+from configs import base, default, regular_pallas
+
+
+def get_config() -> ml_collections.ConfigDict:
+  attention = base.get_latent(16, 64, 16)
+  level = base.resize(
+    default.get_level(),
+    256,
+    8,
+    64,
+    layers=regular_pallas.LAYERS,
+    attention=attention,
+  )
+  top_lm = base.get_top_lm(256, 12, 8, attention)
+  return base.get_run((level,), top_lm, batch_size=16)

@@ -1,0 +1,21 @@
+"""Three levels and a top LM.
+
+    python train.py --config=configs/pyramid_3level.py \
+      --config.data.train='texts/*.jsonl'
+
+Hardware: one GPU of 80 GB or a TPU slice.
+"""
+
+import ml_collections
+
+from configs import pyramid_2level
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = pyramid_2level.get_config(num_levels=3)
+  # A row of the third level is to be more than a few codes.
+  config.data.sequence_length = 4096
+  config.data.batch_size = 16
+  # Levels join one after the other, when there are codes worth learning.
+  config.loss.curriculum_steps = 2000
+  return config

@@ -1,0 +1,19 @@
+"""256 wide, regular attention, a top LM; what suits the platform best.
+
+    python train.py --config=configs/regular_pallas.py \
+      --config.data.train='texts/*.jsonl'
+
+Hardware: one GPU of 80 GB or a TPU slice. The other configs of this width edit
+this one.
+"""
+
+import ml_collections
+
+from configs import base, default
+
+LAYERS = (12, 4, 6)
+
+
+def get_config() -> ml_collections.ConfigDict:
+  level = base.resize(default.get_level(), 256, 8, 64, layers=LAYERS)
+  return base.get_run((level,), base.get_top_lm(256, 12, 8), batch_size=64)

@@ -1,0 +1,18 @@
+"""256 wide, regular attention by XLA alone, on any platform.
+
+    python train.py --config=configs/regular_xla.py \
+      --config.data.train='texts/*.jsonl'
+
+Hardware: one GPU of 40 GB or a TPU slice.
+"""
+
+import ml_collections
+
+from configs import regular_pallas
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = regular_pallas.get_config()
+  config.model.implementation = 'xla'
+  config.data.batch_size = 8
+  return config

@@ -1,0 +1,20 @@
+"""Stage 2 of two: a top LM over the codes of a level that stays as it is.
+
+    python train.py --config=configs/stage2.py --load_base_from=runs/stage1
+
+Hardware: 2 CPU cores, about two minutes. The level comes from a run of
+`configs/stage1.py`; beside codes, the top LM learns to predict such that the
+frozen expander makes the right bytes of them.
+"""
+
+import ml_collections
+
+from configs import default, stage1
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = stage1.get_config()
+  config.model.levels[0].freeze = True
+  config.model.top_lm = default.get_top_lm()
+  config.model.top_lm.expand = True
+  return config
