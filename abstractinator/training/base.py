@@ -43,16 +43,13 @@ def load(
       )
     num_levels_there = _check_settings(part, config.model.levels[part.level])
     here, there = part.place(num_levels), part.place(num_levels_there)
-    params, *collections = (
-      _moved({name: tree}, here, there) for name, tree in wanted.items()
-    )
-    loaded = checkpoint.restore_part(
-      part.source,
-      params
-      | {'collections': {k: v for c in collections for k, v in c.items()}},
-      there,
-    )
-    loaded = {'params': loaded['params'], **loaded['collections']}
+    of_part = _moved(wanted, here, there)
+    abstract_part = {'params': of_part.pop('params')}
+    # Not every part has statistics.
+    if of_part:
+      abstract_part['collections'] = of_part
+    loaded = checkpoint.restore_part(part.source, abstract_part, there)
+    loaded = {'params': loaded['params'], **loaded.get('collections', {})}
     variables = _replaced(variables, _moved(loaded, there, here))
   params = variables.pop('params')
   return state.replace(params=params, collections=variables)
