@@ -10,6 +10,7 @@ import optax
 from abstractinator.config import RunConfig
 from abstractinator.training.checkpoint import Checkpointer
 from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import abstract_state
 from configs import tiny, tiny_2level
 
@@ -42,11 +43,13 @@ def pyramid_config() -> RunConfig:
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 
-def save(workdir, run_config: RunConfig, steps=(3,)) -> None:
+def save(
+  workdir, run_config: RunConfig, steps=(3,), edit=lambda state: state
+) -> None:
   """Writes checkpoints with random parameters, large enough to matter."""
   with Checkpointer(str(workdir), max_to_keep=9) as checkpointer:
     for step in steps:
-      state = _state(run_config, step)
+      state = edit(_state(run_config, step))
       checkpointer.save(step, state, {'next_index': step}, run_config.to_dict())
 
 
@@ -58,6 +61,7 @@ def _state(run_config, seed):
     optax.identity(),
     batch_size=1,
     sequence_length=run_config.data.sequence_length,
+    method=OBJECTIVES[run_config.objective].method,
   )
   rng = np.random.default_rng(seed)
 

@@ -36,6 +36,7 @@ def values(mode='discrete', form='regular', window=None):
   """A config as plain values."""
   return {
     'mode': mode,
+    'expand': False,
     'd_model': WIDTH,
     'stack': {
       'num_layers': 2,

@@ -111,7 +111,7 @@ def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
     )
-    state = checkpoint_files.read_state(manager, step, shapes, tuple(shapes))
+    state = checkpoint_files.read_state(manager, step, shapes)
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
 

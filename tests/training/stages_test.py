@@ -1,0 +1,271 @@
+"""Runs that build on the parameters of other runs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.config import RunConfig
+from abstractinator.training import checkpoint
+from abstractinator.training.loop import Run
+from abstractinator.training.state import variables_of
+from configs import (
+  entropy_frozen,
+  entropy_pretrain,
+  stage1,
+  stage2,
+  tiny,
+  tiny_2level,
+)
+from tests import tiny_run
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('corpus')
+  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
+  rng = np.random.default_rng(0)
+  for i in range(20):
+    (folder / f'{i}.txt').write_text(
+      ' '.join(rng.choice(words) for _ in range(99))
+    )
+  return folder
+
+
+def small(values, corpus, edit=lambda values: None) -> RunConfig:
+  """A config made small, with a few steps."""
+  values.data.train = f'{corpus}/*.txt'
+  values.data.sequence_length, values.data.batch_size = 32, 8
+  values.max_steps, values.num_epochs = 6, 10.0
+  values.log_interval, values.eval_interval, values.checkpoint_interval = (
+    3,
+    6,
+    3,
+  )
+  values.eval_batches = values.final_eval_batches = 1
+  values.optimizer.warmup_steps = 2
+  for level in values.model.levels:
+    tiny.make_small(level, d_model=16)
+    level.quantizer.codebook_size = 16
+    level.quantizer.reset_interval_steps = 2
+    level.quantizer.reset_after_steps = 2
+    level.segmentation.max_length = 8
+    level.segmentation.capacity_length = 2.0
+  if values.model.top_lm is not None:
+    values.model.top_lm.d_model = 16
+    values.model.top_lm.stack.update(num_layers=1, num_heads=2, ffn_dim=16)
+  edit(values)
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+def train(config, workdir):
+  """A whole run; its first variables, its last ones, its last metrics."""
+  run = Run(config, str(workdir))
+  state = run.start()
+  first = jax.device_get(variables_of(state))
+  tags = run.train(state)
+  last = checkpoint.restore_variables(
+    str(workdir),
+    {name: getattr(run._abstract, name) for name in ('params', 'collections')},
+  )
+  last = jax.device_get({'params': last['params'], **last['collections']})
+  return first, last, tags, run
+
+
+def by_path(tree):
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def changed(a, b):
+  a, b = by_path(a), by_path(b)
+  assert a.keys() == b.keys()
+  return {path for path in a if not np.array_equal(a[path], b[path])}
+
+
+@pytest.fixture(scope='module')
+def base(corpus, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('base')
+  return workdir, train(small(stage1.get_config(), corpus), workdir)[1]
+
+
+@pytest.mark.parametrize('mode', ['discrete', 'continuous'])
+def test_the_second_stage_trains_the_top_lm_alone(base, corpus, tmp_path, mode):
+  workdir, before = base
+
+  def edit(values):
+    values.load_base_from = str(workdir)
+    values.model.top_lm.mode = mode
+
+  first, last, tags, run = train(
+    small(stage2.get_config(), corpus, edit), tmp_path
+  )
+  loaded = by_path(first)
+  for path, leaf in by_path(before).items():
+    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
+  moved = changed(first, last)
+  # Learned weights of codes that no row has may stay.
+  assert moved
+  assert all(path.startswith('params/top_lm/') for path in moved)
+  assert any('stack' in path for path in moved)
+  assert np.isfinite(tags['eval/loss_total'])
+  moments = by_path(run._abstract.opt_state)
+  kept = {path for path in moments if '/compressor/' in path}
+  assert not kept
+  assert any('/top_lm/' in path for path in moments)
+
+
+def test_predicted_codes_teach_through_the_frozen_expander(
+  base, corpus, tmp_path
+):
+  def edit(values):
+    values.load_base_from = str(base[0])
+    values.loss.top_lm_code = values.loss.top_lm_end = 0.0
+    values.loss.top_lm_expander = 1.0
+    values.optimizer.weight_decay = 0.0
+
+  first, last, tags, _ = train(
+    small(stage2.get_config(), corpus, edit), tmp_path
+  )
+  moved = changed(first, last)
+  assert 'params/top_lm/code_head/logits_0/kernel' in moved
+  assert 'params/top_lm/end_head/kernel' not in moved
+  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
+
+
+def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  _, trained, tags, _ = train(
+    small(entropy_pretrain.get_config(), corpus), source
+  )
+  names = set(trained['params']['compressor'])
+  assert (set(trained['params']), names) == ({'compressor'}, {'entropy_model'})
+  assert set(tags) >= {'eval/entropy_model_bits_per_byte', 'eval/loss_total'}
+  assert 'eval/free_running_byte_accuracy' not in tags
+
+  def edit(values):
+    values.model.levels[0].load_entropy_model_from = str(source)
+
+  first, last, _, _ = train(
+    small(entropy_frozen.get_config(), corpus, edit), workdir
+  )
+  for variables in (first, last):
+    assert not changed(
+      trained['params'],
+      {
+        'compressor': {
+          'entropy_model': variables['params']['compressor']['entropy_model']
+        }
+      },
+    )
+  assert 'params/compressor/quantizer/down/kernel' in changed(first, last)
+
+
+def test_a_loaded_entropy_model_that_is_not_frozen_learns_on(corpus, tmp_path):
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  config = small(entropy_pretrain.get_config(), corpus)
+  tiny_run.save(source, config)
+
+  def edit(values):
+    level = values.model.levels[0]
+    level.load_entropy_model_from = str(source)
+    level.freeze_entropy_model = False
+
+  first, last, _, _ = train(
+    small(entropy_frozen.get_config(), corpus, edit), workdir
+  )
+  moved = changed(first, last)
+  assert any('entropy_model' in path for path in moved)
+
+
+def start(config, workdir):
+  """What is said of a run that cannot start."""
+  with pytest.raises(ValueError) as error:
+    Run(config, str(workdir)).start()
+  assert not workdir.exists() or not list(workdir.iterdir())
+  message = str(error.value)
+  assert '\n' not in message
+  return message
+
+
+@pytest.mark.parametrize(
+  ('case', 'parts'),
+  [
+    ('nowhere', ('load_base_from: got None', 'directory of a run')),
+    ('missing', ('workdir: got', 'nothing_here')),
+    ('entropy model', ('params/compressor/embed/embedding is not in',)),
+    ('part', ('params/compressor/pooling/', ' is not in the checkpoint')),
+    ('more', ('params/compressor/extra', 'is in the checkpoint but not')),
+    ('width', ('model.levels[0].d_model: got 16', 'allowed: 32 as in')),
+    ('window', ('model.levels[0].encoder: got', "'window': 32")),
+    ('shape', ('quantizer/down/kernel is float32[16, 5]',)),
+  ],
+)
+def test_a_base_that_does_not_fit_is_refused(case, parts, corpus, tmp_path):
+  def name(values):
+    values.load_base_from = {
+      'nowhere': None,
+      'missing': f'{tmp_path}/nothing_here',
+    }.get(case, f'{tmp_path}/base')
+
+  def edit(values):
+    (level,) = values.model.levels
+    if case == 'width':
+      level.d_model = 32
+    if case == 'window':
+      level.encoder.window = 5
+
+  wanted = small(stage2.get_config(), corpus, name)
+  source = entropy_pretrain if case == 'entropy model' else stage1
+  config = small(source.get_config(), corpus, edit)
+  if case == 'entropy model':
+    # Else that it is another level would be said first.
+    level = dataclasses.replace(
+      wanted.model.levels[0], freeze=False, freeze_entropy_model=False
+    )
+    model = dataclasses.replace(config.model, levels=(level,))
+    config = dataclasses.replace(config, model=model)
+
+  def broken(state):
+    compressor = dict(state.params['compressor'])
+    if case == 'part':
+      del compressor['pooling']
+    if case == 'more':
+      compressor['extra'] = jnp.zeros(3)
+    if case == 'shape':
+      down = {'kernel': jnp.zeros((16, 5))}
+      compressor['quantizer'] = compressor['quantizer'] | {'down': down}
+    params = state.params | {'compressor': compressor}
+    return state.replace(params=params)
+
+  if case not in ('nowhere', 'missing'):
+    tiny_run.save(tmp_path / 'base', config, edit=broken)
+  message = start(wanted, tmp_path / 'run')
+  for part in parts:
+    assert part in message
+
+
+def test_a_base_of_fewer_levels_is_refused(corpus, tmp_path):
+  config = small(stage1.get_config(), corpus)
+  tiny_run.save(tmp_path / 'base', config)
+  level = dataclasses.replace(config.model.levels[0], freeze=True)
+  upper = small(tiny_2level.get_config(), corpus).model.levels[1]
+  upper = dataclasses.replace(upper, freeze=True)
+  wanted = small(stage2.get_config(), corpus)
+  model = dataclasses.replace(wanted.model, levels=(level, upper))
+  wanted = dataclasses.replace(
+    wanted, model=model, load_base_from=f'{tmp_path}/base'
+  )
+  message = start(wanted, tmp_path / 'run')
+  assert 'a run of 1 levels, allowed: one that has model.levels[1]' in message
+
+
+def test_a_frozen_entropy_model_has_to_come_from_somewhere(corpus, tmp_path):
+  config = small(entropy_frozen.get_config(), corpus)
+  message = start(config, tmp_path / 'run')
+  assert 'model.levels[0].load_entropy_model_from: got None' in message
