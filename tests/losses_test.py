@@ -181,3 +181,22 @@ def test_cross_entropies_are_exact_and_finite_at_any_logit(logit):
     rtol=1e-6,
     atol=1e-6,
   )
+
+
+def test_levels_join_the_objective_one_after_the_other():
+  names = ['level0/end', 'level1/end', 'top_lm_code', 'top_lm_end']
+  terms = dict.fromkeys(names, jnp.float32(2.0))
+
+  def there(step, interval):
+    joined = losses.in_curriculum(terms, interval, jnp.int32(step))
+    return [name for name in names if joined[name] == 2.0]
+
+  assert there(0, 0) == names
+  assert there(0, 10) == there(9, 10) == names[:1]
+  assert there(10, 10) == there(19, 10) == names[:2]
+  assert there(20, 10) == names
+  # Of a single level, without its name.
+  terms = {'end': jnp.float32(2.0), 'top_lm_code': jnp.float32(2.0)}
+  names = list(terms)
+  assert there(9, 10) == ['end']
+  assert there(10, 10) == names
