@@ -1,5 +1,7 @@
 """What a run tells those who started it."""
 
+import re
+
 
 def closing(
   workdir: str, objective: str, total_steps: int, tags: dict[str, float]
@@ -41,7 +43,9 @@ def closing(
 def headline(summary: dict[str, float]) -> str:
   """The held-out metrics that matter most, in a line."""
   name = 'expander_bits_per_byte'
-  prefixes = [k.removesuffix(name) for k in summary if k.endswith(name)]
+  prefixes = [
+    k.removesuffix(name) for k in summary if re.fullmatch(rf'(.*/)?{name}', k)
+  ]
   if not prefixes:
     bits = summary['entropy_model_bits_per_byte']
     accuracy = summary['entropy_model_byte_accuracy']

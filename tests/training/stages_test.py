@@ -198,7 +198,7 @@ def start(config, workdir):
   [
     ('nowhere', ('load_base_from: got None', 'directory of a run')),
     ('missing', ('workdir: got', 'nothing_here')),
-    ('entropy model', ('params/compressor/embed/embedding is not in',)),
+    ('entropy model', ('/codebook_KC is not in the checkpoint',)),
     ('part', ('params/compressor/pooling/', ' is not in the checkpoint')),
     ('more', ('params/compressor/extra', 'is in the checkpoint but not')),
     ('width', ('model.levels[0].d_model: got 16', 'allowed: 32 as in')),
