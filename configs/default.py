@@ -2,9 +2,9 @@
 
     python train.py
 
-Hardware: 2 CPU cores, under 6 minutes. Every setting of a run stands here
-once; the other files edit it. Lengths are in ids (bytes at the first level),
-entropies in bits, intervals in optimizer steps.
+Hardware: 2 CPU cores, under 6 minutes. Parameters: 944,832. Every setting of a
+run stands here once; the other files edit it. Lengths are in ids (bytes at the
+first level), entropies in bits, intervals in optimizer steps.
 """
 
 import ml_collections

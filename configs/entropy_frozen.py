@@ -4,7 +4,7 @@
     python train.py --config=configs/entropy_frozen.py \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
 
-Hardware: 2 CPU cores, about a minute each.
+Hardware: 2 CPU cores, about a minute each. Parameters: 244,480.
 """
 
 import ml_collections

@@ -4,7 +4,8 @@
     python train.py --config=configs/entropy_frozen.py \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
 
-Hardware: 2 CPU cores, about a minute each. An argument names another config:
+Hardware: 2 CPU cores, about a minute each. Parameters: 74,304. An argument
+names another config:
 `configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
 """
 

@@ -3,7 +3,7 @@
     python train.py --config=configs/frozen_level0.py \
       --load_base_from=RUN --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 74,846,720.
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
     python train.py --config=configs/regular_pallas_512.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: a TPU slice or several GPUs of 80 GB.
+Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 156,369,920.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@
       --config.data.train='texts/*.jsonl' \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy_512'
 
-Hardware: a TPU slice or several GPUs of 80 GB.
+Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 101,568,000.
 """
 
 import ml_collections

@@ -2,9 +2,9 @@
 
     python train.py --config=configs/stage2.py --load_base_from=runs/stage1
 
-Hardware: 2 CPU cores, about two minutes. The level comes from a run of
-`configs/stage1.py`; beside codes, the top LM learns to predict such that the
-frozen expander makes the right bytes of them.
+Hardware: 2 CPU cores, about two minutes. Parameters: 589,216. The level comes
+from a run of `configs/stage1.py`; beside codes, the top LM learns to predict
+such that the frozen expander makes the right bytes of them.
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
     python train.py --config=configs/tiny.py
 
-Hardware: 2 CPU cores, under a minute, compilation included. Nothing it learns
-is of use.
+Hardware: 2 CPU cores, under a minute, compilation included. Parameters: 82,304.
+Nothing it learns is of use.
 """
 
 import ml_collections

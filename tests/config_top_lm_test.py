@@ -35,7 +35,7 @@ def test_a_config_survives_its_own_dictionary():
     ),
     (
       {'width': 6},
-      'top_lm.width: unknown setting, allowed: mode, d_model, stack',
+      'top_lm.width: unknown setting, allowed: mode, d_model, stack, expand',
     ),
   ],
 )

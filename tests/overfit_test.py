@@ -90,7 +90,7 @@ def overfitted(name):
 @pytest.mark.parametrize('name', QUANTIZERS)
 def test_a_batch_is_learned_by_heart(name):
   model, variables, batch = overfitted(name)
-  output = jax.jit(model.apply)(variables, batch)
+  output = jax.jit(model.apply)(variables, batch).levels[0]
   is_right = output.expanded.best_BS == batch.ids_BS
   is_byte = batch.ids_BS < NUM_BYTES
   is_first = is_byte & output.compressed.segments.is_start_BS
@@ -115,20 +115,22 @@ def test_a_code_reaches_its_segment_and_those_that_look_back_at_it(name):
 
   @jax.jit
   def decoded(codes_BP, is_valid_BP, lowest_BP):
-    ids_BPL, length_BP = model.apply(
+    decoded = model.apply(
       variables,
       codes_BP,
       is_valid_BP,
       lowest_BP,
       sequence_length=SIZE,
-      method='decode',
+      method='decode_all',
     )
-    real = jnp.arange(ids_BPL.shape[-1]) < length_BP[..., None]
-    return jnp.where(real, ids_BPL, -1)
+    longest = decoded.ids_BPL.shape[-1]
+    real = jnp.arange(longest) < decoded.length_BP[..., None]
+    return jnp.where(real, decoded.ids_BPL, -1)
 
   @jax.jit
   def encoded():
-    compressed = model.apply(variables, batch, method='compress')
+    output = model.apply(variables, batch, method='compress_all')
+    compressed = output.levels[0].compressed
     codes_BP = compressed.quantized.codes_BP
     lowest_BS = segmentation.first_slots(compressed.segments, batch.document_BS)
     lowest_BP = segmentation.per_slot(

@@ -90,6 +90,9 @@ LEVEL = LevelConfig.from_dict(
       residual_conditioning=True,
       attention=_ATTENTION,
     ),
+    freeze=False,
+    freeze_entropy_model=False,
+    load_entropy_model_from=None,
   )
 )
 _WEIGHTS = LossConfig(

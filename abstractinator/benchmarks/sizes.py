@@ -26,7 +26,8 @@ _LEFT_OUT = ('__init__', 'resume')
 
 def names() -> list[str]:
   """Of all configs that need no argument."""
-  found = sorted(path.stem for path in pathlib.Path('configs').glob('*.py'))
+  configs = pathlib.Path(__file__).parents[2] / 'configs'
+  found = sorted(path.stem for path in configs.glob('*.py'))
   return [name for name in found if name not in _LEFT_OUT]
 
 

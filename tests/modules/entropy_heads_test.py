@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.modules.entropy_model import (
-  EntropyOutput,
-  sample_next,
-)
+from abstractinator.modules.entropy_output import EntropyOutput, sample_next
 from abstractinator.ops import gaussian
 from tests import tiny_entropy_model
 
