@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 from tests import golden_files
 
 # All are read when jax is imported, which happens after this file.
@@ -17,6 +19,17 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 _FLAG = '--xla_force_host_platform_device_count'
 if _FLAG not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
+
+
+@pytest.fixture(scope='module')
+def quick_compilation():
+  """Programs compile in half the time, and run longer: for few steps."""
+  import jax
+
+  name = 'jax_disable_most_optimizations'
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, False)
 
 
 def pytest_addoption(parser):

@@ -84,7 +84,7 @@ def test_right_predictions_expand_as_the_true_codes_do(
 
   top_lm = 'abstractinator.modules.code_sequence_transformer'
   monkeypatch.setattr(f'{top_lm}.CodeSequenceTransformer.__call__', knowing)
-  output = model.apply(variables, batch)
+  output = quick_jit(model.apply)(variables, batch)
   real = np.asarray(output.batches[-1].document_BS >= 0)
   np.testing.assert_allclose(
     output.top_lm_expanded.nats_BS[real],

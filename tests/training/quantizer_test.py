@@ -18,6 +18,8 @@ from abstractinator.training.step import train_step
 from abstractinator.types import Batch
 from configs import tiny
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 STEPS, ROWS, SIZE = 30, 4, 64
 TEXT = b'the rain in spain stays mainly in the plain; so they say. '
 

@@ -22,6 +22,8 @@ from configs import (
 )
 from tests import tiny_run
 
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
