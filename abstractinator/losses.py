@@ -83,7 +83,10 @@ def entropy_terms(
 
 
 def objective(
-  terms: dict[str, Array], weights: LossConfig, num_ids: Array
+  terms: dict[str, Array],
+  weights: LossConfig,
+  num_ids: Array,
+  num_levels: int = 1,
 ) -> Array:
   """Weighted sum of the terms per id, [] float32, nats.
 
@@ -94,11 +97,11 @@ def objective(
       predict ids back, `expander` and `end`, is averaged over levels, as the
       original does; the rest is summed.
     num_ids: Of the first level.
+    num_levels: Of the model, whether all of them learn or not.
 
   Returns:
     The objective.
   """
-  num_levels = sum(_kind(name) == 'expander' for name in terms)
   weighted = []
   for name, total in terms.items():
     weight = getattr(weights, _kind(name))

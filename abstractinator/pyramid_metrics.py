@@ -56,6 +56,10 @@ def pyramid_metrics(
     found |= {prefix + name: mean for name, mean in of_level.items()}
   if output.top_lm is None:
     return found
+  if output.top_lm_expanded is not None:
+    found['top_lm_expander_bits_per_byte'] = Mean(
+      terms['top_lm_expander'] * BITS_PER_NAT, num_bytes
+    )
   if nearest is not None:
     return found | top_lm_metrics.continuous_metrics(
       output.top_lm, output.top_codes, terms, *nearest
@@ -64,10 +68,6 @@ def pyramid_metrics(
     output.top_lm, output.top_codes, terms
   )
   parts = ['top_lm_code', 'top_lm_end']
-  if output.top_lm_expanded is not None:
-    found['top_lm_expander_bits_per_byte'] = Mean(
-      terms['top_lm_expander'] * BITS_PER_NAT, num_bytes
-    )
   for name in parts:
     found[f'{name}_bits_per_byte'] = Mean(terms[name] * BITS_PER_NAT, num_bytes)
   parts += [prefix + name for prefix in names for name in ('expander', 'end')]

@@ -280,7 +280,7 @@ def get_config() -> ml_collections.ConfigDict:
       top_lm_code=1.0,
       top_lm_vector=1.0,
       top_lm_end=1.0,
-      # Of `top_lm.expand`, nats per id of the top level.
+      # Of `top_lm.expand`.
       top_lm_expander=0.02,
       # A level joins the objective so many steps after the one below, and the
       # top LM after the last; 0 trains all from the start.

@@ -225,6 +225,35 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].expander.distance', "'squared'", 'code_dim is None'),
     ),
     ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
+    ({f'{LEVEL}.freeze': True}, ('model.levels[0].freeze', 'top_lm')),
+    (
+      {
+        'model.top_lm': TOP_LM,
+        f'{LEVEL}.freeze': True,
+        f'{LEVEL}.load_entropy_model_from': 'runs/e',
+      },
+      ('model.levels[0].load_entropy_model_from', "'runs/e'", 'freeze is True'),
+    ),
+    (
+      {
+        'model.top_lm': TOP_LM,
+        f'{LEVEL}.freeze': True,
+        'loss.curriculum_steps': 5,
+      },
+      ('loss.curriculum_steps', '5', 'freeze is True'),
+    ),
+    (
+      {'model.top_lm': TOP_LM, 'loss.curriculum_steps': 700},
+      ('loss.curriculum_steps', '700', 'max_steps (700)'),
+    ),
+    (
+      {'load_base_from': 'runs/a'},
+      ('load_base_from', "'runs/a'", 'None while model.levels[0].freeze'),
+    ),
+    (
+      {'objective': 'entropy_model', f'{LEVEL}.freeze_entropy_model': True},
+      ('objective', "'entropy_model'", 'frozen entropy model'),
+    ),
     (
       {f'{LEVEL}.pooling.num_queries': 0},
       ('model.levels[0].pooling.num_queries', '0', 'positive'),

@@ -156,7 +156,7 @@ def test_what_predicts_ids_back_is_averaged_over_levels():
   terms |= dict.fromkeys(tops, 1.0)
   powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
   value = losses.objective(
-    terms, LossConfig(**powers, curriculum_steps=0), jnp.float32(2.0)
+    terms, LossConfig(**powers, curriculum_steps=0), jnp.float32(2.0), 2
   )
   want = sum(
     weight * (1 if name in ('expander', 'end', *tops) else 2)

@@ -43,6 +43,10 @@ class LevelConfig(Section):
       section = getattr(self, name)
       attention = getattr(section, 'attention', None)
       require_heads(name, section.num_heads, self.d_model, attention)
+    for name in ('freeze_entropy_model', 'load_entropy_model_from'):
+      value = getattr(self, name)
+      allowed = 'nothing while freeze is True, which is about the whole level'
+      require(not (self.freeze and value), name, value, allowed)
     require(
       self.segmentation.rule != 'equal_information'
       or self.entropy_heads.source == 'logit',

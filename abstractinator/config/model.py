@@ -60,6 +60,9 @@ def _check_stacked(name: str, level: LevelConfig, child: LevelConfig) -> None:
   source = level.load_entropy_model_from
   setting = f'{name}.load_entropy_model_from'
   require(source is None, setting, source, 'None, above the first level')
+  freeze = level.freeze_entropy_model
+  setting = f'{name}.freeze_entropy_model'
+  require(not freeze, setting, freeze, 'False, above the first level')
   # Nothing else says where documents end: codes have no EOS.
   ends = level.expander.ends
   allowed = 'head, above the first level'

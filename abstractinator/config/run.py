@@ -181,6 +181,20 @@ class RunConfig(Section):
       self.load_base_from,
       'None while model.levels[0].freeze is False',
     )
+    interval = self.loss.curriculum_steps
+    last_joins = interval * (len(levels) - (self.model.top_lm is None))
+    require(
+      not interval or not levels[0].freeze,
+      'loss.curriculum_steps',
+      interval,
+      '0 while model.levels[0].freeze is True',
+    )
+    require(
+      self.max_steps is None or last_joins < self.max_steps,
+      'loss.curriculum_steps',
+      interval,
+      f'so few that all learn before max_steps ({self.max_steps})',
+    )
     is_alone = len(levels) == 1 and self.model.top_lm is None
     require(
       self.objective == 'all'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from flax import traverse_util
 
@@ -41,6 +42,11 @@ def load(
         f'{part.setting}: got None, allowed: the directory of a run, while'
         f' {"/".join(part.path)} of model.levels[{part.level}] is frozen'
       )
+    if checkpoint.latest_step(part.source) is None:
+      raise ValueError(
+        f'{part.setting}: got {part.source!r}, where no checkpoint is, allowed:'
+        ' the directory of a run'
+      )
     num_levels_there = _check_settings(part, config.model.levels[part.level])
     here, there = part.place(num_levels), part.place(num_levels_there)
     of_part = _moved(wanted, here, there)
@@ -53,6 +59,35 @@ def load(
     variables = _replaced(variables, _moved(loaded, there, here))
   params = variables.pop('params')
   return state.replace(params=params, collections=variables)
+
+
+def check_sources(
+  config: RunConfig, stored: dict[str, Any], workdir: str
+) -> None:
+  """Makes sure that a run goes on with the parts that it began with.
+
+  Args:
+    config: The run's.
+    stored: JSON values of the config that it goes on from.
+    workdir: Where that lies, for the message.
+
+  Raises:
+    ValueError: If a part would have to come from elsewhere now.
+  """
+  pairs = [('load_base_from', config.load_base_from, stored['load_base_from'])]
+  name = 'load_entropy_model_from'
+  for number, (level, old) in enumerate(
+    zip(config.model.levels, stored['model']['levels'], strict=True)
+  ):
+    pairs.append(
+      (f'model.levels[{number}].{name}', getattr(level, name), old[name])
+    )
+  for setting, new, old in pairs:
+    if new != old:
+      raise ValueError(
+        f'{setting}: got {new!r}, allowed: {old!r} as in {workdir}, whose'
+        ' parameters it goes on with'
+      )
 
 
 def _check_settings(part: Part, level: LevelConfig) -> int:

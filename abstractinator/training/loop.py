@@ -151,8 +151,7 @@ class Run:
       The state.
 
     Raises:
-      ValueError: If a checkpoint is damaged, has other shapes, or was trained
-        on other data.
+      ValueError: If a checkpoint is damaged, or of other shapes or data.
     """
     written = metric_writer.last_step(self.workdir)
     if checkpoint.latest_step(self.workdir) is not None:
@@ -169,6 +168,7 @@ class Run:
       state = self._init(jax.random.key(self.config.seed))
       return base.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
+    base.check_sources(self.config, restored.config, source)
     is_done = self.total_steps <= restored.step
     if self.total_steps < restored.step or (is_done and source == resume_from):
       raise ValueError(

@@ -26,7 +26,8 @@ def closing(
   ]
   if objective == 'entropy_model':
     uses = [
-      '  python train.py'
+      '  python train.py --config=CONFIG'
+      " '--config.model.levels[0].freeze_entropy_model=True'"
       f" '--config.model.levels[0].load_entropy_model_from={workdir}'"
     ]
   return '\n'.join(

@@ -44,7 +44,7 @@ def train_step(
     `gradient_norm` before clipping.
   """
   num_ids = losses.num_ids(batch)
-  frozen = Frozen(model.config)
+  frozen, num_levels = Frozen(model.config), len(model.config.levels)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def loss_fn(params):
@@ -58,7 +58,7 @@ def train_step(
     terms = objective.terms(output)
     joined = losses.in_curriculum(terms, weights.curriculum_steps, state.step)
     learned = frozen.learned(joined)
-    loss = losses.objective(learned, weights, num_ids)
+    loss = losses.objective(learned, weights, num_ids, num_levels)
     return loss, (output, collections, terms)
 
   (loss, (output, collections, terms)), grads = jax.value_and_grad(
@@ -107,6 +107,8 @@ def eval_step(
   metrics = objective.measure(variables, output, terms, model)
   num_ids = losses.num_ids(batch)
   learned = Frozen(model.config).learned(terms)
-  total = losses.objective(learned, weights, jnp.ones(()))
+  total = losses.objective(
+    learned, weights, jnp.ones(()), len(model.config.levels)
+  )
   metrics['loss_total'] = Mean(total, num_ids)
   return metrics

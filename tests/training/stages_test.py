@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,7 @@ def test_the_second_stage_trains_the_top_lm_alone(base, corpus, tmp_path, mode):
   assert all(path.startswith('params/top_lm/') for path in moved)
   assert any('stack' in path for path in moved)
   assert np.isfinite(tags['eval/loss_total'])
+  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
   moments = by_path(run._abstract.opt_state)
   kept = {path for path in moments if '/compressor/' in path}
   assert not kept
@@ -199,7 +201,7 @@ def start(config, workdir):
   ('case', 'parts'),
   [
     ('nowhere', ('load_base_from: got None', 'directory of a run')),
-    ('missing', ('workdir: got', 'nothing_here')),
+    ('missing', ('load_base_from: got', 'nothing_here', 'no checkpoint')),
     ('entropy model', ('/codebook_KC is not in the checkpoint',)),
     ('part', ('params/compressor/pooling/', ' is not in the checkpoint')),
     ('more', ('params/compressor/extra', 'is in the checkpoint but not')),
@@ -271,3 +273,29 @@ def test_a_frozen_entropy_model_has_to_come_from_somewhere(corpus, tmp_path):
   config = small(entropy_frozen.get_config(), corpus)
   message = start(config, tmp_path / 'run')
   assert 'model.levels[0].load_entropy_model_from: got None' in message
+
+
+def test_a_stage_goes_on_without_its_base_but_from_no_other(
+  base, corpus, tmp_path
+):
+  """What was loaded lies in the checkpoints of the run itself."""
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  shutil.copytree(base[0], source)
+
+  def edit(values):
+    values.load_base_from = str(source)
+
+  config = small(stage2.get_config(), corpus, edit)
+  run = Run(dataclasses.replace(config, max_steps=3), str(workdir))
+  run.train(run.start())
+  shutil.rmtree(source)
+  state = Run(config, str(workdir)).start()
+  assert int(state.step) == 3
+  loaded = by_path(jax.device_get(variables_of(state)))
+  for path, leaf in by_path(base[1]).items():
+    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
+  other = dataclasses.replace(config, load_base_from=str(base[0]))
+  with pytest.raises(
+    ValueError, match=r'load_base_from: got .* allowed: .*source'
+  ):
+    Run(other, str(tmp_path / 'elsewhere')).start(str(workdir))
