@@ -24,6 +24,8 @@ from tests.golden import (
 from tests.golden_files import Case
 from tests.golden_parts import below
 
+# Of the parameters that the loss of the entropy model reaches, and no other.
+ENTROPY_BRANCH = ('compressor.entropy_model.', 'compressor.embedding.')
 # What the original has where a level has no settings of the entropy model.
 PLAIN_ENTROPY = {
   'logit': {'use': True, 'tie_to_embedding': False},
@@ -73,17 +75,14 @@ class Level:
   grad_norms: dict[str, float]
 
   @property
-  def is_real_BS(self):
-    nothing = np.zeros(self.ids_BS.shape, bool)
-    return ~(nothing if self.is_padding_BS is None else self.is_padding_BS)
+  def is_real(self):
+    if self.is_padding_BS is None:
+      return np.ones(self.ids_BS.shape, bool)
+    return ~self.is_padding_BS
 
   @property
   def has_expander(self):
     return 'dec_vq.codebook' in self.params
-
-  @property
-  def num_slots(self):
-    return self.config['c_output_length'] // self.config['c_num_queries']
 
   def _case(self, cfg, params=(), **arrays):
     """A file of a part; arrays that are None are left out."""
@@ -105,13 +104,13 @@ class Level:
     cfg = {
       'ctor': ctor,
       'attention': c['compressor_attention'],
-      'Q_max': self.num_slots,
+      'Q_max': c['c_output_length'] // c['c_num_queries'],
     }
     return self._case(
       cfg,
       in__ids=self.ids_BS,
       in__key_padding_mask=self.is_padding_BS,
-      aux__valid=self.is_real_BS,
+      aux__valid=self.is_real,
       out__seg_id=self.compressed['seg_id'],
     )
 
@@ -151,7 +150,9 @@ class Level:
     # The original's level says nothing, and the two have their own defaults.
     decay = 0.99 if self.config['c_use_standard_vq'] else 0.999
     case = self._case({}, self.params)
-    return top_lm_test.quantizer_of(case, 'hi_quantizer.', decay)
+    # It is kept, and may be asked for within a transformation.
+    with jax.ensure_compile_time_eval():
+      return top_lm_test.quantizer_of(case, 'hi_quantizer.', decay)
 
   def compress(self, p):
     """States, vectors of the recorded segments, and what they become."""
@@ -214,7 +215,7 @@ class Level:
     memory_BPD = depth * memory_BPD - (depth - 1) * once
     logits_BSV = self.expand(p, states_BSD, memory_BPD)
     ce_BS = cross_entropy(logits_BSV[:, :-1], jnp.asarray(self.ids_BS)[:, 1:])
-    is_target_BS = self.is_real_BS[:, 1:]
+    is_target_BS = self.is_real[:, 1:]
     ce = jnp.sum(jnp.where(is_target_BS, ce_BS, 0)) / is_target_BS.sum()
     total = (
       c['w_code_ce'] * ce
@@ -244,19 +245,18 @@ def levels(golden):
 def _whole(golden, ids_BS, is_padding_BS):
   compressed, out = golden.group('comp'), golden.group('out')
   after = golden.group('state_after')
-  found = {}
-  if after:
-    found['after'] = compressed['vq_perplexity']
+  # Without a step it is that of counts of zero, a number of no meaning.
+  perplexity = {'after': compressed['vq_perplexity']} if after else {}
   return Level(
     golden.name,
     golden.cfg['config'],
-    _on_device(golden.group('param')),
+    jax.tree.map(jnp.asarray, golden.group('param')),
     ids_BS,
     is_padding_BS,
     compressed,
     out.pop('stage_logits_last', None),
     out,
-    found,
+    perplexity,
     below(after, 'hi_quantizer.'),
     True,
     golden.group('grad'),
@@ -282,12 +282,11 @@ def _of_pyramid(golden, number, config, ids_BS, is_padding_BS):
     # The top LM moves the quantizer a second time, and has losses that reach
     # all of the level but its entropy model.
     after = {}
-    branch = ('compressor.entropy_model.', 'compressor.embedding.')
-    norms = {k: x for k, x in norms.items() if k.startswith(branch)}
+    norms = {k: x for k, x in norms.items() if k.startswith(ENTROPY_BRANCH)}
   return Level(
     f'{golden.name} {number}',
     config,
-    _on_device(below(golden.group('param'), prefix)),
+    jax.tree.map(jnp.asarray, below(golden.group('param'), prefix)),
     ids_BS,
     is_padding_BS,
     compressed,
@@ -299,7 +298,3 @@ def _of_pyramid(golden, number, config, ids_BS, is_padding_BS):
     {},
     norms,
   )
-
-
-def _on_device(params):
-  return {name: jnp.asarray(x) for name, x in params.items()}
