@@ -175,9 +175,8 @@ class Level:
   def expand(self, p, states_BSD, memory_BPD):
     """Logits of the ids after each, from the states there."""
     c = self.config
-    form, lookback = c['decoder_self_attention'], c['d_cross_window']
-    if c['decoder_cross_attention']['lookback'] is not None:
-      lookback = c['decoder_cross_attention']['lookback']
+    lookback = c['decoder_cross_attention']['lookback']
+    lookback = c['d_cross_window'] if lookback is None else lookback
     is_valid_BP = self.compressed['valid_mask']
     # Segments past the last slot read it.
     own_BS = np.minimum(self.compressed['seg_id'], is_valid_BP.shape[1] - 1)
@@ -188,7 +187,7 @@ class Level:
       'use_sqdist_logits': c['d_use_sqdist_logits'],
     }
     case = self._case(
-      {'attention': form, 'ctor': ctor},
+      {'attention': c['decoder_self_attention'], 'ctor': ctor},
       in__seg_ids=own_BS,
       in__codes_hi=is_valid_BP,
       in__src_key_padding_mask=~is_valid_BP,
@@ -209,10 +208,12 @@ class Level:
     _, _, entropy = self.entropy(p)
     states_BSD, _, output = self.compress(p)
     # The straight-through gradient is `depth` times too large there.
-    _, depth = self.quantizer
-    memory_BPD = output.vectors_BPD
-    once = jax.lax.stop_gradient(memory_BPD)
-    memory_BPD = depth * memory_BPD - (depth - 1) * once
+    once, (_, depth) = output.vectors_BPD, self.quantizer
+    memory_BPD = depth * once - jax.lax.stop_gradient((depth - 1) * once)
+    if 'hidden_states' in self.compressed:
+      # The first one of padding is seen there, without flex by all ids.
+      there_BSD, is_real = self.compressed['hidden_states'], self.is_real
+      states_BSD = jnp.where(is_real[..., None], states_BSD, there_BSD)
     logits_BSV = self.expand(p, states_BSD, memory_BPD)
     ce_BS = cross_entropy(logits_BSV[:, :-1], jnp.asarray(self.ids_BS)[:, 1:])
     is_target_BS = self.is_real[:, 1:]
