@@ -1,8 +1,7 @@
 """Levels of the original: files of whole ones, and those of pyramids.
 
 A level is put together here, in the original's wiring, from what the files of
-its parts are compared with: see `compressor_test`, `entropy_test`,
-`quantizer_test` and `expander_test`.
+its parts are compared with: see the tests imported here.
 """
 
 import dataclasses
@@ -147,7 +146,7 @@ class Level:
   @functools.cached_property
   def quantizer(self):
     """Ours with the codebooks of the file, and its depth."""
-    # The original's level says nothing, and the two have their own defaults.
+    # Not a setting there.
     decay = 0.99 if self.config['c_use_standard_vq'] else 0.999
     case = self._case({}, self.params)
     # It is kept, and may be asked for within a transformation.
@@ -276,8 +275,8 @@ def _of_pyramid(golden, number, config, ids_BS, is_padding_BS):
     for when, mode in (('before', 'eval'), ('after', 'train0'))
     if f'out/{mode}/perplexity_L{number}' in golden.arrays
   }
-  after = golden.group('state_after_step0_forward_and_opt')
-  after = below(after, f'{prefix}hi_quantizer.')
+  stepped = 'state_after_step0_forward_and_opt'
+  after = below(golden.group(stepped), f'{prefix}hi_quantizer.')
   norms = below(golden.cfg.get('grad_norm_per_param_step0', {}), prefix)
   if golden.cfg.get('top') is not None:
     # The top LM moves the quantizer a second time, and has losses that reach
