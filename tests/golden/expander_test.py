@@ -257,20 +257,26 @@ def run(golden, ours, inputs):
     parts.close(grad, golden.arrays[f'grad_in/{name}'], GRADIENT, name)
 
 
+def logits_from_states(golden, original, params, codes_hi, codes_lo):
+  """Of a table, from states of the encoder."""
+  h = original.decode(params, codes_lo, codes_hi)
+  module, variables = vocabulary(golden, [params['vq_lo.codebook']])
+  ids = jnp.zeros(h.shape[:2], jnp.int32)
+  predicted = module.apply(variables, h, ids, method='predict')
+  return logits_of(golden, predicted)
+
+
 @pytest.mark.golden('c11_*', where=is_fed_states)
 def test_golden_expander_of_hidden_states(golden, monkeypatch):
   """`DecoderExpander`: fed states, unshifted; ids are predicted by a table."""
   original = Original(golden)
   original.install(monkeypatch)
 
-  def ours(params, codes_hi, codes_lo):
-    h = original.decode(params, codes_lo, codes_hi)
-    module, variables = vocabulary(golden, [params['vq_lo.codebook']])
-    ids = jnp.zeros(h.shape[:2], jnp.int32)
-    predicted = module.apply(variables, h, ids, method='predict')
-    return logits_of(golden, predicted)
-
-  run(golden, ours, ['codes_hi', 'codes_lo'])
+  run(
+    golden,
+    lambda *args: logits_from_states(golden, original, *args),
+    ['codes_hi', 'codes_lo'],
+  )
 
 
 def fed_and_told(golden, module):

@@ -77,7 +77,28 @@ def staying(state, code_N, pad_code):
   return is_staying_K, np.asarray(state.codebook_KC)
 
 
-def assert_moved(got, arrays, prefix, stays=None):
+def moved_stages(states, digits_BPM, z_BPD):
+  """The digits of each stage, and its state after a step."""
+  rest_NC = z_BPD.reshape(-1, z_BPD.shape[-1])
+  for i, state in enumerate(states):
+    digit_N = digits_BPM[..., i].reshape(-1)
+    yield digit_N, moved(state, rest_NC, digit_N, PAD)
+    rest_NC = rest_NC - state.codebook_KC[digit_N]
+
+
+def perplexity(counts_K, unused):
+  """The original's, of moving averages: none below 1e-5."""
+  counts_K = np.array(counts_K)
+  counts_K[[c for c in unused if c < len(counts_K)]] = 0
+  summary = metrics.summarize(
+    {'code_counts': metrics.Mean(1e3 * np.maximum(counts_K, 1e-5), 1.0)}
+  )
+  return summary['codebook_perplexity']
+
+
+def assert_moved(
+  got, arrays, prefix, stays=None, only=('codebook', 'count', 'sum')
+):
   """Relative as well as absolute: entries of the original reach 1e6.
 
   Args:
@@ -87,6 +108,7 @@ def assert_moved(got, arrays, prefix, stays=None):
     stays: From `staying`, where the original moves entries without hits: it
       makes them the ratio of sums and counts even if both have vanished, or
       never were of those entries.
+    only: What to compare.
   """
   codebook_KC = arrays[f'{prefix}codebook']
   if stays is not None:
@@ -96,6 +118,8 @@ def assert_moved(got, arrays, prefix, stays=None):
     (arrays[f'{prefix}ema_cluster_size'], got.ema_count_K, 'count'),
     (arrays[f'{prefix}ema_weight_sum'], got.ema_sum_KC, 'sum'),
   ):
+    if name not in only:
+      continue
     # A coordinate is as exact as the entry is long: it is a mean of vectors.
     scale = np.abs(want).reshape(len(want), -1).max(axis=1)
     error = np.abs(value - want).reshape(len(want), -1).max(axis=1)
@@ -216,15 +240,8 @@ def test_golden_vq_moving_averages_and_perplexity(golden):
     stays = staying(state, codes, pad) if is_cold(golden) else None
     state = moved(state, z_NC, codes, pad)
     assert_moved(state, golden.group(f'state/{step}'), '', stays)
-    # The original's perplexity is that of the moving averages, none below 1e-5.
-    counts = np.array(state.ema_count_K)
-    unused = (pad, *ctor.get('forbidden_ids', ()))
-    counts[[c for c in unused if c < ctor['K']]] = 0
-    summary = metrics.summarize(
-      {'code_counts': metrics.Mean(1e3 * np.maximum(counts, 1e-5), 1.0)}
-    )
     np.testing.assert_allclose(
-      summary['codebook_perplexity'],
+      perplexity(state.ema_count_K, (pad, *ctor.get('forbidden_ids', ()))),
       golden.arrays[f'out/perplexity{step}'],
       rtol=2e-4,
     )
@@ -352,16 +369,14 @@ def test_golden_rvq_moving_averages_of_each_stage(golden):
       'vq': {f'stage{i}': {'state': s} for i, s in enumerate(states)}
     }
     output = model.apply(variables, z, *slots(z))
-    rest = z.reshape(-1, ctor['D'])
     after = golden.group(f'state/{step}')
-    for i, state in enumerate(states):
-      digit = output.digits_BPM[..., i].reshape(-1)
+    for i, (digit, got) in enumerate(
+      moved_stages(states, output.digits_BPM, z)
+    ):
       if f'stages.{i}.codebook' in after:
         is_cold_stage = is_cold(golden, f'stages.{i}.')
-        stays = staying(state, digit, PAD) if is_cold_stage else None
-        got = moved(state, rest, digit, PAD)
+        stays = staying(states[i], digit, PAD) if is_cold_stage else None
         assert_moved(got, after, f'stages.{i}.', stays)
-      rest = rest - state.codebook_KC[digit]
 
 
 def heads(golden):

@@ -201,7 +201,7 @@ def use_dense_op(monkeypatch, is_real, is_causal):
   monkeypatch.setattr(attention_lib, 'attention', op)
 
 
-def quantizer_of(golden, prefix):
+def quantizer_of(golden, prefix, decay=0.99):
   """Our quantizer with the original's codebooks, and its depth; None, 0."""
   param = below(golden.group('param'), prefix)
   stages = [
@@ -222,7 +222,7 @@ def quantizer_of(golden, prefix):
     ),
   )
   states = [
-    {'state': quantizer_test.state_of(param, stage, 0.99)} for stage in stages
+    {'state': quantizer_test.state_of(param, stage, decay)} for stage in stages
   ]
   named = {f'stage{m}': state for m, state in enumerate(states)}
   return model.bind({'vq': named if is_residual else states[0]}), len(stages)
