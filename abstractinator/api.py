@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from abstractinator import codes as codes_lib
 from abstractinator.byte_vocab import NUM_BYTES
@@ -70,13 +69,7 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
     got = f'objective: got {config.objective!r}'
     raise ValueError(f"{workdir}: {got}, allowed: 'all', which has codes")
   model = make_model(config, jax.default_backend())
-  state = abstract_state(
-    jax.random.key(0),
-    model,
-    optax.identity(),
-    batch_size=1,
-    sequence_length=config.data.sequence_length,
-  )
+  state = abstract_state(model, config.data.sequence_length)
   fields = {'params': state.params, 'collections': state.collections}
   fields = checkpoint.restore_variables(workdir, fields, step)
   variables = {'params': fields['params'], **fields['collections']}

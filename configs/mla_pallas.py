@@ -11,8 +11,10 @@ import ml_collections
 from configs import base, default, regular_pallas
 
 
-def get_config() -> ml_collections.ConfigDict:
-  attention = base.get_latent(16, 64, 16)
+def get_config(
+  widths: tuple[int, int, int] = (16, 64, 16), batch_size: int = 16
+) -> ml_collections.ConfigDict:
+  attention = base.get_latent(*widths)
   level = base.resize(
     default.get_level(),
     256,
@@ -22,4 +24,4 @@ def get_config() -> ml_collections.ConfigDict:
     attention=attention,
   )
   top_lm = base.get_top_lm(256, 12, 8, attention)
-  return base.get_run((level,), top_lm, batch_size=16)
+  return base.get_run((level,), top_lm, batch_size=batch_size)

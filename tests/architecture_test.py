@@ -64,6 +64,7 @@ RULES = (
     (*STEP, 'data', 'training', 'evaluation'),
     ('ml_collections',),
   ),
+  ('training.program', (*STEP, 'training'), APART),
   ('training.model', (*BASE, 'ops', 'modules'), ('optax', 'ml_collections')),
   (
     'training.checkpoint',

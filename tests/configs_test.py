@@ -1,18 +1,12 @@
 """Every file of `configs/`: what it says of itself, and a step of it."""
 
-import functools
 import importlib
 
 import jax
 import pytest
 
 from abstractinator.benchmarks import sizes
-from abstractinator.training import optimizer as optimizers
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.parts import Frozen
-from abstractinator.training.state import initial_state
-from abstractinator.training.step import train_step
+from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 
 NAMES = sizes.names()
@@ -51,36 +45,15 @@ def test_a_header_has_the_command_the_hardware_and_the_size(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_step_keeps_the_shapes_of_the_state(name):
   config = sizes.load(name)
-  objective = OBJECTIVES[config.objective]
-  model = make_model(config, 'cpu')
-  optimizer = Frozen(config.model).hide(
-    optimizers.make_optimizer(config.optimizer, total_steps=10_000)
-  )
+  program = make_program(config, 'cpu', total_steps=10_000)
+  state = jax.eval_shape(program.init, jax.random.key(0))
   data = config.data
-  state = jax.eval_shape(
-    functools.partial(
-      initial_state,
-      model=model,
-      optimizer=optimizer,
-      batch_size=data.batch_size,
-      sequence_length=data.sequence_length,
-      method=objective.method,
-    ),
-    jax.random.key(0),
-  )
   ids_BS = jax.ShapeDtypeStruct(
     (data.batch_size, data.sequence_length), 'int32'
   )
   row_B = jax.ShapeDtypeStruct((data.batch_size,), 'int32')
-  step = functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    weights=config.loss,
-    objective=objective,
-    seed=0,
-  )
-  after, metrics = jax.eval_shape(step, state, Batch(ids_BS, ids_BS, row_B))
+  batch = Batch(ids_BS, ids_BS, row_B)
+  after, metrics = jax.eval_shape(program.step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
   for new, old in zip(
     jax.tree.leaves(after), jax.tree.leaves(state), strict=True

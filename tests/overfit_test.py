@@ -14,11 +14,8 @@ from abstractinator.byte_vocab import EOS_ID, NUM_BYTES
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.held_out import decode_step
 from abstractinator.ops import segmentation
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.state import initial_state
-from abstractinator.training.step import train_step
+from abstractinator.training.program import make_program
+from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import tiny
 
@@ -60,31 +57,18 @@ def run_config(quantizer) -> RunConfig:
 @functools.cache
 def overfitted(name):
   config, batch = run_config(QUANTIZERS[name]), text_batch()
-  model = make_model(config, 'cpu')
-  optimizer = make_optimizer(config.optimizer, STEPS)
-  init = functools.partial(
-    initial_state,
-    model=model,
-    optimizer=optimizer,
-    batch_size=1,
-    sequence_length=SIZE,
-  )
-  step = functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    weights=config.loss,
-    objective=OBJECTIVES['all'],
-    seed=0,
-  )
+  program = make_program(config, 'cpu', STEPS)
 
   @jax.jit
   def train(key):
-    state = init(key)
-    return jax.lax.scan(lambda s, _: step(s, batch), state, length=STEPS)[0]
+    return jax.lax.scan(
+      lambda state, _: program.step(state, batch),
+      program.init(key),
+      length=STEPS,
+    )[0]
 
   state = train(jax.random.key(0))
-  return model, {'params': state.params, **state.collections}, batch
+  return program.model, variables_of(state), batch
 
 
 @pytest.mark.parametrize('name', QUANTIZERS)

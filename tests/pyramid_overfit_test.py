@@ -10,11 +10,8 @@ import numpy as np
 from abstractinator.byte_vocab import EOS_ID, NUM_BYTES
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.held_out import decode_step
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.state import initial_state
-from abstractinator.training.step import train_step
+from abstractinator.training.program import make_program
+from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import default, tiny
 
@@ -61,26 +58,18 @@ def run_config() -> RunConfig:
 
 def test_the_top_codes_alone_give_the_text_back():
   config, batch = run_config(), text_batch()
-  model = make_model(config, 'cpu')
-  optimizer = make_optimizer(config.optimizer, STEPS)
-  step = functools.partial(
-    train_step,
-    model=model,
-    optimizer=optimizer,
-    weights=config.loss,
-    objective=OBJECTIVES['all'],
-    seed=0,
-  )
+  program = make_program(config, 'cpu', STEPS)
 
   @jax.jit
   def train(key):
-    state = initial_state(
-      key, model, optimizer, batch_size=1, sequence_length=SIZE
-    )
-    return jax.lax.scan(lambda s, _: step(s, batch), state, length=STEPS)[0]
+    return jax.lax.scan(
+      lambda state, _: program.step(state, batch),
+      program.init(key),
+      length=STEPS,
+    )[0]
 
   state = train(jax.random.key(0))
-  variables = {'params': state.params, **state.collections}
+  model, variables = program.model, variables_of(state)
   accuracy, _, decoded = jax.jit(functools.partial(decode_step, model=model))(
     variables, batch
   )

@@ -5,7 +5,6 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from abstractinator.config import RunConfig
 from abstractinator.training.checkpoint import Checkpointer
@@ -56,11 +55,8 @@ def save(
 def _state(run_config, seed):
   """Random numbers in the shape of a state: quicker than to initialize one."""
   abstract = abstract_state(
-    jax.random.key(0),
     make_model(run_config, 'cpu'),
-    optax.identity(),
-    batch_size=1,
-    sequence_length=run_config.data.sequence_length,
+    run_config.data.sequence_length,
     method=OBJECTIVES[run_config.objective].method,
   )
   rng = np.random.default_rng(seed)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable
 
 import jax
-import optax
 
 from abstractinator.config import RunConfig
 from abstractinator.training.model import make_model
@@ -40,11 +39,8 @@ def load(name: str) -> RunConfig:
 def parameter_counts(config: RunConfig) -> dict[str, int]:
   """How many parameters each part has: of the levels, and the top LM."""
   state = abstract_state(
-    jax.random.key(0),
     make_model(config, 'cpu'),
-    optax.identity(),
-    batch_size=1,
-    sequence_length=config.data.sequence_length,
+    config.data.sequence_length,
     method=OBJECTIVES[config.objective].method,
   )
   counts = {}

@@ -1,6 +1,5 @@
 """A run: from a config and a directory to a trained level."""
 
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -19,17 +18,10 @@ from abstractinator.training import (
   report,
   sharding,
 )
-from abstractinator.training import optimizer as optimizers
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.parts import Frozen
+from abstractinator.training.optimizer import make_schedule
+from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
-from abstractinator.training.state import (
-  TrainState,
-  initial_state,
-  variables_of,
-)
-from abstractinator.training.step import train_step
+from abstractinator.training.state import TrainState, variables_of
 from abstractinator.training.window import Window
 from abstractinator.types import Batch
 
@@ -58,44 +50,25 @@ class Run:
       sharding.batch_sharding(self._mesh), config.data.batch_size
     )
     self._open_data()
-    self._model = make_model(config, self._mesh.devices.flat[0].platform)
-    self._schedule = optimizers.make_schedule(
-      config.optimizer, self.total_steps
+    program = self._program = make_program(
+      config, self._mesh.devices.flat[0].platform, self.total_steps
     )
-    objective = OBJECTIVES[config.objective]
-    self._optimizer = Frozen(config.model).hide(
-      optimizers.make_optimizer(config.optimizer, self.total_steps)
-    )
-    init = functools.partial(
-      initial_state,
-      model=self._model,
-      optimizer=self._optimizer,
-      batch_size=config.data.batch_size,
-      sequence_length=config.data.sequence_length,
-      method=objective.method,
-    )
+    self._schedule = make_schedule(config.optimizer, self.total_steps)
     key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
+    abstract = jax.eval_shape(program.init, key)
     shardings = sharding.state_shardings(abstract, self._mesh)
-    self._init = jax.jit(init, out_shardings=shardings)
+    self._init = jax.jit(program.init, out_shardings=shardings)
     self._abstract = sharding.with_shardings(abstract, shardings)
     self._step = jax.jit(
-      functools.partial(
-        train_step,
-        model=self._model,
-        optimizer=self._optimizer,
-        weights=config.loss,
-        objective=objective,
-        seed=config.seed,
-      ),
+      program.step,
       in_shardings=(shardings, sharding.batch_sharding(self._mesh)),
       out_shardings=(shardings, sharding.replicated(self._mesh)),
       donate_argnums=0,
     )
     self._held_out = HeldOut(
-      self._model,
+      program.model,
       config.loss,
-      objective,
+      program.objective,
       self._mesh,
       variables_of(shardings),
       self._validation_batches,
@@ -281,7 +254,7 @@ class Run:
     writer.write_scalars(step, tags)
     for name, counts in histograms.items():
       writer.write_histogram(step, f'eval/{name}', counts)
-    if OBJECTIVES[config.objective].has_codes:
+    if self._program.objective.has_codes:
       examples = self._held_out.examples(variables, _EXAMPLE_ROWS)
       writer.write_text(step, 'eval/examples', examples)
     progress.message(f'step {step}: {report.headline(summary)}')
@@ -293,7 +266,7 @@ class Run:
     progress.message(
       f'{self.workdir}: {num_params:,} parameters on'
       f' {self._mesh.devices.size} {device.device_kind} device(s)'
-      f' ({self._model.implementation}, {self.config.model.dtype}),'
+      f' ({self._program.model.implementation}, {self.config.model.dtype}),'
       f' {rows.num_documents:,} documents of {rows.num_bytes / 1e6:.1f} MB to'
       f' train on, {self._validation_rows.num_documents:,} held out, steps'
       f' {step} to {self.total_steps}'

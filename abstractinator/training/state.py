@@ -1,5 +1,7 @@
 """Everything a step changes."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -60,9 +62,33 @@ def initial_state(
   )
 
 
-def abstract_state(*args, **kwargs) -> TrainState:
-  """Shapes and types of `initial_state` without computing it."""
-  return jax.eval_shape(lambda: initial_state(*args, **kwargs))
+def abstract_state(
+  model: AbstractinatorPyramid,
+  sequence_length: int,
+  *,
+  optimizer: optax.GradientTransformation | None = None,
+  method: str = '__call__',
+) -> TrainState:
+  """Shapes and types of `initial_state` without computing it.
+
+  Args:
+    model: All levels.
+    sequence_length: S.
+    optimizer: As of `initial_state`; without one `opt_state` is empty.
+    method: As of `initial_state`.
+
+  Returns:
+    A state of `jax.ShapeDtypeStruct`.
+  """
+  init = functools.partial(
+    initial_state,
+    model=model,
+    optimizer=optax.identity() if optimizer is None else optimizer,
+    batch_size=1,
+    sequence_length=sequence_length,
+    method=method,
+  )
+  return jax.eval_shape(init, jax.random.key(0))
 
 
 def variables_of(state: TrainState) -> PyTree:

@@ -12,10 +12,9 @@ import pytest
 from abstractinator import metrics
 from abstractinator.config import LossConfig, MeshConfig, RunConfig
 from abstractinator.training import sharding
-from abstractinator.training.model import make_model
 from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.state import initial_state
+from abstractinator.training.program import make_program
+from abstractinator.training.state import initial_state, variables_of
 from abstractinator.training.step import eval_step, train_step
 from configs import default, tiny_2level
 from tests import tiny_pyramid
@@ -125,37 +124,19 @@ def test_eight_devices_do_as_one():
   values.data.sequence_length = SIZE
   values.data.batch_size = 8
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
-  model = make_model(config, 'cpu')
-  optimizer = make_optimizer(config.optimizer, config.max_steps)
-  init = functools.partial(
-    initial_state,
-    model=model,
-    optimizer=optimizer,
-    batch_size=8,
-    sequence_length=SIZE,
-  )
+  program = make_program(config, 'cpu', config.max_steps)
   batch = tiny_pyramid.make_batch(
     [[(40 - n, n), (n, 9)] if n > 1 else [(30, n)] for n in range(8)], SIZE
   )
   key = jax.random.key(0)
-  state = quick_jit(init)(key)
-  abstract = jax.eval_shape(init, key)
+  state = quick_jit(program.init)(key)
+  abstract = jax.eval_shape(program.init, key)
 
   def step(state, batch):
-    output = model.apply(
-      {'params': state.params, **state.collections},
-      batch,
-      method='compress_all',
+    output = program.model.apply(
+      variables_of(state), batch, method='compress_all'
     )
-    after, found = train_step(
-      state,
-      batch,
-      model=model,
-      optimizer=optimizer,
-      weights=config.loss,
-      objective=OBJECTIVES['all'],
-      seed=0,
-    )
+    after, found = program.step(state, batch)
     codes = [level.compressed.quantized.codes_BP for level in output.levels]
     return codes, after.collections, found
 

@@ -1,6 +1,5 @@
 """A level trains with every kind of quantizer."""
 
-import functools
 import json
 
 import jax
@@ -10,11 +9,7 @@ import pytest
 
 from abstractinator.byte_vocab import EOS_ID
 from abstractinator.config import RunConfig
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.state import initial_state
-from abstractinator.training.step import train_step
+from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import tiny
 
@@ -54,22 +49,9 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
   for name, value in changes.items():
     level.quantizer[name] = value
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
-  model = make_model(config, 'cpu')
-  optimizer = make_optimizer(config.optimizer, STEPS)
-  state = initial_state(
-    jax.random.key(0), model, optimizer, batch_size=1, sequence_length=SIZE
-  )
-  step = jax.jit(
-    functools.partial(
-      train_step,
-      model=model,
-      optimizer=optimizer,
-      weights=config.loss,
-      objective=OBJECTIVES['all'],
-      seed=0,
-    ),
-    donate_argnums=0,
-  )
+  program = make_program(config, 'cpu', STEPS)
+  state = program.init(jax.random.key(0))
+  step = jax.jit(program.step, donate_argnums=0)
   values = []
   for batch in batches():
     state, found = step(state, batch)

@@ -146,11 +146,7 @@ def test_every_leaf_of_a_level_has_a_rule(changes):
   config.model.levels[0].update_from_flattened_dict(changes)
   config = RunConfig.from_dict(json.loads(config.to_json_best_effort()))
   state = abstract_state(
-    jax.random.key(0),
-    make_model(config, 'cpu'),
-    optax.adamw(1e-3),
-    batch_size=1,
-    sequence_length=8,
+    make_model(config, 'cpu'), 8, optimizer=optax.adamw(1e-3)
   )
   assert_covered(state)
 
