@@ -2,9 +2,9 @@
 
     python train.py --config=configs/base.py --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 147,918,848. What the
-other configs of its sizes share stands here: `resize`, `get_top_lm` and
-`get_run`.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 147,918,848. Expect: 1.79
+GB of state, 10.5 TFLOP a step. What the other configs of its sizes share stands
+here: `resize`, `get_top_lm` and `get_run`.
 """
 
 import ml_collections

@@ -4,9 +4,9 @@
     python train.py --config=configs/entropy_frozen.py \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
 
-Hardware: 2 CPU cores, about a minute each. Parameters: 74,304. An argument
-names another config:
-`configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
+Hardware: 2 CPU cores, about a minute each. Parameters: 74,304. Expect: 892 kB
+of state, 808 MFLOP a step. It ends near 3.3 bits/byte. An argument names
+another config: `configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
 """
 
 import importlib

@@ -3,7 +3,8 @@
     python train.py --config=configs/frozen_level0.py \
       --load_base_from=RUN --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 74,846,720.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 74,846,720. Expect: 747
+MB of state, 34.7 TFLOP a step.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python train.py --config=configs/mla_pallas.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 36,324,096.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 36,324,096. Expect: 447
+MB of state, 5.54 TFLOP a step.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python train.py --config=configs/mla_xla.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 40 GB or a TPU slice. Parameters: 39,518,976.
+Hardware: one GPU of 40 GB or a TPU slice. Parameters: 39,518,976. Expect: 485
+MB of state, 3.24 TFLOP a step.
 """
 
 import ml_collections

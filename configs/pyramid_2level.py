@@ -3,7 +3,8 @@
     python train.py --config=configs/pyramid_2level.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 47,987,586.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 47,987,586. Expect: 597
+MB of state, 10.7 TFLOP a step.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python train.py --config=configs/pyramid_3level.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 62,095,364.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 62,095,364. Expect: 777
+MB of state, 11.3 TFLOP a step.
 """
 
 import ml_collections

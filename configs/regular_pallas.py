@@ -3,8 +3,8 @@
     python train.py --config=configs/regular_pallas.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 40,174,336. The other
-configs of this width edit this one.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 40,174,336. Expect: 493
+MB of state, 25.1 TFLOP a step. The other configs of this width edit this one.
 """
 
 import ml_collections

@@ -3,7 +3,8 @@
     python train.py --config=configs/regular_pallas_512.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 156,369,920.
+Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 156,369,920. Expect:
+1.89 GB of state, 196 TFLOP a step.
 """
 
 import ml_collections

@@ -7,7 +7,8 @@
       --config.data.train='texts/*.jsonl' \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy_512'
 
-Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 101,568,000.
+Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 101,568,000. Expect:
+819 MB of state, 162 TFLOP a step.
 """
 
 import ml_collections

@@ -7,7 +7,8 @@
       --config.data.train='texts/*.jsonl' \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy_256'
 
-Hardware: one GPU of 80 GB or a TPU slice. Parameters: 20,175,872.
+Hardware: one GPU of 80 GB or a TPU slice. Parameters: 20,175,872. Expect: 151
+MB of state, 16.4 TFLOP a step.
 """
 
 import ml_collections

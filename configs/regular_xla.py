@@ -3,7 +3,8 @@
     python train.py --config=configs/regular_xla.py \
       --config.data.train='texts/*.jsonl'
 
-Hardware: one GPU of 40 GB or a TPU slice. Parameters: 40,174,336.
+Hardware: one GPU of 40 GB or a TPU slice. Parameters: 40,174,336. Expect: 493
+MB of state, 3.14 TFLOP a step.
 """
 
 import ml_collections

@@ -2,10 +2,10 @@
 
     python train.py --config=configs/tiny_2level.py
 
-Hardware: CPU. Parameters: 452,578. A code of the first level is 2 bytes, one of
-the second 2 codes: even strides, because codes that begin at jumps of the
-entropy, as those of the other configs do, are the hardest to predict from the
-ones before.
+Hardware: CPU. Parameters: 452,578. Expect: 5.54 MB of state, 4.07 GFLOP a step.
+A code of the first level is 2 bytes, one of the second 2 codes: even strides,
+because codes that begin at jumps of the entropy, as those of the other configs
+do, are the hardest to predict from the ones before.
 """
 
 import ml_collections

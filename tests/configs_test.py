@@ -33,13 +33,16 @@ def test_there_is_a_config_for_every_experiment():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_header_has_the_command_the_hardware_and_the_size(name):
+def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   header = importlib.import_module(f'configs.{name}').__doc__
   assert f'--config=configs/{name}.py' in header or name == 'default'
   assert 'python train.py' in header
   assert '\nHardware: ' in header
-  total = sum(sizes.parameter_counts(sizes.load(name)).values())
-  assert f'Parameters: {total:,}.' in ' '.join(header.split())
+  found = sizes.measure(sizes.load(name))
+  said = f'Parameters: {sum(found.parameters.values()):,}. Expect: '
+  said += f'{sizes.with_prefix(found.state_bytes)}B of state, '
+  said += f'{sizes.with_prefix(found.step_flops)}FLOP a step.'
+  assert said in ' '.join(header.split())
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -62,12 +65,34 @@ def test_a_step_keeps_the_shapes_of_the_state(name):
   assert 'loss_total' in metrics
 
 
-def test_the_command_counts_what_is_named(capsys):
+def test_the_command_measures_what_is_named(capsys):
   sizes.main(['tiny', 'entropy_pretrain'])
   tiny, entropy = capsys.readouterr().out.splitlines()
-  assert tiny.startswith('tiny: 82,304 (')
+  assert tiny.startswith('tiny: Parameters: 82,304 (')
   assert 'expander 31,552' in tiny
   # It has the entropy model of the config that loads it, and nothing else.
-  counts = sizes.parameter_counts(sizes.load('entropy_frozen'))
-  size = f'{counts["entropy_model"]:,}'
-  assert entropy == f'entropy_pretrain: {size} (entropy_model {size})'
+  size = sizes.measure(sizes.load('entropy_frozen')).parameters['entropy_model']
+  start = 'entropy_pretrain: Parameters: '
+  assert entropy.startswith(f'{start}{size:,} (entropy_model {size:,}). Expect')
+
+
+def test_a_state_is_parameters_two_moments_of_each_and_little_else():
+  found = sizes.measure(sizes.load('entropy_pretrain'))
+  moments = 3 * 4 * sum(found.parameters.values())
+  assert moments < found.state_bytes < 1.01 * moments
+
+
+def test_frozen_parts_have_no_moments():
+  found = sizes.measure(sizes.load('stage2'))
+  num_frozen = sum(found.parameters.values()) - found.parameters['top_lm']
+  moments = 4 * (3 * found.parameters['top_lm'] + num_frozen)
+  # The codebook and its statistics.
+  assert moments < found.state_bytes < 1.15 * moments
+
+
+@pytest.mark.parametrize(
+  ('count', 'text'),
+  [(82, '82.0 '), (999, '999 '), (1_234, '1.23 k'), (999_999, '1.00 M')],
+)
+def test_counts_have_three_digits(count, text):
+  assert sizes.with_prefix(count) == text

@@ -1,26 +1,54 @@
-"""Counts the parameters of every config, or of those named.
+"""Sizes of every config, or of those named.
 
     python -m abstractinator.benchmarks.sizes [CONFIG ...]
 
 Run from the repository. A config is a file of `configs/`, without its ending.
-Nothing is computed: only shapes are.
+Nothing is computed: only shapes are. Of each it prints the parameters of its
+parts, the bytes of what a checkpoint holds (parameters, moments of the
+optimizer, codebooks), and the floating point operations of a step.
 """
 
+import dataclasses
 import importlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterable
 
 import jax
 
+from abstractinator.benchmarks.flops import training_flops
 from abstractinator.config import RunConfig
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.state import abstract_state
+from abstractinator.training.program import make_program
 
 # Takes the directory of a run.
 _LEFT_OUT = ('__init__', 'resume')
+_PREFIXES = ('', 'k', 'M', 'G', 'T', 'P')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What a run takes.
+
+  Attributes:
+    parameters: How many each part has: of the levels, and the top LM.
+    state_bytes: Of a `TrainState`.
+    step_flops: Of the matrix products of a step, see `training_flops`; that
+      frozen parts need less is not taken into account.
+  """
+
+  parameters: dict[str, int]
+  state_bytes: int
+  step_flops: int
+
+  def __str__(self) -> str:
+    parts = ', '.join(f'{name} {n:,}' for name, n in self.parameters.items())
+    return (
+      f'Parameters: {sum(self.parameters.values()):,} ({parts}). Expect:'
+      f' {with_prefix(self.state_bytes)}B of state,'
+      f' {with_prefix(self.step_flops)}FLOP a step.'
+    )
 
 
 def names() -> list[str]:
@@ -36,17 +64,33 @@ def load(name: str) -> RunConfig:
   return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
-def parameter_counts(config: RunConfig) -> dict[str, int]:
-  """How many parameters each part has: of the levels, and the top LM."""
-  state = abstract_state(
-    make_model(config, 'cpu'),
-    config.data.sequence_length,
-    method=OBJECTIVES[config.objective].method,
+def measure(config: RunConfig) -> Sizes:
+  """Sizes of a run, as XLA computes it on one device."""
+  model = dataclasses.replace(config.model, implementation='xla')
+  program = make_program(
+    dataclasses.replace(config, model=model),
+    'cpu',
+    total_steps=config.optimizer.warmup_steps + 1,
   )
-  counts = {}
+  key = jax.random.key(0)
+  state = jax.eval_shape(program.init, key)
+  parameters = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-    counts[_part(path)] = counts.get(_part(path), 0) + leaf.size
-  return counts
+    parameters[_part(path)] = parameters.get(_part(path), 0) + leaf.size
+  return Sizes(
+    parameters,
+    sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
+    # To initialize a model is to run it.
+    training_flops(program.init, key),
+  )
+
+
+def with_prefix(count: int) -> str:
+  """Three digits and an SI prefix: 1234567 is '1.23 M'."""
+  digits = max(len(f'{float(f"{count:.3g}"):.0f}'), 1)
+  power = (digits - 1) // 3
+  scaled = count / 1000**power
+  return f'{scaled:.{3 * power + 3 - digits}f} {_PREFIXES[power]}'
 
 
 def _part(path: Iterable) -> str:
@@ -57,19 +101,10 @@ def _part(path: Iterable) -> str:
   return keys[0] if keys[0].startswith('level') else keys[1]
 
 
-def table(counts: dict[str, dict[str, int]]) -> str:
-  """One line a config."""
-  lines = []
-  for name, parts in counts.items():
-    shown = ', '.join(f'{part} {size:,}' for part, size in parts.items())
-    lines.append(f'{name}: {sum(parts.values()):,} ({shown})')
-  return '\n'.join(lines)
-
-
 def main(argv: list[str]) -> None:
-  """Prints the table."""
-  chosen = argv or names()
-  print(table({name: parameter_counts(load(name)) for name in chosen}))
+  """Prints a line a config."""
+  for name in argv or names():
+    print(f'{name}: {measure(load(name))}')
 
 
 if __name__ == '__main__':
