@@ -225,6 +225,10 @@ def test_tensorboard_reads_the_run(finished):
     (['--config.model.levels[0].quantizer.levels=(5,1)'], 'quantizer.levels'),
     (['--config=/nowhere.py'], '/nowhere.py'),
     (['--resume_from=/nowhere'], '/nowhere'),
+    (
+      [f'--config={_ROOT}/configs/stage2.py', '--load_base_from=/nowhere'],
+      "load_base_from: got '/nowhere'",
+    ),
     (['stray'], 'stray'),
   ],
 )
