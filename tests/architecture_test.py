@@ -93,7 +93,8 @@ RULES = (
   ('codes', BASE, ('jax', 'flax')),
   ('api', (*STEP, 'codes', 'data', 'training', 'evaluation'), ('absl',)),
   ('benchmarks', None, ('ml_collections',)),
-  ('cli', None, ('ml_collections',)),
+  ('commands', None, ('ml_collections',)),
+  ('cli', ('commands',), ('jax', 'flax', 'ml_collections')),
   ('__main__', ('cli',), ()),
   ('', ('api',), ()),
 )
