@@ -38,6 +38,20 @@ class Level:
   num_whole: int
 
 
+def without_ends(variables):
+  """Random parameters end documents at once; these do not."""
+
+  def edit(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if 'top_lm/end_head' in name:
+      return 0 * x
+    if name.endswith('expander/vocabulary/head/kernel'):
+      return x.at[:, EOS_ID].set(0)
+    return x
+
+  return jax.tree_util.tree_map_with_path(edit, variables)
+
+
 def filters(count, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0):
   full = functools.partial(jnp.full, (count,))
   return Filters(
@@ -168,7 +182,7 @@ class Generator:
     size = self.size + 1
     for number, config in enumerate(self.model.config.levels):
       queries = self.queries(number)
-      batch = make_batch([row + [0] for row in ids], size)
+      batch = make_batch([[*row, 0] for row in ids], size)
       compressed = jax.device_get(
         self.compress[number](self.variables, batch, below)
       )
