@@ -17,10 +17,12 @@ class Codes:
       of the text.
     count_B: [B] int32, how many segments each row of the text has; Q times
       their sum is N. Segments of different rows do not see each other.
+    level: Whose codes they are, counted from 0 at the bottom.
   """
 
   codes_N: np.ndarray
   count_B: np.ndarray
+  level: int = 0
 
 
 def rows(data: bytes, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +66,12 @@ def text(
 
 
 def from_slots(
-  codes_BU: np.ndarray, count_B: np.ndarray, num_slots: int
+  codes_BU: np.ndarray, count_B: np.ndarray, num_slots: int, level: int
 ) -> Codes:
   """Packs the codes of rows; slots from the count of a row on are empty."""
   codes_BPQ = codes_BU.reshape(len(codes_BU), num_slots, -1)
-  return Codes(codes_BPQ[_is_valid(count_B, num_slots)].reshape(-1), count_B)
+  codes_N = codes_BPQ[_is_valid(count_B, num_slots)].reshape(-1)
+  return Codes(codes_N, count_B, level)
 
 
 def to_slots(

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.modules.generation import expansion_rows
-from abstractinator.modules.generation.expansion_rows import (
+from abstractinator.modules.generation.expansion_rows import RowState
+from abstractinator.modules.generation.prompt import LevelPrompt, recent
+from abstractinator.modules.generation.segments import (
   Expanded,
   Forced,
   Memory,
-  RowState,
+  draw_end,
+  draw_id,
 )
-from abstractinator.modules.generation.prompt import LevelPrompt, recent
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops.draw import Draws
 from abstractinator.types import Array, Special
@@ -163,10 +165,10 @@ def _expand_segments(level, state, memory, count_B, draws, codebooks):
       codebooks,
     )
     of_id = draws.fold(slot_N * longest + number)
-    ids_N, nats_N = expansion_rows.draw_id(
+    ids_N, nats_N = draw_id(
       level, x_ND, of_id, forced_N, offset_N, is_first_N, codebooks
     )
-    is_end_N, end_nats_N = expansion_rows.draw_end(
+    is_end_N, end_nats_N = draw_end(
       level, x_ND, ids_N, of_id, forced_N, offset_N, is_first_N, codebooks
     )
     ids_NL, nats_NL, end_nats_NL, length_N = out

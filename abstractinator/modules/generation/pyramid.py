@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from abstractinator.modules.generation import expansion, open_segment, top
 from abstractinator.modules.generation import prompt as prompt_lib
 from abstractinator.modules.generation.expansion import ExpansionState
-from abstractinator.modules.generation.expansion_rows import Expanded
 from abstractinator.modules.generation.request import Request
+from abstractinator.modules.generation.segments import Expanded, new_ids
 from abstractinator.modules.generation.top import TopCodes, TopState
 from abstractinator.ops.compact import compact
 from abstractinator.types import Array, Special
@@ -206,19 +206,49 @@ def extend(
   )
 
 
-def new_ids(expanded: Expanded) -> tuple[Array, Array]:
-  """Ids [B, P x L] int32 in order, and which of them are there and new."""
-  batch, slots, longest = expanded.ids_BPL.shape
-  offset_L = jnp.arange(longest)
-  is_new_BPL = offset_L < expanded.length_BP[..., None]
-  is_known_BPL = (jnp.arange(slots) == 0)[:, None] & (
-    offset_L < expanded.num_known_B[:, None, None]
+def generate_bytes(
+  pyramid: nn.Module,
+  ids_BS: Array,
+  count_B: Array,
+  request: Request,
+  *,
+  max_new_bytes: int,
+  num_slots: int,
+) -> tuple[Array, Array]:
+  """All of it in one program; see `AbstractinatorPyramid.generate_bytes`."""
+  batch, size = ids_BS.shape
+  limit_B = jnp.minimum(request.limit_B, max_new_bytes)
+  state = start(
+    pyramid,
+    ids_BS,
+    count_B,
+    request.replace(limit_B=limit_B),
+    capacity=size + max_new_bytes,
+    num_slots=num_slots,
   )
-  is_new_BPL &= ~is_known_BPL
-  return (
-    expanded.ids_BPL.reshape(batch, -1),
-    is_new_BPL.reshape(batch, -1),
+  row_B1 = jnp.arange(batch)[:, None]
+  none_B = jnp.zeros((batch,), bool)
+
+  def one_call(pyramid, carry):
+    state, bytes_BN = carry
+    extension, after = extend(pyramid, state, none_B, num_slots=num_slots)
+    position_N = jnp.arange(extension.bytes_BN.shape[1])
+    at_BN = jnp.where(
+      position_N < extension.count_B[:, None],
+      state.num_bytes_B[:, None] + position_N,
+      max_new_bytes,
+    )
+    return after, bytes_BN.at[row_B1, at_BN].set(
+      extension.bytes_BN, mode='drop'
+    )
+
+  state, bytes_BN = nn.while_loop(
+    lambda _, carry: ~jnp.all(carry[0].is_done_B),
+    one_call,
+    pyramid,
+    (state, jnp.zeros((batch, max_new_bytes), jnp.int32)),
   )
+  return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
 
 
 def _no_rest(level, batch):
