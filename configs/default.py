@@ -292,6 +292,8 @@ def get_config() -> ml_collections.ConfigDict:
       # A level joins the objective so many steps after the one below, and the
       # top LM after the last; 0 trains all from the start.
       curriculum_steps=0,
+      # Whether a level stops learning as the next one joins.
+      curriculum_stops=False,
     )
   )
 

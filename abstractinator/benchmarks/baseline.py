@@ -108,6 +108,7 @@ _WEIGHTS = LossConfig(
   top_lm_end=0.0,
   top_lm_expander=0.0,
   curriculum_steps=0,
+  curriculum_stops=False,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,
