@@ -267,8 +267,17 @@ def get_config() -> ml_collections.ConfigDict:
       top_lm=ml_collections.config_dict.placeholder(ml_collections.ConfigDict),
       # Compute type; parameters and statistics are float32 always.
       dtype='float32',
-      # Of attention, pooling, and code search; 'auto' goes by the platform.
-      implementation='auto',
+      # What computes each op; 'auto' goes by the platform.
+      implementation=dict(
+        # 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'.
+        attention='auto',
+        # 'reference', 'xla', 'pallas', 'pallas_interpret'.
+        segment_pool='auto',
+        # 'reference', 'gather', 'halo'.
+        segment_cross='auto',
+        # 'reference', 'xla'.
+        nearest_code='auto',
+      ),
     )
   )
 

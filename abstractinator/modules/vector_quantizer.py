@@ -83,7 +83,7 @@ class VectorQuantizer(Quantizer):
     codes_N = nearest_code(
       y_NC,
       lax.stop_gradient(entries_KC),
-      implementation=self.implementation,
+      implementation=self.implementation.nearest_code,
       forbidden=self.config.forbidden,
     )
     codes_BP = codes_N.reshape(is_valid_BP.shape)
