@@ -121,10 +121,6 @@ def get_level() -> ml_collections.ConfigDict:
       # 'kmeans': centers of the vectors of the first step.
       start='normal',
       decay=0.97,
-      # The moving averages reach back over at least this fraction of the steps
-      # so far: codes settle, which those who predict them need; 0 for `decay`
-      # alone.
-      settling_fraction=0.0,
       # Every so many steps, codes unused for so many steps are replaced.
       reset_interval_steps=10,
       reset_after_steps=40,

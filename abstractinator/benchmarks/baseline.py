@@ -73,7 +73,6 @@ LEVEL = LevelConfig.from_dict(
       cosine=False,
       start='normal',
       decay=0.97,
-      settling_fraction=0.0,
       reset_interval_steps=10,
       reset_after_steps=40,
       reset_usage=0.0,
