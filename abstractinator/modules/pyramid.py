@@ -27,6 +27,7 @@ from abstractinator.modules.segment_compressor import Below
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import code_rows, digits
 from abstractinator.ops.code_rows import CodeRows
+from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, Special
 
 
@@ -52,7 +53,7 @@ class AbstractinatorPyramid(nn.Module):
 
   config: ModelConfig
   num_ids: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   def setup(self):
