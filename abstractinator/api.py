@@ -1,7 +1,7 @@
 """A trained level, for use on bytes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,18 +12,13 @@ from abstractinator import level_programs
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
-from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.generation import texts
 from abstractinator.generation.options import Options
-from abstractinator.modules.pyramid_output import DecodedRows
-from abstractinator.reconstruction import Reconstruction
+from abstractinator.level_rows import LevelRows
+from abstractinator.reconstruction import Reconstruction, reconstructions
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
-from abstractinator.types import PyTree, Segments
-
-# Ids of the largest batch; bounds memory whatever the length of a text.
-_BATCH_IDS = 8192
 
 
 def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
@@ -52,7 +47,7 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
   return TrainedLevel(config, variables)
 
 
-class TrainedLevel:
+class TrainedLevel(LevelRows):
   """Turns bytes into segments and codes, and codes into bytes.
 
   A text is any bytes, at least one; as in training EOS comes after its last
@@ -62,17 +57,6 @@ class TrainedLevel:
   Attributes:
     config: Of the run.
   """
-
-  def __init__(self, config: RunConfig, variables: PyTree):
-    """Compiles nothing yet.
-
-    Args:
-      config: Of the run.
-      variables: `params` and the collections.
-    """
-    self.config = config
-    self._model = make_model(config, jax.default_backend())
-    self._variables = variables
 
   def segment(self, data: bytes) -> list[bytes]:
     """Divides a text as the rule of the first level says.
@@ -87,7 +71,7 @@ class TrainedLevel:
       ValueError: If there are no bytes.
     """
     compress = functools.partial(level_programs.compress, number=0)
-    segments, *_ = self._in_batches(compress, *self._rows(data))
+    segments, *_ = self._in_batches(compress, *self._rows([data])[:2])
     # A segment of EOS alone starts behind the text.
     starts = np.flatnonzero(segments.is_start_BS.reshape(-1)[: len(data)])
     return [
@@ -110,13 +94,23 @@ class TrainedLevel:
         `ends='entropy'` if slots ran short: decoding divides as if they never
         did.
     """
+    return self.encode_all([data], level)[0]
+
+  def encode_all(
+    self, texts: Sequence[bytes], level: int | None = None
+  ) -> list[Codes]:
+    """Encodes texts, whose rows go in batches together; see `encode`."""
     number = self._number(level)
+    if not texts:
+      return []
+    ids_BS, document_BS, num_rows_T = self._rows(texts)
     compress = functools.partial(level_programs.compress, number=number)
-    segments, count_B, codes_BU = self._in_batches(compress, *self._rows(data))
-    self._require_division_of_decoding(segments)
-    return codes_lib.from_slots(
-      codes_BU, count_B, self._num_slots(number), number
+    segments, count_B, codes_BU = self._in_batches(
+      compress, ids_BS, document_BS
     )
+    self._require_division_of_decoding(segments)
+    codes = self._from_slots(codes_BU, count_B, number)
+    return codes_lib.split(codes, num_rows_T, self._queries(number))
 
   def decode(self, codes: Codes) -> bytes:
     """Turns codes into a text, greedily; see `Abstractinator.decode`.
@@ -136,9 +130,18 @@ class TrainedLevel:
       ValueError: If a code is not in the codebook, there is no such level, or
         the counts do not fit.
     """
-    if not len(codes.count_B):
-      return b''
-    return level_programs.text(self._decode(codes))
+    return self.decode_all([codes])[0]
+
+  def decode_all(self, codes: Sequence[Codes]) -> list[bytes]:
+    """Decodes texts, whose rows go in batches together; see `decode`.
+
+    Raises:
+      ValueError: Also if they are of different levels.
+    """
+    num_rows_T = [len(x.count_B) for x in codes]
+    if not sum(num_rows_T):
+      return [b''] * len(codes)
+    return level_programs.texts(self._decode(codes_lib.join(codes)), num_rows_T)
 
   def reconstruct(self, data: bytes) -> Reconstruction:
     """Encodes a text, decodes it from its codes alone, and compares.
@@ -149,33 +152,37 @@ class TrainedLevel:
     Returns:
       What came back, and how much of it is right; errors as of `encode`.
     """
-    ids_BS, document_BS = self._rows(data)
+    return self.reconstruct_all([data])[0]
+
+  def reconstruct_all(self, texts: Sequence[bytes]) -> list[Reconstruction]:
+    """Texts, whose rows go in batches together; see `reconstruct`."""
+    if not texts:
+      return []
+    ids_BS, document_BS, num_rows_T = self._rows(texts)
     segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
       level_programs.predict, ids_BS, document_BS
     )
     self._require_division_of_decoding(segments)
     number = self._number(None)
-    num_slots = self._num_slots(number)
-    codes = codes_lib.from_slots(codes_BU, count_B, num_slots, number)
-    num_segments = int(segments.count_B.sum())
-    decoded = self._decode(codes)
-    num_right, num_total = jax.jit(free_running_counts)(
+    decoded = self._decode(self._from_slots(codes_BU, count_B, number))
+    right_B, total_B = self._in_batches(
+      level_programs.count_right,
       decoded.ids_BPL,
       decoded.length_BP,
       decoded.rows.origin_BP,
       ids_BS,
       top_BS,
-      np.arange(num_slots) < count_B[:, None],
+      np.arange(self._num_slots(number)) < count_B[:, None],
     )
-    is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)
-    text = level_programs.text(decoded)
-    return Reconstruction(
-      text=text,
-      byte_accuracy=float(num_right) / float(num_total),
-      teacher_forced_byte_accuracy=float(np.sum(is_right_BS)) / len(data),
-      num_segments=num_segments,
-      bytes_per_segment=len(data) / num_segments,
-      exact=text == data,
+    forced_B = np.sum((predicted_BS == ids_BS) & (ids_BS < NUM_BYTES), axis=1)
+    return reconstructions(
+      texts,
+      level_programs.texts(decoded, num_rows_T),
+      num_rows_T,
+      right_B=right_B,
+      total_B=total_B,
+      forced_B=forced_B,
+      num_segments_B=segments.count_B,
     )
 
   def generate(
@@ -235,66 +242,3 @@ class TrainedLevel:
       self.config.model, self.config.data.sequence_length
     )
     return Options(**options), context
-
-  def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    return codes_lib.rows(data, self.config.data.sequence_length)
-
-  def _require_division_of_decoding(self, segments: Segments) -> None:
-    """Refuses segments that `EntropyEnds` would not find again."""
-    # Of the first level: above it, a head says the ends.
-    level = self.config.model.levels[0]
-    num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
-    if level.expander.ends == 'entropy' and num_rows:
-      length = level.segmentation.capacity_length
-      raise ValueError(
-        f'model.levels[0].segmentation.capacity_length: got {length}, with'
-        f' which {num_rows} rows of the text ran short of slots, so that'
-        " decoding with ends='entropy' would divide them otherwise; allowed:"
-        ' fewer ids a slot (1 is enough for every text), or texts of fewer'
-        ' segments'
-      )
-
-  def _decode(self, codes: Codes) -> DecodedRows:
-    number = self._number(codes.level)
-    level = self.config.model.levels[number]
-    codes_BU, is_valid_BP = codes_lib.to_slots(
-      codes,
-      level.quantizer.num_codes,
-      self._num_slots(number),
-      level.pooling.num_queries,
-    )
-    decode = functools.partial(
-      level_programs.decode,
-      number=number,
-      sequence_length=self.config.data.sequence_length,
-    )
-    return self._in_batches(decode, codes_BU, is_valid_BP)
-
-  def _number(self, level: int | None) -> int:
-    """Of a level, the top one if None."""
-    count = len(self.config.model.levels)
-    if level is None:
-      return count - 1
-    if not 0 <= level < count:
-      raise ValueError(f'level: got {level}, allowed: 0 to {count - 1}')
-    return level
-
-  def _num_slots(self, number: int) -> int:
-    """Of a row of a level."""
-    model = self.config.model
-    sizes = model.sequence_lengths(self.config.data.sequence_length)
-    return model.levels[number].segmentation.num_slots(sizes[number])
-
-  def _in_batches(self, function: Callable[..., Any], *rows: np.ndarray) -> Any:
-    """Calls a function on rows; few sizes of batches, so few compilations."""
-    size = self.config.data.sequence_length
-    largest = 1 << max((_BATCH_IDS // size).bit_length() - 1, 0)
-    outputs = []
-    for start in range(0, len(rows[0]), largest):
-      part = [x[start : start + largest] for x in rows]
-      count = len(part[0])
-      missing = (1 << (count - 1).bit_length()) - count
-      padded = [np.pad(x, ((0, missing), (0, 0)), mode='edge') for x in part]
-      output = jax.device_get(function(self._model, self._variables, *padded))
-      outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)

@@ -2,6 +2,9 @@ r"""The command `abstractinator`: what to do with a trained run.
 
     abstractinator segment WORKDIR [FILE]       the text, divided
     abstractinator reconstruct WORKDIR [FILE]   the text, from its codes alone
+    abstractinator generate WORKDIR --prompt TEXT   the text, continued
+    abstractinator encode WORKDIR [FILE]        the codes of the text
+    abstractinator decode WORKDIR CODES         and back
 
 Bytes that are no UTF-8, such as those of a character that a boundary divides,
 are shown as `\xNN`, in plain output and in JSON alike.
@@ -13,9 +16,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from abstractinator.commands import reconstruct, segment
+from abstractinator.commands import (
+  decode,
+  encode,
+  generate,
+  reconstruct,
+  segment,
+)
 
-_COMMANDS = (segment, reconstruct)
+_COMMANDS = (segment, reconstruct, generate, encode, decode)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,16 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0, or 2 after one line on standard error for bad input.
   """
   args = _parser().parse_args(argv)
+  # A terminal that lacks a character must not end in an exception.
+  sys.stdout.reconfigure(errors='backslashreplace')
   try:
     output = args.command(args)
+    # Whoever reads it may have seen enough.
+    with contextlib.suppress(BrokenPipeError):
+      for part in [output, '\n'] if isinstance(output, str) else output:
+        print(part, end='', flush=True)
   except (ValueError, OSError) as error:
     sys.stderr.write(_error_line(str(error)))
     return 2
-  # A terminal that lacks a character must not end in an exception.
-  sys.stdout.reconfigure(errors='backslashreplace')
-  # Whoever reads it may have seen enough.
-  with contextlib.suppress(BrokenPipeError):
-    print(output, flush=True)
   return 0
 
 

@@ -1,12 +1,17 @@
 """What is compiled to take texts to codes and back."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from abstractinator import codes as codes_lib
-from abstractinator.evaluation.reconstruction import top_slots
+from abstractinator.evaluation.reconstruction import (
+  free_running_counts,
+  top_slots,
+)
 from abstractinator.modules.pyramid_output import DecodedRows
 from abstractinator.types import Array, Batch
 
@@ -69,11 +74,25 @@ def decode(model, variables, codes_BU, is_valid_BP, *, number, sequence_length):
   )
 
 
-def text(decoded: DecodedRows) -> bytes:
-  """The bytes of rows, one after the other."""
-  return codes_lib.text(
-    decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
-  )
+@functools.partial(jax.jit, static_argnums=0)
+def count_right(model, variables, *rows):
+  """`free_running_counts` of each row, [B] float32 twice."""
+  del model, variables
+  of_row = jax.tree.map(lambda x_BX: x_BX[:, None], rows)
+  return jax.vmap(free_running_counts)(*of_row)
+
+
+def texts(decoded: DecodedRows, num_rows_T: Sequence[int]) -> list[bytes]:
+  """The bytes of texts of so many rows each."""
+  ids_BPL, length_BP = decoded.ids_BPL, decoded.length_BP
+  is_valid_BP = decoded.rows.is_valid_BP
+  ends_T = np.cumsum(num_rows_T)
+  return [
+    codes_lib.text(
+      *(x[end - n : end] for x in (ids_BPL, length_BP, is_valid_BP))
+    )
+    for n, end in zip(num_rows_T, ends_T, strict=True)
+  ]
 
 
 def _codes(output, number):

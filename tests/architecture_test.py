@@ -98,11 +98,13 @@ RULES = (
     ('ml_collections',),
   ),
   ('codes', BASE, ('jax', 'flax')),
-  ('reconstruction', (), ('jax', 'flax', 'numpy')),
+  ('codes_files', ('codes',), ('jax', 'flax')),
+  ('reconstruction', (), ('jax', 'flax')),
   ('generation.options', (), ('jax', 'flax', 'numpy')),
   ('generation.text', (), ('jax', 'flax', 'numpy')),
   ('generation', (*BASE, 'ops', 'modules', 'generation'), ('absl', 'optax')),
   ('level_programs', (*STEP, 'codes', 'evaluation'), ('absl', 'optax')),
+  ('level_rows', (*STEP, 'codes', 'level_programs', 'training'), ('absl',)),
   (
     'api',
     (
@@ -110,9 +112,9 @@ RULES = (
       'codes',
       'generation',
       'level_programs',
+      'level_rows',
       'reconstruction',
       'training',
-      'evaluation',
     ),
     ('absl',),
   ),
@@ -120,7 +122,7 @@ RULES = (
   ('commands', None, ('ml_collections',)),
   ('cli', ('commands',), ('jax', 'flax', 'ml_collections')),
   ('__main__', ('cli',), ()),
-  ('', ('api',), ()),
+  ('', ('api', 'codes_files'), ()),
 )
 
 
