@@ -3,12 +3,12 @@
 import chex
 
 from abstractinator.ops.attention.api import require_shared_heads
-from abstractinator.ops.segment_cross import reference, xla
+from abstractinator.ops.segment_cross import gather, reference
 from abstractinator.types import Array
 
 _IMPLEMENTATIONS = {
   'reference': reference.segment_cross_attention,
-  'xla': xla.segment_cross_attention,
+  'gather': gather.segment_cross_attention,
 }
 
 
@@ -37,7 +37,7 @@ def segment_cross_attention(
       segment of its document.
     lookback: How many slots before its own a query sees, >= 0.
     scale: Factor on the scores.
-    implementation: 'xla' gathers the few rows, linear in T; 'reference' is
+    implementation: 'gather' gathers the few rows, linear in T; 'reference' is
       dense, the oracle of the tests.
     rows_per_slot: Keys and values of a slot, >= 1; a query sees all or none.
 
