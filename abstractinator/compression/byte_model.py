@@ -12,7 +12,7 @@ import numpy as np
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import RunConfig
 from abstractinator.modules.entropy_model import EntropyCache, EntropyModel
-from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.types import Array, PyTree
 
 # Frequencies of the 256 bytes add up to 2 to the power of it.
@@ -50,8 +50,8 @@ class ByteModel:
       level.entropy_heads,
       level.d_model,
       NUM_BYTES,
-      resolve_implementation(
-        config.model.implementation, jax.default_backend()
+      resolve_implementations(
+        **config.model.implementation.to_dict(), platform=jax.default_backend()
       ),
       self._dtype,
     )

@@ -3,7 +3,9 @@
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from abstractinator.evaluation.held_out import decode_output
 from abstractinator.modules.pyramid import AbstractinatorPyramid
@@ -88,6 +90,39 @@ def code_rows(
   )
 
 
+def code_levels(
+  variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
+) -> tuple[CodedLevel, ...]:
+  """Encodes rows, and no more."""
+  output = model.apply(variables, batch, method='compress_all')
+  return tuple(coded_level(level.compressed) for level in output.levels)
+
+
+def slots_of_bytes(
+  levels: tuple[CodedLevel, ...], num_queries: tuple[int, ...]
+) -> list[np.ndarray]:
+  """The segment of each level that a byte is in, on the host.
+
+  Args:
+    levels: Bottom first.
+    num_queries: Codes of a segment, of each level.
+
+  Returns:
+    Of each level [B, S] int; -1 of padding.
+  """
+  found, code_BS = [], None
+  for level, queries in zip(levels, num_queries, strict=True):
+    slot_BS = np.asarray(level.index_BS)
+    if code_BS is not None:
+      at_BS = np.maximum(code_BS, 0)
+      slot_BS = np.take_along_axis(slot_BS, at_BS, axis=1)
+      slot_BS = np.where(code_BS >= 0, slot_BS, -1)
+    found.append(slot_BS)
+    # The first code of a segment stands for it.
+    code_BS = np.where(slot_BS >= 0, slot_BS * queries, -1)
+  return found
+
+
 def coded_level(compressed: CompressorOutput) -> CodedLevel:
   """What is counted of the segments and codes of a level."""
   segments = compressed.segments
@@ -143,22 +178,27 @@ def _with_other_memories(
     strict=True,
   ):
     compressed = of_level.compressed
-    for kind in MEMORIES:
-      expanded = level.expander(
-        ids.ids_BS,
-        ids.document_BS,
-        compressed.segments,
+    memory_NUD = jnp.concatenate(
+      [
         other_memory(
           compressed.quantized.vectors_BPD,
           compressed.is_code_BU,
           level.config.pooling.num_queries,
           kind,
-        ),
-        codebooks=codebooks,
-      )
-      sums[f'{prefix}expander_bits_with_{kind}_codes'] = _bits(
-        expanded.nats_BS, ids
-      )
+        )
+        for kind in MEMORIES
+      ]
+    )
+    # All kinds as one batch: one expander to compile.
+    ids, segments = jax.tree.map(
+      lambda x: jnp.concatenate([x] * len(MEMORIES)), (ids, compressed.segments)
+    )
+    expanded = level.expander(
+      ids.ids_BS, ids.document_BS, segments, memory_NUD, codebooks=codebooks
+    )
+    bits = jnp.split(_bits(expanded.nats_BS, ids), len(MEMORIES))
+    for kind, bits_B in zip(MEMORIES, bits, strict=True):
+      sums[f'{prefix}expander_bits_with_{kind}_codes'] = bits_B
     codebooks = level.compressor.quantizer.codebooks()
   return output, sums
 

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.evaluation.coded_rows import MEMORIES, CodedRows
+from abstractinator.evaluation.coded_rows import (
+  MEMORIES,
+  CodedRows,
+  slots_of_bytes,
+)
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.level_statistics import (
   LevelStatistics,
@@ -113,7 +117,7 @@ class _Coded:
 
   def __init__(self, evaluator: Evaluator):
     levels = evaluator.config.model.levels
-    self._queries = [level.pooling.num_queries for level in levels]
+    self._queries = tuple(level.pooling.num_queries for level in levels)
     self.levels = [LevelStatistics(level) for level in levels]
     self.sums: dict[str, float] = {}
     self.num_right = self.num_decoded = 0.0
@@ -127,9 +131,9 @@ class _Coded:
     is_first_BS = document_BS != before_BS[:, :-1]
     is_asked_BS = (ids_BS < NUM_BYTES) & ~is_first_BS
     is_word_BS = word_starts(ids_BS, is_first_BS)
-    slot_BS = None
-    for level, coded, queries in zip(
-      self.levels, rows.levels, self._queries, strict=True
+    slots = slots_of_bytes(rows.levels, self._queries)
+    for level, coded, slot_BS in zip(
+      self.levels, rows.levels, slots, strict=True
     ):
       level.add(
         coded.index_BS,
@@ -137,10 +141,8 @@ class _Coded:
         coded.is_short_BS,
         coded.codes_BU[coded.is_code_BU],
       )
-      slot_BS = _slots(coded.index_BS, slot_BS)
       last_BS = np.pad(slot_BS, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
       level.add_starts(slot_BS != last_BS, is_word_BS, is_asked_BS)
-      slot_BS = np.where(slot_BS >= 0, slot_BS * queries, -1)
     for name, value_B in rows.sums.items():
       total = float(np.sum(value_B, dtype=np.float64))
       self.sums[name] = self.sums.get(name, 0.0) + total
@@ -188,16 +190,3 @@ def _codes(evaluator, passages, num_bytes, decode) -> Figures:
       np.mean(list(coded.is_exact.values()))
     )
   return found
-
-
-def _slots(index_BS: np.ndarray, code_BS: np.ndarray | None) -> np.ndarray:
-  """Segment of a level of each byte, [B, S]; -1 of none.
-
-  Args:
-    index_BS: [B, S of the level], segment of each of its ids.
-    code_BS: [B, S], which of its ids a byte belongs to; None for bytes.
-  """
-  if code_BS is None:
-    return index_BS
-  found_BS = np.take_along_axis(index_BS, np.maximum(code_BS, 0), axis=1)
-  return np.where(code_BS >= 0, found_BS, -1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from abstractinator.config import ModelConfig, RunConfig
 from abstractinator.evaluation import coded_rows, likelihood
-from abstractinator.evaluation.coded_rows import CodedRows
+from abstractinator.evaluation.coded_rows import CodedLevel, CodedRows
 from abstractinator.evaluation.windows import (
   Passage,
   WindowBatch,
@@ -158,6 +158,9 @@ class Evaluator:
       )
       for decode in (False, True)
     }
+    self._code_long = self._jit(
+      functools.partial(coded_rows.code_levels, model=self.model)
+    )
 
   def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, out_shardings=replicated(self._mesh))
@@ -182,21 +185,41 @@ class Evaluator:
       yield ScoredBatch(windows.windows, sums, codes_BU[is_paid_BU])
 
   def code(
-    self, passages: Iterable[Passage], *, decode: bool
+    self, passages: Iterable[Passage], *, decode: bool, alone: bool = False
   ) -> Iterator[tuple[WindowBatch, CodedRows]]:
     """Encodes passages in windows side by side, each id in one of them.
 
     Args:
       passages: Of any length.
       decode: Whether to decode them from their codes alone, too.
+      alone: Whether each window has a row of its own.
 
     Returns:
       Batches in order, on the host.
     """
-    batches = self._batches(passages, self.config.data.sequence_length)
+    size = self.config.data.sequence_length
+    batches = self._batches(passages, size, 1 if alone else None)
     return self._run(
       lambda b: self._code[decode](self.variables, b.batch), batches
     )
+
+  def code_long(self, ids_BN: np.ndarray) -> tuple[CodedLevel, ...]:
+    """Encodes rows of any one length, each a document, none of it divided.
+
+    Args:
+      ids_BN: [B, N] int32; what was compiled serves the same shape again.
+
+    Returns:
+      The levels, on the host.
+    """
+    ids_BN = np.asarray(ids_BN, np.int32)
+    batch = Batch(
+      ids_BS=ids_BN,
+      document_BS=np.zeros_like(ids_BN),
+      row_B=np.arange(len(ids_BN), dtype=np.int32),
+    )
+    with jax.set_mesh(self._mesh):
+      return jax.device_get(self._code_long(self.variables, batch))
 
   def _batches(self, passages, stride, max_documents=None):
     size = self.config.data.sequence_length

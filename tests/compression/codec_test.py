@@ -2,7 +2,6 @@ import dataclasses
 import lzma
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from abstractinator.compression.byte_model import (
 from abstractinator.compression.codec import compress, decompress
 from abstractinator.training.state import variables_of
 from tests import tiny_run
+from tests.tiny_top_lm import quick_jit
 
 
 def louder(state):
@@ -37,7 +37,9 @@ def make_model(window=32, seed=3):
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, levels=(level,))
   )
-  return ByteModel(config, variables_of(louder(tiny_run._state(config, seed))))
+  return ByteModel(
+    config, variables_of(louder(tiny_run.random_state(config, seed)))
+  )
 
 
 @pytest.fixture(scope='module')
@@ -102,6 +104,7 @@ def test_blocks_of_both_kinds_follow_each_other(model, monkeypatch):
   assert decompress(model, content) == lanes.tobytes()
 
 
+@pytest.mark.nightly
 def test_a_megabyte_of_text(model):
   words = [f'word{i} '.encode() for i in range(1000)]
   chosen = np.random.default_rng(0).integers(0, 1000, 140_000)
@@ -125,7 +128,7 @@ def test_frequencies_are_whole_and_add_up():
   logits = np.random.default_rng(0).normal(size=(20, 256)) * 10
   logits[0] = 0
   logits[1, 7] = 1e4
-  got = np.asarray(frequencies(jnp.asarray(logits, jnp.float32)))
+  got = np.asarray(quick_jit(frequencies)(logits.astype(np.float32)))
   assert got.dtype == np.int32
   assert got.min() == 1
   assert (got.sum(axis=1) == 2**PRECISION_BITS).all()

@@ -15,11 +15,14 @@ import pytest
 from abstractinator.byte_vocab import BOS_ID, EOS_ID, encode
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.windows import Passage
+from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from tests import tiny_pyramid, tiny_run
 from tests.tiny_top_lm import quick_jit
 
 SIZE, STRIDE = 24, 10
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
 CONFIG = tiny_pyramid.make_config(
   {
     'expander.context': 'window',
@@ -43,7 +46,7 @@ def evaluator():
   run = dataclasses.replace(
     run, model=CONFIG, data=dataclasses.replace(run.data, sequence_length=SIZE)
   )
-  variables = tiny_pyramid.make_variables(CONFIG, SIZE)
+  variables = variables_of(tiny_run.random_state(run, seed=0))
   return Evaluator(
     run, variables, batch_size=4, stride=STRIDE, devices=jax.devices()[:1]
   )
@@ -78,28 +81,10 @@ class Decoder:
       jit(lambda m, *a, level=level: _predicted(m.levels[level].expander, *a))
       for level in range(2)
     ]
-    self.books = jax.device_get(
-      model.apply(
-        self.variables,
-        method=lambda m: m.levels[0].compressor.quantizer.codebooks(),
-      )
+    self.books, self.empty, self.top_empty, self.top_start = jax.device_get(
+      jit(_start)(self.variables)
     )
-    self.empty = [
-      model.apply(
-        self.variables,
-        method=lambda m, level=level: m.levels[level].expander.init_cache(
-          1, 4 * SIZE
-        ),
-      )
-      for level in range(2)
-    ]
     self.top_step = jit(lambda m, *a: m.top_lm.step(*a))
-    self.top_empty = model.apply(
-      self.variables, method=lambda m: m.top_lm.init_cache(1, 4 * SIZE)
-    )
-    self.top_start = model.apply(
-      self.variables, method=lambda m: m.top_lm.start_state(1)
-    )
     self.top_heads = jit(
       lambda m, x, digits: (
         m.top_lm.code_head(x, digits),
@@ -137,7 +122,7 @@ class Decoder:
     return found | self._top_bits(ids, vectors, known, is_whole)
 
   def _expander_bits(self, number, ids, index, known, short, compressed):
-    memory = jnp.asarray(compressed.quantized.vectors_BPD)
+    memory = np.asarray(compressed.quantized.vectors_BPD)
     cache, books = self.empty[number], self.books if number else None
     config = CONFIG.levels[number]
     is_alone = config.expander.context == 'segment'
@@ -148,19 +133,21 @@ class Decoder:
       opens = at == 0 or index[at] != index[at - 1]
       offset = 0 if opens else offset + 1
       fed = bos if at == 0 or (opens and is_alone) else ids[at - 1]
-      own = jnp.full((1, 1), index[at])
+      own = np.full((1, 1), index[at], np.int32)
       x, cache = self.expander_steps[number](
         self.variables,
-        jnp.full(1, fed),
-        jnp.full(1, offset),
-        jnp.full(1, index[at] if is_alone else 0),
+        np.full(1, fed, np.int32),
+        np.full(1, offset, np.int32),
+        np.full(1, index[at] if is_alone else 0, np.int32),
         cache,
-        jnp.ones(1, bool),
-        (memory, own, jnp.zeros((1, 1), jnp.int32)),
+        np.ones(1, bool),
+        (memory, own, np.zeros((1, 1), np.int32)),
         books,
       )
       logits, end, digits = jax.device_get(
-        self.predict[number](self.variables, x, jnp.full(1, id_), books)
+        self.predict[number](
+          self.variables, x, np.full(1, id_, np.int32), books
+        )
       )
       if at >= known:
         found['expander_bits'] += sum(
@@ -182,17 +169,17 @@ class Decoder:
     for at, code in enumerate(codes):
       digits = [code % sizes[0], code // sizes[0]]
       logits, _ = jax.device_get(
-        self.top_heads(self.variables, state, jnp.asarray([digits]))
+        self.top_heads(self.variables, state, np.asarray([digits]))
       )
       state, cache = self.top_step(
         self.variables,
-        jnp.asarray(vectors[None, at]),
-        jnp.zeros(1, jnp.int32),
+        np.asarray(vectors[None, at]),
+        np.zeros(1, np.int32),
         cache,
-        jnp.ones(1, bool),
+        np.ones(1, bool),
       )
       _, end = jax.device_get(
-        self.top_heads(self.variables, state, jnp.asarray([digits]))
+        self.top_heads(self.variables, state, np.asarray([digits]))
       )
       if at >= known:
         found['top_lm_code_bits'] += sum(
@@ -203,6 +190,16 @@ class Decoder:
           end[0], is_whole and at + 1 == len(codes)
         )
     return found
+
+
+def _start(model):
+  """Codebooks, and all that a decoder has before the first id."""
+  return (
+    model.levels[0].compressor.quantizer.codebooks(),
+    [level.expander.init_cache(1, 4 * SIZE) for level in model.levels],
+    model.top_lm.init_cache(1, 4 * SIZE),
+    model.top_lm.start_state(1),
+  )
 
 
 def _predicted(expander, x, ids, books):
