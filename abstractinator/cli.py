@@ -5,6 +5,9 @@ r"""The command `abstractinator`: what to do with a trained run.
     abstractinator generate WORKDIR --prompt TEXT   the text, continued
     abstractinator encode WORKDIR [FILE]        the codes of the text
     abstractinator decode WORKDIR CODES         and back
+    abstractinator evaluate WORKDIR             how good the run is
+    abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
+    abstractinator decompress WORKDIR FILE OUT  and back
 
 Bytes that are no UTF-8, such as those of a character that a boundary divides,
 are shown as `\xNN`, in plain output and in JSON alike.
@@ -17,14 +20,26 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from abstractinator.commands import (
+  compress,
   decode,
+  decompress,
   encode,
+  evaluate,
   generate,
   reconstruct,
   segment,
 )
 
-_COMMANDS = (segment, reconstruct, generate, encode, decode)
+_COMMANDS = (
+  segment,
+  reconstruct,
+  generate,
+  encode,
+  decode,
+  evaluate,
+  compress,
+  decompress,
+)
 
 
 class _Parser(argparse.ArgumentParser):

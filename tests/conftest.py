@@ -38,11 +38,6 @@ def pytest_addoption(parser):
     default=str(golden_files.DEFAULT),
     help='folder of reference tensors (*.npz) computed with the original',
   )
-  parser.addoption(
-    '--every-wiring',
-    action='store_true',
-    help='continue rows with every kind of level, not only a choice of them',
-  )
 
 
 def pytest_generate_tests(metafunc):

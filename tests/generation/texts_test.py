@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 LENGTH = 32
 PROMPTS = [b'def main():', b'x', b'', bytes(range(120, 140))]
-DRAWN = {'temperature': 1.0, 'max_new_bytes': 30, 'seed': 3}
+# The top LM, of random parameters, ends every other text where it draws.
+DRAWN = {'level_temperature': 1.0, 'max_new_bytes': 30, 'seed': 3}
 
 
 @pytest.fixture(scope='module')
@@ -34,10 +35,17 @@ def drawn(pyramid):
 
 
 def test_a_sample_does_not_depend_on_its_batch(pyramid, drawn):
-  for prompt, samples in zip(PROMPTS[:2], drawn, strict=False):
-    assert pyramid.generate(prompt, **DRAWN) == [samples[:1]]
-  back = pyramid.generate(PROMPTS[::-1], **DRAWN, num_samples=2)
-  assert back[::-1] == drawn
+  for changes in ({}, {'temperature': 1.0}):
+    options = DRAWN | changes
+    whole = pyramid.generate(PROMPTS, **options, num_samples=2)
+    assert (whole == drawn) == (not changes)
+    for prompt, samples in zip(PROMPTS[:2], whole, strict=False):
+      assert pyramid.generate(prompt, **options) == [samples[:1]]
+    back = pyramid.generate(PROMPTS[::-1], **options, num_samples=2)
+    assert back[::-1] == whole
+  lengths = {len(text) for samples in whole for text in samples}
+  # Some ended by themselves.
+  assert len(lengths) > 2
 
 
 def test_samples_differ_and_have_the_bytes_asked_for(pyramid, drawn):
@@ -68,21 +76,27 @@ def test_a_stop_string_ends_a_text(pyramid, drawn):
   assert got == text[: text.index(stop)]
 
 
-def test_one_compilation_a_bucket(pyramid, drawn):
+def test_one_compilation_a_bucket(lone):
   """Whatever the lengths, the settings and the number of prompts."""
   caches = (programs.start._cache_size, programs.extend._cache_size)
   before = [size() for size in caches]
+
+  def new_programs():
+    return [size() - n for size, n in zip(caches, before, strict=True)]
+
   for changes in (
     {'top_k': 3},
     {'top_p': 0.5, 'seed': 9},
     {'temperature': 0.0},
   ):
-    for prompts in (PROMPTS, [b'a' * n for n in (1, 5, 34, 7, 2)]):
-      pyramid.generate(prompts, **DRAWN | changes, num_samples=2)
-  assert [size() - n for size, n in zip(caches, before, strict=True)] == [1, 1]
-  # That one was of 16 rows, those of 8 were there before.
-  pyramid.generate(PROMPTS, **DRAWN, num_samples=2)
-  assert [size() - n for size, n in zip(caches, before, strict=True)] == [1, 1]
+    for lengths in ((1, 5, 20, 7, 2), (9, 9, 1), (33, 3, 3, 3, 3, 3, 3, 3)):
+      prompts = [b'a' * n for n in lengths]
+      samples = 2 if len(prompts) == 3 else 1
+      lone.generate(prompts, **DRAWN | changes, num_samples=samples)
+      # All are of 5 to 8 rows, of up to 64 bytes.
+      assert new_programs() == [1, 1]
+  lone.generate(b'a', **DRAWN)
+  assert new_programs() == [2, 2]
 
 
 def test_of_long_prompts_the_end_is_read(pyramid):

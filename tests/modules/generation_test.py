@@ -55,7 +55,7 @@ WIRINGS = {
     level('full', **MLA),
   ),
 }
-# What else there is, with --every-wiring.
+# What else there is, at night.
 FURTHER = {
   f'{len(above) + 1}-{context}-{ends}-{form}': (
     level(context, ends, **latent),
@@ -66,6 +66,8 @@ FURTHER = {
   for ends in ('head', 'entropy')
   for form, latent in (('regular', {}), ('mla', MLA))
 }
+# Between them, each context, end and form, and one level and two.
+ALWAYS = ('window-entropy-queries', 'two-segment-rvq-full-mla')
 SIZE, LIMIT, ROWS = 24, 64, 16
 CAPACITY = SIZE + LIMIT
 LENGTHS = [*range(1, SIZE, 2), 0, 8, 16, SIZE]
@@ -99,9 +101,13 @@ class Run:
 
 def pytest_generate_tests(metafunc):
   if 'run' in metafunc.fixturenames:
-    further = FURTHER if metafunc.config.getoption('--every-wiring') else {}
+    further = [
+      pytest.param(name, marks=pytest.mark.nightly)
+      for name in (WIRINGS | FURTHER)
+      if name not in ALWAYS
+    ]
     metafunc.parametrize(
-      'run', [*WIRINGS, *further], indirect=True, scope='module'
+      'run', [*ALWAYS, *further], indirect=True, scope='module'
     )
 
 
@@ -175,7 +181,7 @@ def test_ids_and_ends_are_those_of_whole_calls(run):
       cost = np.logaddexp(0, np.where(ends, -log_odds, log_odds))
       cost = np.where(certain, 0, cost)[new]
       assert_same_bits(cost, end_nats[row][begin - whole : -1])
-  assert total >= 900
+  assert total >= 1000
   text = b''.join(run.texts)
   assert len(set(text)) > 8
 
