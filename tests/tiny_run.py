@@ -45,7 +45,7 @@ def pyramid_config() -> RunConfig:
 
 def level(run_config: RunConfig, edit=lambda variables: variables):
   """Trained in no step, without a checkpoint."""
-  state = _state(run_config, 3)
+  state = random_state(run_config, 3)
   return TrainedLevel(
     run_config, edit({'params': state.params, **state.collections})
   )
