@@ -121,10 +121,6 @@ def get_level() -> ml_collections.ConfigDict:
       # 'kmeans': centers of the vectors of the first step.
       start='normal',
       decay=0.97,
-      # The moving averages reach back over at least this fraction of the steps
-      # so far: codes settle, which those who predict them need; 0 for `decay`
-      # alone.
-      settling_fraction=0.0,
       # Every so many steps, codes unused for so many steps are replaced.
       reset_interval_steps=10,
       reset_after_steps=40,
@@ -301,6 +297,8 @@ def get_config() -> ml_collections.ConfigDict:
       # A level joins the objective so many steps after the one below, and the
       # top LM after the last; 0 trains all from the start.
       curriculum_steps=0,
+      # Whether a level stops learning as the next one joins.
+      curriculum_stops=False,
     )
   )
 

@@ -73,7 +73,6 @@ LEVEL = LevelConfig.from_dict(
       cosine=False,
       start='normal',
       decay=0.97,
-      settling_fraction=0.0,
       reset_interval_steps=10,
       reset_after_steps=40,
       reset_usage=0.0,
@@ -111,6 +110,7 @@ _WEIGHTS = LossConfig(
   top_lm_end=0.0,
   top_lm_expander=0.0,
   curriculum_steps=0,
+  curriculum_stops=False,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,

@@ -55,7 +55,6 @@ class VectorQuantizer(Quantizer):
       c.codebook_size,
       self.width,
       decay=c.decay,
-      settling_fraction=c.settling_fraction,
       reset_interval_steps=c.reset_interval_steps,
       reset_after_steps=c.reset_after_steps,
       reset_usage=c.reset_usage,

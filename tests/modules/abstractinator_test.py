@@ -33,6 +33,7 @@ WEIGHTS = LossConfig(
   top_lm_end=0.0,
   top_lm_expander=0.0,
   curriculum_steps=0,
+  curriculum_stops=False,
 )
 
 BLOCK = {
