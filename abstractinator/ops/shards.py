@@ -36,44 +36,41 @@ def over_shards(
     args: Arrays.
     dims: Of each array, one letter a dimension: 'B' for rows, 'H' for heads,
       '.' for others. A dimension 'H' of size 1 is shared by all heads, and not
-      split; all others must be of one size, or multiples of it.
-    out_dims: Of what the function returns, likewise.
+      split.
+    out_dims: Of what the function returns, likewise; of size 1 where all of
+      the arguments' are.
 
   Returns:
     What the function returns, of the whole.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  free = {
-    name: size
-    for name, size, kind in zip(
-      mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True
-    )
-    if size > 1 and kind != AxisType.Manual
-  }
+  rows, heads = (
+    {
+      arg.shape[i]
+      for arg, letters in zip(args, dims, strict=True)
+      for i, name in enumerate(letters)
+      if name == letter
+    }
+    for letter in 'BH'
+  )
   axes = {
-    'B': _dividing(
-      [name for name in BATCH_AXES if name in free],
-      free,
-      _sizes(args, dims, 'B'),
-    ),
-    'H': _dividing(
-      [name for name in (HEAD_AXIS,) if name in free],
-      free,
-      [size for size in _sizes(args, dims, 'H') if size > 1],
-    ),
+    'B': dividing_axes(BATCH_AXES, rows),
+    'H': dividing_axes((HEAD_AXIS,), heads - {1}),
   }
   if not any(axes.values()):
     return function(*args)
 
   def spec(letters, shape=None):
-    return P(
-      *(
-        axes.get(letter) or None
-        if shape is None or letter == 'B' or shape[i] > 1
-        else None
-        for i, letter in enumerate(letters)
-      )
-    )
+    names = [axes.get(letter) or None for letter in letters]
+    if shape is not None:
+      is_shared = [
+        letter == 'H' and size == 1
+        for letter, size in zip(letters, shape, strict=True)
+      ]
+      names = [
+        None if shared else name
+        for name, shared in zip(names, is_shared, strict=True)
+      ]
+    return P(*names)
 
   return jax.shard_map(
     function,
@@ -82,24 +79,33 @@ def over_shards(
     ),
     out_specs=spec(out_dims)
     if isinstance(out_dims, str)
-    else tuple(spec(letters) for letters in out_dims),
+    else tuple(map(spec, out_dims)),
     # Kernels say nothing of which axes their results vary over.
     check_vma=False,
   )(*args)
 
 
-def _sizes(args, dims, letter) -> list[int]:
-  return [
-    arg.shape[i]
-    for arg, letters in zip(args, dims, strict=True)
-    for i, name in enumerate(letters)
-    if name == letter
-  ]
+def dividing_axes(
+  names: Sequence[str], sizes: Sequence[int] | set[int]
+) -> tuple[str, ...]:
+  """Which axes of the ambient mesh can split a dimension.
 
+  Args:
+    names: Axes to split it over, together.
+    sizes: Of the dimension, in each array that has it.
 
-def _dividing(names, mesh_sizes, sizes) -> tuple[str, ...]:
-  """The axes, if together they divide every size, else none."""
-  count = math.prod(mesh_sizes[name] for name in names)
-  if not sizes or any(size % count for size in sizes):
+  Returns:
+    Those of the names that are axes of several devices and not split already;
+    none if together they do not divide every size, or there is no size.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  free = {
+    name: size
+    for name, size, kind in zip(
+      mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True
+    )
+    if name in names and size > 1 and kind != AxisType.Manual
+  }
+  if not sizes or any(size % math.prod(free.values()) for size in sizes):
     return ()
-  return tuple(names)
+  return tuple(name for name in names if name in free)

@@ -7,7 +7,7 @@ import pytest
 
 from abstractinator.ops.segment_cross import segment_cross_attention
 
-IMPLEMENTATIONS = ['xla']
+IMPLEMENTATIONS = ['gather', 'halo']
 HEADS, WIDTH, VALUE_WIDTH = 2, 4, 3
 
 # Own slot and lowest visible slot of each query, and how many slots there are.
@@ -190,15 +190,15 @@ def test_heads_may_share_keys_or_values(
 def test_errors_name_what_is_allowed():
   index, lowest, slots = LAYOUTS['documents']
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(slots)]
-  with pytest.raises(ValueError, match=r"'halo'.*reference, xla"):
-    at('halo', index, lowest, 1)(*args)
+  with pytest.raises(ValueError, match=r"'xla'.*reference, gather, halo"):
+    at('xla', index, lowest, 1)(*args)
   with pytest.raises(ValueError, match=r'lookback: got -1, allowed: >= 0'):
-    at('xla', index, lowest, -1)(*args)
+    at('gather', index, lowest, -1)(*args)
   for rows_per_slot in (0, 2):
     with pytest.raises(
       ValueError, match=rf'rows_per_slot: got {rows_per_slot}, .*rows \(9\)'
     ):
-      at('xla', index, lowest, 1, rows_per_slot=rows_per_slot)(*args)
+      at('gather', index, lowest, 1, rows_per_slot=rows_per_slot)(*args)
   q, k, v = args
   with pytest.raises(ValueError, match=r'heads.*got 3, allowed: 1.*\(2\)'):
-    at('xla', index, lowest, 1)(q, k, v[:, :, [0, 1, 1]])
+    at('gather', index, lowest, 1)(q, k, v[:, :, [0, 1, 1]])

@@ -74,9 +74,7 @@ def forward(
   is_open = (slot == previous) & (step > 0)
 
   largest = _to_all(_running(score, before, jnp.maximum), after)
-  largest = jnp.where(
-    is_open, jnp.maximum(largest, largest_ref[...]), largest
-  )
+  largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
   weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
   total = _to_all(_running(weight, before, jnp.add), after)
   carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
@@ -97,7 +95,9 @@ def forward(
   def add(block, number):
     lanes = pl.ds(block * BLOCK, BLOCK)
     index = step * blocks + block
-    hot, window = _window(slot_ref[:, lanes], first_ref[row, index], number, sum_ref)
+    hot, window = _window(
+      slot_ref[:, lanes], first_ref[row, index], number, sum_ref
+    )
     dtype = value_ref.dtype
     weight = _product(
       share[:, block * BLOCK : (block + 1) * BLOCK].astype(dtype),
@@ -116,7 +116,9 @@ def forward(
   @pl.when(_is_wide(first_ref, last_ref, row, step, blocks, sum_ref))
   def _():
     for block in range(blocks):
-      count = _num_windows(first_ref, last_ref, row, step * blocks + block, sum_ref)
+      count = _num_windows(
+        first_ref, last_ref, row, step * blocks + block, sum_ref
+      )
       lax.fori_loop(1, count, lambda n, _, block=block: add(block, n), None)
 
   @pl.when(step == pl.num_programs(2) - 1)
@@ -124,7 +126,17 @@ def forward(
     out_ref[...] = sum_ref[: out_ref.shape[0]].astype(out_ref.dtype)
 
 
-def backward(first_ref, last_ref, slot_ref, score_ref, log_ref, value_ref, expand_ref, delta_ref, *refs):
+def backward(
+  first_ref,
+  last_ref,
+  slot_ref,
+  score_ref,
+  log_ref,
+  value_ref,
+  expand_ref,
+  delta_ref,
+  *refs,
+):
   """Writes the gradients; steps go from the last ids to the first.
 
   Args:
@@ -148,7 +160,9 @@ def backward(first_ref, last_ref, slot_ref, score_ref, log_ref, value_ref, expan
   steps = pl.num_programs(2)
   step = steps - 1 - pl.program_id(2)
   slot = jnp.broadcast_to(slot_ref[...], (heads, ids))
-  following = first_ref[row, jnp.minimum((step + 1) * blocks, steps * blocks - 1)]
+  following = first_ref[
+    row, jnp.minimum((step + 1) * blocks, steps * blocks - 1)
+  ]
   is_open = (slot == following) & (step < steps - 1)
   shares = []
   for q in range(queries):
@@ -180,13 +194,13 @@ def backward(first_ref, last_ref, slot_ref, score_ref, log_ref, value_ref, expan
     first = first_ref[row, step * blocks + block]
     hot, window = _window(slot_ref[:, lanes], first, number, grad_refs[q])
     grad = _product(hot.astype(dtype), grad_refs[q][window], (0, 0))
-    delta = _product(
-      delta_ref[q, window], hot.astype(jnp.float32), (0, 0)
-    )
+    delta = _product(delta_ref[q, window], hot.astype(jnp.float32), (0, 0))
     return grad, delta
 
   def of_all_windows(block, q):
-    count = _num_windows(first_ref, last_ref, row, step * blocks + block, grad_refs[q])
+    count = _num_windows(
+      first_ref, last_ref, row, step * blocks + block, grad_refs[q]
+    )
     return lax.fori_loop(
       1,
       count,

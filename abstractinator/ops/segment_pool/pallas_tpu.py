@@ -109,7 +109,9 @@ def _make_plan(size, queries, heads, width, num_slots, itemsize, interpret):
     # Blocks are held twice, while one is copied the other is worked on.
     tokens = 2 * ids * lanes * itemsize + 16 * kernels.BLOCK * lanes * 4
     forward = slots * lanes * (4 + 2 * itemsize) + tokens
-    backward = 2 * queries * slots * (lanes * itemsize + _LANES * 4) + 2 * tokens
+    backward = (
+      2 * queries * slots * (lanes * itemsize + _LANES * 4) + 2 * tokens
+    )
     memory_bytes = max(forward, backward)
     if memory_bytes <= _MAX_BYTES:
       break
@@ -260,7 +262,9 @@ _pool.defvjp(_forward, _backward)
 
 def _ends(slot_BS):
   """Slots of the first and of the last id of each block."""
-  return slot_BS[:, :: kernels.BLOCK], slot_BS[:, kernels.BLOCK - 1 :: kernels.BLOCK]
+  return slot_BS[:, :: kernels.BLOCK], slot_BS[
+    :, kernels.BLOCK - 1 :: kernels.BLOCK
+  ]
 
 
 def _expansion(plan, dtype):

@@ -8,8 +8,8 @@ from abstractinator.types import Array
 
 
 def segment_cross_attention(
-  q_BTHA: Array | None,
-  k_BUGA: Array | None,
+  q_BTHA: Array,
+  k_BUGA: Array,
   v_BUGE: Array,
   *,
   index_BT: Array,
@@ -28,10 +28,6 @@ def segment_cross_attention(
   def gathered(x_BUHX, row_BT):
     row_BT = jnp.clip(row_BT, 0, rows - 1)
     return jax.vmap(lambda x, i: x[i])(x_BUHX, row_BT)
-
-  if lookback == 0 and rows_per_slot == 1:
-    out = gathered(v_BUGE, index_BT)
-    return jnp.where(has_slot_BT[..., None, None], out, 0)
 
   score, value = [], []
   for back in range(lookback + 1):
