@@ -37,12 +37,12 @@ def forward(
   value_ref,
   expand_ref,
   out_ref,
-  log_ref,
+  norm_ref,
   sum_ref,
   largest_ref,
   total_ref,
 ):
-  """Writes means, and per id the log of its segment's total so far.
+  """Writes means, and per id what its segment's weights are divided by so far.
 
   Args:
     first_ref: [B, blocks] int32, slot of the first id of each block.
@@ -52,7 +52,9 @@ def forward(
     value_ref: [ids, lanes].
     expand_ref: [heads, lanes], 1 in the lanes of a head.
     out_ref: [P, lanes].
-    log_ref: [heads, ids] float32.
+    norm_ref: [2, heads, ids] float32, the largest score of an id's segment, and
+      the sum of the exponentials of scores less that; not two in one number,
+      which could not hold both.
     sum_ref: [slots, lanes] float32, means so far.
     largest_ref: [heads, 1] float32, of the open segment.
     total_ref: Likewise.
@@ -81,7 +83,7 @@ def forward(
   total = jnp.where(is_open, total + carried, total)
   safe_total = jnp.where(total > 0, total, 1.0)
   share = weight / safe_total
-  log_ref[...] = largest + jnp.log(safe_total)
+  norm_ref[0], norm_ref[1] = largest, safe_total
 
   @pl.when((first_ref[row, step * blocks] == previous) & (step > 0))
   def _():
@@ -131,7 +133,7 @@ def backward(
   last_ref,
   slot_ref,
   score_ref,
-  log_ref,
+  norm_ref,
   value_ref,
   expand_ref,
   delta_ref,
@@ -144,14 +146,14 @@ def backward(
     last_ref: Likewise.
     slot_ref: Likewise.
     score_ref: [Q, heads, ids] float32.
-    log_ref: [Q, heads, ids] float32, from `forward`; of a segment over several
-      steps, that of its last ids is the whole one's.
+    norm_ref: [Q, 2, heads, ids] float32, from `forward`; of a segment over
+      several steps, that of its last ids is the whole one's.
     value_ref: Likewise.
     expand_ref: Likewise.
     delta_ref: [Q, slots, heads] float32, output . its gradient.
     *refs: Of each query [slots, lanes], the gradient of its output; then what
       is written, [Q, heads, ids] float32 of the scores and [ids, lanes] of the
-      values; then [Q, heads, 1] float32, the log of the open segment.
+      values; then [Q, 2, heads, 1] float32, the norm of the open segment.
   """
   *grad_refs, grad_score_ref, grad_value_ref, carry_ref = refs
   queries, heads, ids = score_ref.shape
@@ -167,9 +169,12 @@ def backward(
   shares = []
   for q in range(queries):
     score = score_ref[q]
-    log = jnp.where(is_open, carry_ref[q], log_ref[q])
-    carry_ref[q] = log[:, :1]
-    shares.append(jnp.where(score > NOTHING / 2, jnp.exp(score - log), 0.0))
+    largest, total = (
+      jnp.where(is_open, carry_ref[q, i], norm_ref[q, i]) for i in range(2)
+    )
+    carry_ref[q, 0], carry_ref[q, 1] = largest[:, :1], total[:, :1]
+    weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
+    shares.append(weight / total)
 
   dtype = value_ref.dtype
   expand = expand_ref[...]
@@ -256,7 +261,7 @@ def _is_wide(first_ref, last_ref, row, step, blocks, slots_ref):
 
 
 def _neighbours(slot):
-  """Whether the id 1, 2, 4, ... lanes before, and after, is of the same slot."""
+  """Whether the id 1, 2, 4, ... lanes before, or after, has the same slot."""
   ids = slot.shape[1]
   lane = lax.broadcasted_iota(jnp.int32, slot.shape, 1)
   before, after = [], []

@@ -42,7 +42,7 @@ def segment_pool(
     )
   batch, size, queries, heads = score_BSQH.shape
   width = value_BSHE.shape[3]
-  plan = _make_plan(
+  plan = make_plan(
     size, queries, heads, width, num_slots, value_BSHE.dtype.itemsize, interpret
   )
   score = jnp.where(
@@ -98,7 +98,7 @@ class _Plan:
   interpret: Any
 
 
-def _make_plan(size, queries, heads, width, num_slots, itemsize, interpret):
+def make_plan(size, queries, heads, width, num_slots, itemsize, interpret):
   """As many heads at a time as fit."""
   ids = min(_BLOCKS, -(-size // kernels.BLOCK)) * kernels.BLOCK
   slots = -(-num_slots // kernels.ALIGNMENT) * kernels.ALIGNMENT
@@ -149,7 +149,11 @@ def _forward(plan, score, value_BSD, slot_BS):
     (None, None, None, p.heads, p.ids),
     lambda b, g, c, *_: (b, g % p.groups, g // p.groups, 0, c),
   )
-  out, log = pl.pallas_call(
+  of_norm = pl.BlockSpec(
+    (None, None, None, 2, p.heads, p.ids),
+    lambda b, g, c, *_: (b, g % p.groups, g // p.groups, 0, 0, c),
+  )
+  out, norm = pl.pallas_call(
     kernels.forward,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
@@ -166,7 +170,7 @@ def _forward(plan, score, value_BSD, slot_BS):
         pl.BlockSpec(
           (None, p.num_slots, p.lanes), lambda b, g, c, *_: (b, 0, g)
         ),
-        of_ids,
+        of_norm,
       ],
       scratch_shapes=[
         pltpu.VMEM((p.slots, p.lanes), jnp.float32),
@@ -178,18 +182,20 @@ def _forward(plan, score, value_BSD, slot_BS):
       jax.ShapeDtypeStruct(
         (batch, p.num_slots, p.queries * p.groups * p.lanes), dtype
       ),
-      jax.ShapeDtypeStruct(score.shape, jnp.float32),
+      jax.ShapeDtypeStruct(
+        (*score.shape[:3], 2, *score.shape[3:]), jnp.float32
+      ),
     ],
     compiler_params=_parameters(p),
     cost_estimate=_cost(p, batch, size, dtype, products=2, passes=1),
     interpret=p.interpret,
     name='segment_pool',
   )(*_ends(slot_BS), slot_BS[:, None], score, value_BSD, _expansion(p, dtype))
-  return out, (score, value_BSD, slot_BS, out, log)
+  return out, (score, value_BSD, slot_BS, out, norm)
 
 
 def _backward(plan, residuals, grad):
-  score, value_BSD, slot_BS, out, log = residuals
+  score, value_BSD, slot_BS, out, norm = residuals
   p, dtype = plan, value_BSD.dtype
   batch, size = slot_BS.shape
   split = (batch, p.num_slots, p.queries, p.groups, p.lanes)
@@ -218,7 +224,10 @@ def _backward(plan, residuals, grad):
       in_specs=[
         pl.BlockSpec((None, 1, p.ids), lambda b, g, c, *_: (b, 0, step(c))),
         of_ids,
-        of_ids,
+        pl.BlockSpec(
+          (None, None, p.queries, 2, p.heads, p.ids),
+          lambda b, g, c, *_: (b, g, 0, 0, 0, step(c)),
+        ),
         of_values,
         pl.BlockSpec((p.heads, p.lanes), lambda *_: (0, 0)),
         pl.BlockSpec(
@@ -234,7 +243,7 @@ def _backward(plan, residuals, grad):
         ),
       ],
       out_specs=[of_ids, of_values],
-      scratch_shapes=[pltpu.VMEM((p.queries, p.heads, 1), jnp.float32)],
+      scratch_shapes=[pltpu.VMEM((p.queries, 2, p.heads, 1), jnp.float32)],
     ),
     out_shape=[
       jax.ShapeDtypeStruct(score.shape, jnp.float32),
@@ -248,7 +257,7 @@ def _backward(plan, residuals, grad):
     *_ends(slot_BS),
     slot_BS[:, None],
     score,
-    log,
+    norm,
     value_BSD,
     _expansion(p, dtype),
     delta,
