@@ -1,9 +1,9 @@
 """Segment cross-attention by blocks of queries and the slots around them."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.segment_cross.fetch import fetch_slices
 from abstractinator.types import Array
 
 # Queries of a block: a tile of a matrix unit.
@@ -49,10 +49,8 @@ def segment_cross_attention(
   start = jnp.clip(first - lookback, 0, slots - window)  # [B, blocks, 1]
 
   def sliced(x_BU):
-    slices = lambda x, starts: jax.vmap(  # noqa: E731
-      lambda i: lax.dynamic_slice_in_dim(x, i, window * rows_per_slot)
-    )(starts)
-    x = jax.vmap(slices)(x_BU, start[..., 0] * rows_per_slot)
+    starts = start[..., 0] * rows_per_slot
+    x = fetch_slices(x_BU, starts, window * rows_per_slot)
     # Of heads that share it there is one.
     return jnp.broadcast_to(x, (*x.shape[:3], heads, x.shape[4]))
 

@@ -1,8 +1,8 @@
 """Segment cross-attention of a query that sees one row."""
 
-import jax
 import jax.numpy as jnp
 
+from abstractinator.ops.segment_cross.fetch import fetch_rows
 from abstractinator.types import Array
 
 
@@ -18,5 +18,5 @@ def lookup(v_BPGE: Array, index_BT: Array) -> Array:
   """
   has_slot_BT = (index_BT >= 0) & (index_BT < v_BPGE.shape[1])
   slot_BT = jnp.clip(index_BT, 0, v_BPGE.shape[1] - 1)
-  out = jax.vmap(lambda v, i: v[i])(v_BPGE, slot_BT)
+  out = fetch_rows(v_BPGE, slot_BT)
   return jnp.where(has_slot_BT[..., None, None], out, 0)
