@@ -4,8 +4,6 @@ Terms are sums in nats over the ids of a batch, so that they add up over
 microbatches and devices; the objective is their weighted sum per id.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +21,6 @@ LEVEL_TERMS = (
   'codebook',
 )
 _AVERAGED = ('expander', 'end')
-_LEVEL = re.compile(r'level(\d+)/')
 
 
 def num_ids(batch: Batch) -> Array:
@@ -109,33 +106,6 @@ def objective(
       weight /= num_levels
     weighted.append(weight * total)
   return sum(weighted) / jnp.maximum(num_ids, 1.0)
-
-
-def in_curriculum(
-  terms: dict[str, Array], interval_steps: int, step: Array
-) -> dict[str, Array]:
-  """The terms, 0 for what has not joined the objective yet.
-
-  Args:
-    terms: From `terms` or `pyramid_losses.terms`, of all levels.
-    interval_steps: After how many steps each level follows the one below, and
-      the top LM the last.
-    step: [] int32, of the run.
-
-  Returns:
-    The same names.
-  """
-  level_of = {
-    name: int(match[1]) if (match := _LEVEL.match(name)) else 0
-    for name in terms
-  }
-  num_levels = 1 + max(level_of.values())
-  found = {}
-  for name, total in terms.items():
-    is_top = name.startswith('top_lm')
-    joins_at = interval_steps * (num_levels if is_top else level_of[name])
-    found[name] = jnp.where(step >= joins_at, total, 0.0)
-  return found
 
 
 def sigmoid_cross_entropy(logits: Array, is_true: Array) -> Array:

@@ -121,10 +121,6 @@ def get_level() -> ml_collections.ConfigDict:
       # 'kmeans': centers of the vectors of the first step.
       start='normal',
       decay=0.97,
-      # The moving averages reach back over at least this fraction of the steps
-      # so far: codes settle, which those who predict them need; 0 for `decay`
-      # alone.
-      settling_fraction=0.0,
       # Every so many steps, codes unused for so many steps are replaced.
       reset_interval_steps=10,
       reset_after_steps=40,
@@ -267,8 +263,17 @@ def get_config() -> ml_collections.ConfigDict:
       top_lm=ml_collections.config_dict.placeholder(ml_collections.ConfigDict),
       # Compute type; parameters and statistics are float32 always.
       dtype='float32',
-      # Of attention, pooling, and code search; 'auto' goes by the platform.
-      implementation='auto',
+      # What computes each op; 'auto' goes by the platform.
+      implementation=dict(
+        # 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'.
+        attention='auto',
+        # 'reference', 'xla', 'pallas', 'pallas_interpret'.
+        segment_pool='auto',
+        # 'reference', 'gather', 'halo'.
+        segment_cross='auto',
+        # 'reference', 'xla'.
+        nearest_code='auto',
+      ),
     )
   )
 
@@ -292,6 +297,8 @@ def get_config() -> ml_collections.ConfigDict:
       # A level joins the objective so many steps after the one below, and the
       # top LM after the last; 0 trains all from the start.
       curriculum_steps=0,
+      # Whether a level stops learning as the next one joins.
+      curriculum_stops=False,
     )
   )
 

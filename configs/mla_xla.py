@@ -14,5 +14,10 @@ from configs import mla_pallas
 
 def get_config() -> ml_collections.ConfigDict:
   config = mla_pallas.get_config(widths=(64, 128, 32), batch_size=8)
-  config.model.implementation = 'xla'
+  config.model.implementation.update(
+    attention='xla',
+    segment_pool='xla',
+    segment_cross='gather',
+    nearest_code='xla',
+  )
   return config

@@ -14,6 +14,11 @@ from configs import regular_pallas
 
 def get_config() -> ml_collections.ConfigDict:
   config = regular_pallas.get_config()
-  config.model.implementation = 'xla'
+  config.model.implementation.update(
+    attention='xla',
+    segment_pool='xla',
+    segment_cross='gather',
+    nearest_code='xla',
+  )
   config.data.batch_size = 8
   return config

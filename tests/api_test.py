@@ -9,6 +9,7 @@ import abstractinator
 from abstractinator import api
 from abstractinator.codes import Codes
 from tests import tiny_run
+from tests.implementations import REFERENCE_CONFIG
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -287,12 +288,12 @@ def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(tmp_path):
 def test_compute_type_and_implementation_come_from_the_config(tmp_path):
   config = tiny_run.config()
   model = dataclasses.replace(
-    config.model, dtype='bfloat16', implementation='reference'
+    config.model, dtype='bfloat16', implementation=REFERENCE_CONFIG
   )
   tiny_run.save(tmp_path, dataclasses.replace(config, model=model))
   level = abstractinator.load(str(tmp_path))
   assert level._model.dtype == 'bfloat16'
-  assert level._model.implementation == 'reference'
+  assert level._model.implementation.attention == 'reference'
 
 
 def test_a_pyramid_goes_to_its_top_codes_and_back(tmp_path):

@@ -54,9 +54,16 @@ RULES = (
   ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
   ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
   ('training.objective', STEP, ('absl', 'grain', 'orbax', 'optax')),
+  ('training.curriculum', (*OWN, 'training.parts'), APART),
   (
     'training.step',
-    (*STEP, 'training.state', 'training.objective', 'training.parts'),
+    (
+      *STEP,
+      'training.state',
+      'training.objective',
+      'training.parts',
+      'training.curriculum',
+    ),
     ('absl', 'grain', 'orbax', 'time'),
   ),
   (

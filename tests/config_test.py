@@ -303,10 +303,6 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].segmentation.target_length', '4.5', 'min_length (5)'),
     ),
     (
-      {f'{LEVEL}.quantizer.settling_fraction': 1.0},
-      ('model.levels[0].quantizer.settling_fraction', '1.0', '0 <= value < 1'),
-    ),
-    (
       {f'{LEVEL}.quantizer.decay': 1.0},
       ('model.levels[0].quantizer.decay', '1.0', '0 <= value < 1'),
     ),

@@ -139,6 +139,7 @@ def test_the_objective_weighs_terms_per_id():
     top_lm_end=0.0,
     top_lm_expander=0.0,
     curriculum_steps=0,
+    curriculum_stops=False,
   )
   value = losses.objective(terms, weights, jnp.float32(4.0))
   assert float(value) == (8 + 3 + 2 + 4 + 8 + 12) / 4
@@ -156,7 +157,10 @@ def test_what_predicts_ids_back_is_averaged_over_levels():
   terms |= dict.fromkeys(tops, 1.0)
   powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
   value = losses.objective(
-    terms, LossConfig(**powers, curriculum_steps=0), jnp.float32(2.0), 2
+    terms,
+    LossConfig(**powers, curriculum_steps=0, curriculum_stops=False),
+    jnp.float32(2.0),
+    2,
   )
   want = sum(
     weight * (1 if name in ('expander', 'end', *tops) else 2)
@@ -181,22 +185,3 @@ def test_cross_entropies_are_exact_and_finite_at_any_logit(logit):
     rtol=1e-6,
     atol=1e-6,
   )
-
-
-def test_levels_join_the_objective_one_after_the_other():
-  names = ['level0/end', 'level1/end', 'top_lm_code', 'top_lm_end']
-  terms = dict.fromkeys(names, jnp.float32(2.0))
-
-  def there(step, interval):
-    joined = losses.in_curriculum(terms, interval, jnp.int32(step))
-    return [name for name in names if joined[name] == 2.0]
-
-  assert there(0, 0) == names
-  assert there(0, 10) == there(9, 10) == names[:1]
-  assert there(10, 10) == there(19, 10) == names[:2]
-  assert there(20, 10) == names
-  # Of a single level, without its name.
-  terms = {'end': jnp.float32(2.0), 'top_lm_code': jnp.float32(2.0)}
-  names = list(terms)
-  assert there(9, 10) == ['end']
-  assert there(10, 10) == names

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.entropy_model import EntropyModel
+from tests.implementations import XLA
 
 
 def make(config, quick_jit):
@@ -14,7 +15,7 @@ def make(config, quick_jit):
     config.entropy_heads,
     config.d_model,
     NUM_BYTES,
-    'xla',
+    XLA,
     jnp.dtype('float32'),
   )
   zeros = jnp.zeros((1, 4), jnp.int32)

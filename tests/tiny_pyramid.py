@@ -13,6 +13,7 @@ from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.config import ModelConfig
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.types import Batch
+from tests.implementations import XLA, XLA_CONFIG
 from tests.tiny_top_lm import quick_jit
 
 _DEFAULT = runpy.run_path(
@@ -62,13 +63,13 @@ def make_config(*changes, top_lm='discrete') -> ModelConfig:
       'levels': levels,
       'top_lm': top,
       'dtype': 'float32',
-      'implementation': 'xla',
+      'implementation': XLA_CONFIG.to_dict(),
     }
   )
 
 
 def make_model(config: ModelConfig) -> AbstractinatorPyramid:
-  return AbstractinatorPyramid(config, NUM_BYTES, 'xla', jnp.float32)
+  return AbstractinatorPyramid(config, NUM_BYTES, XLA, jnp.float32)
 
 
 def make_batch(lengths, size, rows=None, seed=0) -> Batch:

@@ -6,6 +6,7 @@ import numpy as np
 from abstractinator.config import QuantizerConfig
 from abstractinator.modules.quantizers import QUANTIZERS
 from configs import default
+from tests.implementations import XLA
 
 ROWS, SLOTS, WIDTH = 4, 5, 8
 COUNTS = (5, 3, 0, 2)
@@ -50,7 +51,7 @@ def config(**changes) -> QuantizerConfig:
 def model(d_model=WIDTH, **changes):
   """The module of a config."""
   c = config(**changes)
-  return QUANTIZERS[c.kind](c, d_model, 'xla', jnp.float32)
+  return QUANTIZERS[c.kind](c, d_model, XLA, jnp.float32)
 
 
 def inputs(seed=0):

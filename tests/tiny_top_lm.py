@@ -12,6 +12,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequence,
   CodeSequenceTransformer,
 )
+from tests.implementations import XLA
 
 D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
 # Codes of one stage, of three, and of one that leaves two digits out.
@@ -98,7 +99,7 @@ class TopLM:
       D_LEVEL,
       self.sizes,
       FORBIDDEN.get(kind, ()),
-      'xla',
+      XLA,
       jnp.float32,
     )
     self.initial = quick_jit(self.model.init)(

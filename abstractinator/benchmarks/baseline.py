@@ -10,18 +10,21 @@ import numpy as np
 from abstractinator.benchmarks.flops import training_flops
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import (
+  ImplementationConfig,
   LevelConfig,
   LossConfig,
   ModelConfig,
   OptimizerConfig,
 )
 from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Batch
+
+_AUTO = ImplementationConfig.everywhere('auto')
 
 _ATTENTION = dict(
   form='regular', kv_dim=None, query_dim=None, retrieval_dim=None
@@ -70,7 +73,6 @@ LEVEL = LevelConfig.from_dict(
       cosine=False,
       start='normal',
       decay=0.97,
-      settling_fraction=0.0,
       reset_interval_steps=10,
       reset_after_steps=40,
       reset_usage=0.0,
@@ -108,6 +110,7 @@ _WEIGHTS = LossConfig(
   top_lm_end=0.0,
   top_lm_expander=0.0,
   curriculum_steps=0,
+  curriculum_stops=False,
 )
 _OPTIMIZER = OptimizerConfig(
   learning_rate=5e-4,
@@ -140,9 +143,11 @@ class Step:
     """
     self.shape = (batch_size, sequence_length)
     model = AbstractinatorPyramid(
-      ModelConfig((level,), None, dtype=dtype, implementation='auto'),
+      ModelConfig((level,), None, dtype=dtype, implementation=_AUTO),
       num_ids=NUM_BYTES,
-      implementation=resolve_implementation('auto', jax.default_backend()),
+      implementation=resolve_implementations(
+        **_AUTO.to_dict(), platform=jax.default_backend()
+      ),
       dtype=jnp.dtype(dtype),
     )
     optimizer = make_optimizer(_OPTIMIZER, total_steps=1000)

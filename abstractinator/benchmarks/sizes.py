@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import jax
 
 from abstractinator.benchmarks.flops import training_flops
-from abstractinator.config import RunConfig
+from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.training.program import make_program
 
 # Takes the directory of a run.
@@ -66,7 +66,8 @@ def load(name: str) -> RunConfig:
 
 def measure(config: RunConfig) -> Sizes:
   """Sizes of a run, as XLA computes it on one device."""
-  model = dataclasses.replace(config.model, implementation='xla')
+  xla = ImplementationConfig.everywhere('xla')
+  model = dataclasses.replace(config.model, implementation=xla)
   program = make_program(
     dataclasses.replace(config, model=model),
     'cpu',

@@ -10,6 +10,9 @@ from abstractinator.config.entropy import (
   EntropyHeadsConfig as EntropyHeadsConfig,
 )
 from abstractinator.config.expander import ExpanderConfig as ExpanderConfig
+from abstractinator.config.implementation import (
+  ImplementationConfig as ImplementationConfig,
+)
 from abstractinator.config.level import LevelConfig as LevelConfig
 from abstractinator.config.level import PoolingConfig as PoolingConfig
 from abstractinator.config.model import ModelConfig as ModelConfig

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 from typing import Literal
 
+from abstractinator.config.implementation import ImplementationConfig
 from abstractinator.config.level import LevelConfig
 from abstractinator.config.section import Section, require
 from abstractinator.config.top_lm import TopLMConfig
 
-Implementation = Literal['auto', 'reference', 'xla']
 Dtype = Literal['float32', 'bfloat16']
 
 
@@ -19,7 +19,7 @@ class ModelConfig(Section):
   levels: tuple[LevelConfig, ...]
   top_lm: TopLMConfig | None
   dtype: Dtype
-  implementation: Implementation
+  implementation: ImplementationConfig
 
   def __post_init__(self):
     require(bool(self.levels), 'levels', len(self.levels), 'at least 1 level')

@@ -32,7 +32,6 @@ class QuantizerConfig(Section):
   cosine: bool
   start: Start
   decay: float
-  settling_fraction: float
   reset_interval_steps: int
   reset_after_steps: int
   reset_usage: float
@@ -43,7 +42,7 @@ class QuantizerConfig(Section):
     require_positive(
       self, 'codebook_size', 'reset_interval_steps', 'reset_after_steps'
     )
-    require_fraction(self, 'decay', 'settling_fraction', 'reset_usage')
+    require_fraction(self, 'decay', 'reset_usage')
     if self.code_dim is not None:
       require_positive(self, 'code_dim')
     require(1 <= self.depth <= 4, 'depth', self.depth, '1 to 4')

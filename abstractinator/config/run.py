@@ -53,10 +53,17 @@ class LossConfig(Section):
   top_lm_end: float
   top_lm_expander: float
   curriculum_steps: int
+  curriculum_stops: bool
 
   def __post_init__(self):
     for name, weight in dataclasses.asdict(self).items():
       require(weight >= 0, name, weight, '>= 0')
+    require(
+      self.curriculum_steps > 0 or not self.curriculum_stops,
+      'curriculum_stops',
+      self.curriculum_stops,
+      'False while curriculum_steps is 0',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from abstractinator.modules.segment_compressor import (
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, codebook
 from abstractinator.ops.byte_dropout import hidden_ids
+from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, PyTree
 
 
@@ -54,7 +55,7 @@ class Abstractinator(nn.Module):
 
   config: LevelConfig
   num_ids: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
   child: LevelConfig | None = None
 

@@ -7,6 +7,7 @@ from abstractinator.config.attention import AttentionConfig
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.attention import attention, cached_attention
 from abstractinator.ops.cache import KeyValues, Step
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.rope import rope_table, rotate
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.types import Array
@@ -35,7 +36,7 @@ class Attention(nn.Module):
   head_dim: int
   depth: int
   config: AttentionConfig
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   @staticmethod
@@ -105,7 +106,7 @@ class Attention(nn.Module):
       group_BS=group_BS,
       window=window,
       scale=self.scale,
-      implementation=self.implementation,
+      implementation=self.implementation.attention,
     )
     return self.merge(out), KeyValues(k, v)
 
@@ -172,7 +173,7 @@ class Attention(nn.Module):
       lookback=lookback,
       rows_per_slot=rows_per_slot,
       scale=self.scale,
-      implementation=self.implementation,
+      implementation=self.implementation.segment_cross,
     )
     # Of one visible value that all heads share comes one result.
     shape = (*out.shape[:2], self.num_heads, out.shape[3])

@@ -10,6 +10,7 @@ from abstractinator.modules.attention import RegularAttention, output_init
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache, KeyValues, Step
+from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array
 
 FORMS = {'regular': RegularAttention, 'mla': LatentAttention}
@@ -79,7 +80,7 @@ class Block(nn.Module):
   ffn_dim: int
   depth: int
   form: AttentionConfig
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
   lookback: int | None = None
   rows_per_slot: int = 1
@@ -180,7 +181,7 @@ class Stack(nn.Module):
 
   config: StackConfig
   d_model: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   def setup(self):

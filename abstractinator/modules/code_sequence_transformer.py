@@ -15,6 +15,7 @@ from abstractinator.modules.code_head import CodeHead
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops import sampling
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array
 
@@ -93,7 +94,7 @@ class CodeSequenceTransformer(nn.Module):
   d_level: int
   stage_sizes: tuple[int, ...]
   forbidden: tuple[int, ...]
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   def setup(self):

@@ -131,7 +131,7 @@ def prefill(
       value_BSHA,
       segments.index_BS,
       num_slots=size,
-      implementation=compressor.implementation,
+      implementation=compressor.implementation.segment_pool,
     )
     is_open_BS = segments.index_BS == open_B[:, None]
     is_open_BS &= document_BS >= 0

@@ -21,6 +21,7 @@ from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.cross_entropy import cross_entropy
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array, Special
 
@@ -69,7 +70,7 @@ class EntropyModel(nn.Module):
   heads: EntropyHeadsConfig
   d_model: int
   num_ids: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
   child: LevelConfig | None = None
 

@@ -12,6 +12,7 @@ from abstractinator.modules.blocks import FORMS, Block
 from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.types import Array, Segments, Special
 
@@ -63,7 +64,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   config: LevelConfig
   sizes: tuple[int, ...]
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
   has_tables: bool = True
   has_eos: bool = True

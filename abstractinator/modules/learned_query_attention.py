@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from abstractinator.modules import layers
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segment_pool import segment_pool
 from abstractinator.types import Array
 
@@ -32,7 +33,7 @@ class LearnedQueryAttention(nn.Module):
 
   num_heads: int
   num_queries: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   def __call__(self, x_BSD: Array, index_BS: Array, num_slots: int) -> Array:
@@ -54,7 +55,7 @@ class LearnedQueryAttention(nn.Module):
         value_BSHA,
         index_BS,
         num_slots=num_slots,
-        implementation=self.implementation,
+        implementation=self.implementation.segment_pool,
       )
       return pooled_BPQHA, None
 

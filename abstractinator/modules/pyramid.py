@@ -25,6 +25,7 @@ from abstractinator.modules.segment_compressor import Below, CompressorOutput
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import code_rows, digits, segmentation
 from abstractinator.ops.code_rows import CodeRows
+from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, Special
 
 
@@ -50,7 +51,7 @@ class AbstractinatorPyramid(nn.Module):
 
   config: ModelConfig
   num_ids: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   def setup(self):

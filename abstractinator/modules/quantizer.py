@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.config import QuantizerConfig
+from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array
 
 
@@ -57,7 +58,7 @@ class Quantizer(nn.Module):
 
   config: QuantizerConfig
   d_model: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
 
   @property

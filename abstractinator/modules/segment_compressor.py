@@ -20,6 +20,7 @@ from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.quantizers import QUANTIZERS
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, sampling, segmentation
+from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation_rules import (
   RULES,
   Policy,
@@ -103,7 +104,7 @@ class SegmentCompressor(nn.Module):
 
   config: LevelConfig
   num_ids: int
-  implementation: str
+  implementation: Implementations
   dtype: jnp.dtype
   child: LevelConfig | None = None
 

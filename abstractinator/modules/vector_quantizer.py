@@ -55,7 +55,6 @@ class VectorQuantizer(Quantizer):
       c.codebook_size,
       self.width,
       decay=c.decay,
-      settling_fraction=c.settling_fraction,
       reset_interval_steps=c.reset_interval_steps,
       reset_after_steps=c.reset_after_steps,
       reset_usage=c.reset_usage,
@@ -83,7 +82,7 @@ class VectorQuantizer(Quantizer):
     codes_N = nearest_code(
       y_NC,
       lax.stop_gradient(entries_KC),
-      implementation=self.implementation,
+      implementation=self.implementation.nearest_code,
       forbidden=self.config.forbidden,
     )
     codes_BP = codes_N.reshape(is_valid_BP.shape)

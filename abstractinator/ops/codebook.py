@@ -36,8 +36,6 @@ class CodebookState:
       hits, summed vectors, and for each place of the reservoir the candidate
       of the highest priority.
     decay: Of the moving averages, per step.
-    settling_fraction: They reach back over at least this fraction of all steps
-      so far; 0 leaves them to `decay`.
     reset_interval_steps: Every so many steps, dead entries are replaced.
     reset_after_steps: An entry without hits for so many steps is dead.
     reset_usage: So is an entry with less than this fraction of the mean count.
@@ -57,7 +55,6 @@ class CodebookState:
   priority_R: Array
   candidate_RC: Array
   decay: float = flax.struct.field(pytree_node=False)
-  settling_fraction: float = flax.struct.field(pytree_node=False)
   reset_interval_steps: int = flax.struct.field(pytree_node=False)
   reset_after_steps: int = flax.struct.field(pytree_node=False)
   reset_usage: float = flax.struct.field(pytree_node=False)
@@ -71,7 +68,6 @@ def initial_state(
   width: int,
   *,
   decay: float,
-  settling_fraction: float,
   reset_interval_steps: int,
   reset_after_steps: int,
   reset_usage: float,
@@ -97,7 +93,6 @@ def initial_state(
     priority_R=jnp.zeros((places,), jnp.uint32),
     candidate_RC=jnp.zeros((places, width), jnp.float32),
     decay=decay,
-    settling_fraction=settling_fraction,
     reset_interval_steps=reset_interval_steps,
     reset_after_steps=reset_after_steps,
     reset_usage=reset_usage,
@@ -164,18 +159,12 @@ def advance(state: CodebookState) -> CodebookState:
 
   count <- decay count + (1 - decay) hits, sums likewise, entry = sum / count,
   with the counts smoothed as in van den Oord et al., arXiv:1711.00937, appendix
-  A.1; an entry without hits stays where it is. With `settling_fraction` f, the
-  t-th step has a decay of at least 1 - 1 / (f t): the averages of the codebook
-  become those of all steps in the end, as the gains of stochastic approximation
-  do (Robbins and Monro, 1951), and codes come to mean the same. Then, every
+  A.1; an entry without hits stays where it is. Then, every
   `reset_interval_steps`, dead entries become vectors of the reservoir, each
   another one that none has been before, as far as it reaches.
   """
   is_new_R = state.priority_R > 0
   keep = jnp.float32(state.decay)
-  if state.settling_fraction:
-    reach = state.settling_fraction * (state.step + 1)
-    keep = jnp.maximum(keep, 1 - 1 / reach)
   count_K = keep * state.ema_count_K + (1 - keep) * state.hits_K
   sum_KC = keep * state.ema_sum_KC + (1 - keep) * state.sum_KC
   size, total = count_K.shape[0], jnp.sum(count_K)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from abstractinator import byte_vocab
 from abstractinator.config import RunConfig
 from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.ops.implementation import resolve_implementations
 
 
 def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
@@ -13,8 +13,8 @@ def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
   return AbstractinatorPyramid(
     config=config.model,
     num_ids=byte_vocab.NUM_BYTES,
-    implementation=resolve_implementation(
-      config.model.implementation, platform
+    implementation=resolve_implementations(
+      **config.model.implementation.to_dict(), platform=platform
     ),
     dtype=jnp.dtype(config.model.dtype),
   )

@@ -9,6 +9,7 @@ from abstractinator.config import LossConfig
 from abstractinator.metrics import Metrics
 from abstractinator.modules.abstractinator import advance
 from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.training.curriculum import Curriculum
 from abstractinator.training.objective import Objective
 from abstractinator.training.parts import Frozen
 from abstractinator.training.state import TrainState, variables_of
@@ -45,6 +46,7 @@ def train_step(
   """
   num_ids = losses.num_ids(batch)
   frozen, num_levels = Frozen(model.config), len(model.config.levels)
+  curriculum = Curriculum(weights, num_levels)
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def loss_fn(params):
@@ -56,8 +58,7 @@ def train_step(
       rngs={'byte_dropout': key},
     )
     terms = objective.terms(output)
-    joined = losses.in_curriculum(terms, weights.curriculum_steps, state.step)
-    learned = frozen.learned(joined)
+    learned = frozen.learned(curriculum.joined(terms, state.step))
     loss = losses.objective(learned, weights, num_ids, num_levels)
     return loss, (output, collections, terms)
 
@@ -71,11 +72,16 @@ def train_step(
     prefix, slash, term = name.rpartition('/')
     metrics[f'{prefix}{slash}loss_{term}'] = Mean(total, num_ids)
   metrics['gradient_norm'] = Mean(optax.tree.norm(grads), jnp.ones(()))
+  params = optax.apply_updates(state.params, updates)
+  collections = frozen.restore(advance(collections), state.collections)
   return (
     TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      collections=frozen.restore(advance(collections), state.collections),
+      params=curriculum.hold(params, state.params, state.step),
+      collections={
+        name: curriculum.hold(after, state.collections[name], state.step)
+        for name, after in collections.items()
+      },
       opt_state=opt_state,
     ),
     metrics,

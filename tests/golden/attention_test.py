@@ -31,6 +31,7 @@ from tests.golden_parts import (
   swiglu,
   with_one,
 )
+from tests.implementations import BY_NAME
 
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
@@ -151,7 +152,13 @@ def regular_block(p, x, group_BS, *, heads, window, implementation):
   """A block of the original around our attention and SwiGLU."""
   width = x.shape[-1]
   module = RegularAttention(
-    width + 1, heads, width // heads, 1, REGULAR, implementation, jnp.float32
+    width + 1,
+    heads,
+    width // heads,
+    1,
+    REGULAR,
+    BY_NAME[implementation],
+    jnp.float32,
   )
   variables = regular_params(p, heads)
   normed = layer_norm(x, p['ln1.weight'], p['ln1.bias'])
@@ -200,7 +207,7 @@ def latent_module(golden, implementation):
   heads = golden.cfg.get('num_heads') or golden.cfg['n_heads']
   width = golden.cfg.get('dim') or golden.cfg['q_dim']
   return LatentAttention(
-    width, heads, c['head_dim'], 1, config, implementation, jnp.float32
+    width, heads, c['head_dim'], 1, config, BY_NAME[implementation], jnp.float32
   )
 
 
@@ -361,7 +368,7 @@ def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
       width // heads,
       1,
       REGULAR,
-      implementation,
+      BY_NAME[implementation],
       jnp.float32,
     )
     return module, regular_cross_params(p, heads)

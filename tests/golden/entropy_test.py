@@ -38,6 +38,7 @@ from tests.golden_parts import (
   swiglu,
   with_one,
 )
+from tests.implementations import XLA
 
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
@@ -62,10 +63,10 @@ class Blocks:
       form = AttentionConfig(
         'mla', a['kv_comp_dim'], a['q_comp_dim'], a['retr_dim']
       )
-      args = (width, heads, a['head_dim'], 1, form, 'xla', jnp.float32)
+      args = (width, heads, a['head_dim'], 1, form, XLA, jnp.float32)
       self.attention = LatentAttention(*args)
     else:
-      args = (width + 1, heads, width // heads, 1, REGULAR, 'xla', jnp.float32)
+      args = (width + 1, heads, width // heads, 1, REGULAR, XLA, jnp.float32)
       self.attention = RegularAttention(*args)
 
   def normed(self, p, prefix, x):
@@ -166,7 +167,7 @@ def predict(golden, p, x, y):
     heads_config(golden),
     width,
     vocab - len(Special),
-    'xla',
+    XLA,
     jnp.float32,
   )
   params = {}

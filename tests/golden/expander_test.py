@@ -26,6 +26,7 @@ from abstractinator.modules.vocabulary import Vocabulary
 from abstractinator.ops.rope import rope_table
 from abstractinator.types import Special
 from tests import golden_parts as parts
+from tests.implementations import XLA
 
 # Absolute, of logits and of gradients; the tables of attention of a decoder.
 VALUE, GRADIENT = 1e-4, 1e-3
@@ -110,13 +111,13 @@ class Original:
     c, heads = self.golden.cfg['attention'], self.golden.cfg['ctor']['H']
     if self.form == 'regular':
       return RegularAttention(
-        width + biases, heads, width // heads, 1, REGULAR, 'xla', jnp.float32
+        width + biases, heads, width // heads, 1, REGULAR, XLA, jnp.float32
       )
     config = AttentionConfig(
       'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
     )
     return LatentAttention(
-      width, heads, c['head_dim'], 1, config, 'xla', jnp.float32
+      width, heads, c['head_dim'], 1, config, XLA, jnp.float32
     )
 
   def latent_params(self, p, kv_name, prefix, last=None):

@@ -15,6 +15,7 @@ from abstractinator.modules.learned_query_attention import (
 from abstractinator.ops.segment_pool import segment_pool
 from tests.golden.attention_test import VALUE, hold
 from tests.golden_parts import close
+from tests.implementations import BY_NAME
 
 
 def pool(p, heads, implementation, x_BSD, index_BS, num_slots):
@@ -30,7 +31,9 @@ def pool(p, heads, implementation, x_BSD, index_BS, num_slots):
     'out_norm': {'scale': p['out_norm.weight']},
     'out': {'kernel': p['out_proj.weight'].T},
   }
-  module = LearnedQueryAttention(heads, queries, implementation, jnp.float32)
+  module = LearnedQueryAttention(
+    heads, queries, BY_NAME[implementation], jnp.float32
+  )
   return module.apply({'params': params}, x_BSD, index_BS, num_slots)
 
 

@@ -35,7 +35,6 @@ def state_of(arrays, prefix, decay, **policy):
     width,
     decay=decay,
     **dict(
-      settling_fraction=0.0,
       reset_interval_steps=NEVER,
       reset_after_steps=NEVER,
       reset_usage=0.0,

@@ -44,6 +44,7 @@ from tests.golden_parts import (
   swiglu,
   with_one,
 )
+from tests.implementations import BY_NAME
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 
@@ -91,7 +92,7 @@ class Original:
   """Our module with the weights of a file, whose blocks are the original's."""
 
   def __init__(self, golden, top, prefix, implementation):
-    self.top, self.implementation = top, implementation
+    self.top, self.implementation = top, BY_NAME[implementation]
     form = top['attention_config']
     self.is_regular = form['variant'] == 'regular'
     params = below(golden.group('param'), prefix)

@@ -18,6 +18,7 @@ from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Batch
+from tests.implementations import XLA, XLA_CONFIG
 
 SIZE = 40
 WEIGHTS = LossConfig(
@@ -32,6 +33,7 @@ WEIGHTS = LossConfig(
   top_lm_end=0.0,
   top_lm_expander=0.0,
   curriculum_steps=0,
+  curriculum_stops=False,
 )
 
 BLOCK = {
@@ -109,7 +111,7 @@ def test_parameters_by_path_and_shape(tiny_config, lookback, queries, cross):
   config = tiny_config(
     expander__lookback=lookback, pooling__num_queries=queries
   )
-  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.bfloat16)
+  model = Abstractinator(config, NUM_BYTES, XLA, jnp.bfloat16)
   zeros = jnp.zeros((1, 8), jnp.int32)
   variables = jax.eval_shape(
     model.init, jax.random.key(0), Batch(zeros, zeros, zeros[:, 0])
@@ -271,9 +273,9 @@ def test_a_training_step_holds_no_array_quadratic_in_the_sequence(
   slots = config.segmentation.num_slots(size)
   assert slots == 1366
   model = AbstractinatorPyramid(
-    ModelConfig((config,), None, 'float32', 'xla'),
+    ModelConfig((config,), None, 'float32', XLA_CONFIG),
     NUM_BYTES,
-    'xla',
+    XLA,
     jnp.float32,
   )
   optimizer = optax.adam(1e-3)

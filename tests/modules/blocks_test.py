@@ -9,6 +9,7 @@ import pytest
 
 from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
+from tests.implementations import BY_NAME, XLA
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24
 ATTENTION = {
@@ -24,7 +25,7 @@ windows = pytest.mark.parametrize('window', [None, WINDOW])
 
 def make_stack(form, window, implementation='xla', dtype='float32'):
   config = StackConfig(2, HEADS, window, 24, ATTENTION[form])
-  return Stack(config, WIDTH, implementation, jnp.dtype(dtype))
+  return Stack(config, WIDTH, BY_NAME[implementation], jnp.dtype(dtype))
 
 
 def make_rows(seed=0):
@@ -250,7 +251,7 @@ def test_a_cache_holds_bfloat16(form):
 
 def make_cross(form, implementation):
   return FORMS[form](
-    WIDTH, HEADS, 6, 2, ATTENTION[form], implementation, jnp.float32
+    WIDTH, HEADS, 6, 2, ATTENTION[form], BY_NAME[implementation], jnp.float32
   )
 
 
@@ -320,7 +321,7 @@ def test_scores_of_segments_depend_on_their_distance_alone(form):
 @pytest.mark.parametrize('lookback', [None, 0, 2])
 def test_parameters_are_those_of_what_is_called(form, lookback):
   block = Block(
-    WIDTH, HEADS, WINDOW, 24, 2, ATTENTION[form], 'xla', jnp.float32, lookback
+    WIDTH, HEADS, WINDOW, 24, 2, ATTENTION[form], XLA, jnp.float32, lookback
   )
   x, document = make_rows()
   memory = (x[:, :5], document, jnp.zeros_like(document))
@@ -361,7 +362,7 @@ def test_parameters_are_those_of_what_is_called(form, lookback):
 def test_latent_scores_start_at_unit_scale():
   """Queries and keys of unit variance, the division by sqrt(r) apart."""
   config = AttentionConfig('mla', kv_dim=64, query_dim=64, retrieval_dim=16)
-  module = FORMS['mla'](128, 2, 64, 1, config, 'xla', jnp.float32)
+  module = FORMS['mla'](128, 2, 64, 1, config, XLA, jnp.float32)
   x = jax.random.normal(jax.random.key(0), (4, 64, 128))
   position = jnp.arange(64)
   variables = quick_jit(module.init, method='project')(

@@ -12,6 +12,7 @@ from abstractinator.ops.byte_dropout import hidden_ids
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import TrainState
 from abstractinator.training.step import eval_step, train_step
+from tests.implementations import XLA, XLA_CONFIG
 
 SIZE = 24
 WEIGHTS = LossConfig(1.0, 0.0, 1.0, 1.0, 0.25, 1.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -94,9 +95,9 @@ def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level, quick_jit):
 def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
   # A pyramid of one level has the variables of that level.
   pyramid = AbstractinatorPyramid(
-    ModelConfig((level.config,), None, 'float32', 'xla'),
+    ModelConfig((level.config,), None, 'float32', XLA_CONFIG),
     NUM_BYTES,
-    'xla',
+    XLA,
     jnp.float32,
   )
   optimizer = optax.sgd(0.0)

@@ -15,6 +15,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceTransformer,
 )
 from tests import tiny_top_lm
+from tests.implementations import XLA
 from tests.tiny_top_lm import SIZES, SLOTS, make, make_sequence, quick_jit
 
 modes = pytest.mark.parametrize('mode', ['discrete', 'continuous'])
@@ -433,7 +434,7 @@ def test_predictions_are_float32_whatever_the_compute_type():
     for name in ('config', 'd_level', 'stage_sizes', 'forbidden')
   }
   model = CodeSequenceTransformer(
-    **args, implementation='xla', dtype=jnp.bfloat16
+    **args, implementation=XLA, dtype=jnp.bfloat16
   )
   output = quick_jit(model.apply)(lm.initial, sequence)
   assert {x.dtype for x in jax.tree.leaves(output)} == {jnp.dtype('float32')}

@@ -17,6 +17,7 @@ import pytest
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules import compressor_prefill, compressor_stream
 from abstractinator.modules.segment_compressor import SegmentCompressor
+from tests.implementations import XLA
 
 SIZE, ROWS, STEPS = 40, 215, 66
 # Of entropies and code distances that decide; errors are below a tenth.
@@ -134,7 +135,7 @@ class Compared:
 
   def __init__(self, rule, config, quick_jit):
     self.config = config
-    module = SegmentCompressor(config, NUM_BYTES, 'xla', jnp.float32)
+    module = SegmentCompressor(config, NUM_BYTES, XLA, jnp.float32)
     zeros = jnp.zeros((1, 8), jnp.int32)
     variables = quick_jit(module.init)(
       jax.random.key(0), zeros, zeros, zeros[:, 0]
@@ -307,7 +308,7 @@ def test_ids_one_at_a_time_give_what_the_whole_row_gives(compare, rule):
 def test_a_start_predicts_what_comes_first_and_has_no_open_segment(
   tiny_config, quick_jit
 ):
-  module = SegmentCompressor(tiny_config(), NUM_BYTES, 'xla', jnp.float32)
+  module = SegmentCompressor(tiny_config(), NUM_BYTES, XLA, jnp.float32)
   zeros = jnp.zeros((2, 4), jnp.int32)
 
   def run(key):
@@ -334,7 +335,7 @@ def test_a_step_leaves_the_state_in_the_types_of_its_start(
   tiny_config, dtype, changes
 ):
   module = SegmentCompressor(
-    tiny_config(**changes), NUM_BYTES, 'xla', jnp.dtype(dtype)
+    tiny_config(**changes), NUM_BYTES, XLA, jnp.dtype(dtype)
   )
   zeros = jnp.zeros((2, 8), jnp.int32)
   variables = jax.eval_shape(

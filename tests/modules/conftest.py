@@ -17,6 +17,7 @@ from abstractinator.config import LevelConfig
 from abstractinator.modules.abstractinator import Abstractinator
 from abstractinator.modules.expander_decode import decode_segments
 from abstractinator.types import Batch
+from tests.implementations import XLA
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
 
@@ -80,7 +81,7 @@ class Level:
 
   def __init__(self, config: LevelConfig, dtype: str):
     self.config = config
-    self.model = Abstractinator(config, NUM_BYTES, 'xla', jnp.dtype(dtype))
+    self.model = Abstractinator(config, NUM_BYTES, XLA, jnp.dtype(dtype))
     self.variables = _make_variables(
       # What does not change any parameter.
       dataclasses.replace(
@@ -104,7 +105,7 @@ class Level:
 
 @functools.cache
 def _make_variables(config: LevelConfig) -> dict[str, Any]:
-  model = Abstractinator(config, NUM_BYTES, 'xla', jnp.float32)
+  model = Abstractinator(config, NUM_BYTES, XLA, jnp.float32)
   zeros = jnp.zeros((1, 8), jnp.int32)
   variables = dict(
     quick_jit(model.init)(jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))

@@ -9,6 +9,7 @@ from abstractinator.byte_vocab import BOS_ID, EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
 from abstractinator.modules.expander_decode import decode_segments
 from abstractinator.types import Segments
+from tests.implementations import XLA
 
 SIZE = 36
 # Three documents of three, one, and four segments, then padding.
@@ -406,7 +407,7 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
   """As of a level above: ids of two digits, entries of another's codebooks."""
   config = tiny_config(expander__code_dim=6)
   expander = DecoderOnlyExpanderRVQ(
-    config, (7, 5), 'xla', jnp.float32, has_tables=False
+    config, (7, 5), XLA, jnp.float32, has_tables=False
   )
   rng = np.random.default_rng(0)
   codebooks = tuple(

@@ -11,6 +11,7 @@ from abstractinator.evaluation.reconstruction import top_slots
 from abstractinator.modules.abstractinator import Abstractinator, advance
 from abstractinator.types import Batch, Special
 from tests import tiny_pyramid
+from tests.implementations import XLA
 from tests.tiny_top_lm import quick_jit
 
 SIZE = 40
@@ -87,7 +88,7 @@ def shapes(model):
 @pytest.mark.parametrize('top_lm', [None, 'discrete'])
 def test_a_single_level_keeps_the_names_of_its_parameters(top_lm):
   config = tiny_pyramid.make_config({}, top_lm=top_lm)
-  alone = Abstractinator(config.levels[0], NUM_BYTES, 'xla', jnp.float32)
+  alone = Abstractinator(config.levels[0], NUM_BYTES, XLA, jnp.float32)
   found = paths(shapes(tiny_pyramid.make_model(config)))
   of_top = {name for name in found if name.startswith('params/top_lm/')}
   assert bool(of_top) == (top_lm is not None)

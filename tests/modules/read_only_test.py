@@ -9,6 +9,7 @@ import pytest
 from abstractinator.modules.quantizers import QUANTIZERS
 from abstractinator.modules.read_only import read_only
 from tests import tiny_quantizer
+from tests.implementations import XLA
 
 
 class Owner(nn.Module):
@@ -18,7 +19,7 @@ class Owner(nn.Module):
 
   def setup(self):
     self.quantizer = QUANTIZERS[self.config.kind](
-      self.config, tiny_quantizer.WIDTH, 'xla', jnp.float32
+      self.config, tiny_quantizer.WIDTH, XLA, jnp.float32
     )
 
   def __call__(self, x_BPD, is_valid_BP, row_B, predicted_BPD):

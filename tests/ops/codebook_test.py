@@ -16,7 +16,6 @@ def new_state(
   interval=NEVER,
   after=NEVER,
   decay=0.9,
-  settling=0.0,
   usage=0.0,
   protected=(),
   kmeans_step=None,
@@ -26,7 +25,6 @@ def new_state(
     size,
     width,
     decay=decay,
-    settling_fraction=settling,
     reset_interval_steps=interval,
     reset_after_steps=after,
     reset_usage=usage,
@@ -217,23 +215,6 @@ def test_no_vector_becomes_an_entry_twice():
   after = advance(observe(state, x, 0 * code, is_valid, name))
   is_moved = np.any(after.codebook_KC != state.codebook_KC, axis=1)
   assert is_moved.sum() > 4
-
-
-def test_a_codebook_that_settles_averages_over_more_and_more_steps():
-  state = make_state(decay=0.5, settling=0.25)
-  count, total = np.ones(SIZE), np.asarray(state.codebook_KC, np.float64)
-  for step in range(1, 30):
-    x, code, _, name = make_vectors(step)
-    code[:SIZE] = np.arange(SIZE)
-    state = advance(observe(state, x, code, np.ones(COUNT, bool), name))
-    # From the 8th step on, a quarter of the steps is more than two.
-    new = 0.5 if step < 8 else 1 / (0.25 * step)
-    one_hot = np.eye(SIZE)[code]
-    count = (1 - new) * count + new * one_hot.sum(0)
-    total = (1 - new) * total + new * one_hot.T @ x
-  np.testing.assert_allclose(
-    state.codebook_KC, total / count[:, None], atol=1e-5
-  )
 
 
 @pytest.mark.parametrize('decay', [0.5, 0.97])

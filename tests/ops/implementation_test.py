@@ -1,25 +1,84 @@
+import dataclasses
+import functools
+
 import pytest
 
-from abstractinator.ops.implementation import resolve_implementation
+from abstractinator.config import ImplementationConfig
+from abstractinator.ops.implementation import (
+  Implementations,
+  resolve_implementations,
+)
+
+AUTO = dict.fromkeys(
+  ('attention', 'segment_pool', 'segment_cross', 'nearest_code'), 'auto'
+)
+
+
+def resolve(platform, **settings):
+  return resolve_implementations(**AUTO | settings, platform=platform)
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_auto_goes_by_the_platform_and_names_stand_for_themselves(platform):
-  assert resolve_implementation('auto', platform) == 'xla'
-  assert resolve_implementation('xla', platform) == 'xla'
-  assert resolve_implementation('reference', platform) == 'reference'
+  auto = dataclasses.asdict(resolve(platform))
+  assert 'auto' not in auto.values()
+  assert 'reference' not in auto.values()
+  for op in AUTO:
+    named = dataclasses.asdict(resolve(platform, **{op: 'reference'}))
+    assert named == auto | {op: 'reference'}
 
 
-def test_nothing_falls_back_silently():
-  with pytest.raises(ValueError, match=r"'pallas'.*auto, reference, xla"):
-    resolve_implementation('pallas', 'cpu')
+def test_the_processor_computes_by_xla():
+  assert resolve('cpu') == Implementations.everywhere('xla')
+  assert Implementations.everywhere('xla').segment_cross == 'gather'
+
+
+def test_attention_has_a_kernel_for_each_platform():
+  assert resolve('gpu', attention='pallas').attention == 'pallas_triton'
+  assert resolve('tpu', attention='pallas').attention == 'pallas_tpu'
+
+
+@pytest.mark.parametrize(
+  ('platform', 'op', 'name', 'allowed'),
+  [
+    ('cpu', 'attention', 'pallas', 'auto, reference, xla, pallas_interpret'),
+    ('cpu', 'attention', 'cudnn', 'auto, reference, xla, pallas_interpret'),
+    ('tpu', 'attention', 'cudnn', 'auto, .*pallas, splash'),
+    ('gpu', 'attention', 'splash', 'auto, .*pallas, cudnn'),
+    ('gpu', 'segment_pool', 'pallas', 'auto, reference, xla, pallas_interpret'),
+    ('cpu', 'segment_cross', 'xla', 'auto, reference, gather, halo'),
+    ('tpu', 'nearest_code', 'pallas', 'auto, reference, xla'),
+  ],
+)
+def test_what_a_platform_cannot_take_is_an_error(platform, op, name, allowed):
+  message = rf"model\.implementation\.{op}: got '{name}', allowed on {platform}"
+  with pytest.raises(ValueError, match=rf'{message}: {allowed}$'):
+    resolve(platform, **{op: name})
+
+
+def test_an_unknown_platform_is_an_error():
   with pytest.raises(ValueError, match=r"'abacus'.*cpu, gpu, tpu"):
-    resolve_implementation('auto', 'abacus')
+    resolve('abacus', attention='reference')
 
 
-def test_choice_is_logged_once(caplog):
-  resolve_implementation.cache_clear()
+def test_a_setting_is_one_of_those_of_its_op():
+  read = functools.partial(
+    ImplementationConfig.from_dict, path='model.implementation'
+  )
+  assert read(AUTO) == ImplementationConfig.everywhere('auto')
+  with pytest.raises(
+    ValueError,
+    match=r"model\.implementation\.segment_cross: got 'xla', allowed: auto",
+  ):
+    read(AUTO | {'segment_cross': 'xla'})
+
+
+def test_the_choice_is_logged_once(caplog):
+  resolve_implementations.cache_clear()
   with caplog.at_level('INFO'):
     for _ in range(2):
-      resolve_implementation('auto', 'cpu')
-  assert caplog.messages == ['implementation of the ops on cpu: xla']
+      resolve('cpu')
+  assert caplog.messages == [
+    'implementations on cpu: attention xla, segment_pool xla, segment_cross'
+    ' gather, nearest_code xla'
+  ]

@@ -21,6 +21,7 @@ from abstractinator.training.state import abstract_state
 from abstractinator.types import Batch
 from configs import default
 from tests import tiny_top_lm
+from tests.implementations import XLA
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_every_leaf_of_a_level_has_a_rule(changes):
 def test_every_parameter_of_a_top_lm_has_a_rule(mode, form):
   model = CodeSequenceTransformer(
     TopLMConfig.from_dict(tiny_top_lm.values(mode, form)),
-    *(tiny_top_lm.D_LEVEL, (4, 3, 5), (), 'xla', jnp.float32),
+    *(tiny_top_lm.D_LEVEL, (4, 3, 5), (), XLA, jnp.float32),
   )
   variables = jax.eval_shape(
     model.init, jax.random.key(0), tiny_top_lm.make_sequence()
