@@ -51,8 +51,8 @@ def segment_cross_attention(
   def sliced(x_BU):
     starts = start[..., 0] * rows_per_slot
     x = fetch_slices(x_BU, starts, window * rows_per_slot)
-    # Of heads that share it there is one.
-    return jnp.broadcast_to(x, (*x.shape[:3], heads, x.shape[4]))
+    # What all heads share has no dimension of heads.
+    return x[:, :, :, 0] if x.shape[3] < heads else x
 
   slot = start + jnp.arange(window * rows_per_slot) // rows_per_slot
   slot = slot[:, :, None]  # [B, blocks, 1, rows of the window]
@@ -60,10 +60,11 @@ def segment_cross_attention(
   is_near = (index >= first[..., None]) & (index < first[..., None] + block)
   sees = (slot <= index) & (slot >= index - lookback) & (slot >= lowest)
   sees = (sees & is_near & has_slot[..., None])[:, :, None]
+  key, value = sliced(k_BUGA), sliced(v_BUGE)
   score = scale * jnp.einsum(
-    'bnthd,bnuhd->bnhtu',
+    f'bnthd,{"bnuhd" if key.ndim == 5 else "bnud"}->bnhtu',
     in_blocks(q_BTHA),
-    sliced(k_BUGA),
+    key,
     preferred_element_type=jnp.float32,
   )
   score = jnp.where(sees, score, -jnp.inf)
@@ -72,9 +73,9 @@ def segment_cross_attention(
   total = jnp.sum(weight, axis=-1, keepdims=True)
   weight /= jnp.where(total > 0, total, 1.0)
   out = jnp.einsum(
-    'bnhtu,bnuhe->bnthe',
+    f'bnhtu,{"bnuhe" if value.ndim == 5 else "bnue"}->bnthe',
     weight.astype(v_BUGE.dtype),
-    sliced(v_BUGE),
+    value,
     preferred_element_type=jnp.float32,
   )
   out = out.reshape(batch, -1, heads, out.shape[-1])[:, :queries]
