@@ -25,5 +25,4 @@ class Support:
 
 
 ANY_FLOAT = ('float32', 'bfloat16', 'float16')
-EXACT = PLATFORMS
 NOT_ON_GPU = ('cpu', 'tpu')
