@@ -3,8 +3,12 @@
 import dataclasses
 
 _LANES = 128
-# Blocks that a program meets at once; beyond, one after the other.
+# Blocks that a program meets at once, and what all that it holds may take of
+# the 16 MiB that compilers allow by default; beyond, one after the other.
 _MAX_AT_ONCE = 5
+_MAX_BYTES_AT_ONCE = 8 << 20
+# Of the memory of a core, which has 96 MiB or more.
+_MAX_BYTES = 64 << 20
 # Heads any wider have not been tried.
 _MAX_WIDTH = 256
 
@@ -24,6 +28,7 @@ class Layout:
     window: How many ids before itself an id sees; None for all.
     scale: Factor on the scores.
     block: Ids of a block.
+    itemsize: Bytes of a number.
   """
 
   size: int
@@ -36,6 +41,7 @@ class Layout:
   window: int | None
   scale: float
   block: int
+  itemsize: int
 
   @property
   def num_blocks(self) -> int:
@@ -53,12 +59,30 @@ class Layout:
   @property
   def steps(self) -> int:
     """Steps of a program: one for all near blocks, or one for each."""
-    return 1 if self.reach < _MAX_AT_ONCE else self.reach + 1
+    at_once = self.reach + 1
+    if at_once > _MAX_AT_ONCE or self._bytes(at_once) > _MAX_BYTES_AT_ONCE:
+      return at_once
+    return 1
 
   @property
   def blocks_per_step(self) -> int:
     """Near blocks of a step."""
     return (self.reach + 1) // self.steps
+
+  @property
+  def bytes(self) -> int:
+    """What the largest program, the backward pass of keys, holds at most."""
+    return self._bytes(self.blocks_per_step)
+
+  def _bytes(self, near: int) -> int:
+    of_queries, of_values = (
+      self.heads_per_program * width
+      for width in (self.key_width, self.value_width)
+    )
+    # Keys and values, twice, and sums of their gradients; queries and what
+    # came back, of each near block. One is read while another is computed with.
+    read = 2 * self.itemsize * (2 + near) * (of_queries + of_values)
+    return self.block * (read + 4 * (of_queries + of_values))
 
   def lanes(self, head: int) -> tuple[slice, slice, slice]:
     """Of a head of a program: lanes of its queries, keys and values."""
@@ -85,6 +109,7 @@ def make_layout(
   widths: tuple[int, int],
   window: int | None,
   scale: float,
+  itemsize: int,
 ) -> Layout:
   """Chooses blocks and programs.
 
@@ -94,17 +119,19 @@ def make_layout(
     widths: Of keys and of values.
     window: How many ids before itself an id sees; None for all.
     scale: Factor on the scores.
+    itemsize: Bytes of a number.
 
   Returns:
     The layout.
 
   Raises:
-    ValueError: If a head is too wide.
+    NotImplementedError: If a head is too wide, or heads that share keys or
+      values are too many for the memory of a core.
   """
   if max(widths) > _MAX_WIDTH:
-    raise ValueError(
-      f'width of heads: got {max(widths)}, allowed: at most {_MAX_WIDTH} with'
-      ' a pallas implementation'
+    raise NotImplementedError(
+      f"attention by 'pallas': got heads {max(widths)} wide, allowed: at most"
+      f' {_MAX_WIDTH}'
     )
   if window is None or window > 2 * _LANES:
     block = 2 * _LANES
@@ -113,7 +140,7 @@ def make_layout(
   block = min(block, -(-size // _LANES) * _LANES)
   num_heads, *shared = heads
   is_shared = num_heads > 1 and 1 in shared
-  return Layout(
+  layout = Layout(
     size=-(-size // block) * block,
     heads=num_heads,
     heads_per_program=_heads_per_program(num_heads, widths, is_shared),
@@ -124,7 +151,14 @@ def make_layout(
     window=window,
     scale=scale,
     block=block,
+    itemsize=itemsize,
   )
+  if layout.bytes > _MAX_BYTES:
+    raise NotImplementedError(
+      f"attention by 'pallas': got {layout.heads_per_program} heads that a core"
+      f' must hold, {layout.bytes >> 20} MiB, allowed: {_MAX_BYTES >> 20} MiB'
+    )
+  return layout
 
 
 def _heads_per_program(

@@ -17,9 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from abstractinator.ops.attention import pallas_tpu_kernels as kernels
 from abstractinator.ops.attention.pallas_layout import Layout, make_layout
+from abstractinator.ops.attention.visible import visible_blocks
 from abstractinator.types import Array
-
-_TYPES = ('bfloat16', 'float32')
 
 
 def attention(
@@ -32,28 +31,10 @@ def attention(
   scale: float,
   interpret: Any = False,
 ) -> Array:
-  """See `api.attention`. Takes bfloat16 and float32.
+  """See `api.attention`.
 
-  Args:
-    q_BSHA: See `api.attention`, as all others.
-    k_BSGA: Likewise.
-    v_BSGE: Likewise.
-    group_BS: Likewise.
-    window: Likewise.
-    scale: Likewise.
-    interpret: Of `pl.pallas_call`: whether, and how, to run without a TPU.
-
-  Returns:
-    [B, S, H, E].
-
-  Raises:
-    ValueError: If heads are too wide, or of another type.
+  `interpret` is that of `pl.pallas_call`.
   """
-  if v_BSGE.dtype not in _TYPES:
-    raise ValueError(
-      f'type of values: got {v_BSGE.dtype}, allowed with pallas:'
-      f' {", ".join(_TYPES)}'
-    )
   batch, size, heads, width = q_BSHA.shape
   layout = make_layout(
     size,
@@ -61,6 +42,7 @@ def attention(
     (width, v_BSGE.shape[3]),
     window,
     scale,
+    v_BSGE.dtype.itemsize,
   )
 
   def flat(x, fill=0):
@@ -85,8 +67,8 @@ def _forward(q, k, v, group, layout, interpret):
   first, _ = _visible(group, layout)
   heads, block = layout.heads_per_program, layout.block
   scratch = [
-    pltpu.VMEM((heads, block, 1), jnp.float32),
-    pltpu.VMEM((heads, block, 1), jnp.float32),
+    pltpu.VMEM((block, heads), jnp.float32),
+    pltpu.VMEM((block, heads), jnp.float32),
     pltpu.VMEM((block, heads * layout.value_width), jnp.float32),
   ]
   out, log_total = _call(
@@ -259,7 +241,8 @@ def _call(
       scratch_shapes=scratch if is_in_steps else (),
     ),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'parallel', 'arbitrary')
+      dimension_semantics=('parallel', 'parallel', 'parallel', 'arbitrary'),
+      vmem_limit_bytes=max(16 << 20, layout.bytes * 3 // 2),
     ),
     cost_estimate=pl.CostEstimate(
       flops=2 * scores * widths,
@@ -272,21 +255,14 @@ def _call(
 
 
 def _visible(group, layout):
-  """[B, n] int32: first block that each sees, and last that sees it."""
-  batch, num_blocks = group.shape[0], layout.num_blocks
-  group = group.reshape(batch, num_blocks, -1)
-  largest = jnp.iinfo(jnp.int32).max
-  lowest = jnp.min(jnp.where(group >= 0, group, largest), axis=-1)
-  highest = jnp.max(group, axis=-1)
-  index = jnp.arange(num_blocks)
-  # Groups do not decrease: one that ends before a block starts is not seen.
-  sees = (highest[:, None, :] >= lowest[:, :, None]) & (
-    index[:, None] >= index[None, :]
-  )
-  sees |= index[:, None] == index[None, :]
-  first = jnp.argmax(sees, axis=2)
-  last = num_blocks - 1 - jnp.argmax(sees[:, ::-1], axis=1)
-  return first.astype(jnp.int32), last.astype(jnp.int32)
+  """[B, n] int32: first block that each may see, and last that may see it.
+
+  Not read, and not computed, where a program has one step.
+  """
+  if layout.steps == 1:
+    nothing = jnp.zeros((1, 1), jnp.int32)
+    return nothing, nothing
+  return visible_blocks(group[:, 0], layout.block, layout.window)
 
 
 def _of_keys(group):

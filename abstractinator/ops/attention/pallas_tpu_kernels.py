@@ -8,6 +8,8 @@ Queries see keys of their own group. Before the first and after the last block
 there are groups that nothing belongs to.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -31,12 +33,13 @@ def forward(first_ref, q_ref, group_ref, *refs, layout: Layout):
     sees = _sees_keys(group_ref, group_refs, index, offsets, layout)
     for head in range(layout.heads_per_program):
       at, _, value_at = layout.lanes(head)
+      column = slice(head, head + 1)
       q = q_ref[:, at]
       scores = _scores(q, key_refs, sees, head, layout)
       largest = jnp.maximum(_largest(scores), FLOOR)
       if scratch:
         largest_ref, total_ref, sum_ref = scratch
-        largest = jnp.maximum(largest, largest_ref[head])
+        largest = jnp.maximum(largest, largest_ref[:, column])
       weights = [jnp.exp(s - largest) for s in scores]
       total = sum(jnp.sum(w, axis=1, keepdims=True) for w in weights)
       out = sum(
@@ -47,9 +50,9 @@ def forward(first_ref, q_ref, group_ref, *refs, layout: Layout):
       if not scratch:
         _finish(out_ref, log_total_ref, head, out_at, largest, total, out)
         continue
-      decay = jnp.exp(largest_ref[head] - largest)
-      largest_ref[head] = largest
-      total_ref[head] = total_ref[head] * decay + total
+      decay = jnp.exp(largest_ref[:, column] - largest)
+      largest_ref[:, column] = largest
+      total_ref[:, column] = total_ref[:, column] * decay + total
       sum_ref[:, out_at] = sum_ref[:, out_at] * decay + out
 
   if not scratch:
@@ -73,7 +76,8 @@ def forward(first_ref, q_ref, group_ref, *refs, layout: Layout):
   def _():
     for head in range(layout.heads_per_program):
       at = layout.out_lanes(head)
-      state = largest_ref[head], total_ref[head], sum_ref[:, at]
+      column = slice(head, head + 1)
+      state = largest_ref[:, column], total_ref[:, column], sum_ref[:, at]
       _finish(out_ref, log_total_ref, head, at, *state)
 
 
@@ -114,8 +118,7 @@ def backward_queries(
         axis=1,
         keepdims=True,
       )
-      if not scratch:
-        mean_ref[row, :] = mean.reshape(1, -1)
+      mean_ref[row, :] = mean.reshape(1, -1)
       scores = _scores(q_ref[:, at], key_refs, sees, head, layout)
       grad_q = 0.0
       for score, k_ref, v_ref in zip(scores, key_refs, value_refs, strict=True):
@@ -136,11 +139,6 @@ def backward_queries(
   @pl.when(step == 0)
   def _():
     sum_ref[...] = jnp.zeros_like(sum_ref)
-    for head in range(layout.heads_per_program):
-      at = layout.out_lanes(head)
-      product = grad_ref[:, at].astype(jnp.float32) * out_ref[:, at]
-      mean = jnp.sum(product, axis=1, keepdims=True)
-      mean_ref[head : head + 1, :] = mean.reshape(1, -1)
 
   offset = layout.reach - step
 
@@ -270,14 +268,12 @@ def _scores(q, key_refs, sees, head, layout):
 
 
 def _largest(scores):
-  largest = [jnp.max(s, axis=1, keepdims=True) for s in scores]
-  while len(largest) > 1:
-    largest = [jnp.maximum(largest[0], largest[1]), *largest[2:]]
-  return largest[0]
+  largest = (jnp.max(s, axis=1, keepdims=True) for s in scores)
+  return functools.reduce(jnp.maximum, largest)
 
 
 def _dot(x, y, contracting):
-  """Product in float32; the default would round float32 to bfloat16."""
+  """Sums in float32; by default float32 would be rounded to bfloat16 first."""
   return lax.dot_general(
     x,
     y,
