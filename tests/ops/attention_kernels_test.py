@@ -10,10 +10,12 @@ import pytest
 
 from abstractinator.ops.attention import (
   attention,
+  cudnn,
   pallas_layout,
   pallas_tpu,
   pallas_triton,
   reference,
+  splash,
 )
 from tests.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
@@ -22,6 +24,13 @@ KERNELS = {
   'tpu': functools.partial(pallas_tpu.attention, interpret=True),
   'triton': functools.partial(pallas_triton.attention, interpret=True),
 }
+# Those of others, around which we wrap; that of cuDNN with jax's own in its
+# place, as it has none for a processor.
+PEERS = {
+  'splash': functools.partial(splash.attention, interpret=True),
+  'cudnn': functools.partial(cudnn.attention, implementation='xla'),
+}
+KERNELS |= PEERS
 SIZE = 290
 
 
@@ -55,8 +64,16 @@ CASES = {
     'no window': Case(None, (2, 1, 2)),
     'short row': Case(3, size=5),
   },
+  'splash': {'beyond a block': Case(129, (2, 2, 1), (6, 6))},
+  'cudnn': {'beyond a block': Case(129, (2, 2, 1))},
 }
-EACH = [(name, case) for name, cases in CASES.items() for case in cases]
+# cuDNN takes no float32.
+EACH = [
+  (platform, name)
+  for platform, cases in CASES.items()
+  for name in cases
+  if platform != 'cudnn'
+]
 
 
 def make_groups(size):
@@ -156,7 +173,7 @@ def test_agrees_with_the_reference(platform, name):
   for x in (out, *grads):
     np.testing.assert_array_equal(x[is_out], 0)
   # Where weights are close to 0 and 1; wider heads round large scores more.
-  if case.widths[0] == 6 and case.window != 0:
+  if case.widths[0] == 6 and case.window != 0 and platform not in PEERS:
     hold(platform, case, (20 * q, k, v, grad))
 
 
@@ -166,6 +183,7 @@ def test_agrees_with_the_reference(platform, name):
     ('tpu', 'beyond a block'),
     ('tpu', 'in steps'),
     ('triton', 'beyond a block'),
+    ('cudnn', 'beyond a block'),
   ],
 )
 def test_agrees_with_the_reference_in_bfloat16(platform, name):

@@ -5,9 +5,11 @@ import functools
 import chex
 
 from abstractinator.ops.attention import (
+  cudnn,
   pallas_tpu,
   pallas_triton,
   reference,
+  splash,
   xla,
 )
 from abstractinator.ops.attention.support import SUPPORT
@@ -20,6 +22,8 @@ _IMPLEMENTATIONS = {
   'pallas_tpu': pallas_tpu.attention,
   'pallas_triton': pallas_triton.attention,
   'pallas_interpret': functools.partial(pallas_tpu.attention, interpret=True),
+  'cudnn': cudnn.attention,
+  'splash': splash.attention,
 }
 # What XLA splits over a mesh by itself, better than one device at a time.
 _PARTITIONED = ('reference', 'xla')

@@ -56,4 +56,25 @@ SUPPORT = {
     cost='as `pallas_tpu`, slow',
     note='the kernels of `pallas_tpu`, interpreted, for debugging',
   ),
+  'cudnn': Support(
+    platforms=('gpu',),
+    dtypes=('bfloat16', 'float16'),
+    is_reproducible_on=('cpu', 'tpu'),
+    cost=_COST,
+    note=(
+      'cuDNN by `jax.nn`: no float32, 16 numbers a head more, which keep groups'
+      ' apart up to 65,535 of them and 64 nats; heads to 240 wide, shared ones'
+      ' are copied'
+    ),
+  ),
+  'splash': Support(
+    platforms=('tpu',),
+    dtypes=('float32', 'bfloat16'),
+    is_reproducible_on=PLATFORMS,
+    cost=_COST,
+    note=(
+      'the kernels of `jax.experimental.pallas.ops.tpu`: heads are transposed'
+      ' to the front and padded to 128, shared ones are copied'
+    ),
+  ),
 }
