@@ -1,9 +1,12 @@
 """Whole training steps of large configs, lowered for devices not at hand."""
 
+import importlib
+import json
+
 import jax
 import pytest
 
-from abstractinator.benchmarks import sizes
+from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from tests.lowering import lowered
@@ -11,11 +14,23 @@ from tests.lowering import lowered
 KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
 
 
+def shallow(values):
+  """The same with one layer in place of several, which are all alike."""
+  if isinstance(values, dict):
+    return {
+      k: min(v, 1) if k == 'num_layers' else shallow(v)
+      for k, v in values.items()
+    }
+  return list(map(shallow, values)) if isinstance(values, list) else values
+
+
 @pytest.mark.parametrize('platform', ['tpu', 'gpu'])
 @pytest.mark.parametrize('name', ['regular_pallas', 'mla_pallas'])
 def test_a_step_lowers_with_its_kernels(name, platform):
   """Forward, and two backward, of each kind of attention that there is."""
-  config = sizes.load(name)
+  values = importlib.import_module(f'configs.{name}').get_config()
+  values = shallow(json.loads(values.to_json_best_effort()))
+  config = RunConfig.from_dict(values)
   program = make_program(config, platform, total_steps=10_000)
   state = jax.eval_shape(program.init, jax.random.key(0))
   shape = config.data.batch_size, config.data.sequence_length
