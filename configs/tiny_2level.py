@@ -2,10 +2,13 @@
 
     python train.py --config=configs/tiny_2level.py
 
-Hardware: CPU. Parameters: 452,578. Expect: 5.54 MB of state, 4.07 GFLOP a step.
-A code of the first level is 2 bytes, one of the second 2 codes: even strides,
-because codes that begin at jumps of the entropy, as those of the other configs
-do, are the hardest to predict from the ones before.
+Hardware: 2 CPU cores, under five minutes. Parameters: 452,578. Expect: 5.50 MB
+of state, 4.83 GFLOP a step.
+One after the other: the first level learns, then the second on its codes, then
+the top LM on those, so that codes keep their meaning once something predicts
+them. A code of the first level is 1.5 bytes, one of the second 1.34 codes: even
+strides, because codes that begin at jumps of the entropy, as those of the other
+configs do, are the hardest to predict from the ones before.
 """
 
 import ml_collections
@@ -13,31 +16,34 @@ import ml_collections
 from configs import default, tiny
 
 
-def make_small(level: ml_collections.ConfigDict) -> None:
+def make_small(level: ml_collections.ConfigDict, stride: float) -> None:
   tiny.make_small(level, d_model=64)
   level.quantizer.code_dim = 16
   level.quantizer.cosine = True
+  level.encoder.window = 1
   level.segmentation.rule = 'stride'
-  level.segmentation.threshold = 2.0
+  level.segmentation.threshold = stride
   level.segmentation.target_length = None
   level.segmentation.max_length = 8
-  level.segmentation.capacity_length = 1.8
+  level.segmentation.capacity_length = 0.93 * stride
 
 
 def get_config() -> ml_collections.ConfigDict:
   config = default.get_config()
-  config.max_steps = 800
-  config.eval_interval = 400
+  config.max_steps = 3000
+  config.eval_interval = 700
   config.eval_batches = 8
-  config.checkpoint_interval = 400
+  config.checkpoint_interval = 500
   config.data.batch_size = 8
 
   bottom, upper = default.get_level(), default.get_upper_level()
-  for level in (bottom, upper):
-    make_small(level)
-  bottom.quantizer.codebook_size = 256
+  make_small(bottom, stride=1.5)
+  make_small(upper, stride=1.34)
+  bottom.quantizer.codebook_size = 128
   upper.quantizer.codebook_size = 64
   config.model.levels = (bottom, upper)
+  config.loss.curriculum_steps = 700
+  config.loss.curriculum_stops = True
 
   top_lm = default.get_top_lm()
   top_lm.d_model = 64

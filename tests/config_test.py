@@ -247,6 +247,10 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('loss.curriculum_steps', '700', 'max_steps (700)'),
     ),
     (
+      {'loss.curriculum_stops': True},
+      ('loss.curriculum_stops', 'True', 'False while curriculum_steps is 0'),
+    ),
+    (
       {'load_base_from': 'runs/a'},
       ('load_base_from', "'runs/a'", 'None while model.levels[0].freeze'),
     ),

@@ -8,6 +8,7 @@ parts, the bytes of what a checkpoint holds (parameters, moments of the
 optimizer, codebooks), and the floating point operations of a step.
 """
 
+import argparse
 import dataclasses
 import importlib
 import json
@@ -104,7 +105,13 @@ def _part(path: Iterable) -> str:
 
 def main(argv: list[str]) -> None:
   """Prints a line a config."""
-  for name in argv or names():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('name', nargs='*', help='configs; all if none is given')
+  chosen = parser.parse_args(argv).name or names()
+  for name in chosen:
+    if name not in names():
+      parser.error(f'name: got {name!r}, allowed: {", ".join(names())}')
+  for name in chosen:
     print(f'{name}: {measure(load(name))}')
 
 

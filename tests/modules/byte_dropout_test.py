@@ -15,7 +15,9 @@ from abstractinator.training.step import eval_step, train_step
 from tests.implementations import XLA, XLA_CONFIG
 
 SIZE = 24
-WEIGHTS = LossConfig(1.0, 0.0, 1.0, 1.0, 0.25, 1.0, 0.0, 0.0, 0.0, 0.0, 0)
+WEIGHTS = LossConfig(
+  1.0, 0.0, 1.0, 1.0, 0.25, 1.0, 0.0, 0.0, 0.0, 0.0, 0, False
+)
 
 
 @pytest.fixture(scope='module')

@@ -123,6 +123,8 @@ def test_eight_devices_do_as_one():
   values = tiny_2level.get_config()
   values.data.sequence_length = SIZE
   values.data.batch_size = 8
+  # All levels learn at once, for all of them to be compared.
+  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   program = make_program(config, 'cpu', config.max_steps)
   batch = tiny_pyramid.make_batch(

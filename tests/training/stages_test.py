@@ -50,6 +50,7 @@ def small(values, corpus, edit=lambda values: None) -> RunConfig:
   )
   values.eval_batches = values.final_eval_batches = 1
   values.optimizer.warmup_steps = 2
+  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
   for level in values.model.levels:
     tiny.make_small(level, d_model=16)
     level.quantizer.codebook_size = 16
