@@ -267,7 +267,8 @@ def get_config() -> ml_collections.ConfigDict:
       implementation=dict(
         # 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'.
         attention='auto',
-        # 'reference', 'xla', 'pallas', 'pallas_interpret'.
+        # 'reference', 'xla', 'xla_deterministic' (the same bits twice, on GPU
+        # too), 'pallas', 'pallas_interpret'.
         segment_pool='auto',
         # 'reference', 'gather', 'halo'.
         segment_cross='auto',
