@@ -2,6 +2,9 @@ r"""The command `abstractinator`: what to do with a trained run.
 
     abstractinator segment WORKDIR [FILE]       the text, divided
     abstractinator reconstruct WORKDIR [FILE]   the text, from its codes alone
+    abstractinator evaluate WORKDIR             how good the run is
+    abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
+    abstractinator decompress WORKDIR FILE OUT  and back
 
 Bytes that are no UTF-8, such as those of a character that a boundary divides,
 are shown as `\xNN`, in plain output and in JSON alike.
@@ -13,9 +16,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from abstractinator.commands import reconstruct, segment
+from abstractinator.commands import (
+  compress,
+  decompress,
+  evaluate,
+  reconstruct,
+  segment,
+)
 
-_COMMANDS = (segment, reconstruct)
+_COMMANDS = (segment, reconstruct, evaluate, compress, decompress)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -97,6 +97,13 @@ RULES = (
     (*STEP, 'data', 'training', 'evaluation'),
     ('ml_collections',),
   ),
+  (
+    'compression.byte_model',
+    (*BASE, 'ops', 'modules'),
+    ('optax', 'ml_collections', 'grain', 'orbax'),
+  ),
+  ('compression.container', (), ('jax', 'flax', 'numpy')),
+  ('compression', ('compression',), ('flax', 'optax', 'ml_collections')),
   ('codes', BASE, ('jax', 'flax')),
   ('api', (*STEP, 'codes', 'data', 'training', 'evaluation'), ('absl',)),
   ('benchmarks', None, ('ml_collections',)),

@@ -48,11 +48,11 @@ def save(
   """Writes checkpoints with random parameters, large enough to matter."""
   with Checkpointer(str(workdir), max_to_keep=9) as checkpointer:
     for step in steps:
-      state = edit(_state(run_config, step))
+      state = edit(random_state(run_config, step))
       checkpointer.save(step, state, {'next_index': step}, run_config.to_dict())
 
 
-def _state(run_config, seed):
+def random_state(run_config: RunConfig, seed: int):
   """Random numbers in the shape of a state: quicker than to initialize one."""
   abstract = abstract_state(
     make_model(run_config, 'cpu'),

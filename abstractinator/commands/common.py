@@ -46,6 +46,21 @@ def read_text(args: argparse.Namespace) -> bytes:
   return data
 
 
+def require_new(path: str) -> None:
+  """Raises ValueError if something lies there, which would be lost."""
+  if os.path.lexists(path):
+    raise ValueError(f'{path}: exists, allowed: a path with nothing there')
+
+
+def write_new(path: str, content: bytes) -> None:
+  """Writes a file that appears whole or not at all."""
+  require_new(path)
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as file:
+    file.write(content)
+  os.replace(temporary, path)
+
+
 def be_quiet() -> None:
   """Silences what libraries log; call it before jax is imported."""
   # Native code writes to standard error past Python's logging.

@@ -14,7 +14,7 @@ from abstractinator.evaluation.reconstruction import (
   top_slots,
 )
 from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.modules.pyramid_output import DecodedRows
+from abstractinator.modules.pyramid_output import DecodedRows, PyramidOutput
 from abstractinator.ops import segmentation
 from abstractinator.training.objective import Objective
 from abstractinator.training.sharding import (
@@ -135,6 +135,18 @@ def decode_step(
     decoded.
   """
   output = model.apply(variables, batch, method='compress_all')
+  accuracy, decoded = decode_output(variables, output, batch, model=model)
+  return accuracy, output.levels[0].compressed.segments, decoded
+
+
+def decode_output(
+  variables: PyTree,
+  output: PyramidOutput,
+  batch: Batch,
+  *,
+  model: AbstractinatorPyramid,
+) -> tuple[Mean, DecodedRows]:
+  """Decodes what was encoded, see `decode_step`, without the segments."""
   top = output.levels[-1].compressed
   lowest_BP = segmentation.per_slot(
     segmentation.first_slots(top.segments, output.batches[-1].document_BS),
@@ -157,8 +169,7 @@ def decode_step(
     top_slots(output),
     top.is_valid_BP,
   )
-  accuracy = Mean(num_right, num_total)
-  return accuracy, output.levels[0].compressed.segments, decoded
+  return Mean(num_right, num_total), decoded
 
 
 def _merge_present(

@@ -1,0 +1,1 @@
+"""Lossless compression of bytes under the entropy model of a run."""

@@ -1,0 +1,184 @@
+import dataclasses
+import lzma
+
+import jax
+import numpy as np
+import pytest
+
+from abstractinator.cli import main
+from abstractinator.compression import container
+from abstractinator.compression.byte_model import (
+  PRECISION_BITS,
+  ByteModel,
+  frequencies,
+)
+from abstractinator.compression.codec import compress, decompress
+from abstractinator.training.state import variables_of
+from tests import tiny_run
+from tests.tiny_top_lm import quick_jit
+
+
+def louder(state):
+  """Predictions of an entropy of a few bits, so that there is what to save."""
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return x * 3 if name.endswith('entropy_model/head/kernel') else x
+
+  return jax.tree_util.tree_map_with_path(leaf, state)
+
+
+def make_model(window=32, seed=3):
+  config = tiny_run.config()
+  (level,) = config.model.levels
+  level = dataclasses.replace(
+    level, entropy_model=dataclasses.replace(level.entropy_model, window=window)
+  )
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, levels=(level,))
+  )
+  return ByteModel(
+    config, variables_of(louder(tiny_run.random_state(config, seed)))
+  )
+
+
+@pytest.fixture(scope='module')
+def model():
+  return make_model()
+
+
+def sample(model, num_lanes, steps):
+  """A text as the model would write it, and what it costs, bits."""
+  rng = np.random.default_rng(0)
+  lanes_BT = np.zeros((num_lanes, steps), np.uint8)
+  cache, bits = model.start(num_lanes), 0.0
+  last_B = np.zeros(num_lanes, np.int32)
+  for step in range(steps):
+    table, cache = model.step(last_B, cache)
+    sums_BV = np.cumsum(table, axis=1)
+    drawn_B1 = rng.integers(0, 2**PRECISION_BITS, (num_lanes, 1))
+    last_B = np.sum(sums_BV <= drawn_B1, axis=1).astype(np.int32)
+    lanes_BT[:, step] = last_B
+    chosen = np.take_along_axis(np.asarray(table), last_B[:, None], axis=1)
+    bits -= np.log2(chosen / 2**PRECISION_BITS).sum()
+  return lanes_BT.tobytes(), bits
+
+
+def test_what_the_model_expects_takes_what_it_says(model):
+  """Within 0.5% of its bits per byte, header and checksums included."""
+  data, bits = sample(model, num_lanes=64, steps=300)
+  content = compress(model, data, num_lanes=64)
+  assert decompress(model, content) == data
+  assert bits / 8 <= len(content) <= 1.005 * bits / 8 + 64
+  assert len(content) < 0.9 * len(data)
+
+
+TEXTS = {
+  'empty': b'',
+  'one byte': b'x',
+  'all values': bytes(range(256)),
+  'random': np.random.default_rng(1).bytes(5000),
+  'invalid UTF-8': b'\xff\xfe\xc3(' * 50 + b'\x80',
+  'fewer than lanes': b'abcdefghi',
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_any_bytes_come_back(model, name):
+  data = TEXTS[name]
+  content = compress(model, data, num_lanes=64)
+  assert decompress(model, content) == data
+  # What does not shrink is kept as it is.
+  assert len(content) <= len(data) + 120
+
+
+def test_blocks_of_both_kinds_follow_each_other(model, monkeypatch):
+  """The model goes on through what is stored as it is."""
+  monkeypatch.setattr('abstractinator.compression.codec._BLOCK_BYTES', 64 * 40)
+  data, _ = sample(model, num_lanes=64, steps=120)
+  lanes = np.frombuffer(data, np.uint8).reshape(64, 120).copy()
+  lanes[:, 40:80] = np.random.default_rng(2).integers(0, 256, (64, 40))
+  content = compress(model, lanes.tobytes(), num_lanes=64)
+  _, blocks = container.unpack(content)
+  assert [block.kind for block in blocks] == [1, 0, 1]
+  assert decompress(model, content) == lanes.tobytes()
+
+
+@pytest.mark.nightly
+def test_a_megabyte_of_text(model):
+  words = [f'word{i} '.encode() for i in range(1000)]
+  chosen = np.random.default_rng(0).integers(0, 1000, 140_000)
+  data = b''.join(words[i] for i in chosen)
+  assert len(data) > 1_000_000
+  content = compress(model, data, num_lanes=4096)
+  assert decompress(model, content) == data
+  assert len(content) <= len(data) + 13 * 20 + 120
+
+
+def test_a_model_without_window_starts_anew_in_time():
+  """It has room for a row, and no more."""
+  model = make_model(window=None)
+  assert model.reset_interval == 32
+  data = bytes(range(97, 123)) * 5
+  content = compress(model, data, num_lanes=1)
+  assert decompress(model, content) == data
+
+
+def test_frequencies_are_whole_and_add_up():
+  logits = np.random.default_rng(0).normal(size=(20, 256)) * 10
+  logits[0] = 0
+  logits[1, 7] = 1e4
+  got = np.asarray(quick_jit(frequencies)(logits.astype(np.float32)))
+  assert got.dtype == np.int32
+  assert got.min() == 1
+  assert (got.sum(axis=1) == 2**PRECISION_BITS).all()
+  assert got[1, 7] == 2**PRECISION_BITS - 255
+  p = np.exp(logits - logits.max(1, keepdims=True))
+  p /= p.sum(1, keepdims=True)
+  np.testing.assert_allclose(got / 2**PRECISION_BITS, p, atol=3e-4)
+
+
+def test_damage_is_found_everywhere(model):
+  data, _ = sample(model, num_lanes=64, steps=20)
+  content = compress(model, data, num_lanes=64)
+  rng = np.random.default_rng(0)
+  for at in [*range(60), *rng.integers(60, len(content), 20)]:
+    damaged = bytearray(content)
+    damaged[at] ^= 1 << rng.integers(8)
+    with pytest.raises(ValueError, match=r'damaged|begins with|version|cut'):
+      decompress(model, bytes(damaged))
+  for size in (0, 3, 30, 60, len(content) - 1):
+    with pytest.raises(ValueError, match=r'cut short or damaged|begins with'):
+      decompress(model, content[:size])
+  with pytest.raises(ValueError, match='cut short or damaged'):
+    decompress(model, content + b'x')
+
+
+def test_another_model_and_other_floats_are_refused(model):
+  data, _ = sample(model, num_lanes=64, steps=20)
+  content = compress(model, data, num_lanes=64)
+  other = make_model(seed=4)
+  assert other.fingerprint != model.fingerprint
+  with pytest.raises(ValueError, match='allowed: the checkpoint that wrote it'):
+    decompress(other, content)
+  other.fingerprint = model.fingerprint
+  with pytest.raises(ValueError, match='decodes to something else: floats'):
+    decompress(other, content)
+
+
+def test_commands(tmp_path, capsys):
+  tiny_run.save(tmp_path / 'run', tiny_run.config())
+  tiny_run.save(tmp_path / 'other', tiny_run.config(), steps=(4,))
+  text, small, back = (str(tmp_path / x) for x in ('text', 'small', 'back'))
+  data = lzma.compress(b'anything') + b'a' * 50
+  with open(text, 'wb') as file:
+    file.write(data)
+  run, other = str(tmp_path / 'run'), str(tmp_path / 'other')
+  assert main(['compress', run, text, small, '--lanes=1']) == 0
+  assert main(['decompress', other, small, back]) == 2
+  assert 'allowed: the checkpoint that wrote it' in capsys.readouterr().err
+  assert not (tmp_path / 'back').exists()
+  assert main(['decompress', run, small, back]) == 0
+  assert (tmp_path / 'back').read_bytes() == data
+  assert main(['compress', run, text, back]) == 2
+  assert 'exists, allowed' in capsys.readouterr().err
