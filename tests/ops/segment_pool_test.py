@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.ops.segment_pool import pallas_tpu, segment_pool
+from abstractinator.ops.segment_pool import pallas_plan, segment_pool
 from tests.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
 
@@ -17,7 +17,7 @@ SIZE, SLOTS, HEADS, WIDTH = 301, 400, 2, 3
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch):
   """Steps of 128 ids: segments go on from one to the next, and it compiles."""
-  monkeypatch.setattr(pallas_tpu, '_BLOCKS', 1)
+  monkeypatch.setattr(pallas_plan, '_BLOCKS', 1)
 
 
 def make_index():
@@ -202,13 +202,13 @@ def test_tiles_of_heads_give_the_same(monkeypatch):
     return out, *pullback(jnp.cos(out))
 
   whole = quick_jit(both)(score, value)
-  plan = pallas_tpu.make_plan(200, 2, 4, 64, 70, 4, True)
+  plan = pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True)
   assert (plan.groups, plan.lanes) == (1, 256)
-  monkeypatch.setattr(pallas_tpu, '_MAX_BYTES', plan.memory_bytes - 1)
-  assert pallas_tpu.make_plan(200, 2, 4, 64, 70, 4, True).groups == 2
+  monkeypatch.setattr(pallas_plan, '_MAX_BYTES', plan.memory_bytes - 1)
+  assert pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True).groups == 2
   for a, b in zip(whole, quick_jit(both)(score, value), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)
-  monkeypatch.setattr(pallas_tpu, '_MAX_BYTES', 1000)
+  monkeypatch.setattr(pallas_plan, '_MAX_BYTES', 1000)
   with pytest.raises(ValueError, match=r'70 slots and 2 queries of 4 heads'):
     pool(score, value)
 

@@ -19,12 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-# Ids of a product: a tile of lanes.
-BLOCK = 128
-# Windows of slots begin at multiples of this: a tile of bfloat16 rows.
-ALIGNMENT = 16
+from abstractinator.ops.segment_pool import lane_runs, slot_windows
+from abstractinator.ops.segment_pool.slot_windows import BLOCK
+
 # Score of an id without a slot.
 NOTHING = -1e30
 
@@ -71,14 +69,16 @@ def forward(
   blocks = ids // BLOCK
   score = score_ref[...]
   slot = jnp.broadcast_to(slot_ref[...], (heads, ids))
-  before, after = _neighbours(slot)
+  before, after = lane_runs.neighbours(slot)
   previous = last_ref[row, jnp.maximum(step * blocks - 1, 0)]
   is_open = (slot == previous) & (step > 0)
 
-  largest = _to_all(_running(score, before, jnp.maximum), after)
+  largest = lane_runs.to_all(
+    lane_runs.running(score, before, jnp.maximum), after
+  )
   largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
   weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
-  total = _to_all(_running(weight, before, jnp.add), after)
+  total = lane_runs.to_all(lane_runs.running(weight, before, jnp.add), after)
   carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
   total = jnp.where(is_open, total + carried, total)
   safe_total = jnp.where(total > 0, total, 1.0)
@@ -97,7 +97,7 @@ def forward(
   def add(block, number):
     lanes = pl.ds(block * BLOCK, BLOCK)
     index = step * blocks + block
-    hot, window = _window(
+    hot, window = slot_windows.window(
       slot_ref[:, lanes], first_ref[row, index], number, sum_ref
     )
     dtype = value_ref.dtype
@@ -115,10 +115,12 @@ def forward(
   for block in range(blocks):
     add(block, 0)
 
-  @pl.when(_is_wide(first_ref, last_ref, row, step, blocks, sum_ref))
+  @pl.when(
+    slot_windows.is_wide(first_ref, last_ref, row, step, blocks, sum_ref)
+  )
   def _():
     for block in range(blocks):
-      count = _num_windows(
+      count = slot_windows.num_windows(
         first_ref, last_ref, row, step * blocks + block, sum_ref
       )
       lax.fori_loop(1, count, lambda n, _, block=block: add(block, n), None)
@@ -197,13 +199,15 @@ def backward(
     """Gradient and delta of each id's slot, if it is in the window."""
     lanes = pl.ds(block * BLOCK, BLOCK)
     first = first_ref[row, step * blocks + block]
-    hot, window = _window(slot_ref[:, lanes], first, number, grad_refs[q])
+    hot, window = slot_windows.window(
+      slot_ref[:, lanes], first, number, grad_refs[q]
+    )
     grad = _product(hot.astype(dtype), grad_refs[q][window], (0, 0))
     delta = _product(delta_ref[q, window], hot.astype(jnp.float32), (0, 0))
     return grad, delta
 
   def of_all_windows(block, q):
-    count = _num_windows(
+    count = slot_windows.num_windows(
       first_ref, last_ref, row, step * blocks + block, grad_refs[q]
     )
     return lax.fori_loop(
@@ -215,79 +219,11 @@ def backward(
 
   write(functools.partial(of_window, number=0))
 
-  @pl.when(_is_wide(first_ref, last_ref, row, step, blocks, grad_refs[0]))
+  @pl.when(
+    slot_windows.is_wide(first_ref, last_ref, row, step, blocks, grad_refs[0])
+  )
   def _():
     write(of_all_windows)
-
-
-def _window(slot, first, number, slots_ref):
-  """Which slots of a window ids have, and where it lies.
-
-  Args:
-    slot: [1, BLOCK] int32 slots of ids.
-    first: The smallest of them.
-    number: Of the window, from 0; windows follow each other.
-    slots_ref: [slots, ...] that the window is of.
-
-  Returns:
-    [window, BLOCK] bool, an id's slot is this one, and the rows of the window.
-    A window that would reach beyond the end is moved, but its slots are those
-    that no window before it had.
-  """
-  size, total = _window_size(slots_ref), slots_ref.shape[0]
-  begin = first // ALIGNMENT * ALIGNMENT + number * size
-  start = pl.multiple_of(jnp.minimum(begin, total - size), ALIGNMENT)
-  here = jnp.where(slot >= begin, slot - start, -1)
-  hot = lax.broadcasted_iota(jnp.int32, (size, slot.shape[1]), 0) == here
-  return hot, pl.ds(start, size)
-
-
-def _window_size(slots_ref):
-  return min(BLOCK + ALIGNMENT, slots_ref.shape[0])
-
-
-def _num_windows(first_ref, last_ref, row, index, slots_ref):
-  begin = first_ref[row, index] // ALIGNMENT * ALIGNMENT
-  return (last_ref[row, index] - begin) // _window_size(slots_ref) + 1
-
-
-def _is_wide(first_ref, last_ref, row, step, blocks, slots_ref):
-  """Whether any block of a step needs more than one window."""
-  counts = [
-    _num_windows(first_ref, last_ref, row, step * blocks + block, slots_ref)
-    for block in range(blocks)
-  ]
-  return functools.reduce(jnp.maximum, counts) > 1
-
-
-def _neighbours(slot):
-  """Whether the id 1, 2, 4, ... lanes before, or after, has the same slot."""
-  ids = slot.shape[1]
-  lane = lax.broadcasted_iota(jnp.int32, slot.shape, 1)
-  before, after = [], []
-  shift = 1
-  while shift < ids:
-    before.append((pltpu.roll(slot, shift, 1) == slot) & (lane >= shift))
-    after.append(
-      (pltpu.roll(slot, ids - shift, 1) == slot) & (lane < ids - shift)
-    )
-    shift *= 2
-  return before, after
-
-
-def _running(x, before, join):
-  """Joins each number with all before it of its segment."""
-  for i, is_same in enumerate(before):
-    x = jnp.where(is_same, join(x, pltpu.roll(x, 1 << i, 1)), x)
-  return x
-
-
-def _to_all(x, after):
-  """Of numbers that do not decrease in a segment, the last, everywhere."""
-  for i, is_same in enumerate(after):
-    shifted = pltpu.roll(x, x.shape[1] - (1 << i), 1)
-    x = jnp.where(is_same, jnp.maximum(x, shifted), x)
-  return x
 
 
 def _sum_of_heads(x, expand):

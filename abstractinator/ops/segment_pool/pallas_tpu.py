@@ -1,6 +1,5 @@
 """Pooling by kernels for TPU, with their custom derivative."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -10,15 +9,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from abstractinator.ops.segment_pool import pallas_kernels as kernels
+from abstractinator.ops.segment_pool import pallas_plan, slot_windows
 from abstractinator.types import Array
 
-_LANES = 128
-# Blocks of ids of a step: enough to hide what a step costs.
-_BLOCKS = 4
-# What a kernel may hold. The smallest memory of a core that it is meant for,
-# 64 MiB (v5p, 7x), less room for what the compiler needs.
-_MAX_BYTES = 40 << 20
-_ROOM_BYTES = 16 << 20
 _DTYPES = ('float32', 'bfloat16')
 
 
@@ -42,7 +35,7 @@ def segment_pool(
     )
   batch, size, queries, heads = score_BSQH.shape
   width = value_BSHE.shape[3]
-  plan = make_plan(
+  plan = pallas_plan.make_plan(
     size, queries, heads, width, num_slots, value_BSHE.dtype.itemsize, interpret
   )
   score = jnp.where(
@@ -65,76 +58,6 @@ def segment_pool(
   out = _pool(plan, score, value_BSD, slot_BS)
   out = out.reshape(batch, num_slots, queries, -1)[..., : heads * width]
   return out.reshape(batch, num_slots, queries, heads, width)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-  """Sizes of the kernels.
-
-  Attributes:
-    ids: Of a step.
-    steps: Of a row.
-    queries: Q.
-    groups: Of heads.
-    heads: Of a group.
-    lanes: Of a group, a multiple of 128.
-    width: Lanes of a head.
-    slots: P, rounded up.
-    num_slots: P.
-    memory_bytes: What the larger kernel holds.
-    interpret: See `segment_pool`.
-  """
-
-  ids: int
-  steps: int
-  queries: int
-  groups: int
-  heads: int
-  lanes: int
-  width: int
-  slots: int
-  num_slots: int
-  memory_bytes: int
-  interpret: Any
-
-
-def make_plan(size, queries, heads, width, num_slots, itemsize, interpret):
-  """As many heads at a time as fit."""
-  ids = min(_BLOCKS, -(-size // kernels.BLOCK)) * kernels.BLOCK
-  slots = -(-num_slots // kernels.ALIGNMENT) * kernels.ALIGNMENT
-  for groups in (n for n in range(1, heads + 1) if heads % n == 0):
-    lanes = -(-heads // groups * width // _LANES) * _LANES
-    if groups > 1 and heads // groups * width % _LANES:
-      continue
-    # Blocks are held twice, while one is copied the other is worked on.
-    tokens = 2 * ids * lanes * itemsize + 16 * kernels.BLOCK * lanes * 4
-    forward = slots * lanes * (4 + 2 * itemsize) + tokens
-    backward = (
-      2 * queries * slots * (lanes * itemsize + _LANES * 4) + 2 * tokens
-    )
-    memory_bytes = max(forward, backward)
-    if memory_bytes <= _MAX_BYTES:
-      break
-  else:
-    raise ValueError(
-      f"segment_pool by 'pallas': got {num_slots} slots and {queries} queries"
-      f' of {heads} heads of {width}, which take {memory_bytes} bytes a group'
-      f' of heads, allowed: at most {_MAX_BYTES}; a group is a multiple of'
-      f' {_LANES} wide'
-    )
-  return _Plan(
-    ids=ids,
-    steps=-(-size // ids),
-    queries=queries,
-    groups=groups,
-    heads=heads // groups,
-    lanes=lanes,
-    width=width,
-    slots=slots,
-    num_slots=num_slots,
-    memory_bytes=memory_bytes,
-    interpret=interpret,
-  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -186,8 +109,8 @@ def _forward(plan, score, value_BSD, slot_BS):
         (*score.shape[:3], 2, *score.shape[3:]), jnp.float32
       ),
     ],
-    compiler_params=_parameters(p),
-    cost_estimate=_cost(p, batch, size, dtype, products=2, passes=1),
+    compiler_params=pallas_plan.parameters(p),
+    cost_estimate=pallas_plan.cost(p, batch, size, dtype, products=2, passes=1),
     interpret=p.interpret,
     name='segment_pool',
   )(*_ends(slot_BS), slot_BS[:, None], score, value_BSD, _expansion(p, dtype))
@@ -249,8 +172,8 @@ def _backward(plan, residuals, grad):
       jax.ShapeDtypeStruct(score.shape, jnp.float32),
       jax.ShapeDtypeStruct(value_BSD.shape, dtype),
     ],
-    compiler_params=_parameters(p),
-    cost_estimate=_cost(p, batch, size, dtype, products=4, passes=2),
+    compiler_params=pallas_plan.parameters(p),
+    cost_estimate=pallas_plan.cost(p, batch, size, dtype, products=4, passes=2),
     interpret=p.interpret,
     name='segment_pool_backward',
   )(
@@ -271,8 +194,8 @@ _pool.defvjp(_forward, _backward)
 
 def _ends(slot_BS):
   """Slots of the first and of the last id of each block."""
-  return slot_BS[:, :: kernels.BLOCK], slot_BS[
-    :, kernels.BLOCK - 1 :: kernels.BLOCK
+  return slot_BS[:, :: slot_windows.BLOCK], slot_BS[
+    :, slot_windows.BLOCK - 1 :: slot_windows.BLOCK
   ]
 
 
@@ -280,22 +203,3 @@ def _expansion(plan, dtype):
   """[heads, lanes], 1 in the lanes of a head."""
   lane, head = jnp.arange(plan.lanes), jnp.arange(plan.heads)
   return (lane // plan.width == head[:, None]).astype(dtype)
-
-
-def _parameters(plan):
-  return pltpu.CompilerParams(
-    dimension_semantics=('parallel', 'parallel', 'arbitrary'),
-    vmem_limit_bytes=plan.memory_bytes + _ROOM_BYTES,
-  )
-
-
-def _cost(plan, batch, size, dtype, *, products, passes):
-  """Of products with a window of slots, and of values read and written."""
-  lanes = plan.groups * plan.lanes
-  ids, slots = batch * size, batch * plan.num_slots * plan.queries
-  return pl.CostEstimate(
-    flops=products * 2 * ids * plan.queries * lanes * kernels.BLOCK,
-    transcendentals=ids * plan.queries * plan.groups * plan.heads,
-    bytes_accessed=(passes * ids + slots) * lanes * dtype.itemsize
-    + 4 * ids * plan.queries * plan.groups * plan.heads * (passes + 1),
-  )
