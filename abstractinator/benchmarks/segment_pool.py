@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
     and args.dtype in support.dtypes
     and name != 'pallas_interpret'
   ]
-  sizes = dict(batch=8, size=2048, heads=8, width=32, slots=512)
+  sizes = dict(batch=4, size=2048, heads=8, width=32, slots=512)
   total, lengths = 16384, (1024, 4096, 16384)
   if args.small:
     sizes = dict(batch=2, size=256, heads=2, width=8, slots=64)

@@ -213,7 +213,10 @@ def test_tiles_of_heads_give_the_same(monkeypatch):
     pool(score, value)
 
 
-@pytest.mark.parametrize('implementation', ['xla', 'pallas_interpret'])
+@pytest.mark.parametrize(
+  'implementation',
+  ['xla', pytest.param('pallas_interpret', marks=pytest.mark.nightly)],
+)
 def test_eight_devices_give_what_one_does(implementation):
   """Rows over two axes, heads over the third."""
   rng = np.random.default_rng(0)
