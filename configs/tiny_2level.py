@@ -3,12 +3,12 @@
     python train.py --config=configs/tiny_2level.py
 
 Hardware: 2 CPU cores, under five minutes. Parameters: 452,578. Expect: 5.50 MB
-of state, 4.83 GFLOP a step.
-One after the other: the first level learns, then the second on its codes, then
-the top LM on those, so that codes keep their meaning once something predicts
-them. A code of the first level is 1.5 bytes, one of the second 1.34 codes: even
-strides, because codes that begin at jumps of the entropy, as those of the other
-configs do, are the hardest to predict from the ones before.
+of state, 4.85 GFLOP a step. One after the other: the first level learns, then
+the second on its codes, then the top LM on those, so that codes keep their
+meaning once something predicts them. A code of the first level is 1.5 bytes,
+one of the second 1.34 codes: even strides, because codes that begin at jumps of
+the entropy, as those of the other configs do, are the hardest to predict from
+the ones before.
 """
 
 import ml_collections

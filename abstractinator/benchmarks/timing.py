@@ -1,4 +1,4 @@
-"""Clocks: how long a call takes, and how fast the machine multiplies."""
+"""Clocks: how long a call takes, how fast the machine multiplies and copies."""
 
 import functools
 import time
@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Bytes of what is copied: too many for any cache.
+_COPIED_BYTES = {'cpu': 1 << 28, 'gpu': 1 << 30, 'tpu': 1 << 30}
 # Large enough to be as fast as it gets, small enough to be quick.
 _SIZES = {'cpu': (1024, 1536, 2048), 'gpu': (4096, 8192), 'tpu': (4096, 8192)}
 
@@ -49,6 +51,31 @@ def matmul_rate(dtype: jnp.dtype, repeats: int = 3) -> float:
     durations = seconds(lambda: product(x), repeats)  # noqa: B023
     best = max(best, 2 * size**3 / min(durations))
   return best
+
+
+def copy_rate(repeats: int = 3) -> float:
+  """Measures how fast this device copies memory.
+
+  Args:
+    repeats: Copies.
+
+  Returns:
+    Bytes read and written per second by the fastest copy.
+
+  Raises:
+    KeyError: If the platform is not 'cpu', 'gpu' or 'tpu'.
+  """
+  copy, x = _copy(_COPIED_BYTES[jax.default_backend()])
+  return 2 * x.nbytes / min(seconds(lambda: copy(x), repeats))
+
+
+@functools.cache
+def _copy(num_bytes: int) -> tuple[Callable[..., Any], Any]:
+  """A compiled copy, less one bit, and what to call it with."""
+  x = jnp.zeros(num_bytes // 4, jnp.int32)
+  copy = jax.jit(jnp.bitwise_not).lower(x).compile()
+  jax.block_until_ready(copy(x))
+  return copy, x
 
 
 @functools.cache

@@ -14,7 +14,12 @@ class ImplementationConfig(Section):
     'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'
   ]
   segment_pool: Literal[
-    'auto', 'reference', 'xla', 'pallas', 'pallas_interpret'
+    'auto',
+    'reference',
+    'xla',
+    'xla_deterministic',
+    'pallas',
+    'pallas_interpret',
   ]
   segment_cross: Literal['auto', 'reference', 'gather', 'halo']
   nearest_code: Literal['auto', 'reference', 'xla']

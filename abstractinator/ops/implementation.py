@@ -17,16 +17,20 @@ _TAKEN = {
     'cudnn': ('gpu',),
     'splash': ('tpu',),
   },
-  'segment_pool': {**_ANYWHERE, 'pallas': ('tpu',)},
+  'segment_pool': {
+    **_ANYWHERE,
+    'xla_deterministic': _PLATFORMS,
+    'pallas': ('tpu',),
+  },
   'segment_cross': dict.fromkeys(('reference', 'gather', 'halo'), _PLATFORMS),
   'nearest_code': dict.fromkeys(('reference', 'xla'), _PLATFORMS),
 }
 
 # What 'auto' stands for: of each op, by platform.
 _AUTO = {
-  'attention': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
-  'segment_pool': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
-  'segment_cross': {'cpu': 'gather', 'gpu': 'gather', 'tpu': 'gather'},
+  'attention': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
+  'segment_pool': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'pallas'},
+  'segment_cross': {'cpu': 'gather', 'gpu': 'gather', 'tpu': 'halo'},
   'nearest_code': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
 }
 

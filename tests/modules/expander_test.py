@@ -403,7 +403,9 @@ def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
   assert float(losses.terms(output, batch)['end']) == 0.0
 
 
-def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
+def test_digits_of_given_codebooks_are_predicted_and_decoded(
+  tiny_config, quick_jit
+):
   """As of a level above: ids of two digits, entries of another's codebooks."""
   config = tiny_config(expander__code_dim=6)
   expander = DecoderOnlyExpanderRVQ(
@@ -423,7 +425,9 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
     None,
     codebooks,
   )
-  output, variables = expander.init_with_output(jax.random.key(0), *args)
+  output, variables = quick_jit(expander.init_with_output)(
+    jax.random.key(0), *args
+  )
   assert [x.shape[-1] for x in output.logits] == [10, 5]
   assert set(variables['params']['vocabulary']) == {
     'kernel',
@@ -439,5 +443,5 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
     ),
     expander,
   )
-  decoded, _ = decode(variables)
+  decoded, _ = quick_jit(decode)(variables)
   assert 0 <= int(decoded.min()) <= int(decoded.max()) <= 36

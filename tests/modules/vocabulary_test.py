@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.test_util import check_grads
 
 from abstractinator.modules.vocabulary import Vocabulary
 from abstractinator.types import Special
+from tests.tiny_top_lm import quick_jit
 
 WIDTH = 8
 
@@ -72,12 +74,8 @@ def initial(form):
     return module.predict(h, ids, codebooks)
 
   zeros = jnp.zeros((1,), jnp.int32)
-  return form.init(
-    jax.random.key(0),
-    zeros,
-    jnp.zeros((1, form.d_model)),
-    codebooks_of(form),
-    method=everything,
+  return quick_jit(form.init, method=everything)(
+    jax.random.key(0), zeros, jnp.zeros((1, form.d_model)), codebooks_of(form)
   )['params']
 
 
@@ -96,18 +94,20 @@ def states(count, seed=0, width=WIDTH):
   return jnp.asarray(rng.normal(size=(count, width)), jnp.float32)
 
 
+@functools.cache
+def jitted(form, method):
+  return jax.jit(functools.partial(form.apply, method=method))
+
+
 def apply(form, params, method, *args):
-  return form.apply(
-    {'params': params},
-    *args,
-    codebooks=codebooks_of(form),
-    method=method,
+  return jitted(form, method)(
+    {'params': params}, *args, codebooks=codebooks_of(form)
   )
 
 
 def nats(form, params, h, ids):
   predicted = apply(form, params, 'predict', h, ids)
-  return form.apply({'params': params}, predicted, ids, method='nats')
+  return jitted(form, 'nats')({'params': params}, predicted, ids)
 
 
 def digits_of(form, number):
@@ -272,7 +272,7 @@ def test_gradients_of_nats(form):
     )
 
   check_grads(plain, (params, h), order=1, modes=['rev'], atol=2e-2, rtol=2e-2)
-  got = jax.grad(ours, argnums=(0, 1))(params, h)
+  got = jax.jit(jax.grad(ours, argnums=(0, 1)))(params, h)
   want = jax.grad(plain, argnums=(0, 1))(params, h)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),

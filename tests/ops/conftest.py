@@ -20,7 +20,7 @@ def quick_jit(function):
   )
 
 
-def _close(got, want, tolerance, what):
+def assert_close(got, want, tolerance, what):
   got, want = (np.asarray(x, np.float32) for x in (got, want))
   assert got.shape == want.shape, what
   assert np.isfinite(want).all(), what
@@ -56,11 +56,11 @@ def hold_against():
     got, got_grads = jax.jit(lambda *args: both(function, args))(*given)
     want, want_grads = quick_jit(lambda *args: both(oracle, args))(*exact)
     assert got.dtype == jnp.dtype(dtype)
-    _close(got, want, tolerance, 'value')
+    assert_close(got, want, tolerance, 'value')
     assert len(got_grads) == len(want_grads) > 0
     for i, (a, b) in enumerate(zip(got_grads, want_grads, strict=True)):
       assert a.dtype == jnp.dtype(dtype)
-      _close(a, b, grad_tolerance, f'gradient of argument {i}')
+      assert_close(a, b, grad_tolerance, f'gradient of argument {i}')
 
   return check
 

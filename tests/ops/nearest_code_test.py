@@ -1,8 +1,12 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.ops.nearest_code import nearest_code
+from abstractinator.ops.nearest_code import nearest_code, xla
+from tests.lowering import lowered
 
 ALL = ['reference', 'xla']
 
@@ -19,7 +23,7 @@ def search(x, codebook, implementation, **options):
 @pytest.mark.parametrize('implementation', ALL)
 @pytest.mark.parametrize(
   ('count', 'size', 'width'),
-  [(1, 1, 1), (7, 1, 3), (50, 33, 5), (4095, 9, 2), (4097, 9, 2), (9001, 5, 3)],
+  [(1, 1, 1), (7, 1, 3), (50, 33, 5), (2001, 9, 2)],
 )
 def test_finds_the_entry_at_the_smallest_distance(
   implementation, count, size, width
@@ -82,6 +86,75 @@ def test_the_implementations_agree_in_bfloat16():
   np.testing.assert_array_equal(
     search(x, codebook, 'xla'), search(x, codebook, 'reference')
   )
+
+
+def make_mesh(data, tensor):
+  return jax.make_mesh(
+    (data, 1, tensor),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+
+
+def real_inputs(count, size, width=16):
+  rng = np.random.default_rng(0)
+  half = rng.normal(size=(size // 2, width))
+  # Every entry is there twice, and many vectors are entries.
+  codebook = np.concatenate([half, half]).astype(np.float32)
+  x = rng.normal(size=(count, width)).astype(np.float32)
+  x[::3] = codebook[rng.integers(0, size, len(x[::3]))]
+  return x, codebook
+
+
+def test_tiles_find_what_the_whole_does(monkeypatch):
+  x, codebook = real_inputs(300, 112)
+  whole = search(x, codebook, 'xla', forbidden=(5,))
+  monkeypatch.setattr(xla, '_VECTORS', 64)
+  monkeypatch.setattr(xla, '_ENTRIES', 32)
+  tiled = search(x, codebook, 'xla', forbidden=(5,))
+  np.testing.assert_array_equal(whole, tiled)
+  # Only the first of two equal entries is found, unless it is forbidden.
+  found = set(np.asarray(tiled).tolist())
+  assert found & set(range(56, 112)) == {61}
+
+
+@pytest.mark.parametrize(('data', 'tensor'), [(2, 4), (8, 1), (1, 8)])
+def test_eight_devices_find_what_one_does(data, tensor):
+  """Vectors and entries are split, and equals are on different devices."""
+  x, codebook = real_inputs(304, 112)
+  alone = search(x, codebook, 'xla', forbidden=(5, 61))
+  with jax.set_mesh(make_mesh(data, tensor)):
+    compiled = (
+      jax.jit(lambda *args: nearest_code(*args, implementation='xla'))
+      .lower(x, codebook)
+      .compile()
+    )
+    split = jax.jit(lambda *a: search(*a, 'xla', forbidden=(5, 61)))(
+      x, codebook
+    )
+  np.testing.assert_array_equal(alone, split)
+  # Distances of a device: of its own vectors and entries only.
+  tile = f'f32[{304 // data},{112 // tensor}]'
+  assert tile in compiled.as_text()
+  assert ('all-gather' in compiled.as_text()) == (tensor > 1)
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_no_array_grows_with_vectors_times_entries(platform):
+  x = jax.ShapeDtypeStruct((8192, 16), jnp.float32)
+  codebook = jax.ShapeDtypeStruct((65536, 16), jnp.float32)
+  text = lowered(
+    lambda *args: nearest_code(*args, implementation='xla'),
+    x,
+    codebook,
+    platform=platform,
+  )
+  assert 'tensor<1024x4096xf32>' in text
+  sizes = [
+    np.prod([int(n) for n in shape.split('x')[:-1]])
+    for shape in re.findall(r'tensor<([0-9x]+xf32)>', text)
+  ]
+  assert max(sizes) <= 1024 * 4096
 
 
 def test_an_unknown_implementation_is_an_error():

@@ -6,35 +6,55 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.segment_cross import segment_cross_attention
+from tests.lowering import lowered
 
-IMPLEMENTATIONS = ['gather']
+IMPLEMENTATIONS = ['gather', 'halo']
+ALL = ['reference', *IMPLEMENTATIONS]
 HEADS, WIDTH, VALUE_WIDTH = 2, 4, 3
-
-# Own slot and lowest visible slot of each query, and how many slots there are.
-LAYOUTS = {
-  'one document': ([[0, 0, 1, 2, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 6, 7]], 0, 8),
-  'documents': (
-    [[0, 0, 1, 2, 2, 3, 4, 5], [0, 1, 2, 3, 3, 3, 4, 4]],
-    [[0, 0, 0, 2, 2, 2, 2, 5], [0, 1, 1, 1, 1, 1, 4, 4]],
-    9,
-  ),
-  'padding': ([[0, 1, 1, 2, -1, -1, -1, -1], [-1] * 8], 0, 4),
-  'slots short': ([[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 1, 2, 3, 9]], 0, 3),
-  'fewer slots than lookback': ([[0] * 5 + [1] * 3, [0] * 4 + [-1] * 4], 0, 2),
-}
+QUERIES, SLOTS = 300, 90
 
 
-def make_inputs(slots, queries=8, seed=0, rows_per_slot=1):
-  rng = np.random.default_rng(seed)
-  rows = slots * rows_per_slot
+def make_rows():
+  """Own slot and lowest visible slot of the queries of rows that bite."""
+  rng = np.random.default_rng(0)
+  slot = np.cumsum(rng.random(QUERIES) < 0.25)
+  document = np.cumsum(rng.random(QUERIES) < 0.02)
+  lowest = [slot[document == n].min() for n in document]
+  rows = [
+    (slot, 0),
+    (slot, lowest),
+    (np.arange(QUERIES), 0),  # Slots run short.
+    (np.full(QUERIES, 7), 5),
+    (np.where(np.arange(QUERIES) < 140, slot, -1), 0),
+    (np.full(QUERIES, -1), 0),
+    (np.where(rng.random(QUERIES) < 0.3, -1, slot), 0),
+    (np.where(np.arange(QUERIES) < 150, -1, slot), lowest),
+  ]
+  index = np.stack([index for index, _ in rows])
+  lowest = np.stack([np.broadcast_to(x, QUERIES) for _, x in rows])
+  return index.astype(np.int32), lowest.astype(np.int32)
+
+
+INDEX, LOWEST = make_rows()
+
+
+def make_inputs(slots=SLOTS, queries=QUERIES, rows=8, rows_per_slot=1):
+  rng = np.random.default_rng(0)
   return (
-    rng.normal(size=(2, queries, HEADS, WIDTH)),
-    rng.normal(size=(2, rows, HEADS, WIDTH)),
-    rng.normal(size=(2, rows, HEADS, VALUE_WIDTH)),
+    rng.normal(size=(rows, queries, HEADS, WIDTH)),
+    rng.normal(size=(rows, slots * rows_per_slot, HEADS, WIDTH)),
+    rng.normal(size=(rows, slots * rows_per_slot, HEADS, VALUE_WIDTH)),
   )
 
 
-def at(implementation, index, lowest, lookback, scale=0.5, rows_per_slot=1):
+def at(
+  implementation,
+  index=INDEX,
+  lowest=LOWEST,
+  lookback=3,
+  scale=0.5,
+  rows_per_slot=1,
+):
   index = jnp.asarray(index, jnp.int32)
   lowest = jnp.broadcast_to(jnp.asarray(lowest, jnp.int32), index.shape)
   return lambda q, k, v: segment_cross_attention(
@@ -51,33 +71,38 @@ def at(implementation, index, lowest, lookback, scale=0.5, rows_per_slot=1):
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('lookback', [0, 1, 3])
-@pytest.mark.parametrize('rows_per_slot', [1, 3])
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(
+  ('lookback', 'rows_per_slot', 'dtype'),
+  [
+    (0, 1, 'float32'),
+    (0, 3, 'float32'),
+    (1, 1, 'float32'),
+    (3, 2, 'float32'),
+    (0, 1, 'bfloat16'),
+    (3, 2, 'bfloat16'),
+  ],
+)
 def test_agrees_with_the_reference(
-  hold_against, implementation, layout, rows_per_slot, lookback
+  hold_against, implementation, lookback, rows_per_slot, dtype
 ):
-  index, lowest, slots = LAYOUTS[layout]
+  options = dict(lookback=lookback, rows_per_slot=rows_per_slot)
   hold_against(
-    at(implementation, index, lowest, lookback, rows_per_slot=rows_per_slot),
-    at('reference', index, lowest, lookback, rows_per_slot=rows_per_slot),
-    make_inputs(slots, rows_per_slot=rows_per_slot),
+    at(implementation, **options),
+    at('reference', **options),
+    make_inputs(rows_per_slot=rows_per_slot),
+    dtype,
   )
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-  ('lookback', 'rows_per_slot'), [(0, 1), (3, 1), (0, 2)]
-)
-def test_agrees_with_the_reference_in_bfloat16(
-  hold_against, implementation, lookback, rows_per_slot
+def test_agrees_with_the_reference_with_fewer_slots_than_lookback(
+  hold_against, implementation
 ):
-  index, lowest, slots = LAYOUTS['documents']
+  index = [[0] * 5 + [1] * 3, [0] * 4 + [-1] * 4]
   hold_against(
-    at(implementation, index, lowest, lookback, rows_per_slot=rows_per_slot),
-    at('reference', index, lowest, lookback, rows_per_slot=rows_per_slot),
-    make_inputs(slots, rows_per_slot=rows_per_slot),
-    'bfloat16',
+    at(implementation, index, 0),
+    at('reference', index, 0),
+    make_inputs(slots=2, queries=8, rows=2),
   )
 
 
@@ -85,18 +110,13 @@ def test_agrees_with_the_reference_in_bfloat16(
 def test_agrees_with_the_reference_at_large_scores(
   hold_against, implementation
 ):
-  # Enough queries for some to be torn between slots: one that is not has
-  # gradients that are small differences, and set no scale.
-  index = np.sort(np.random.default_rng(3).integers(0, 90, (2, 300)), axis=1)
-  q, k, v = make_inputs(90, queries=300)
-  hold_against(
-    at(implementation, index, 0, 3),
-    at('reference', index, 0, 3),
-    (20 * q, k, v),
-  )
+  # Queries torn between slots: one that is not has gradients that are small
+  # differences, and set no scale.
+  q, k, v = make_inputs()
+  hold_against(at(implementation), at('reference'), (20 * q, k, v))
 
 
-@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('implementation', ALL)
 def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
   implementation,
 ):
@@ -123,7 +143,7 @@ def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
   )
 
 
-@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('implementation', ALL)
 @pytest.mark.parametrize('lookback', [0, 1])
 def test_a_query_sees_every_row_of_a_slot(implementation, lookback):
   """Equal scores: the mean of the rows of its slot and of those before."""
@@ -137,35 +157,33 @@ def test_a_query_sees_every_row_of_a_slot(implementation, lookback):
 
 
 def test_the_reference_agrees_with_jax(quick_jit):
-  index, lowest, slots = LAYOUTS['documents']
-  q, k, v = (jnp.asarray(x, jnp.float32) for x in make_inputs(slots))
-  index, lowest = np.array(index)[..., None], np.array(lowest)[..., None]
-  p = np.arange(slots)
-  sees = (p <= index) & (p >= index - 2) & (p >= lowest)
+  q, k, v = (jnp.asarray(x, jnp.float32) for x in make_inputs())
+  p = np.arange(SLOTS)
+  index, lowest = INDEX[..., None], LOWEST[..., None]
+  sees = (p <= index) & (p >= index - 2) & (p >= lowest) & (index < SLOTS)
   wide = jnp.pad(v, ((0, 0),) * 3 + ((0, WIDTH - VALUE_WIDTH),))
   want = quick_jit(
     functools.partial(
       jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
     )
   )(q, k, wide)
-  got = at('reference', index[..., 0], lowest[..., 0], 2, scale=0.3)
+  got = quick_jit(at('reference', lookback=2, scale=0.3))(q, k, v)
+  is_seen = sees.any(-1)
   np.testing.assert_allclose(
-    quick_jit(got)(q, k, v),
-    want[..., :VALUE_WIDTH],
-    atol=2e-6,
+    got[is_seen], want[..., :VALUE_WIDTH][is_seen], atol=2e-6
   )
+  np.testing.assert_array_equal(got[~is_seen], 0)
 
 
-@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('implementation', ALL)
 def test_without_lookback_there_is_no_query_or_key(implementation):
-  index, lowest, slots = LAYOUTS['padding']
-  v = jnp.asarray(make_inputs(slots)[2], jnp.float32)
-  out = at(implementation, index, lowest, 0)(None, None, v)
-  for row in range(2):
-    for query in range(8):
-      slot = index[row][query]
-      want = v[row, slot] if slot >= 0 else jnp.zeros_like(v[0, 0])
-      np.testing.assert_array_equal(out[row, query], want)
+  v = jnp.asarray(make_inputs()[2], jnp.float32)
+  out = at(implementation, lookback=0)(None, None, v)
+  has_slot = (INDEX >= 0) & (INDEX < SLOTS)
+  slot = np.where(has_slot, INDEX, 0)
+  want = np.take_along_axis(np.asarray(v), slot[..., None, None], axis=1)
+  want = np.where(has_slot[..., None, None], want, 0)
+  np.testing.assert_array_equal(out, want)
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
@@ -173,11 +191,10 @@ def test_without_lookback_there_is_no_query_or_key(implementation):
 def test_heads_may_share_keys_or_values(
   hold_against, implementation, key_heads, value_heads
 ):
-  index, lowest, slots = LAYOUTS['documents']
-  q, k, v = make_inputs(slots)
+  q, k, v = make_inputs()
   args = q, k[:, :, :key_heads], v[:, :, :value_heads]
-  reference = at('reference', index, lowest, 2)
-  hold_against(at(implementation, index, lowest, 2), reference, args)
+  reference = at('reference')
+  hold_against(at(implementation), reference, args)
   # A shared head is the same as a copy of it for each.
   wide = [np.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
   np.testing.assert_allclose(
@@ -187,18 +204,68 @@ def test_heads_may_share_keys_or_values(
   )
 
 
+def test_halo_gives_zeros_to_what_it_does_not_reach(quick_jit):
+  """Outside its contract: slots that jump, or that decrease."""
+  index = np.zeros((2, 256), int)
+  index[0, 100:128] = 200  # Jump by 200 in a block of 128 queries.
+  index[0, 128:] = 200
+  index[1, :128], index[1, 64:100] = 5, 4  # Step back.
+  index[1, 128:] = 5
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(256, 256, rows=2)]
+  got = np.asarray(quick_jit(at('halo', index, 0))(*args))
+  want = np.array(quick_jit(at('reference', index, 0))(*args))
+  assert np.abs(want).min(axis=(2, 3)).max() > 0
+  want[0, 100:128] = want[1, 64:100] = 0
+  np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_eight_devices_give_what_one_does(implementation, quick_jit):
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs()]
+
+  def both(*args):
+    out, pullback = jax.vjp(at(implementation), *args)
+    return out, *pullback(jnp.cos(out))
+
+  alone = quick_jit(both)(*args)
+  mesh = jax.make_mesh(
+    (2, 2, 2),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+  spec = jax.sharding.PartitionSpec(('data', 'fsdp'), None, 'tensor')
+  with jax.set_mesh(mesh):
+    split = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in args]
+    split = quick_jit(both)(*split)
+  for a, b in zip(alone, split, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_lowers_without_the_device(implementation, platform):
+  args = [jnp.asarray(x, jnp.bfloat16) for x in make_inputs()]
+
+  def loss(*args):
+    return at(implementation)(*args).astype(jnp.float32).sum()
+
+  text = lowered(jax.grad(loss, (0, 1, 2)), *args, platform=platform)
+  # No scores of every query and slot.
+  assert f'{QUERIES}x{SLOTS}x' not in text
+  assert 'custom_call' not in text
+
+
 def test_errors_name_what_is_allowed():
-  index, lowest, slots = LAYOUTS['documents']
-  args = [jnp.asarray(x, jnp.float32) for x in make_inputs(slots)]
-  with pytest.raises(ValueError, match=r"'halo'.*reference, xla"):
-    at('halo', index, lowest, 1)(*args)
+  args = [jnp.asarray(x, jnp.float32) for x in make_inputs()]
+  with pytest.raises(ValueError, match=r"'xla'.*reference, gather, halo"):
+    at('xla')(*args)
   with pytest.raises(ValueError, match=r'lookback: got -1, allowed: >= 0'):
-    at('gather', index, lowest, -1)(*args)
-  for rows_per_slot in (0, 2):
+    at('gather', lookback=-1)(*args)
+  for rows_per_slot in (0, 4):
     with pytest.raises(
-      ValueError, match=rf'rows_per_slot: got {rows_per_slot}, .*rows \(9\)'
+      ValueError, match=rf'rows_per_slot: got {rows_per_slot}, .*rows \(90\)'
     ):
-      at('gather', index, lowest, 1, rows_per_slot=rows_per_slot)(*args)
+      at('gather', rows_per_slot=rows_per_slot)(*args)
   q, k, v = args
   with pytest.raises(ValueError, match=r'heads.*got 3, allowed: 1.*\(2\)'):
-    at('gather', index, lowest, 1)(q, k, v[:, :, [0, 1, 1]])
+    at('gather')(q, k, v[:, :, [0, 1, 1]])

@@ -50,7 +50,7 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
     level.quantizer[name] = value
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   program = make_program(config, 'cpu', STEPS)
-  state = program.init(jax.random.key(0))
+  state = jax.jit(program.init)(jax.random.key(0))
   step = jax.jit(program.step, donate_argnums=0)
   values = []
   for batch in batches():

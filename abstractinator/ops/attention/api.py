@@ -1,11 +1,32 @@
 """The one entry to self-attention, whatever computes it."""
 
+import functools
+
 import chex
 
-from abstractinator.ops.attention import reference, xla
+from abstractinator.ops.attention import (
+  cudnn,
+  pallas_tpu,
+  pallas_triton,
+  reference,
+  splash,
+  xla,
+)
+from abstractinator.ops.attention.support import SUPPORT
+from abstractinator.ops.shards import over_shards
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS = {'reference': reference.attention, 'xla': xla.attention}
+_IMPLEMENTATIONS = {
+  'reference': reference.attention,
+  'xla': xla.attention,
+  'pallas_tpu': pallas_tpu.attention,
+  'pallas_triton': pallas_triton.attention,
+  'pallas_interpret': functools.partial(pallas_tpu.attention, interpret=True),
+  'cudnn': cudnn.attention,
+  'splash': splash.attention,
+}
+# What XLA splits over a mesh by itself, better than one device at a time.
+_PARTITIONED = ('reference', 'xla')
 
 
 def attention(
@@ -33,8 +54,8 @@ def attention(
     group_BS: [B, S] int32, a document or a segment; -1 for none.
     window: How many ids before itself an id sees, >= 0; None for all.
     scale: Factor on the scores.
-    implementation: 'xla' has cost and memory linear in S; 'reference' is dense,
-      the oracle of the tests.
+    implementation: A name in `support.SUPPORT`, which says what each can take.
+      All but 'reference', the oracle of the tests, are linear in S.
 
   Returns:
     [B, S, H, E] of the type of `v_BSGE`. Softmax is in float32.
@@ -42,6 +63,7 @@ def attention(
   Raises:
     ValueError: If the implementation is unknown, the window negative, or keys
       or values have another number of heads.
+    NotImplementedError: If the implementation cannot take the type or width.
   """
   chex.assert_rank([q_BSHA, k_BSGA, v_BSGE, group_BS], [4, 4, 4, 2])
   chex.assert_equal(q_BSHA.shape[-1], k_BSGA.shape[-1])
@@ -56,9 +78,23 @@ def attention(
       f'implementation: got {implementation!r}, allowed:'
       f' {", ".join(_IMPLEMENTATIONS)}'
     )
-  return _IMPLEMENTATIONS[implementation](
-    q_BSHA, k_BSGA, v_BSGE, group_BS=group_BS, window=window, scale=scale
-  )
+  allowed = SUPPORT[implementation].dtypes
+  for x in (q_BSHA, k_BSGA, v_BSGE):
+    if x.dtype not in allowed:
+      raise NotImplementedError(
+        f'attention by {implementation!r}: got {x.dtype}, allowed:'
+        f' {", ".join(allowed)}'
+      )
+
+  def function(q, k, v, group):
+    return _IMPLEMENTATIONS[implementation](
+      q, k, v, group_BS=group, window=window, scale=scale
+    )
+
+  args = q_BSHA, k_BSGA, v_BSGE, group_BS
+  if implementation in _PARTITIONED:
+    return function(*args)
+  return over_shards(function, args, ('B.H.', 'B.H.', 'B.H.', 'B.'), 'B.H.')
 
 
 def require_shared_heads(heads: int, *keys_and_values: Array) -> None:

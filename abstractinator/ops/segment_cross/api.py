@@ -3,12 +3,14 @@
 import chex
 
 from abstractinator.ops.attention.api import require_shared_heads
-from abstractinator.ops.segment_cross import gather, reference
+from abstractinator.ops.segment_cross import gather, halo, reference
+from abstractinator.ops.segment_cross.lookup import lookup
 from abstractinator.types import Array
 
 _IMPLEMENTATIONS = {
   'reference': reference.segment_cross_attention,
   'gather': gather.segment_cross_attention,
+  'halo': halo.segment_cross_attention,
 }
 
 
@@ -37,8 +39,10 @@ def segment_cross_attention(
       segment of its document.
     lookback: How many slots before its own a query sees, >= 0.
     scale: Factor on the scores.
-    implementation: 'gather' gathers the few rows, linear in T; 'reference' is
-      dense, the oracle of the tests.
+    implementation: A name in `support.SUPPORT`. 'gather' fetches the few rows
+      each query sees; 'halo' multiplies a block of queries with the run of
+      slots that it sees, see there what that asks of the indices; both are
+      linear in T. 'reference' is dense, the oracle of the tests.
     rows_per_slot: Keys and values of a slot, >= 1; a query sees all or none.
 
   Returns:
@@ -69,6 +73,8 @@ def segment_cross_attention(
       f'implementation: got {implementation!r}, allowed:'
       f' {", ".join(_IMPLEMENTATIONS)}'
     )
+  if implementation != 'reference' and not lookback and rows_per_slot == 1:
+    return lookup(v_BUGE, index_BT)
   return _IMPLEMENTATIONS[implementation](
     q_BTHA,
     k_BUGA,

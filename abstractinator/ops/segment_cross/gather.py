@@ -1,15 +1,15 @@
 """Segment cross-attention by gathering the few rows each query sees."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.segment_cross.fetch import fetch_rows
 from abstractinator.types import Array
 
 
 def segment_cross_attention(
-  q_BTHA: Array | None,
-  k_BUGA: Array | None,
+  q_BTHA: Array,
+  k_BUGA: Array,
   v_BUGE: Array,
   *,
   index_BT: Array,
@@ -26,12 +26,7 @@ def segment_cross_attention(
   has_slot_BT = (index_BT >= 0) & (index_BT < rows // rows_per_slot)
 
   def gathered(x_BUHX, row_BT):
-    row_BT = jnp.clip(row_BT, 0, rows - 1)
-    return jax.vmap(lambda x, i: x[i])(x_BUHX, row_BT)
-
-  if lookback == 0 and rows_per_slot == 1:
-    out = gathered(v_BUGE, index_BT)
-    return jnp.where(has_slot_BT[..., None, None], out, 0)
+    return fetch_rows(x_BUHX, jnp.clip(row_BT, 0, rows - 1))
 
   score, value = [], []
   for back in range(lookback + 1):

@@ -1,13 +1,25 @@
 """The one entry to segment pooling, whatever computes it."""
 
-import chex
+import functools
 
-from abstractinator.ops.segment_pool import reference, xla
+import chex
+import jax.numpy as jnp
+from jax import lax
+
+from abstractinator.ops.segment_pool import pallas_tpu, reference, xla
+from abstractinator.ops.shards import over_shards
 from abstractinator.types import Array
 
 _IMPLEMENTATIONS = {
   'reference': reference.segment_pool,
   'xla': xla.segment_pool,
+  'xla_deterministic': functools.partial(
+    xla.segment_pool, is_deterministic=True
+  ),
+  'pallas': pallas_tpu.segment_pool,
+  'pallas_interpret': functools.partial(
+    pallas_tpu.segment_pool, interpret=True
+  ),
 }
 
 
@@ -21,21 +33,25 @@ def segment_pool(
 ) -> Array:
   """Averages values over each segment, weighted by a softmax over its ids.
 
+  Ids without a slot weigh nothing and get zero gradients: those whose index is
+  outside 0..num_slots-1, or smaller than one before it.
+
   Args:
     score_BSQH: [B, S, Q, H] attention scores of the learned queries.
     value_BSHE: [B, S, H, E] values, which all queries share.
-    index_BS: [B, S] int32, segment of each id, not decreasing where >= 0. Ids
-      outside 0..num_slots-1 belong to no slot and get zero gradients.
+    index_BS: [B, S] int32, segment of each id, not decreasing where >= 0.
     num_slots: Segments of the result, P.
-    implementation: 'xla' sums sorted segments, linear in S; 'reference' is
-      dense, the oracle of the tests.
+    implementation: A name in `support.SUPPORT`, which says what each can take.
+      All but 'reference', the oracle of the tests, are linear in S.
 
   Returns:
     [B, P, Q, H, E] of the type of `value_BSHE`; empty slots are zero. Softmax
-    and sums are in float32.
+    and sums are in float32; 'pallas' rounds weights to the type of the values.
 
   Raises:
-    ValueError: If the implementation is unknown or there is no slot.
+    ValueError: If the implementation is unknown, there is no slot, or 'pallas'
+      would not fit in the memory of a core.
+    NotImplementedError: If the implementation cannot take the type.
   """
   chex.assert_rank([score_BSQH, value_BSHE, index_BS], [4, 4, 2])
   chex.assert_equal_shape_prefix([score_BSQH, value_BSHE, index_BS], 2)
@@ -47,6 +63,24 @@ def segment_pool(
       f'implementation: got {implementation!r}, allowed:'
       f' {", ".join(_IMPLEMENTATIONS)}'
     )
-  return _IMPLEMENTATIONS[implementation](
-    score_BSQH, value_BSHE, index_BS, num_slots=num_slots
+  slot_BS, has_slot_BS = _sorted_slots(index_BS, num_slots)
+  pool = functools.partial(
+    _IMPLEMENTATIONS[implementation], num_slots=num_slots
   )
+  return over_shards(
+    pool,
+    (score_BSQH, value_BSHE, slot_BS, has_slot_BS),
+    ('B..H', 'B.H.', 'B.', 'B.'),
+    'B..H.',
+  )
+
+
+def _sorted_slots(index_BS: Array, num_slots: int) -> tuple[Array, Array]:
+  """Slots that never decrease, and which ids really have theirs.
+
+  An id without a slot is counted to the one before it, for the sake of order.
+  """
+  largest_BS = lax.cummax(index_BS, axis=1)
+  has_slot_BS = (index_BS >= 0) & (index_BS < num_slots)
+  has_slot_BS &= index_BS == largest_BS
+  return jnp.clip(largest_BS, 0, num_slots - 1), has_slot_BS

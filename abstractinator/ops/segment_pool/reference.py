@@ -6,11 +6,17 @@ from abstractinator.types import Array
 
 
 def segment_pool(
-  score_BSQH: Array, value_BSHE: Array, index_BS: Array, *, num_slots: int
+  score_BSQH: Array,
+  value_BSHE: Array,
+  slot_BS: Array,
+  has_slot_BS: Array,
+  *,
+  num_slots: int,
 ) -> Array:
   """See `api.segment_pool`. Builds [B, P, Q, H, S]."""
   score, value = score_BSQH.astype(jnp.float32), value_BSHE.astype(jnp.float32)
-  member_BPS = index_BS[:, None, :] == jnp.arange(num_slots)[None, :, None]
+  member_BPS = slot_BS[:, None, :] == jnp.arange(num_slots)[None, :, None]
+  member_BPS &= has_slot_BS[:, None, :]
   score_BPQHS = jnp.where(
     member_BPS[:, :, None, None], jnp.moveaxis(score, 1, 3)[:, None], -jnp.inf
   )

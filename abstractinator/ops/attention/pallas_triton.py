@@ -1,0 +1,236 @@
+"""Attention by kernels for GPU, on [B, S, H, width] as it comes.
+
+Only the result and one number a query are kept for the backward pass.
+
+Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from abstractinator.ops.attention import pallas_triton_kernels as kernels
+from abstractinator.ops.attention.visible import visible_blocks
+from abstractinator.types import Array
+
+# Ids of a block: what fits in the registers of a program; none is smaller than
+# what matrix units multiply.
+_BLOCK, _MIN_BLOCK = 64, 16
+_MAX_WIDTH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What does not change from program to program.
+
+  Attributes:
+    block: Ids of a block.
+    key_width: A.
+    value_width: E.
+    window: How many ids before itself an id sees; None for all.
+    scale: Factor on the scores.
+    interpret: Of `pl.pallas_call`.
+  """
+
+  block: int
+  key_width: int
+  value_width: int
+  window: int | None
+  scale: float
+  interpret: bool
+
+
+def attention(
+  q_BSHA: Array,
+  k_BSGA: Array,
+  v_BSGE: Array,
+  *,
+  group_BS: Array,
+  window: int | None,
+  scale: float,
+  interpret: bool = False,
+) -> Array:
+  """See `api.attention`.
+
+  `interpret` is that of `pl.pallas_call`.
+  """
+  size, widest = q_BSHA.shape[1], max(q_BSHA.shape[3], v_BSGE.shape[3])
+  if widest > _MAX_WIDTH:
+    raise NotImplementedError(
+      f"attention by 'pallas': got heads {widest} wide, allowed: at most"
+      f' {_MAX_WIDTH}'
+    )
+  block = min(_BLOCK, max(_MIN_BLOCK, pl.next_power_of_2(size)))
+  plan = Plan(
+    block=block,
+    key_width=q_BSHA.shape[3],
+    value_width=v_BSGE.shape[3],
+    window=window,
+    scale=scale,
+    interpret=interpret,
+  )
+
+  def whole(x, fill=0):
+    pad = ((0, 0), (0, -size % block)) + ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, pad, constant_values=fill)
+
+  arrays = (whole(x) for x in (q_BSHA, k_BSGA, v_BSGE))
+  return _attention(*arrays, whole(group_BS, -1), plan)[:, :size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(q, k, v, group, plan):
+  """[B, S, H or 1, width], and groups [B, S], to [B, S, H, E]."""
+  return _forward(q, k, v, group, plan)[0]
+
+
+def _forward(q, k, v, group, plan):
+  own, row, number = _specs(plan, q.shape)
+  first, _ = visible_blocks(group, plan.block, plan.window)
+  out, log_total = _call(
+    kernels.forward,
+    plan,
+    first,
+    group,
+    inputs=[(q, own(q)), (k, row(k)), (v, row(v))],
+    outputs=[
+      (_like(q, plan.value_width, v.dtype), own(q, plan.value_width)),
+      (_per_query(q), number),
+    ],
+    products=(1, 1),
+  )
+  return out, (q, k, v, group, out, log_total)
+
+
+def _backward(plan, saved, grad):
+  q, k, v, group, out, log_total = saved
+  own, row, number = _specs(plan, q.shape)
+  first, last = visible_blocks(group, plan.block, plan.window)
+  grad_q, mean = _call(
+    kernels.backward_queries,
+    plan,
+    first,
+    group,
+    inputs=[
+      (q, own(q)),
+      (k, row(k)),
+      (v, row(v)),
+      (grad, own(grad)),
+      (out, own(out)),
+      (log_total, number),
+    ],
+    outputs=[
+      (_like(q, plan.key_width, q.dtype), own(q)),
+      (_per_query(q), number),
+    ],
+    products=(2, 1),
+  )
+  numbers = pl.BlockSpec((None, None, q.shape[1]), lambda i, h, b: (b, h, 0))
+
+  def of_head(x):
+    """Parts of a gradient from each head, where heads share it."""
+    dtype = x.dtype if x.shape[2] == q.shape[2] else jnp.float32
+    return _like(q, x.shape[3], dtype), own(q, x.shape[3])
+
+  grad_k, grad_v = _call(
+    kernels.backward_keys,
+    plan,
+    last,
+    group,
+    inputs=[
+      (q, row(q)),
+      (k, own(k)),
+      (v, own(v)),
+      (grad, row(grad)),
+      (log_total, numbers),
+      (mean, numbers),
+    ],
+    outputs=[of_head(k), of_head(v)],
+    products=(2, 2),
+  )
+
+  def together(part, x):
+    if x.shape[2] < part.shape[2]:
+      part = jnp.sum(part, axis=2, keepdims=True)
+    return part.astype(x.dtype)
+
+  return grad_q, together(grad_k, k), together(grad_v, v), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _specs(plan, shape):
+  """Which part of an array a program reads or writes.
+
+  The grid is over blocks, heads and rows.
+
+  Args:
+    plan: Of the arrays.
+    shape: Of the queries.
+
+  Returns:
+    Functions from an array to the specs of a program's own block and of the
+    whole row; a spec of its own numbers, one a query.
+  """
+  size, heads = shape[1:3]
+
+  def spec(x, width, ids, index):
+    head = (lambda h: 0) if x.shape[2] < heads else (lambda h: h)
+    return pl.BlockSpec(
+      (None, ids, None, max(_MIN_BLOCK, pl.next_power_of_2(width))),
+      lambda i, h, b: (b, index(i), head(h), 0),
+    )
+
+  def own(x, width=None):
+    return spec(x, width or x.shape[3], plan.block, lambda i: i)
+
+  def row(x):
+    return spec(x, x.shape[3], size, lambda i: 0)
+
+  number = pl.BlockSpec((None, None, plan.block), lambda i, h, b: (b, h, i))
+  return own, row, number
+
+
+def _call(kernel, plan, limit, group, *, inputs, outputs, products):
+  """Runs a kernel over all blocks, and tells XLA what it costs."""
+  arrays, in_specs = zip(*inputs, strict=True)
+  shapes, out_specs = zip(*outputs, strict=True)
+  batch, size, heads = arrays[0].shape[:3]
+  num_blocks = size // plan.block
+  of_keys, of_values = products
+  widths = of_keys * plan.key_width + of_values * plan.value_width
+  scores = batch * heads * size * min(size, (plan.window or size) + plan.block)
+  whole = [
+    pl.BlockSpec((None, x.shape[1]), lambda i, h, b: (b, 0))
+    for x in (limit, group)
+  ]
+  return pl.pallas_call(
+    functools.partial(kernel, plan=plan),
+    out_shape=shapes,
+    grid=(num_blocks, heads, batch),
+    in_specs=[*whole, *in_specs],
+    out_specs=out_specs,
+    compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * scores * widths,
+      transcendentals=scores,
+      bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *shapes)),
+    ),
+    interpret=plan.interpret,
+    name=f'attention_{kernel.__name__}',
+  )(limit, group, *arrays)
+
+
+def _like(x, width, dtype):
+  return jax.ShapeDtypeStruct((*x.shape[:3], width), dtype)
+
+
+def _per_query(q):
+  """One float32 a query and head."""
+  batch, size, heads, _ = q.shape
+  return jax.ShapeDtypeStruct((batch, heads, size), jnp.float32)

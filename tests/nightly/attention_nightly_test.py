@@ -1,0 +1,121 @@
+"""Kernels of attention, compiled for devices that are not at hand.
+
+    pip install -e '.[test,aot]'
+    pytest -m nightly tests/nightly -n 0
+
+Compilers of TPU need no TPU. One run of a compiler a process, as what it dumps
+is counted here: how many cycles a kernel takes to issue its instructions.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
+
+from abstractinator.ops.attention import pallas_tpu, reference
+
+pytestmark = pytest.mark.nightly
+
+SCRIPT = pathlib.Path(__file__).with_name('compile_attention.py')
+TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+
+
+def compile_for(topology, what, dump=None):
+  """What `compile_attention.py` found, one entry a program."""
+  environment = os.environ | dict(
+    JAX_PLATFORMS='cpu',
+    TPU_SKIP_MDS_QUERY='1',
+    TPU_ACCELERATOR_TYPE='v5litepod-4',
+    TPU_WORKER_HOSTNAMES='localhost',
+    TPU_WORKER_ID='0',
+    # Else a second process stops at the lock of the first.
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+  )
+  if dump:
+    environment['LIBTPU_INIT_ARGS'] = (
+      f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
+    )
+  done = subprocess.run(
+    [sys.executable, SCRIPT, topology, what],
+    env=environment,
+    cwd=SCRIPT.parents[2],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  lines = done.stdout.splitlines()
+  return [json.loads(line) for line in lines if line.startswith('{')]
+
+
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_kernels_compile_forward_and_backward(topology):
+  programs = compile_for(topology, 'kernels')
+  print(*programs, sep='\n')
+  assert len(programs) >= 8
+  for program in programs:
+    assert program['kernels'] == 3
+    # Less than any square of the row, of all heads.
+    assert program['temporary bytes'] < program['square bytes'] / 2
+
+
+def test_the_step_compiles_with_its_kernels():
+  (program,) = compile_for('v5e:2x2', 'regular_pallas')
+  print(program)
+  assert program['kernels'] >= 6
+
+
+def test_issue_cycles_of_the_forward_pass(tmp_path):
+  """Of 64-wide heads, a window of 128, 8 rows of 8192 ids, 8 heads, on v5e.
+
+  Every program of the grid issues all bundles of the kernel, at most.
+  """
+  (program,) = compile_for('v5e:2x2', 'long', tmp_path)
+  # Of an array in bfloat16, 64 MiB; two of them and what is one a query.
+  assert program['temporary bytes'] < 192 << 20
+  (file,) = (
+    path
+    for path in tmp_path.glob('*schedule-analysis_final_bundles.txt')
+    if 'attention_forward' in path.name
+  )
+  found = re.search(r'total scheduled bundles:\s+(\d+)', file.read_text())
+  programs = 8 * (8 // 2) * (8192 // 128)
+  cycles = int(found[1]) * programs
+  print(f'{cycles:,} cycles')
+  assert cycles < 2_300_000
+
+
+@pytest.mark.parametrize('window', [129, None])
+def test_no_races_and_nothing_read_before_it_is_written(window):
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    jnp.asarray(rng.normal(size=(2, 300, h, 32)), 'float32') for h in (2, 2, 1)
+  )
+  group = jnp.asarray(np.cumsum(rng.random((2, 300)) < 0.05, axis=1), 'int32')
+
+  def both(function, **kwargs):
+    out, pullback = jax.vjp(
+      lambda *x: function(
+        *x, group_BS=group, window=window, scale=0.2, **kwargs
+      ),
+      q,
+      k,
+      v,
+    )
+    return out, *pullback(jnp.cos(out))
+
+  params = pltpu.InterpretParams(detect_races=True, uninitialized_memory='nan')
+  got = both(pallas_tpu.attention, interpret=params)
+  want = both(reference.attention)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  assert not interpret_pallas_call.races.races_found

@@ -1,0 +1,296 @@
+"""Kernels of attention, interpreted, against the dense form."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.ops.attention import (
+  attention,
+  cudnn,
+  pallas_layout,
+  pallas_tpu,
+  pallas_triton,
+  reference,
+  splash,
+)
+from tests.lowering import lowered
+from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
+
+KERNELS = {
+  'tpu': functools.partial(pallas_tpu.attention, interpret=True),
+  'triton': functools.partial(pallas_triton.attention, interpret=True),
+}
+# Those of others, around which we wrap; that of cuDNN with jax's own in its
+# place, as it has none for a processor.
+PEERS = {
+  'splash': functools.partial(splash.attention, interpret=True),
+  'cudnn': functools.partial(cudnn.attention, implementation='xla'),
+}
+KERNELS |= PEERS
+SIZE = 290
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A shape that bites."""
+
+  window: int | None
+  heads: tuple[int, int, int] = (2, 2, 2)
+  widths: tuple[int, int] = (6, 4)
+  size: int = SIZE
+
+
+# By platform, as they divide ids into blocks of 128 and of 64.
+CASES = {
+  'tpu': {
+    'itself': Case(0),
+    'to the end of a block': Case(127),
+    'beyond a block': Case(129, (2, 2, 1)),
+    'beyond the row': Case(500, (2, 1, 1), (32, 64)),
+    'no window': Case(None, (2, 1, 2)),
+    'short row': Case(3, size=5),
+    'in steps': Case(200, (2, 2, 1)),
+    'no window, in steps': Case(None),
+  },
+  'triton': {
+    'itself': Case(0),
+    'to the end of a block': Case(63),
+    'beyond a block': Case(65, (2, 2, 1)),
+    'beyond the row': Case(500, (2, 1, 1), (32, 24)),
+    'no window': Case(None, (2, 1, 2)),
+    'short row': Case(3, size=5),
+  },
+  'splash': {'beyond a block': Case(129, (2, 2, 1), (6, 6))},
+  'cudnn': {'beyond a block': Case(129, (2, 2, 1))},
+}
+# cuDNN takes no float32.
+EACH = [
+  (platform, name)
+  for platform, cases in CASES.items()
+  for name in cases
+  if platform != 'cudnn'
+]
+
+
+def make_groups(size):
+  """[R, S] of groups that bite, by row."""
+  rng = np.random.default_rng(0)
+  position = np.arange(size)
+  documents = np.cumsum(rng.random(size) < 0.03)
+  segments = np.cumsum(rng.random(size) < 0.3)
+  rows = {
+    'one': np.zeros(size),
+    'documents': documents,
+    'segments': segments,
+    'single ids': position,
+    'padded': np.where(position < size * 2 // 3, documents, -1),
+    'only padding': np.full(size, -1),
+    'one real id': np.where(position == size // 2, 7, -1),
+    'holes': np.where(rng.random(size) < 0.3, -1, documents),
+    'decreasing': documents[::-1],
+    'mixed': rng.integers(-1, 3, size),
+  }
+  return np.stack(list(rows.values())).astype(np.int32)
+
+
+def make_inputs(case, seed=0):
+  rng = np.random.default_rng(seed)
+  rows = len(make_groups(case.size))
+  heads, key_heads, value_heads = case.heads
+  of_keys, of_values = case.widths
+  return tuple(
+    rng.normal(size=(rows, case.size, *shape))
+    for shape in (
+      (heads, of_keys),
+      (key_heads, of_keys),
+      (value_heads, of_values),
+      (heads, of_values),
+    )
+  )
+
+
+def value_and_pullback(function):
+  """Of queries, keys, values, gradient of the output and groups."""
+
+  def both(q, k, v, grad, group, **kwargs):
+    run = functools.partial(
+      function, group_BS=group, scale=q.shape[-1] ** -0.5, **kwargs
+    )
+    out, pullback = jax.vjp(run, q, k, v)
+    return out, *pullback(grad.astype(out.dtype))
+
+  return both
+
+
+@functools.cache
+def compiled(platform, case):
+  """Of a kernel, jitted once for all tests."""
+  both = value_and_pullback(KERNELS[platform])
+  return quick_jit(functools.partial(both, window=case.window))
+
+
+@pytest.fixture(autouse=True)
+def _one_block_after_the_other(request, monkeypatch):
+  if 'in steps' in getattr(request.node, 'name', ''):
+    monkeypatch.setattr(pallas_layout, '_MAX_AT_ONCE', 1)
+
+
+# Its window is an argument, so that it is compiled once for all of a shape.
+ORACLE = quick_jit(value_and_pullback(reference.attention))
+
+
+def hold(platform, case, arrays, dtype='float32'):
+  """Holds a kernel against the reference, values and gradients."""
+  arrays = [jnp.asarray(x, dtype) for x in arrays]
+  group = make_groups(case.size)
+  got = compiled(platform, case)(*arrays, group)
+  window = case.size if case.window is None else case.window
+  exact = [x.astype(jnp.float32) for x in arrays]
+  want = ORACLE(*exact, group, window=window)
+  names = ('value', *(f'gradient of {x}' for x in 'qkv'))
+  value, gradient = TOLERANCES[dtype]
+  for a, b, name in zip(got, want, names, strict=True):
+    assert a.dtype == jnp.dtype(dtype)
+    if case.window == 0 and name in ('gradient of q', 'gradient of k'):
+      # What sees itself alone does not depend on scores.
+      np.testing.assert_allclose(a, 0, atol=1e-6)
+    else:
+      assert_close(a, b, value if name == 'value' else gradient, name)
+  return got
+
+
+@pytest.mark.parametrize(('platform', 'name'), EACH)
+def test_agrees_with_the_reference(platform, name):
+  case = CASES[platform][name]
+  q, k, v, grad = make_inputs(case)
+  out, *grads = hold(platform, case, (q, k, v, grad))
+  # Exactly nothing comes out of ids of no group, nor goes back to them.
+  is_out = make_groups(case.size) < 0
+  for x in (out, *grads):
+    np.testing.assert_array_equal(x[is_out], 0)
+  # Where weights are close to 0 and 1; wider heads round large scores more.
+  if case.widths[0] == 6 and case.window != 0 and platform not in PEERS:
+    hold(platform, case, (20 * q, k, v, grad))
+
+
+@pytest.mark.parametrize(
+  ('platform', 'name'),
+  [
+    ('tpu', 'beyond a block'),
+    ('tpu', 'in steps'),
+    ('triton', 'beyond a block'),
+    ('cudnn', 'beyond a block'),
+  ],
+)
+def test_agrees_with_the_reference_in_bfloat16(platform, name):
+  case = CASES[platform][name]
+  hold(platform, case, make_inputs(case), 'bfloat16')
+
+
+@pytest.mark.parametrize(
+  ('platform', 'name'),
+  [
+    ('tpu', 'beyond a block'),
+    ('tpu', 'no window, in steps'),
+    ('triton', 'beyond a block'),
+  ],
+)
+def test_gradients_hold_numerically_and_are_the_same_twice(platform, name):
+  case = CASES[platform][name]
+  run = compiled(platform, case)
+  *args, grad = (jnp.asarray(x, 'float32') for x in make_inputs(case))
+  group = make_groups(case.size)
+  first, second = (run(*args, grad, group) for _ in range(2))
+  for a, b in zip(first, second, strict=True):
+    np.testing.assert_array_equal(a, b)
+  step = 1e-2
+  for i in range(3):
+    direction = jnp.asarray(make_inputs(case, seed=1)[i], 'float32')
+
+    def moved(sign, i=i, direction=direction):
+      x = [*args]
+      x[i] += sign * step * direction
+      out = np.asarray(run(*x, grad, group)[0], np.float64)
+      return np.sum(out * np.asarray(grad, np.float64))
+
+    got = (moved(1) - moved(-1)) / (2 * step)
+    product = np.asarray(first[1 + i], np.float64) * direction
+    want = np.sum(product)
+    # Of a sum of numbers of either sign.
+    assert abs(got - want) < 1e-3 * np.sqrt(np.sum(product**2))
+
+
+def test_is_the_same_on_many_devices():
+  """Rows over two axes, heads over a third; a shared head is not split."""
+  case = Case(129, (2, 2, 1), (6, 4), 130)
+  q, k, v, grad = (jnp.asarray(x[:8], 'float32') for x in make_inputs(case))
+  run = functools.partial(attention, implementation='pallas_interpret')
+  both = functools.partial(value_and_pullback(run), window=case.window)
+  args = q, k, v, grad, make_groups(case.size)[:8]
+  alone = quick_jit(both)(*args)
+  mesh = jax.make_mesh(
+    (2, 2, 2),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+  with jax.set_mesh(mesh):
+    split = quick_jit(both)(*args)
+  assert split[0].sharding.shard_shape(split[0].shape)[::2] == (2, 1)
+  for a, b in zip(alone, split, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize('window', [0, 127, 511, None])
+@pytest.mark.parametrize(
+  ('implementation', 'platform'),
+  [('pallas_tpu', 'tpu'), ('pallas_triton', 'cuda')],
+)
+def test_lowers_without_the_device(implementation, platform, window):
+  """Forward and backward, one kernel and two; more than these at night."""
+  target = {'tpu': '@tpu_custom_call', 'cuda': '@__gpu$xla.gpu.triton'}
+  for dtype, heads, widths in (
+    ('bfloat16', (8, 8, 8), (64, 64)),
+    ('float32', (4, 4, 1), (96, 32)),
+  ):
+    shapes = [
+      jax.ShapeDtypeStruct((2, 700, h, w), dtype)
+      for h, w in zip(heads, (widths[0], *widths), strict=True)
+    ]
+    run = functools.partial(attention, implementation=implementation)
+    text = lowered(
+      functools.partial(value_and_pullback(run), window=window),
+      *shapes,
+      jax.ShapeDtypeStruct((2, 700, heads[0], widths[1]), dtype),
+      jax.ShapeDtypeStruct((2, 700), 'int32'),
+      platform=platform,
+    )
+    assert text.count(target[platform]) == 3
+
+
+@pytest.mark.parametrize('implementation', ['pallas_tpu', 'pallas_triton'])
+def test_what_it_cannot_take_is_an_error(implementation):
+  def run(dtype, width, heads=1):
+    shape = jax.ShapeDtypeStruct((1, 300, heads, width), dtype)
+    shared = jax.ShapeDtypeStruct((1, 300, 1, width), dtype)
+    call = functools.partial(
+      attention, window=None, scale=1.0, implementation=implementation
+    )
+    group = jax.ShapeDtypeStruct((1, 300), 'int32')
+    jax.eval_shape(
+      lambda q, k, g: call(q, k, k, group_BS=g), shape, shared, group
+    )
+
+  with pytest.raises(
+    NotImplementedError, match=rf"'{implementation}': got float64, allowed: fl"
+  ):
+    with jax.enable_x64(True):
+      run('float64', 64)
+  with pytest.raises(NotImplementedError, match=r'got heads 264 wide, .* 256'):
+    run('float32', 264)
+  if implementation == 'pallas_tpu':
+    with pytest.raises(NotImplementedError, match=r'128 heads .* 64 MiB'):
+      run('float32', 256, heads=128)

@@ -1,0 +1,50 @@
+"""The implementation of an op is no part of what is learned."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+
+from abstractinator.config import RunConfig
+from abstractinator.training.program import make_program
+from abstractinator.types import Batch
+from configs import tiny
+from tests.ops.conftest import quick_jit
+
+STEPS = 20
+
+
+def losses(attention):
+  """Of steps on random rows of two documents each."""
+  values = json.loads(tiny.get_config().to_json_best_effort())
+  config = RunConfig.from_dict(values)
+  config = dataclasses.replace(
+    config,
+    model=dataclasses.replace(
+      config.model,
+      implementation=dataclasses.replace(
+        config.model.implementation, attention=attention
+      ),
+    ),
+    data=dataclasses.replace(config.data, batch_size=2, sequence_length=96),
+  )
+  program = make_program(config, 'cpu', total_steps=10_000)
+  state = quick_jit(program.init)(jax.random.key(0))
+  step = quick_jit(program.step)
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(STEPS):
+    ids_BS = rng.integers(97, 123, (2, 96)).astype(np.int32)
+    document_BS = np.repeat([[0, 1], [0, 1]], 48, axis=1).astype(np.int32)
+    batch = Batch(ids_BS, document_BS, np.arange(2, dtype=np.int32))
+    state, metrics = step(state, batch)
+    loss = metrics['loss_total']
+    found.append(loss.total / loss.count)
+  return np.array(jax.device_get(found))
+
+
+def test_losses_do_not_depend_on_what_computes_attention():
+  xla, kernel = losses('xla'), losses('pallas_interpret')
+  assert len(set(xla)) == STEPS
+  np.testing.assert_allclose(kernel, xla, rtol=0, atol=1e-5)

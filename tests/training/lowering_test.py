@@ -1,0 +1,47 @@
+"""Whole training steps of large configs, lowered for devices not at hand."""
+
+import importlib
+import json
+
+import jax
+import pytest
+
+from abstractinator.config import RunConfig
+from abstractinator.training.program import make_program
+from abstractinator.types import Batch
+from tests.lowering import lowered
+
+KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
+
+
+def shallow(values):
+  """The same with one layer in place of several, which are all alike."""
+  if isinstance(values, dict):
+    return {
+      k: min(v, 1) if k == 'num_layers' else shallow(v)
+      for k, v in values.items()
+    }
+  return list(map(shallow, values)) if isinstance(values, list) else values
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
+@pytest.mark.parametrize('name', ['regular_pallas', 'mla_pallas'])
+def test_a_step_lowers_with_its_kernels(name, platform):
+  """Forward, and two backward, of each kind of attention that there is."""
+  values = importlib.import_module(f'configs.{name}').get_config()
+  values = shallow(json.loads(values.to_json_best_effort()))
+  config = RunConfig.from_dict(values)
+  program = make_program(config, platform, total_steps=10_000)
+  state = jax.eval_shape(program.init, jax.random.key(0))
+  shape = config.data.batch_size, config.data.sequence_length
+  ids_BS = jax.ShapeDtypeStruct(shape, 'int32')
+  batch = Batch(ids_BS, ids_BS, jax.ShapeDtypeStruct(shape[:1], 'int32'))
+  text = lowered(
+    program.step,
+    state,
+    batch,
+    platform='cuda' if platform == 'gpu' else platform,
+  )
+  for kernel in ('forward', 'backward_queries', 'backward_keys'):
+    assert f'attention_{kernel}' in text
+  assert text.count(f'@{KERNELS[platform]}') >= 6
