@@ -1,10 +1,16 @@
 """How fast texts are continued: with caches, and computed anew for each byte.
 
     python -m abstractinator.benchmarks.generate
+    python -m abstractinator.benchmarks.generate --contexts 128 --num_calls 2
 
-One level of random weights, greedy, without a top LM, of the size at which the
-PyTorch original was timed: 64 wide, 2 + 2 + 2 layers, 512 codes. Its figures on
-CPU, in ms of CPU time a byte, stand beside those of one row.
+One level of random weights without a top LM, of the size at which the PyTorch
+original was timed: 64 wide, 2 + 2 + 2 layers, 512 codes. Its figures on CPU, in
+ms of CPU time a byte, stand beside those of one row. Bytes and ends are drawn,
+at a temperature of 1: the likeliest end of such weights is the first byte, and
+so many segments of one byte are the cheapest of all. Reading the prompt is
+timed apart; "anew" is one whole call, of which the original needs several.
+Contexts of the expander: 'segment' decodes segments side by side, 'window' byte
+after byte.
 """
 
 import argparse
@@ -32,40 +38,51 @@ _AUTO = ImplementationConfig.everywhere('auto')
 
 def main() -> None:
   """Prints a table."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument(
+    '--expanders', nargs='+', default=['segment', 'window'], help='contexts'
+  )
   parser.add_argument(
     '--contexts', type=int, nargs='+', default=[128, 256, 512, 2048, 4096]
   )
   parser.add_argument('--batches', type=int, nargs='+', default=[1, 16])
-  parser.add_argument('--new_bytes', type=int, default=256)
+  parser.add_argument(
+    '--num_calls', type=int, default=16, help='timed, of 16 segments a row each'
+  )
   args = parser.parse_args()
-  model = _make_model()
-  variables = _make_variables(model)
   print(
     f'{platform.machine()}, {os.cpu_count()} cores,'
     f' {jax.devices()[0].device_kind}, jax {jax.__version__}',
     end='\n\n',
   )
   print(
-    '| context | rows | bytes/s | CPU-ms/byte | anew, CPU-ms/byte | original'
-    ' | compilations |'
+    '| expander | rows | context | bytes/s | CPU-ms/byte | anew, CPU-ms/byte'
+    ' | original / ours | prompt, CPU-ms | bytes/segment | programs |'
   )
-  print('|---|---|---|---|---|---|---|')
-  for rows in args.batches:
-    for context in args.contexts:
-      print(_line(model, variables, context, rows, args.new_bytes), flush=True)
+  print('|---|---|---|---|---|---|---|---|---|---|', flush=True)
+  for expander in args.expanders:
+    model = _make_model(expander)
+    variables = _make_variables(model)
+    for rows in args.batches:
+      for context in args.contexts:
+        line = _line(model, variables, context, rows, args.num_calls)
+        print(f'| {expander} | {line} |', flush=True)
 
 
-def _line(model, variables, context, rows, new_bytes):
+def _line(model, variables, context, rows, num_calls):
   before = _programs()
-  wall, cpu = _cached(model, variables, context, rows, new_bytes)
+  wall, cpu, prompt, length = _cached(
+    model, variables, context, rows, num_calls
+  )
   count = _programs() - before
   anew = _anew(model, variables, context, rows)
   original = _ORIGINAL_MS.get(context) if rows == 1 else None
-  of_original = '' if original is None else f'{original / cpu:.0f} x'
+  of_original = '' if original is None else f'{original / cpu:.0f}'
   return (
-    f'| {context} | {rows} | {1000 / wall:.0f} | {cpu:.3f} | {anew:.2f}'
-    f' | {of_original} | {count} |'
+    f'{rows} | {context} | {1000 / wall:.0f} | {cpu:.3f} | {anew:.2f}'
+    f' | {of_original} | {prompt:.1f} | {length:.1f} | {count}'
   )
 
 
@@ -73,48 +90,62 @@ def _programs() -> int:
   return programs.start._cache_size() + programs.extend._cache_size()
 
 
-def _cached(model, variables, context, rows, new_bytes):
-  """Wall and CPU time of a new byte, ms, without that of the prompts."""
-  rng = np.random.default_rng(0)
-  prompts = [
-    rng.integers(32, 127, context, dtype=np.uint8).tobytes()
-    for _ in range(rows)
-  ]
+def _cached(model, variables, context, rows, num_calls):
+  """Times in ms, and bytes of a segment.
 
-  options = Options(max_new_bytes=new_bytes)
+  Returns:
+    Wall and CPU time of a new byte, CPU time of a prompt, and the bytes.
+  """
+  options = Options(temperature=1.0)
   bucket = programs.bucket_of(rows, context, options)
   ids_BS = np.zeros((bucket.rows, bucket.size), np.int32)
-  for row, prompt in enumerate(prompts):
-    ids_BS[row, :context] = np.frombuffer(prompt, np.uint8)
+  ids_BS[:, :context] = _prompts(bucket.rows, context)
   count_B = np.full(bucket.rows, context, np.int32)
-  request = programs.request_of(options, np.zeros(bucket.rows, np.int32))
-  stopped_B = np.zeros(bucket.rows, bool)
+  none_B = np.zeros(bucket.rows, bool)
+  request = programs.request_of(options, np.arange(bucket.rows))
+  # Nothing but the number of calls ends a text: random weights end it anywhere.
+  request = request.replace(limit_B=np.full(bucket.rows, 1 << 30, np.int32))
 
   def clock():
-    state = programs.start(
-      variables, ids_BS, count_B, request, model=model, bucket=bucket
+    began = time.process_time()
+    state = jax.block_until_ready(
+      programs.start(
+        variables, ids_BS, count_B, request, model=model, bucket=bucket
+      )
     )
-    jax.block_until_ready(state)
+    prompt = (time.process_time() - began) / bucket.rows
     wall, cpu, made = time.perf_counter(), time.process_time(), 0
-    while not np.asarray(state.is_done_B).all():
+    for _ in range(num_calls):
+      state = state.replace(is_done_B=none_B)
       _, new_B, state = programs.extend(
-        variables, state, stopped_B, model=model, entropy_model_only=False
+        variables, state, none_B, model=model, entropy_model_only=False
       )
       made += int(np.asarray(new_B).sum())
-    return (
-      (time.perf_counter() - wall) / made,
-      (time.process_time() - cpu) / made,
-    )
+    if made == 0:
+      raise RuntimeError('no byte was made')
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    slots = int(np.asarray(state.levels[0].slot_B - first_B).sum())
+    return 1000 * wall / made, 1000 * cpu / made, 1000 * prompt, made / slots
 
+  first_B = np.asarray(
+    programs.start(
+      variables, ids_BS, count_B, request, model=model, bucket=bucket
+    )
+    .levels[0]
+    .slot_B
+  )
   clock()
-  timings = [clock() for _ in range(5)]
-  return tuple(1000 * min(x) for x in zip(*timings, strict=True))
+  return tuple(map(min, zip(*(clock() for _ in range(5)), strict=True)))
+
+
+def _prompts(rows: int, context: int) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  return rng.integers(32, 127, (rows, context)).astype(np.int32)
 
 
 def _anew(model, variables, context, rows, repeats=3):
   """CPU time of a byte that a whole call predicts, ms, a row's share of it."""
-  ids_BS = np.random.default_rng(0).integers(32, 127, (rows, context))
-  ids_BS = ids_BS.astype(np.int32)
+  ids_BS = _prompts(rows, context)
   document_BS = np.zeros_like(ids_BS)
 
   @jax.jit
@@ -132,9 +163,11 @@ def _anew(model, variables, context, rows, repeats=3):
   return 1000 * min(timings) / rows
 
 
-def _make_model():
+def _make_model(context):
   stack = dataclasses.replace(LEVEL.entropy_model, ffn_dim=256)
-  expander = dataclasses.replace(LEVEL.expander, num_layers=2, ffn_dim=256)
+  expander = dataclasses.replace(
+    LEVEL.expander, num_layers=2, ffn_dim=256, context=context
+  )
   level = dataclasses.replace(
     LEVEL, d_model=64, entropy_model=stack, encoder=stack, expander=expander
   )
