@@ -11,7 +11,7 @@ bytes to come, must be chosen before they are. Methods, for `pyramid.start`:
   as_is: the code of the segment as far as it is there.
   close: the same, and the segment ends with the prompt.
 
-The known ids are kept in any case. The README says how they compare.
+The known ids are kept in any case. `benchmarks.open_segment` compares them.
 """
 
 import flax.linen as nn
