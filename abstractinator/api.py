@@ -1,53 +1,24 @@
 """A trained level, for use on bytes."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from abstractinator import codes as codes_lib
+from abstractinator import level_programs
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
-from abstractinator.evaluation.reconstruction import (
-  free_running_counts,
-  top_slots,
-)
-from abstractinator.modules.pyramid_output import DecodedRows
+from abstractinator.generation import texts
+from abstractinator.generation.options import Options
+from abstractinator.level_rows import LevelRows
+from abstractinator.reconstruction import Reconstruction, reconstructions
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.state import abstract_state
-from abstractinator.types import Array, Batch, PyTree, Segments
-
-# Ids of the largest batch; bounds memory whatever the length of a text.
-_BATCH_IDS = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-  """What came back of a text from its codes alone.
-
-  Attributes:
-    text: The decoded bytes.
-    byte_accuracy: Bytes that free-running decoding got right, compared within
-      each segment; see `evaluation.reconstruction`.
-    teacher_forced_byte_accuracy: Bytes predicted right from their code and the
-      true bytes before them.
-    num_segments: How many segments there were.
-    bytes_per_segment: Bytes of the text over `num_segments`.
-    exact: Whether `text` is the original.
-  """
-
-  text: bytes
-  byte_accuracy: float
-  teacher_forced_byte_accuracy: float
-  num_segments: int
-  bytes_per_segment: float
-  exact: bool
 
 
 def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
@@ -76,7 +47,7 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
   return TrainedLevel(config, variables)
 
 
-class TrainedLevel:
+class TrainedLevel(LevelRows):
   """Turns bytes into segments and codes, and codes into bytes.
 
   A text is any bytes, at least one; as in training EOS comes after its last
@@ -86,17 +57,6 @@ class TrainedLevel:
   Attributes:
     config: Of the run.
   """
-
-  def __init__(self, config: RunConfig, variables: PyTree):
-    """Compiles nothing yet.
-
-    Args:
-      config: Of the run.
-      variables: `params` and the collections.
-    """
-    self.config = config
-    self._model = make_model(config, jax.default_backend())
-    self._variables = variables
 
   def segment(self, data: bytes) -> list[bytes]:
     """Divides a text as the rule of the first level says.
@@ -110,7 +70,8 @@ class TrainedLevel:
     Raises:
       ValueError: If there are no bytes.
     """
-    segments, *_ = self._in_batches(_compress, *self._rows(data))
+    compress = functools.partial(level_programs.compress, number=0)
+    segments, *_ = self._in_batches(compress, *self._rows([data])[:2])
     # A segment of EOS alone starts behind the text.
     starts = np.flatnonzero(segments.is_start_BS.reshape(-1)[: len(data)])
     return [
@@ -118,22 +79,38 @@ class TrainedLevel:
       for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)
     ]
 
-  def encode(self, data: bytes) -> Codes:
-    """Turns a text into codes, `pooling.num_queries` a segment of the top.
+  def encode(self, data: bytes, level: int | None = None) -> Codes:
+    """Turns a text into codes, `pooling.num_queries` a segment.
 
     Args:
       data: The text.
+      level: Whose codes, counted from 0; the top level by default.
 
     Returns:
       Its codes.
 
     Raises:
-      ValueError: If there are no bytes, or with `ends='entropy'` if slots ran
-        short: decoding divides as if they never did.
+      ValueError: If there are no bytes or no such level, or with
+        `ends='entropy'` if slots ran short: decoding divides as if they never
+        did.
     """
-    segments, count_B, codes_BU = self._in_batches(_compress, *self._rows(data))
+    return self.encode_all([data], level)[0]
+
+  def encode_all(
+    self, texts: Sequence[bytes], level: int | None = None
+  ) -> list[Codes]:
+    """Encodes texts, whose rows go in batches together; see `encode`."""
+    number = self._number(level)
+    if not texts:
+      return []
+    ids_BS, document_BS, num_rows_T = self._rows(texts)
+    compress = functools.partial(level_programs.compress, number=number)
+    segments, count_B, codes_BU = self._in_batches(
+      compress, ids_BS, document_BS
+    )
     self._require_division_of_decoding(segments)
-    return codes_lib.from_slots(codes_BU, count_B, self._num_slots)
+    codes = self._from_slots(codes_BU, count_B, number)
+    return codes_lib.split(codes, num_rows_T, self._queries(number))
 
   def decode(self, codes: Codes) -> bytes:
     """Turns codes into a text, greedily; see `Abstractinator.decode`.
@@ -150,11 +127,21 @@ class TrainedLevel:
       The text. No codes, no bytes.
 
     Raises:
-      ValueError: If a code is not in the codebook, or the counts do not fit.
+      ValueError: If a code is not in the codebook, there is no such level, or
+        the counts do not fit.
     """
-    if not len(codes.count_B):
-      return b''
-    return _text(self._decode(codes))
+    return self.decode_all([codes])[0]
+
+  def decode_all(self, codes: Sequence[Codes]) -> list[bytes]:
+    """Decodes texts, whose rows go in batches together; see `decode`.
+
+    Raises:
+      ValueError: Also if they are of different levels.
+    """
+    num_rows_T = [len(x.count_B) for x in codes]
+    if not sum(num_rows_T):
+      return [b''] * len(codes)
+    return level_programs.texts(self._decode(codes_lib.join(codes)), num_rows_T)
 
   def reconstruct(self, data: bytes) -> Reconstruction:
     """Encodes a text, decodes it from its codes alone, and compares.
@@ -165,129 +152,93 @@ class TrainedLevel:
     Returns:
       What came back, and how much of it is right; errors as of `encode`.
     """
-    ids_BS, document_BS = self._rows(data)
+    return self.reconstruct_all([data])[0]
+
+  def reconstruct_all(self, texts: Sequence[bytes]) -> list[Reconstruction]:
+    """Texts, whose rows go in batches together; see `reconstruct`."""
+    if not texts:
+      return []
+    ids_BS, document_BS, num_rows_T = self._rows(texts)
     segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
-      _predict, ids_BS, document_BS
+      level_programs.predict, ids_BS, document_BS
     )
     self._require_division_of_decoding(segments)
-    codes = codes_lib.from_slots(codes_BU, count_B, self._num_slots)
-    num_segments = int(segments.count_B.sum())
-    decoded = self._decode(codes)
-    num_right, num_total = jax.jit(free_running_counts)(
+    number = self._number(None)
+    decoded = self._decode(self._from_slots(codes_BU, count_B, number))
+    right_B, total_B = self._in_batches(
+      level_programs.count_right,
       decoded.ids_BPL,
       decoded.length_BP,
       decoded.rows.origin_BP,
       ids_BS,
       top_BS,
-      np.arange(self._num_slots) < count_B[:, None],
+      np.arange(self._num_slots(number)) < count_B[:, None],
     )
-    is_right_BS = (predicted_BS == ids_BS) & (ids_BS < NUM_BYTES)
-    text = _text(decoded)
-    return Reconstruction(
-      text=text,
-      byte_accuracy=float(num_right) / float(num_total),
-      teacher_forced_byte_accuracy=float(np.sum(is_right_BS)) / len(data),
-      num_segments=num_segments,
-      bytes_per_segment=len(data) / num_segments,
-      exact=text == data,
+    forced_B = np.sum((predicted_BS == ids_BS) & (ids_BS < NUM_BYTES), axis=1)
+    return reconstructions(
+      texts,
+      level_programs.texts(decoded, num_rows_T),
+      num_rows_T,
+      right_B=right_B,
+      total_B=total_B,
+      forced_B=forced_B,
+      num_segments_B=segments.count_B,
     )
 
-  def _rows(self, data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    return codes_lib.rows(data, self.config.data.sequence_length)
+  def generate(
+    self, prompts: bytes | Sequence[bytes], **options: Any
+  ) -> list[list[bytes]]:
+    """Continues texts.
 
-  def _require_division_of_decoding(self, segments: Segments) -> None:
-    """Refuses segments that `EntropyEnds` would not find again."""
-    # Of the first level: above it, a head says the ends.
-    level = self.config.model.levels[0]
-    num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
-    if level.expander.ends == 'entropy' and num_rows:
-      length = level.segmentation.capacity_length
-      raise ValueError(
-        f'model.levels[0].segmentation.capacity_length: got {length}, with'
-        f' which {num_rows} rows of the text ran short of slots, so that'
-        " decoding with ends='entropy' would divide them otherwise; allowed:"
-        ' fewer ids a slot (1 is enough for every text), or texts of fewer'
-        ' segments'
-      )
+    A text is compressed to codes, the top LM goes on with those until the end
+    of the document, and levels turn them into bytes. Without a top LM the codes
+    of the last top segment, as far as it is there, are those of every segment
+    that follows: a text in the manner of the last code.
 
-  def _decode(self, codes: Codes) -> DecodedRows:
-    level = self.config.model.levels[-1]
-    codes_BU, is_valid_BP = codes_lib.to_slots(
-      codes,
-      level.quantizer.num_codes,
-      self._num_slots,
-      level.pooling.num_queries,
+    Where a stack has no window, the last `data.sequence_length` bytes of a
+    longer prompt are read, with a warning.
+
+    Args:
+      prompts: One or several, of any bytes and lengths.
+      **options: Fields of `generation.options.Options`.
+
+    Returns:
+      For each prompt its samples: new bytes, without the prompt.
+
+    Raises:
+      ValueError: If an option is out of its range, or a prompt is empty and
+        there is no top LM.
+    """
+    if isinstance(prompts, bytes):
+      prompts = [prompts]
+    return texts.generate(*self._generates(), prompts, *self._how(options))
+
+  def stream(
+    self, prompt: bytes, *, splits_characters: bool = False, **options: Any
+  ) -> Iterator[bytes]:
+    """Continues a text as `generate` does, once.
+
+    Args:
+      prompt: Any bytes.
+      splits_characters: Whether what is yielded may end within a character of
+        UTF-8.
+      **options: Fields of `generation.options.Options`.
+
+    Yields:
+      New bytes as they come; joined they are what `generate` returns.
+    """
+    yield from texts.stream(
+      *self._generates(),
+      prompt,
+      *self._how(options),
+      splits_characters=splits_characters,
     )
-    decode = functools.partial(
-      _decode, sequence_length=self.config.data.sequence_length
+
+  def _generates(self):
+    return self._model, self._variables
+
+  def _how(self, options):
+    context = texts.context_bytes(
+      self.config.model, self.config.data.sequence_length
     )
-    return self._in_batches(decode, codes_BU, is_valid_BP)
-
-  @property
-  def _num_slots(self) -> int:
-    """Of a row of the top level."""
-    model = self.config.model
-    *_, size = model.sequence_lengths(self.config.data.sequence_length)
-    return model.levels[-1].segmentation.num_slots(size)
-
-  def _in_batches(self, function: Callable[..., Any], *rows: np.ndarray) -> Any:
-    """Calls a function on rows; few sizes of batches, so few compilations."""
-    size = self.config.data.sequence_length
-    largest = 1 << max((_BATCH_IDS // size).bit_length() - 1, 0)
-    outputs = []
-    for start in range(0, len(rows[0]), largest):
-      part = [x[start : start + largest] for x in rows]
-      count = len(part[0])
-      missing = (1 << (count - 1).bit_length()) - count
-      padded = [np.pad(x, ((0, missing), (0, 0)), mode='edge') for x in part]
-      output = jax.device_get(function(self._model, self._variables, *padded))
-      outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compress(model, variables, ids_BS, document_BS):
-  output = model.apply(
-    variables, _batch(ids_BS, document_BS), method='compress_all'
-  )
-  return _codes(output)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(model, variables, ids_BS, document_BS):
-  output = model.apply(variables, _batch(ids_BS, document_BS))
-  predicted_BS = output.levels[0].expanded.best_BS
-  return *_codes(output), predicted_BS, top_slots(output)
-
-
-def _text(decoded: DecodedRows) -> bytes:
-  return codes_lib.text(
-    decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP
-  )
-
-
-def _codes(output):
-  """Segments of the first level, how many the top level has, and its codes."""
-  top = output.levels[-1].compressed
-  segments = output.levels[0].compressed.segments
-  return segments, top.segments.count_B, top.quantized.codes_BP
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames='sequence_length')
-def _decode(model, variables, codes_BU, is_valid_BP, *, sequence_length):
-  # A row is one document: its segments may look back to the first.
-  lowest_BP = jnp.zeros(is_valid_BP.shape, jnp.int32)
-  return model.apply(
-    variables,
-    codes_BU,
-    is_valid_BP,
-    lowest_BP,
-    sequence_length=sequence_length,
-    method='decode_all',
-  )
-
-
-def _batch(ids_BS: Array, document_BS: Array) -> Batch:
-  # Only training asks which row is which.
-  row_B = jnp.zeros((ids_BS.shape[0],), jnp.int32)
-  return Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)
+    return Options(**options), context

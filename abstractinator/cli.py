@@ -2,6 +2,9 @@ r"""The command `abstractinator`: what to do with a trained run.
 
     abstractinator segment WORKDIR [FILE]       the text, divided
     abstractinator reconstruct WORKDIR [FILE]   the text, from its codes alone
+    abstractinator generate WORKDIR --prompt TEXT   the text, continued
+    abstractinator encode WORKDIR [FILE]        the codes of the text
+    abstractinator decode WORKDIR CODES         and back
     abstractinator evaluate WORKDIR             how good the run is
     abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
     abstractinator decompress WORKDIR FILE OUT  and back
@@ -18,13 +21,25 @@ from typing import NoReturn
 
 from abstractinator.commands import (
   compress,
+  decode,
   decompress,
+  encode,
   evaluate,
+  generate,
   reconstruct,
   segment,
 )
 
-_COMMANDS = (segment, reconstruct, evaluate, compress, decompress)
+_COMMANDS = (
+  segment,
+  reconstruct,
+  generate,
+  encode,
+  decode,
+  evaluate,
+  compress,
+  decompress,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,16 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     The exit status: 0, or 2 after one line on standard error for bad input.
   """
   args = _parser().parse_args(argv)
+  # A terminal that lacks a character must not end in an exception.
+  sys.stdout.reconfigure(errors='backslashreplace')
   try:
     output = args.command(args)
+    # Whoever reads it may have seen enough.
+    with contextlib.suppress(BrokenPipeError):
+      for part in [output, '\n'] if isinstance(output, str) else output:
+        print(part, end='', flush=True)
   except (ValueError, OSError) as error:
     sys.stderr.write(_error_line(str(error)))
     return 2
-  # A terminal that lacks a character must not end in an exception.
-  sys.stdout.reconfigure(errors='backslashreplace')
-  # Whoever reads it may have seen enough.
-  with contextlib.suppress(BrokenPipeError):
-    print(output, flush=True)
   return 0
 
 

@@ -1,6 +1,7 @@
 """Texts as rows of ids and as codes, on the host."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,10 +18,12 @@ class Codes:
       of the text.
     count_B: [B] int32, how many segments each row of the text has; Q times
       their sum is N. Segments of different rows do not see each other.
+    level: Whose codes they are, counted from 0 at the bottom.
   """
 
   codes_N: np.ndarray
   count_B: np.ndarray
+  level: int = 0
 
 
 def rows(data: bytes, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +67,39 @@ def text(
 
 
 def from_slots(
-  codes_BU: np.ndarray, count_B: np.ndarray, num_slots: int
+  codes_BU: np.ndarray, count_B: np.ndarray, num_slots: int, level: int
 ) -> Codes:
   """Packs the codes of rows; slots from the count of a row on are empty."""
   codes_BPQ = codes_BU.reshape(len(codes_BU), num_slots, -1)
-  return Codes(codes_BPQ[_is_valid(count_B, num_slots)].reshape(-1), count_B)
+  codes_N = codes_BPQ[_is_valid(count_B, num_slots)].reshape(-1)
+  return Codes(codes_N, count_B, level)
+
+
+def split(codes: Codes, num_rows_T: Sequence[int], queries: int) -> list[Codes]:
+  """Codes of so many rows each, with Q codes a segment."""
+  parts, row, at = [], 0, 0
+  for num_rows in num_rows_T:
+    count_B = codes.count_B[row : row + num_rows]
+    size = queries * int(count_B.sum())
+    parts.append(Codes(codes.codes_N[at : at + size], count_B, codes.level))
+    row, at = row + num_rows, at + size
+  return parts
+
+
+def join(parts: Sequence[Codes]) -> Codes:
+  """The rows of all; undoes `split`.
+
+  Raises:
+    ValueError: If they are of different levels.
+  """
+  levels = sorted({part.level for part in parts})
+  if len(levels) > 1:
+    raise ValueError(f'level: got codes of {levels}, allowed: of one level')
+  return Codes(
+    np.concatenate([part.codes_N for part in parts]),
+    np.concatenate([part.count_B for part in parts]),
+    levels[0],
+  )
 
 
 def to_slots(

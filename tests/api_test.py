@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import abstractinator
-from abstractinator import api
+from abstractinator import api, level_programs, level_rows
 from abstractinator.codes import Codes
 from tests import tiny_run
 from tests.implementations import REFERENCE_CONFIG
@@ -35,7 +35,7 @@ def codes_per_segment(level):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
   """Three sizes of batches are enough to test with, and quicker to compile."""
-  monkeypatch.setattr(api, '_BATCH_IDS', 4 * LENGTH)
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', 4 * LENGTH)
 
 
 def random_bytes(size, seed=0):
@@ -78,7 +78,7 @@ def test_each_segment_has_its_codes(level):
 def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
   data = random_bytes(700)
   whole = level.encode(data)
-  monkeypatch.setattr(api, '_BATCH_IDS', LENGTH)
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', LENGTH)
   by_row = level.encode(data)
   np.testing.assert_array_equal(whole.codes_N, by_row.codes_N)
   np.testing.assert_array_equal(whole.count_B, by_row.count_B)
@@ -162,7 +162,7 @@ def test_a_perfect_expander_is_exact(level, monkeypatch):
 
 def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
   """Each second id is predicted right; EOS, the last, is no byte."""
-  predict = api._predict
+  predict = level_programs.predict
 
   def half_right(model, variables, ids_BS, document_BS):
     output = predict(model, variables, ids_BS, document_BS)
@@ -170,7 +170,7 @@ def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
     half_BS = ids_BS + np.arange(LENGTH) % 2
     return segments, count_B, codes_BU, half_BS, top_BS
 
-  monkeypatch.setattr(api, '_predict', half_right)
+  monkeypatch.setattr(level_programs, 'predict', half_right)
   result = level.reconstruct(random_bytes(2 * LENGTH + 4))
   assert result.teacher_forced_byte_accuracy == 0.5
 
@@ -211,7 +211,7 @@ def test_empty_texts_raise_and_no_codes_are_no_bytes(level):
 
 
 def test_few_sizes_of_batches_are_compiled(level, monkeypatch):
-  monkeypatch.setattr(api, '_BATCH_IDS', 7 * LENGTH)
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', 7 * LENGTH)
   sizes = []
 
   def record(model, variables, ids_BS):

@@ -105,12 +105,31 @@ RULES = (
   ('compression.container', (), ('jax', 'flax', 'numpy')),
   ('compression', ('compression',), ('flax', 'optax', 'ml_collections')),
   ('codes', BASE, ('jax', 'flax')),
-  ('api', (*STEP, 'codes', 'data', 'training', 'evaluation'), ('absl',)),
+  ('codes_files', ('codes',), ('jax', 'flax')),
+  ('reconstruction', (), ('jax', 'flax')),
+  ('generation.options', (), ('jax', 'flax', 'numpy')),
+  ('generation.text', (), ('jax', 'flax', 'numpy')),
+  ('generation', (*BASE, 'ops', 'modules', 'generation'), ('absl', 'optax')),
+  ('level_programs', (*STEP, 'codes', 'evaluation'), ('absl', 'optax')),
+  ('level_rows', (*STEP, 'codes', 'level_programs', 'training'), ('absl',)),
+  (
+    'api',
+    (
+      *STEP,
+      'codes',
+      'generation',
+      'level_programs',
+      'level_rows',
+      'reconstruction',
+      'training',
+    ),
+    ('absl',),
+  ),
   ('benchmarks', None, ('ml_collections',)),
   ('commands', None, ('ml_collections',)),
   ('cli', ('commands',), ('jax', 'flax', 'ml_collections')),
   ('__main__', ('cli',), ()),
-  ('', ('api',), ()),
+  ('', ('api', 'codes_files'), ()),
 )
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.api import TrainedLevel
 from abstractinator.config import RunConfig
 from abstractinator.training.checkpoint import Checkpointer
 from abstractinator.training.model import make_model
@@ -40,6 +41,14 @@ def pyramid_config() -> RunConfig:
     level.quantizer.codebook_size = 16
   c.model.top_lm.d_model = 16
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
+
+
+def level(run_config: RunConfig, edit=lambda variables: variables):
+  """Trained in no step, without a checkpoint."""
+  state = random_state(run_config, 3)
+  return TrainedLevel(
+    run_config, edit({'params': state.params, **state.collections})
+  )
 
 
 def save(

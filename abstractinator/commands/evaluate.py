@@ -29,6 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='leave out what is decoded from codes alone, the slowest part',
   )
+  parser.add_argument(
+    '--noise',
+    action='store_true',
+    help='also on disturbed text, and what one edited byte changes',
+  )
+  parser.add_argument(
+    '--drift',
+    action='store_true',
+    help='also whether segments grow along a repetitive text',
+  )
 
 
 def add_documents(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +61,20 @@ def run(args: argparse.Namespace) -> str:
     args.workdir, args.step, batch_size=args.batch_size, stride=args.stride
   )
   passages = open_documents(args, evaluator.config.data)
-  figures = evaluate(evaluator, passages, decode=not args.no_decode)
+  decode = not args.no_decode
+  figures = evaluate(evaluator, passages, decode=decode)
+  if args.noise:
+    from abstractinator.evaluation.noise import noise_figures
+
+    figures |= noise_figures(evaluator, passages.documents, decode=decode)
+  if args.drift:
+    from abstractinator.evaluation.drift import drift_figures
+
+    if not evaluator.has_codes:
+      raise ValueError(
+        '--drift: got a run of an entropy model, allowed: a run with codes'
+      )
+    figures |= drift_figures(evaluator, passages.documents)
   return json.dumps(figures) if args.json else table(figures)
 
 

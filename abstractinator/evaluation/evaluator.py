@@ -158,7 +158,7 @@ class Evaluator:
       )
       for decode in (False, True)
     }
-    self._code_long = self._jit(
+    self._levels = self._jit(
       functools.partial(coded_rows.code_levels, model=self.model)
     )
 
@@ -185,41 +185,42 @@ class Evaluator:
       yield ScoredBatch(windows.windows, sums, codes_BU[is_paid_BU])
 
   def code(
-    self, passages: Iterable[Passage], *, decode: bool, alone: bool = False
+    self, passages: Iterable[Passage], *, decode: bool
   ) -> Iterator[tuple[WindowBatch, CodedRows]]:
     """Encodes passages in windows side by side, each id in one of them.
 
     Args:
       passages: Of any length.
       decode: Whether to decode them from their codes alone, too.
-      alone: Whether each window has a row of its own.
 
     Returns:
       Batches in order, on the host.
     """
-    size = self.config.data.sequence_length
-    batches = self._batches(passages, size, 1 if alone else None)
+    batches = self._batches(passages, self.config.data.sequence_length)
     return self._run(
       lambda b: self._code[decode](self.variables, b.batch), batches
     )
 
-  def code_long(self, ids_BN: np.ndarray) -> tuple[CodedLevel, ...]:
-    """Encodes rows of any one length, each a document, none of it divided.
+  def levels(
+    self, passages: Iterable[Passage]
+  ) -> Iterator[tuple[WindowBatch, tuple[CodedLevel, ...]]]:
+    """Encodes passages as `code` does, each window in a row of its own."""
+    batches = self._batches(passages, self.config.data.sequence_length, 1)
+    return self._run(lambda b: self._levels(self.variables, b.batch), batches)
+
+  def levels_of_long(self, ids_N: np.ndarray) -> tuple[CodedLevel, ...]:
+    """Encodes a document of any length as one row, none of it divided.
 
     Args:
-      ids_BN: [B, N] int32; what was compiled serves the same shape again.
+      ids_N: [N] int32; what was compiled serves the same length again.
 
     Returns:
-      The levels, on the host.
+      The levels of a batch of one, on the host.
     """
-    ids_BN = np.asarray(ids_BN, np.int32)
-    batch = Batch(
-      ids_BS=ids_BN,
-      document_BS=np.zeros_like(ids_BN),
-      row_B=np.arange(len(ids_BN), dtype=np.int32),
-    )
+    ids_BS = np.asarray(ids_N, np.int32)[None]
+    batch = Batch(ids_BS, np.zeros_like(ids_BS), np.zeros(1, np.int32))
     with jax.set_mesh(self._mesh):
-      return jax.device_get(self._code_long(self.variables, batch))
+      return jax.device_get(self._levels(self.variables, batch))
 
   def _batches(self, passages, stride, max_documents=None):
     size = self.config.data.sequence_length

@@ -15,7 +15,7 @@ from abstractinator.modules.compressor_stream import (
 )
 from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.modules.quantizer import QuantizerOutput
-from abstractinator.modules.segment_compressor import SegmentCompressor
+from abstractinator.modules.segment_compressor import Below, SegmentCompressor
 from abstractinator.ops import (
   running_pool,
   sampling,
@@ -75,6 +75,7 @@ def prefill(
   is_last_B: Array,
   *,
   capacity: int,
+  below: Below | None = None,
 ) -> tuple[Prefix, StreamOutput, StreamState]:
   """Compresses the beginnings of rows at once, to go on from there.
 
@@ -86,6 +87,7 @@ def prefill(
     is_last_B: [B] bool, the last id of a row is the last of its document; of
       no concern to rows without ids.
     capacity: See `start`; at least S.
+    below: Of ids that are codes. Only ids of a first level go on in `step`.
 
   Returns:
     What is compressed, the output of the last id of each row, which means
@@ -96,14 +98,20 @@ def prefill(
   """
   batch, size = ids_BS.shape
   heads = compressor.config.entropy_heads
+  codebooks = None if below is None else below.codebooks
   # One prediction more than ids: that of the id after them.
   predicted, entropy_cache = compressor.entropy_model.prefill(
     ids_BS,
     document_BS,
     compressor.entropy_model.init_cache(batch, capacity + 1, compressor.dtype),
+    codebooks,
   )
   entropy_bits_BS = predictive_entropy_bits(predicted, heads)
-  surprisal_bits_BS = sampling.surprisal_bits(predicted.logits, ids_BS)
+  if below is None:
+    surprisal_bits_BS = sampling.surprisal_bits(predicted.logits, ids_BS)
+  else:
+    nats_BS = compressor.entropy_model.nats(ids_BS, predicted, codebooks)
+    surprisal_bits_BS = nats_BS * sampling.BITS_PER_NAT
   known = segmentation.known_before(
     ids_BS, document_BS, entropy_bits_BS, surprisal_bits_BS
   )
@@ -117,7 +125,7 @@ def prefill(
     num_slots=size,
   )
   states_BSD, encoder_cache = compressor.encoder.prefill(
-    compressor.embed(ids_BS),
+    compressor.inputs(ids_BS, below),
     document_BS,
     compressor.encoder.init_cache(batch, capacity, compressor.dtype),
   )
@@ -171,6 +179,7 @@ def prefill(
     surprisal_bits_BS[row_B, last_B],
     is_last_B | is_empty_B,
     jnp.ones(batch, bool),
+    codebooks,
   )
   is_start_B = segments.is_start_BS[row_B, last_B]
   return prefix, output_of(compressor, state, is_start_B, ~is_empty_B), state

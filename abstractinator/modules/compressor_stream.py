@@ -22,6 +22,7 @@ from abstractinator.modules.entropy_output import (
 )
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.segment_compressor import SegmentCompressor
+from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import (
   running_pool,
   sampling,
@@ -155,6 +156,7 @@ def look_ahead(
   surprisal_bits_B: Array,
   is_last_B: Array,
   active_B: Array,
+  codebooks: Codebooks | None = None,
 ) -> StreamState:
   """Predicts the next id and decides whether it opens a segment.
 
@@ -165,13 +167,14 @@ def look_ahead(
     surprisal_bits_B: [B] float32, -log2 p of the last id, likewise.
     is_last_B: [B] bool, the next id begins a document.
     active_B: [B] bool, rows to look ahead in; the others stay as they are.
+    codebooks: See `Vocabulary`; of ids that are codes.
 
   Returns:
     The state.
   """
   document_B = state.segmenter.document_B + is_last_B
   predicted, entropy_cache = compressor.entropy_model.step(
-    id_B, document_B, state.entropy_cache, active_B
+    id_B, document_B, state.entropy_cache, active_B, codebooks
   )
   segmenter, opens_B = segmentation_stream.step(
     state.segmenter,

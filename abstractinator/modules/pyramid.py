@@ -10,20 +10,22 @@ from jax import lax
 from abstractinator.config import ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
-  CodeSequence,
   CodeSequenceTransformer,
 )
 from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.modules.generation import pyramid as generation
+from abstractinator.modules.generation.request import Request
 from abstractinator.modules.pyramid_output import (
   BytePredictions,
   DecodedRows,
   PyramidOutput,
+  code_sequence,
 )
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.read_only import read_only
-from abstractinator.modules.segment_compressor import Below, CompressorOutput
+from abstractinator.modules.segment_compressor import Below
 from abstractinator.modules.vocabulary import Codebooks
-from abstractinator.ops import code_rows, digits, segmentation
+from abstractinator.ops import code_rows, digits
 from abstractinator.ops.code_rows import CodeRows
 from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, Special
@@ -116,25 +118,28 @@ class AbstractinatorPyramid(nn.Module):
     is_valid_BP: Array,
     lowest_BP: Array,
     sequence_length: int,
+    number: int | None = None,
   ) -> DecodedRows:
-    """Top codes to bytes, greedily, level by level.
+    """Codes to bytes, greedily, level by level.
 
     Each level decodes as `Abstractinator.decode` says; the ids of a level are
     the codes of the one below.
 
     Args:
-      codes_BU: [B, U] int32, of the top level.
+      codes_BU: [B, U] int32, of the level.
       is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
       lowest_BP: [B, P] int32, first slot of the document of each slot.
       sequence_length: S, the most ids a row of the first level can have.
+      number: Of the level, counted from 0; the top level by default.
 
     Returns:
       The bytes of the segments of the first level.
     """
     rows = code_rows.top_rows(codes_BU, is_valid_BP, lowest_BP)
     sizes = self.config.sequence_lengths(sequence_length)
+    levels = self.levels if number is None else self.levels[: number + 1]
     for child, level, size in reversed(
-      list(zip(self.levels, self.levels[1:], sizes[1:], strict=False))
+      list(zip(levels, levels[1:], sizes[1:], strict=False))
     ):
       codebooks = child.compressor.quantizer.codebooks()
       ids_BPL, length_BP = _decode(level, rows, size, codebooks)
@@ -147,6 +152,38 @@ class AbstractinatorPyramid(nn.Module):
         num_queries=num_queries,
       )
     return DecodedRows(*_decode(self.levels[0], rows, sizes[0]), rows)
+
+  def generate_bytes(
+    self,
+    ids_BS: Array,
+    count_B: Array,
+    request: Request,
+    *,
+    max_new_bytes: int,
+    num_slots: int = 16,
+  ) -> tuple[Array, Array]:
+    """Continues rows: prompts to codes, more codes, and those to bytes.
+
+    `abstractinator.generation` does it bit by bit, as bytes are wanted.
+
+    Args:
+      ids_BS: [B, S] int32, bytes; each row is the beginning of a document.
+      count_B: [B] int32, how many of a row there are, 0 to S.
+      request: What is asked for; limits above `max_new_bytes` are no other.
+      max_new_bytes: N.
+      num_slots: Segments of the top level that are made at a time.
+
+    Returns:
+      [B, N] int32, new bytes, and [B] int32, how many there are.
+    """
+    return generation.generate_bytes(
+      self,
+      ids_BS,
+      count_B,
+      request,
+      max_new_bytes=max_new_bytes,
+      num_slots=num_slots,
+    )
 
   def nearest_codes(
     self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
@@ -218,7 +255,7 @@ class AbstractinatorPyramid(nn.Module):
       output = run(level, batch, below)
       batches.append(batch)
       outputs.append(output)
-      codes = _code_sequence(
+      codes = code_sequence(
         output.compressed, batch, is_last_BS, level.config.pooling.num_queries
       )
       pad = level.config.quantizer.num_codes + Special.PAD
@@ -240,30 +277,4 @@ def _decode(
 ) -> tuple[Array, Array]:
   return level.decode(
     rows.codes_BU, rows.is_valid_BP, rows.lowest_BP, sequence_length, codebooks
-  )
-
-
-def _code_sequence(
-  compressed: CompressorOutput,
-  batch: Batch,
-  is_last_BS: Array,
-  num_queries: int,
-) -> CodeSequence:
-  """The codes of rows, with their documents and the ends of those."""
-  is_valid_BP = compressed.is_valid_BP
-  num_slots = is_valid_BP.shape[1]
-  document_BP = segmentation.per_slot(
-    batch.document_BS, compressed.segments, num_slots
-  )
-  is_end_BP = segmentation.per_slot_end(
-    is_last_BS, compressed.segments, num_slots
-  )
-  document_BP = jnp.where(is_valid_BP, document_BP, -1)
-  is_last_U = jnp.arange(num_slots * num_queries) % num_queries
-  is_last_U = is_last_U == num_queries - 1
-  return CodeSequence(
-    codes_BP=compressed.quantized.codes_BP,
-    vectors_BPD=compressed.quantized.vectors_BPD,
-    document_BP=jnp.repeat(document_BP, num_queries, axis=1),
-    is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
   )

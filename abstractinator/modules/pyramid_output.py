@@ -1,6 +1,7 @@
 """What comes out of a pyramid."""
 
 import flax.struct
+import jax.numpy as jnp
 
 from abstractinator.modules.abstractinator import LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
@@ -8,6 +9,8 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceOutput,
 )
 from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.modules.segment_compressor import CompressorOutput
+from abstractinator.ops import segmentation
 from abstractinator.ops.code_rows import CodeRows
 from abstractinator.types import Array, Batch
 
@@ -63,3 +66,39 @@ class DecodedRows:
   ids_BPL: Array
   length_BP: Array
   rows: CodeRows
+
+
+def code_sequence(
+  compressed: CompressorOutput,
+  batch: Batch,
+  is_last_BS: Array,
+  num_queries: int,
+) -> CodeSequence:
+  """The codes of rows, with their documents and the ends of those.
+
+  Args:
+    compressed: Of a level.
+    batch: Its ids.
+    is_last_BS: [B, S] bool, ids that are the last of their documents.
+    num_queries: Q.
+
+  Returns:
+    Its codes.
+  """
+  is_valid_BP = compressed.is_valid_BP
+  num_slots = is_valid_BP.shape[1]
+  document_BP = segmentation.per_slot(
+    batch.document_BS, compressed.segments, num_slots
+  )
+  is_end_BP = segmentation.per_slot_end(
+    is_last_BS, compressed.segments, num_slots
+  )
+  document_BP = jnp.where(is_valid_BP, document_BP, -1)
+  is_last_U = jnp.arange(num_slots * num_queries) % num_queries
+  is_last_U = is_last_U == num_queries - 1
+  return CodeSequence(
+    codes_BP=compressed.quantized.codes_BP,
+    vectors_BPD=compressed.quantized.vectors_BPD,
+    document_BP=jnp.repeat(document_BP, num_queries, axis=1),
+    is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
+  )

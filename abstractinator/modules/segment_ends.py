@@ -6,8 +6,8 @@ result:
   start(level, batch_size, capacity)
   opens(level, state, before_B, document_B, active_B): whether the next id opens
     a segment, [B] bool, given the id before it or BOS, and its own document.
-    Of rows that are not active the answer means nothing. First ids of documents
-    always open one, whatever is said of them.
+    Rows that are not active stay as they are and get no answer. First ids of
+    documents always open one, whatever is said of them.
   after(level, state, decoded, codebooks): once the id is known.
 """
 
@@ -129,9 +129,8 @@ class EntropyEnds:
       last_id_B=before_B,
       last_surprisal_bits_B=state.surprisal_bits_B,
     )
-    state = EntropyState(
-      cache, segmenter, predicted.logits, state.surprisal_bits_B
-    )
+    logits_BV = jnp.where(active_B[:, None], predicted.logits, state.logits_BV)
+    state = EntropyState(cache, segmenter, logits_BV, state.surprisal_bits_B)
     return state, opens_B
 
   @staticmethod

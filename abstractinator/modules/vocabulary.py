@@ -1,6 +1,7 @@
 """How ids are fed to a decoder and predicted by it."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
@@ -159,33 +160,34 @@ class Vocabulary(nn.Module):
     """
     allowed_K = None
     if ids is None or not self.has_eos:
-      symbol_K = jnp.arange(self.sizes[0] + len(Special)) - self.sizes[0]
-      allowed_K = symbol_K < 0
-      if self.has_eos:
-        allowed_K |= symbol_K == Special.EOS
-    if not self.is_tied:
-      logits = _allow(self.head(h_D).astype(jnp.float32), allowed_K)
-      best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-      return IdLogits((logits,), best)
-    if self.code_dim is not None:
-      h_D = h_D @ self.kernel.astype(self.dtype).T
-    scored = stage_logits.stage_logits(
-      h_D,
-      self._tables(codebooks),
-      None if ids is None else self._digits(ids)[0],
-      residual_conditioning=self.residual_conditioning,
-      distance=self.distance,
-      allowed_K=allowed_K,
-    )
-    # A state holds the id that was fed. Over D, its product with that id's
-    # entry starts below 1 at any width; a squared distance has it twice.
-    scale = jnp.exp(self.log_scale) / self.d_model
-    if self.distance == 'squared':
-      scale /= 2
-    first, *others = (logits * scale for logits in scored.logits)
-    return IdLogits(
-      (_allow(first, allowed_K), *others), self._ids(scored.digits_M)
-    )
+      allowed_K = self._allowed()
+    predicted = self._scores(h_D, ids, codebooks, allowed_K)
+    first, *others = predicted.logits
+    return predicted.replace(logits=(_allow(first, allowed_K), *others))
+
+  def draw(
+    self,
+    h_D: Array,
+    choose: Callable[[int, Array], Array],
+    codebooks: Codebooks | None = None,
+  ) -> tuple[Array, Array]:
+    """Chooses ids, digit by digit.
+
+    Args:
+      h_D: [..., D] of the compute type, normalised states.
+      choose: From the number of a digit and its logits [..., K] to digits [...]
+        int32; what is nobody's next id has logits of -inf.
+      codebooks: As of `embed`.
+
+    Returns:
+      [...] int32 ids, and their `nats` in `predict` of the same ids.
+    """
+    allowed_K = self._allowed()
+    drawn = self._scores(h_D, None, codebooks, allowed_K, choose)
+    if not self.has_eos:
+      first, *others = drawn.logits
+      drawn = drawn.replace(logits=(_allow(first, allowed_K), *others))
+    return drawn.best, self.nats(drawn, drawn.best)
 
   def nats(self, predicted: IdLogits, ids: Array) -> Array:
     """-log p of ids, summed over digits.
@@ -204,6 +206,48 @@ class Vocabulary(nn.Module):
       nats = cross_entropy(logits, digits_M[..., stage])
       total += jnp.where(is_special, 0.0, nats)
     return total
+
+  def _allowed(self) -> Array:
+    """Which values of the first digit can be a next id, [K] bool."""
+    symbol_K = jnp.arange(self.sizes[0] + len(Special)) - self.sizes[0]
+    is_allowed_K = symbol_K < 0
+    return is_allowed_K | (symbol_K == Special.EOS) & self.has_eos
+
+  def _scores(
+    self,
+    h_D: Array,
+    ids: Array | None,
+    codebooks: Codebooks | None,
+    allowed_K: Array | None,
+    choose: Callable[[int, Array], Array] | None = None,
+  ) -> IdLogits:
+    """Logits of all values, and the ids that are allowed and best or chosen."""
+    if not self.is_tied:
+      logits = self.head(h_D).astype(jnp.float32)
+      choice = _allow(logits, allowed_K)
+      if choose is None:
+        best = jnp.argmax(choice, axis=-1).astype(jnp.int32)
+      else:
+        best = choose(0, choice)
+      return IdLogits((logits,), best)
+    if self.code_dim is not None:
+      h_D = h_D @ self.kernel.astype(self.dtype).T
+    # A state holds the id that was fed. Over D, its product with that id's
+    # entry starts below 1 at any width; a squared distance has it twice.
+    scale = jnp.exp(self.log_scale) / self.d_model
+    if self.distance == 'squared':
+      scale /= 2
+    scored = stage_logits.stage_logits(
+      h_D,
+      self._tables(codebooks),
+      None if ids is None else self._digits(ids)[0],
+      residual_conditioning=self.residual_conditioning,
+      distance=self.distance,
+      allowed_K=allowed_K,
+      choose=choose and (lambda stage, logits: choose(stage, logits * scale)),
+    )
+    logits = tuple(logits * scale for logits in scored.logits)
+    return IdLogits(logits, self._ids(scored.digits_M))
 
   def _tables(self, codebooks: Codebooks | None) -> Codebooks:
     """Entries of each digit, the specials after those of the first."""

@@ -1,5 +1,7 @@
 """Scores of the digits of a code, one stage after the other."""
 
+from collections.abc import Callable
+
 import flax.struct
 import jax.numpy as jnp
 from jax import lax
@@ -13,7 +15,7 @@ class StageLogits:
 
   Attributes:
     logits: M arrays [..., K] float32, one a stage.
-    digits_M: [..., M] int32, the best digit of each stage.
+    digits_M: [..., M] int32, the best digit of each stage, or the chosen one.
   """
 
   logits: tuple[Array, ...]
@@ -28,6 +30,7 @@ def stage_logits(
   residual_conditioning: bool,
   distance: str,
   allowed_K: Array | None = None,
+  choose: Callable[[int, Array], Array] | None = None,
 ) -> StageLogits:
   """Scores every entry of every stage against a prediction.
 
@@ -40,6 +43,8 @@ def stage_logits(
       leave of the prediction, or all of it.
     distance: 'dot', inner products; 'squared', negative squared distances.
     allowed_K: [K] bool, digits of stage 0 that may be the best; None for all.
+    choose: From a stage and its logits [..., K], -inf where not allowed, to
+      digits [...] int32; the best ones by default.
 
   Returns:
     Logits and best digits, float32. No gradient passes through what is
@@ -59,7 +64,10 @@ def stage_logits(
     choice_K = logits[-1]
     if stage == 0 and allowed_K is not None:
       choice_K = jnp.where(allowed_K, choice_K, -jnp.inf)
-    best.append(jnp.argmax(choice_K, axis=-1).astype(jnp.int32))
+    if choose is None:
+      best.append(jnp.argmax(choice_K, axis=-1).astype(jnp.int32))
+    else:
+      best.append(choose(stage, choice_K))
     if residual_conditioning:
       digit = best[-1] if digits_M is None else digits_M[..., stage]
       rest_C = rest_C - lax.stop_gradient(codebook_KC[digit])

@@ -17,6 +17,7 @@ from abstractinator.evaluation.level_statistics import (
   LevelStatistics,
   word_starts,
 )
+from abstractinator.evaluation.noise import KINDS
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import (
   DocumentPassages,
@@ -159,8 +160,21 @@ def test_command_and_its_levels(pyramid, tmp_path, capsys):
   text = tmp_path / 'a.txt'
   text.write_bytes(documents().read(0, 0, 90))
   args = ['evaluate', pyramid, f'--data={text}', '--stride=32']
-  assert main([*args, '--json']) == 0
+  assert main([*args, '--json', '--noise']) == 0
   figures = json.loads(capsys.readouterr().out)
+  noisy = {k: figures.pop(k) for k in list(figures) if 'noise/' in k}
+  names = {
+    'level0/entropy_model_bits_per_byte',
+    'total_bits_per_byte',
+    'teacher_forced_byte_accuracy',
+    'free_running_byte_accuracy',
+  }
+  assert set(noisy) == {f'noise/{k}/{name}' for k in KINDS for name in names}
+  assert len({noisy[f'noise/{k}/total_bits_per_byte'] for k in KINDS}) == 5
+  edits = {k for k in figures if '/edit_' in k}
+  assert len(edits) == 6
+  for name in edits:
+    assert figures.pop(name) >= 0
   of_levels = {f'level{i}/{name}' for i in range(2) for name in LEVEL_FIGURES}
   assert set(figures) == of_levels | (FIGURES - LEVEL_FIGURES)
   assert figures['code_model'] == 'top_lm'

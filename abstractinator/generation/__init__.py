@@ -1,0 +1,1 @@
+"""Texts continued, on the host; see `options` for how, `texts` for what."""

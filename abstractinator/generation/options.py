@@ -1,0 +1,63 @@
+"""How texts are continued."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Settings of a continuation.
+
+  With a temperature of 0, every code, byte and end of a segment or document is
+  the most likely one, given those before it. Else all of them are drawn, each
+  filtered on its own: with the other settings as they are and a temperature of
+  1 from the model as it is.
+
+  Attributes:
+    max_new_bytes: New bytes after which a text ends.
+    temperature: Of codes, and of bytes and all between; see
+      `ops.sampling.filter_logits`, as the three after it.
+    top_k: Digits or bytes that are kept, 0 for all.
+    top_p: Their probability together, 1 for all.
+    min_p: Least probability, relative to the most likely one.
+    level_temperature: Of what levels make of top codes; None for `temperature`.
+    seed: Of the draws. A sample depends on it, on its prompt and on its number,
+      and on nothing that is continued beside it.
+    num_samples: Continuations of each prompt.
+    stop: Byte strings before the first of which a text ends.
+    entropy_model_only: Whether the entropy model of the first level continues
+      the bytes, without codes.
+
+  Raises:
+    ValueError: If a setting is out of its range.
+  """
+
+  max_new_bytes: int = 256
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  level_temperature: float | None = None
+  seed: int = 0
+  num_samples: int = 1
+  stop: tuple[bytes, ...] = ()
+  entropy_model_only: bool = False
+
+  def __post_init__(self):
+    for name in ('max_new_bytes', 'num_samples'):
+      _require(getattr(self, name) >= 1, name, getattr(self, name), '>= 1')
+    for name in ('temperature', 'level_temperature'):
+      value = getattr(self, name)
+      ok = value is None or value == 0 or 1e-6 <= value < float('inf')
+      _require(ok, name, value, '0, or >= 1e-6')
+    _require(0 <= self.top_k < 1 << 31, 'top_k', self.top_k, '>= 0')
+    _require(0 < self.top_p <= 1, 'top_p', self.top_p, '0 < value <= 1')
+    _require(0 <= self.min_p <= 1, 'min_p', self.min_p, '0 to 1')
+    _require(0 <= self.seed < 1 << 32, 'seed', self.seed, '0 to 2^32 - 1')
+    for text in self.stop:
+      ok = isinstance(text, bytes) and len(text) > 0
+      _require(ok, 'stop', text, 'bytes, at least 1')
+
+
+def _require(ok: bool, name: str, value: object, allowed: str) -> None:
+  if not ok:
+    raise ValueError(f'{name}: got {value!r}, allowed: {allowed}')
