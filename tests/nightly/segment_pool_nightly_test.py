@@ -28,7 +28,9 @@ def test_kernels_compile_forward_and_backward(topology):
   assert len(programs) == 5
   for program in programs:
     assert program['kernels'] == 2
-    assert program['temporary bytes'] < program['dense bytes'] / 8
+    # Small arrays are laid out anew, in tiles.
+    bound = max(program['dense bytes'] / 8, 8 << 20)
+    assert program['temporary bytes'] < bound
 
 
 def test_issue_cycles_of_the_forward_pass(tmp_path):
