@@ -20,8 +20,6 @@ from abstractinator.benchmarks import op
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.ops.segment_cross.support import SUPPORT
 
-_LOOKBACKS = (0, 3, 8)
-
 
 def problem(
   names: list[str],
@@ -79,10 +77,10 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
     if args.device in support.platforms and args.dtype in support.dtypes
   ]
   sizes = dict(batch=4, size=2048, heads=8, width=32, slots=512)
-  total, lengths = 16384, (1024, 4096, 16384)
+  lookbacks, total, lengths = (0, 3, 8), 16384, (1024, 4096, 16384)
   if args.small:
     sizes = dict(batch=2, size=256, heads=2, width=8, slots=64)
-    total, lengths = 512, (256, 512)
+    lookbacks, total, lengths = (0, 3), 512, (256, 512)
 
   def of_length(size):
     return problem(
@@ -99,7 +97,7 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   return [
     *(
       op.measure(problem(names, args.dtype, **sizes, lookback=n), args.repeats)
-      for n in _LOOKBACKS
+      for n in lookbacks
     ),
     op.scaling(of_length, lengths, args.repeats),
   ]

@@ -29,8 +29,8 @@ SCRIPT = pathlib.Path(__file__).with_name('compile_attention.py')
 TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
 
 
-def compile_for(topology, what, dump=None):
-  """What `compile_attention.py` found, one entry a program."""
+def compile_for(topology, what, dump=None, script=SCRIPT):
+  """What a script that compiles found, one entry a program."""
   environment = os.environ | dict(
     JAX_PLATFORMS='cpu',
     TPU_SKIP_MDS_QUERY='1',
@@ -45,7 +45,7 @@ def compile_for(topology, what, dump=None):
       f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
     )
   done = subprocess.run(
-    [sys.executable, SCRIPT, topology, what],
+    [sys.executable, script, topology, what],
     env=environment,
     cwd=SCRIPT.parents[2],
     capture_output=True,

@@ -7,7 +7,7 @@ SUPPORT = {
     platforms=PLATFORMS,
     dtypes=ANY_FLOAT,
     is_reproducible_on=PLATFORMS,
-    cost='N K C, N K C memory',
+    cost='N K C, N K memory',
     note='dense differences, float32: the oracle',
   ),
   'xla': Support(

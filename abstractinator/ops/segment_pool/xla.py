@@ -78,22 +78,24 @@ def _backward(num_slots, is_deterministic, residuals, grad_BPQHE):
   weight_NQH, score_BSQH, value_BSHE, slot_BS, out_BPQHE = residuals
   bucket_N = _buckets(slot_BS, num_slots)
 
-  def of_slot(x_BPHE):  # [B, S, H, E]
+  def of_slot(x_BPHE):  # [N, H, E]
     x = x_BPHE.astype(jnp.float32).reshape(-1, *x_BPHE.shape[2:])
-    return x[bucket_N].reshape(value_BSHE.shape)
+    return x[bucket_N]
 
-  weight_BSQH = weight_NQH.reshape(score_BSQH.shape)
+  # Rows in one: XLA on CPU would give all of a single row to one thread.
   value = value_BSHE.astype(jnp.float32)
+  value_NHE = value.reshape(-1, *value_BSHE.shape[2:])
   grad_score, grad_value = [], 0.0
   for q in range(score_BSQH.shape[2]):
-    weight_BSH, grad_BSHE = weight_BSQH[:, :, q], of_slot(grad_BPQHE[:, :, q])
-    deviation_BSHE = value - of_slot(out_BPQHE[:, :, q])
-    grad_BSH = weight_BSH * jnp.sum(grad_BSHE * deviation_BSHE, -1)
-    grad_score.append(jnp.where(weight_BSH > 0, grad_BSH, 0.0))
-    grad_value += weight_BSH[..., None] * grad_BSHE
+    weight_NH, grad_NHE = weight_NQH[:, q], of_slot(grad_BPQHE[:, :, q])
+    deviation_NHE = value_NHE - of_slot(out_BPQHE[:, :, q])
+    grad_NH = weight_NH * jnp.sum(grad_NHE * deviation_NHE, -1)
+    grad_score.append(jnp.where(weight_NH > 0, grad_NH, 0.0))
+    grad_value += weight_NH[..., None] * grad_NHE
+  grad_score_NQH = jnp.stack(grad_score, axis=1)
   return (
-    jnp.stack(grad_score, axis=2).astype(score_BSQH.dtype),
-    grad_value.astype(value_BSHE.dtype),
+    grad_score_NQH.reshape(score_BSQH.shape).astype(score_BSQH.dtype),
+    grad_value.reshape(value_BSHE.shape).astype(value_BSHE.dtype),
     None,
     None,
   )

@@ -1,0 +1,53 @@
+import json
+import typing
+
+import pytest
+
+from abstractinator.benchmarks import kernels
+from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.ops.support import PLATFORMS
+
+SUPPORTS = {op: support for op, _, support in kernels.supports()}
+
+
+def test_the_document_is_up_to_date():
+  written = (kernels.DOCS / 'kernels.md').read_text()
+  message = 'run python -m abstractinator.benchmarks.kernels'
+  assert written == kernels.document(), message
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_settings_are_what_is_supported(platform):
+  """Every op has a table, and a platform takes just what stands in it."""
+  settings = typing.get_type_hints(ImplementationConfig)
+  assert set(SUPPORTS) == set(settings)
+  for op, support in SUPPORTS.items():
+    found = set()
+    for name in typing.get_args(settings[op]):
+      given = dict.fromkeys(SUPPORTS, 'auto') | {op: name}
+      try:
+        found.add(
+          getattr(resolve_implementations(**given, platform=platform), op)
+        )
+      except ValueError:
+        continue
+    assert found == {n for n, s in support.items() if platform in s.platforms}
+
+
+def test_tables_of_a_run_are_told_apart_by_their_columns(tmp_path):
+  about = dict(command='python -m b', device='2 cores', jax='0')
+  rows = [dict(op='a', ms=1.0), dict(op='b', ms=2.0), dict(op='a', bytes=3)]
+  lines = [json.dumps(about | row) for row in rows]
+  (tmp_path / 'run.jsonl').write_text('\n'.join(lines))
+  text = kernels.measurements(tmp_path)
+  assert text.startswith(
+    '### run\n\n    python -m b\n\nHardware: 2 cores, jax 0'
+  )
+  assert text.count('| op | ') == 2
+  assert '| b  |  2 |\n\n| op | bytes |' in text
+  (tmp_path / 'run.jsonl').write_text(
+    '\n'.join([*lines, json.dumps(about | dict(jax='1', op='a'))])
+  )
+  with pytest.raises(ValueError, match=r'run\.jsonl: got lines of 2 runs'):
+    kernels.measurements(tmp_path)
