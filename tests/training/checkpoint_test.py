@@ -293,7 +293,9 @@ def test_checksums_notice_each_leaf():
     assert sum(after[name] != before[name] for name in before) == 1
 
 
-def test_checksum_by_hand():
+@pytest.mark.parametrize('on_host', [True, False])
+def test_checksum_by_hand(on_host, monkeypatch):
+  monkeypatch.setattr(checksum, 'is_in_host_memory', lambda _: on_host)
   sums = checksum.checksums(
     {
       'float': jnp.array([1.0, -2.0]),
