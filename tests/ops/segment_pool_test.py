@@ -185,6 +185,7 @@ def test_gives_the_same_twice_and_whatever_stands_in_other_rows(implementation):
     np.testing.assert_array_equal(a[:4], c[:4])
 
 
+@pytest.mark.nightly
 def test_tiles_of_heads_give_the_same(monkeypatch):
   """Where memory is short, groups of heads take turns."""
   rng = np.random.default_rng(0)
