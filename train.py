@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     run = Run(config, workdir)
     state = run.start(_RESUME_FROM.value)
     workdirs.claim(workdir, config)
-  except ValueError as error:
+  except (ValueError, NotImplementedError) as error:
     raise UserError(str(error)) from error
   try:
     final = run.train(state)

@@ -226,7 +226,14 @@ class TrainedLevel(LevelRows):
 
     Yields:
       New bytes as they come; joined they are what `generate` returns.
+
+    Raises:
+      ValueError: If several samples are asked for.
     """
+    if options.get('num_samples', 1) != 1:
+      raise ValueError(
+        f'num_samples: got {options["num_samples"]}, allowed: 1 to stream'
+      )
     yield from texts.stream(
       *self._generates(),
       prompt,

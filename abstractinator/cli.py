@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.suppress(BrokenPipeError):
       for part in [output, '\n'] if isinstance(output, str) else output:
         print(part, end='', flush=True)
-  except (ValueError, OSError) as error:
+  except (ValueError, NotImplementedError, OSError) as error:
     sys.stderr.write(_error_line(str(error)))
     return 2
   return 0

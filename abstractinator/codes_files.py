@@ -87,9 +87,19 @@ def _from_npz(path: str, content: bytes) -> list[Codes]:
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
       codes_N, count_B, num_rows_T, level, queries = (file[x] for x in _NPZ)
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except (
+    *(ValueError, TypeError, KeyError, EOFError),
+    zipfile.BadZipFile,
+  ) as error:
     raise _no_codes(path) from error
-  if num_rows_T.sum() != len(count_B):
+  arrays = (codes_N, count_B, num_rows_T, level, queries)
+  if (
+    any(not np.issubdtype(x.dtype, np.integer) for x in arrays)
+    or [x.ndim for x in arrays] != [1, 1, 1, 0, 0]
+    or (num_rows_T < 0).any()
+    or queries < 1
+    or num_rows_T.sum() != len(count_B)
+  ):
     raise _no_codes(path)
   joined = Codes(codes_N, count_B, int(level))
   parts = codes_lib.split(joined, num_rows_T.tolist(), int(queries))
@@ -107,7 +117,13 @@ def _from_parquet(path: str, content: bytes) -> list[Codes]:
       Codes(np.array(codes, np.int32), np.array(counts, np.int32), int(level))
       for codes, counts, level in zip(*columns, strict=True)
     ]
-  except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+  except (
+    pyarrow.ArrowException,
+    KeyError,
+    OverflowError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise _no_codes(path) from error
 
 

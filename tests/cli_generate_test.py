@@ -107,7 +107,7 @@ def test_texts_together_are_as_each_alone(workdir):
   [
     (['generate', 'RUN'], 'prompt: got no bytes, allowed: at least 1'),
     (['generate', 'RUN', '--prompt=a', '--top_p=2'], 'top_p: got 2.0, allowed'),
-    (['generate', 'RUN', '--prompt=a', '--max_bytes=0'], 'allowed: >= 1'),
+    (['generate', 'RUN', '--prompt=a', '--max_bytes=0'], 'allowed: 1 to 2^24'),
     (['generate', 'RUN', '--prompt=a', '--stop='], "stop: got b'', allowed"),
     (['generate', 'nowhere', '--prompt=a'], "got 'nowhere', allowed"),
     (['encode', 'RUN', 'FILE', '--level=1'], 'level: got 1, allowed: 0 to 0'),
@@ -115,6 +115,7 @@ def test_texts_together_are_as_each_alone(workdir):
     (['decode', 'RUN', 'FILE'], "ends in '', allowed: .npz or .parquet"),
     (['decode', 'RUN', 'BAD.npz'], 'is no file of codes, allowed: what'),
     (['decode', 'RUN', 'BAD.parquet'], 'is no file of codes, allowed: what'),
+    (['decode', 'RUN', 'FLOAT.npz'], 'is no file of codes, allowed: what'),
     (['decode', 'RUN', 'HIGH.npz'], 'codes: got 64, allowed: 0 to 63'),
     (['decode', 'RUN', 'LEVEL.npz'], 'level: got 3, allowed: 0 to 0'),
   ],
@@ -127,6 +128,8 @@ def test_bad_input_is_answered_in_one_line(
     (tmp_path / name).write_bytes(b'no codes')
   one = np.array([1])
   abstractinator.write_codes('HIGH.npz', [Codes(np.array([64]), one)])
+  one_row = dict(num_rows_T=np.array([1]), level=0, queries=1)
+  np.savez('FLOAT.npz', codes_N=np.array([0.5]), count_B=one, **one_row)
   abstractinator.write_codes('LEVEL.npz', [Codes(np.array([0]), one, 3)])
   status = main([workdir if arg == 'RUN' else arg for arg in args])
   out, err = capsys.readouterr()

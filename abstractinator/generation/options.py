@@ -44,12 +44,13 @@ class Options:
 
   def __post_init__(self):
     for name in ('max_new_bytes', 'num_samples'):
-      _require(getattr(self, name) >= 1, name, getattr(self, name), '>= 1')
+      value = getattr(self, name)
+      _require(1 <= value <= 1 << 24, name, value, '1 to 2^24')
     for name in ('temperature', 'level_temperature'):
       value = getattr(self, name)
       ok = value is None or value == 0 or 1e-6 <= value < float('inf')
       _require(ok, name, value, '0, or >= 1e-6')
-    _require(0 <= self.top_k < 1 << 31, 'top_k', self.top_k, '>= 0')
+    _require(0 <= self.top_k < 1 << 31, 'top_k', self.top_k, '0 to 2^31 - 1')
     _require(0 < self.top_p <= 1, 'top_p', self.top_p, '0 < value <= 1')
     _require(0 <= self.min_p <= 1, 'min_p', self.min_p, '0 to 1')
     _require(0 <= self.seed < 1 << 32, 'seed', self.seed, '0 to 2^32 - 1')

@@ -75,11 +75,15 @@ def empty_cache(
   Returns:
     The cache.
   """
-  keys, values = (
-    jnp.zeros((batch_size, slots, *width), dtype) for width in widths
-  )
+
+  def layer():
+    # Of its own: an array that stands twice in a cache cannot be donated.
+    return KeyValues(
+      *(jnp.zeros((batch_size, slots, *width), dtype) for width in widths)
+    )
+
   return Cache(
-    layers=(KeyValues(keys, values),) * num_layers,
+    layers=tuple(layer() for _ in range(num_layers)),
     group_BW=jnp.full((batch_size, slots), -1, jnp.int32),
     length_B=jnp.zeros(batch_size, jnp.int32),
   )

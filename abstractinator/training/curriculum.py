@@ -17,15 +17,17 @@ class Curriculum:
 
   Level i learns from step i `curriculum_steps` on, the top LM as the level
   after the last would; with `curriculum_stops` each until the one above it
-  joins. What does not learn stays as it is, bit for bit: its terms are no part
-  of the objective, and its parameters and collections are put back after the
-  step. Without `curriculum_steps` all learn always.
+  joins, and the last of all to the end. What does not learn stays as it is, bit
+  for bit: its terms are no part of the objective, and its parameters and
+  collections are put back after the step. Without `curriculum_steps` all learn
+  always.
   """
 
-  def __init__(self, config: LossConfig, num_levels: int):
+  def __init__(self, config: LossConfig, num_levels: int, has_top_lm: bool):
     self._interval = config.curriculum_steps
     self._stops = config.curriculum_stops
     self._num_levels = num_levels
+    self._last = num_levels if has_top_lm else num_levels - 1
 
   def joined(self, terms: dict[str, Array], step: Array) -> dict[str, Array]:
     """The terms, 0 for what does not learn.
@@ -78,6 +80,6 @@ class Curriculum:
   def _learns(self, number: int, step: Array) -> Array:
     begin = number * self._interval
     learns = step >= begin
-    if self._stops and number < self._num_levels:
+    if self._stops and number < self._last:
       learns &= step < begin + self._interval
     return learns

@@ -84,6 +84,14 @@ class Run:
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
     if c.max_steps is not None:
       self.total_steps = min(self.total_steps, c.max_steps)
+    joins = c.loss.curriculum_steps * (
+      len(c.model.levels) - (c.model.top_lm is None)
+    )
+    if joins and joins >= self.total_steps:
+      raise ValueError(
+        f'loss.curriculum_steps: got {c.loss.curriculum_steps}, allowed: so few'
+        f' that all learn within the run ({self.total_steps} steps)'
+      )
     self._data_identity = {
       'train': pipeline.fingerprint(self._train_rows),
       'validation': pipeline.fingerprint(self._validation_rows),

@@ -46,7 +46,9 @@ def train_step(
   """
   num_ids = losses.num_ids(batch)
   frozen, num_levels = Frozen(model.config), len(model.config.levels)
-  curriculum = Curriculum(weights, num_levels)
+  curriculum = Curriculum(
+    weights, num_levels, has_top_lm=model.config.top_lm is not None
+  )
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
   def loss_fn(params):

@@ -68,12 +68,12 @@ def test_bytes_that_are_no_character_come_as_they_are():
 @pytest.mark.parametrize(
   ('name', 'value', 'allowed'),
   [
-    ('max_new_bytes', 0, '>= 1'),
-    ('num_samples', 0, '>= 1'),
+    ('max_new_bytes', 0, '1 to 2^24'),
+    ('num_samples', 0, '1 to 2^24'),
     ('temperature', -0.1, '0, or >= 1e-6'),
     ('temperature', float('nan'), '0, or >= 1e-6'),
     ('level_temperature', 1e-9, '0, or >= 1e-6'),
-    ('top_k', -1, '>= 0'),
+    ('top_k', -1, '0 to 2^31 - 1'),
     ('top_p', 0.0, '0 < value <= 1'),
     ('top_p', 1.1, '0 < value <= 1'),
     ('min_p', 1.5, '0 to 1'),

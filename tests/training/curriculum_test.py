@@ -33,7 +33,9 @@ def weights(interval, stops):
 )
 def test_levels_join_the_objective_one_after_the_other(stops, learning):
   terms = {'level0/end': 2.0, 'level1/end': 2.0, 'top_lm_code': 2.0}
-  curriculum = Curriculum(weights(INTERVAL, stops), num_levels=2)
+  curriculum = Curriculum(
+    weights(INTERVAL, stops), num_levels=2, has_top_lm=True
+  )
   for step, names in learning.items():
     joined = curriculum.joined(terms, jnp.int32(step))
     found = [name for name, total in joined.items() if total == 2.0]
@@ -43,7 +45,9 @@ def test_levels_join_the_objective_one_after_the_other(stops, learning):
 
 def test_a_single_level_has_no_name():
   terms = {'end': 2.0, 'top_lm_end': 2.0}
-  curriculum = Curriculum(weights(INTERVAL, True), num_levels=1)
+  curriculum = Curriculum(
+    weights(INTERVAL, True), num_levels=1, has_top_lm=True
+  )
   before = {'compressor': jnp.zeros(2), 'top_lm': jnp.zeros(3)}
   after = jax.tree.map(lambda x: x + 1, before)
   for step, name in ((9, 'compressor'), (10, 'top_lm')):
@@ -56,8 +60,16 @@ def test_a_single_level_has_no_name():
     ]
 
 
+def test_without_a_top_lm_the_last_level_goes_on():
+  terms = {'level0/end': 2.0, 'level1/end': 2.0}
+  curriculum = Curriculum(weights(INTERVAL, True), 2, has_top_lm=False)
+  for step, learning in ((9, [True, False]), (99, [False, True])):
+    joined = curriculum.joined(terms, jnp.int32(step))
+    assert [bool(x) for x in joined.values()] == learning
+
+
 def test_without_an_interval_nothing_is_held():
-  curriculum = Curriculum(weights(0, False), num_levels=2)
+  curriculum = Curriculum(weights(0, False), num_levels=2, has_top_lm=True)
   terms, after = {'level1/end': 2.0}, {'level_1': jnp.ones(2)}
   assert curriculum.joined(terms, jnp.int32(0)) is terms
   assert curriculum.hold(after, {'level_1': jnp.zeros(2)}, 0) is after
