@@ -4,21 +4,17 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from abstractinator import codes as codes_lib
 from abstractinator import level_programs
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.codes import Codes
-from abstractinator.config import RunConfig
 from abstractinator.generation import texts
 from abstractinator.generation.options import Options
 from abstractinator.level_rows import LevelRows
 from abstractinator.reconstruction import Reconstruction, reconstructions
-from abstractinator.training import checkpoint
-from abstractinator.training.model import make_model
-from abstractinator.training.state import abstract_state
+from abstractinator.training.trained import read_trained
 
 
 def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
@@ -35,15 +31,10 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
     ValueError: If there is no such checkpoint, it is damaged, or it is one of
       an entropy model alone.
   """
-  config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  config, variables = read_trained(workdir, step)
   if config.objective != 'all':
     got = f'objective: got {config.objective!r}'
     raise ValueError(f"{workdir}: {got}, allowed: 'all', which has codes")
-  model = make_model(config, jax.default_backend())
-  state = abstract_state(model, config.data.sequence_length)
-  fields = {'params': state.params, 'collections': state.collections}
-  fields = checkpoint.restore_variables(workdir, fields, step)
-  variables = {'params': fields['params'], **fields['collections']}
   return TrainedLevel(config, variables)
 
 
@@ -55,7 +46,7 @@ class TrainedLevel(LevelRows):
   `data.sequence_length` ids, each encoded as a document of its own.
 
   Attributes:
-    config: Of the run.
+    config: Of the run, as `read_trained` gives it.
   """
 
   def segment(self, data: bytes) -> list[bytes]:

@@ -8,8 +8,9 @@ import pytest
 import abstractinator
 from abstractinator import api, level_programs, level_rows
 from abstractinator.codes import Codes
+from abstractinator.ops.implementation import Implementations
+from abstractinator.training.checkpoint import Checkpointer
 from tests import tiny_run
-from tests.implementations import REFERENCE_CONFIG
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 
@@ -285,15 +286,18 @@ def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(tmp_path):
   assert with_few_slots('head').encode(data).count_B[:2].tolist() == [5, 5]
 
 
-def test_compute_type_and_implementation_come_from_the_config(tmp_path):
+def test_a_run_trained_by_the_kernels_of_a_gpu_is_read_anywhere(tmp_path):
   config = tiny_run.config()
+  kernels = dataclasses.replace(config.model.implementation, attention='cudnn')
   model = dataclasses.replace(
-    config.model, dtype='bfloat16', implementation=REFERENCE_CONFIG
+    config.model, dtype='bfloat16', implementation=kernels
   )
-  tiny_run.save(tmp_path, dataclasses.replace(config, model=model))
+  stored = dataclasses.replace(config, model=model).to_dict()
+  with Checkpointer(str(tmp_path), max_to_keep=1) as checkpointer:
+    checkpointer.save(3, tiny_run.random_state(config, 3), {}, stored)
   level = abstractinator.load(str(tmp_path))
   assert level._model.dtype == 'bfloat16'
-  assert level._model.implementation.attention == 'reference'
+  assert level._model.implementation == Implementations.everywhere('xla')
 
 
 def test_a_pyramid_goes_to_its_top_codes_and_back(tmp_path):

@@ -89,6 +89,17 @@ RULES = (
     ),
     APART,
   ),
+  (
+    'training.trained',
+    (
+      *OWN,
+      'training.checkpoint',
+      'training.model',
+      'training.objective',
+      'training.state',
+    ),
+    APART,
+  ),
   ('training.window', (*OWN, 'metrics'), APART),
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     help='ids a window counts; the rest of its row is context; half a row',
   )
-  parser.add_argument('--batch-size', type=int, help='rows; 8192 ids')
+  parser.add_argument('--batch_size', type=int, help='rows; 8192 ids')
   parser.add_argument(
-    '--no-decode',
+    '--no_decode',
     action='store_true',
     help='leave out what is decoded from codes alone, the slowest part',
   )
@@ -42,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_documents(parser: argparse.ArgumentParser) -> None:
-  """Adds the documents that a command reads: `--data`, `--max-documents`."""
+  """Adds the documents that a command reads: `--data`, `--max_documents`."""
   parser.add_argument(
     '--data', help='globs of files; by default what the run held out'
   )
   parser.add_argument(
-    '--max-documents', type=int, help='a sample of so many documents'
+    '--max_documents', type=int, help='a sample of so many documents'
   )
 
 
@@ -106,7 +106,7 @@ def open_documents(
   wanted, there = args.max_documents, documents.num_documents
   if wanted is not None:
     if wanted < 1:
-      raise ValueError(f'--max-documents: got {wanted}, allowed: at least 1')
+      raise ValueError(f'--max_documents: got {wanted}, allowed: at least 1')
     wanted = min(wanted, there)
     documents = documents.select([i * there // wanted for i in range(wanted)])
   return DocumentPassages(documents)

@@ -19,7 +19,6 @@ from abstractinator.evaluation.windows import (
   windows_of,
 )
 from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.sharding import (
@@ -27,7 +26,7 @@ from abstractinator.training.sharding import (
   make_mesh,
   replicated,
 )
-from abstractinator.training.state import abstract_state
+from abstractinator.training.trained import read_trained
 from abstractinator.types import Array, Batch, PyTree
 
 # Ids of a batch where its size is not given.
@@ -56,19 +55,8 @@ def open_run(
     ValueError: If there is no such checkpoint, it is damaged, or a number is
       out of its range.
   """
-  config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
-  state = abstract_state(
-    make_model(config, jax.default_backend()),
-    config.data.sequence_length,
-    method=OBJECTIVES[config.objective].method,
-  )
-  fields = {'params': state.params, 'collections': state.collections}
-  fields = checkpoint.restore_variables(workdir, fields, step)
   return Evaluator(
-    config,
-    {'params': fields['params'], **fields['collections']},
-    batch_size=batch_size,
-    stride=stride,
+    *read_trained(workdir, step), batch_size=batch_size, stride=stride
   )
 
 

@@ -21,6 +21,10 @@ _FREE = (
   'mesh.data',
   'mesh.fsdp',
   'mesh.tensor',
+  'model.implementation.attention',
+  'model.implementation.segment_pool',
+  'model.implementation.segment_cross',
+  'model.implementation.nearest_code',
 )
 
 
@@ -62,7 +66,7 @@ def check(workdir: str, config: RunConfig) -> None:
   Args:
     workdir: The directory; it need not exist.
     config: The run's. If a run lies there, it may differ in how long to train,
-      how often to log and save, and on which devices.
+      how often to log and save, on which devices and by which kernels.
 
   Raises:
     ValueError: If the directory holds another run, naming the first setting

@@ -201,9 +201,9 @@ def test_command_and_its_levels(pyramid, tmp_path, capsys):
       ['--stride=33'],
       'stride: got 33, allowed: 1 to data.sequence_length (32)',
     ),
-    (['--batch-size=0'], 'batch_size: got 0, allowed: at least 1'),
+    (['--batch_size=0'], 'batch_size: got 0, allowed: at least 1'),
     (['--data=nowhere/*'], 'matches no file'),
-    (['--max-documents=0'], '--max-documents: got 0, allowed: at least 1'),
+    (['--max_documents=0'], '--max_documents: got 0, allowed: at least 1'),
   ],
 )
 def test_bad_input(workdir, args, message, capsys):

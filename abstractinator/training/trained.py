@@ -1,0 +1,44 @@
+"""What a run has trained, to be used and not trained on."""
+
+import dataclasses
+
+import jax
+
+from abstractinator.config import ImplementationConfig, RunConfig
+from abstractinator.training import checkpoint
+from abstractinator.training.model import make_model
+from abstractinator.training.objective import OBJECTIVES
+from abstractinator.training.state import abstract_state
+from abstractinator.types import PyTree
+
+
+def read_trained(
+  workdir: str, step: int | None = None
+) -> tuple[RunConfig, PyTree]:
+  """Reads a checkpoint of a run.
+
+  Args:
+    workdir: The directory of the run.
+    step: Which checkpoint, the latest by default.
+
+  Returns:
+    The config of the run, and `params` and the collections of its model, in
+    host memory or on the default device. `model.implementation` is 'auto': a
+    run trained by kernels of one platform is read on any.
+
+  Raises:
+    ValueError: If there is no such checkpoint, or it is damaged.
+  """
+  config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  auto = ImplementationConfig.everywhere('auto')
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, implementation=auto)
+  )
+  state = abstract_state(
+    make_model(config, jax.default_backend()),
+    config.data.sequence_length,
+    method=OBJECTIVES[config.objective].method,
+  )
+  fields = {'params': state.params, 'collections': state.collections}
+  fields = checkpoint.restore_variables(workdir, fields, step)
+  return config, {'params': fields['params'], **fields['collections']}
