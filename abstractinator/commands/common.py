@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,18 +48,37 @@ def read_text(args: argparse.Namespace) -> bytes:
 
 
 def require_new(path: str) -> None:
-  """Raises ValueError if something lies there, which would be lost."""
+  """Refuses a path where something lies, or whose directory is not there.
+
+  Raises:
+    ValueError: If so: before any work is done.
+  """
   if os.path.lexists(path):
     raise ValueError(f'{path}: exists, allowed: a path with nothing there')
+  directory = os.path.dirname(path) or '.'
+  if not os.path.isdir(directory):
+    raise ValueError(
+      f'{path}: got no directory {directory!r}, allowed: a path in one that'
+      ' exists'
+    )
 
 
 def write_new(path: str, content: bytes) -> None:
-  """Writes a file that appears whole or not at all."""
+  """Writes a file that appears whole or not at all; see `require_new`."""
   require_new(path)
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as file:
-    file.write(content)
-  os.replace(temporary, path)
+  directory, name = os.path.split(path)
+  descriptor, temporary = tempfile.mkstemp(dir=directory or '.', prefix=name)
+  try:
+    with open(descriptor, 'wb') as file:
+      file.write(content)
+    # Files of tempfile are their owner's alone; others are as the mask says.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
 
 
 def be_quiet() -> None:
