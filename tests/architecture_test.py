@@ -105,7 +105,7 @@ RULES = (
   ('training', OWN, APART),
   (
     'evaluation',
-    (*STEP, 'data', 'training', 'evaluation'),
+    (*STEP, 'alignment', 'data', 'training', 'evaluation'),
     ('ml_collections',),
   ),
   (
@@ -115,6 +115,7 @@ RULES = (
   ),
   ('compression.container', (), ('jax', 'flax', 'numpy')),
   ('compression', ('compression',), ('flax', 'optax', 'ml_collections')),
+  ('alignment', (), ('jax', 'flax')),
   ('codes', BASE, ('jax', 'flax')),
   ('codes_files', ('codes',), ('jax', 'flax')),
   ('reconstruction', (), ('jax', 'flax')),

@@ -206,6 +206,14 @@ def test_tensorboard_reads_the_run(finished):
   assert scalar.value == pytest.approx(last['eval/loss_total'], rel=1e-6)
   usage = reader.Histograms('eval/code_usage')[-1].histogram_value
   assert sum(usage.bucket) == usage.num > 0
+  lengths = reader.Histograms('eval/segment_length')[-1].histogram_value
+  assert sum(lengths.bucket) > 0
+  assert lengths.bucket[0] == 0
+  bits = reader.Histograms('eval/entropy_bits')[-1].histogram_value
+  assert bits.min < bits.max <= 9
+  image = reader.Images('eval/segments')[-1]
+  assert image.encoded_image_string.startswith(b'\x89PNG')
+  assert len(image.encoded_image_string) < 1e5
   text = reader.Tensors('eval/examples/text_summary')[-1]
   passage = text.tensor_proto.string_val[0].decode()
   assert '|' in passage

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.evaluation.held_out import decode_output
+from abstractinator.evaluation.reconstruction import decode_output
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.modules.pyramid_output import DecodedRows, PyramidOutput
 from abstractinator.modules.segment_compressor import CompressorOutput
@@ -24,6 +24,8 @@ class CodedLevel:
 
   Attributes:
     index_BS: [B, S] int32, segment of each id; -1 on padding.
+    entropy_bits_BS: [B, S] float32, entropy that cut segments; arbitrary on
+      padding.
     bits_BS: [B, S] float32, what ids cost under the entropy model; 0 on
       padding.
     is_short_BS: [B, S] bool, ids cut for want of slots.
@@ -32,6 +34,7 @@ class CodedLevel:
   """
 
   index_BS: Array
+  entropy_bits_BS: Array
   bits_BS: Array
   is_short_BS: Array
   codes_BU: Array
@@ -129,6 +132,7 @@ def coded_level(compressed: CompressorOutput) -> CodedLevel:
   is_id_BS = segments.index_BS >= 0
   return CodedLevel(
     index_BS=segments.index_BS,
+    entropy_bits_BS=compressed.entropy_bits_BS,
     bits_BS=jnp.where(is_id_BS, compressed.entropy_nats_BS * BITS_PER_NAT, 0.0),
     is_short_BS=segments.is_capacity_bound_BS,
     codes_BU=compressed.quantized.codes_BP,

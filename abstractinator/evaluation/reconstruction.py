@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.modules.pyramid_output import PyramidOutput
-from abstractinator.types import Array
+from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.modules.pyramid_output import DecodedRows, PyramidOutput
+from abstractinator.ops import segmentation
+from abstractinator.types import Array, Batch, Mean, PyTree
 
 
 def free_running_counts(
@@ -80,6 +82,49 @@ def free_running_counts(
     return jnp.sum(jnp.where(is_valid_BP, x_BP, 0), dtype=jnp.float32)
 
   return count(right_BP), count(total_BP)
+
+
+def decode_output(
+  variables: PyTree,
+  output: PyramidOutput,
+  batch: Batch,
+  *,
+  model: AbstractinatorPyramid,
+) -> tuple[Mean, DecodedRows]:
+  """Decodes what was encoded from its top codes alone.
+
+  Args:
+    variables: `params` and the collections.
+    output: From `compress_all`.
+    batch: What was encoded.
+    model: All levels.
+
+  Returns:
+    The free-running accuracy, and what was decoded.
+  """
+  top = output.levels[-1].compressed
+  lowest_BP = segmentation.per_slot(
+    segmentation.first_slots(top.segments, output.batches[-1].document_BS),
+    top.segments,
+    top.is_valid_BP.shape[1],
+  )
+  decoded = model.apply(
+    variables,
+    top.quantized.codes_BP,
+    top.is_valid_BP,
+    lowest_BP,
+    sequence_length=batch.ids_BS.shape[1],
+    method='decode_all',
+  )
+  num_right, num_total = free_running_counts(
+    decoded.ids_BPL,
+    decoded.length_BP,
+    decoded.rows.origin_BP,
+    batch.ids_BS,
+    top_slots(output),
+    top.is_valid_BP,
+  )
+  return Mean(num_right, num_total), decoded
 
 
 def top_slots(output: PyramidOutput) -> Array:

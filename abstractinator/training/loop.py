@@ -25,8 +25,6 @@ from abstractinator.training.state import TrainState, variables_of
 from abstractinator.training.window import Window
 from abstractinator.types import Batch
 
-_EXAMPLE_ROWS = 4
-
 
 class Run:
   """What a run is made of, and the loop over it."""
@@ -255,17 +253,17 @@ class Run:
     progress.message(f'step {step}: evaluating on held-out documents')
     variables = variables_of(state)
     config = self.config
-    summary, histograms = self._held_out.evaluate(
+    found = self._held_out.evaluate(
       variables, config.final_eval_batches if is_last else config.eval_batches
     )
-    tags = {f'eval/{name}': value for name, value in summary.items()}
+    tags = {f'eval/{name}': value for name, value in found.summary.items()}
     writer.write_scalars(step, tags)
-    for name, counts in histograms.items():
-      writer.write_histogram(step, f'eval/{name}', counts)
-    if self._program.objective.has_codes:
-      examples = self._held_out.examples(variables, _EXAMPLE_ROWS)
-      writer.write_text(step, 'eval/examples', examples)
-    progress.message(f'step {step}: {report.headline(summary)}')
+    for name, histogram in found.histograms.items():
+      writer.write_histogram(step, f'eval/{name}', *histogram)
+    if found.picture is not None:
+      writer.write_text(step, 'eval/examples', found.examples)
+      writer.write_image(step, 'eval/segments', found.picture)
+    progress.message(f'step {step}: {report.headline(found.summary)}')
     return tags
 
   def _describe(self, progress, state, step) -> None:

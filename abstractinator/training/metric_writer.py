@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import struct
 import time
+import zlib
 from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 import tensorboardX
+from tensorboardX.proto.summary_pb2 import Summary
 
 # tensorboardX's own default, two minutes, is what a killed run would lose.
 _TENSORBOARD_FLUSH_SECONDS = 10
@@ -76,30 +79,62 @@ class MetricWriter:
     }
     self._jsonl.write(json.dumps(line) + '\n')
 
-  def write_histogram(self, step: int, tag: str, counts: np.ndarray) -> None:
-    """Writes how often each of K codes was used, as a histogram over codes.
+  def write_histogram(
+    self,
+    step: int,
+    tag: str,
+    counts: np.ndarray,
+    edges: np.ndarray | None = None,
+  ) -> None:
+    """Writes how often each of K values was met.
 
     Args:
       step: Optimizer step.
       tag: Name of the histogram.
-      counts: [K], uses of each code.
+      counts: [K].
+      edges: [K + 1], of the bins; None where value k is the integer k, such as
+        a code.
     """
     if not self._enabled:
       return
     counts = np.asarray(counts, np.float64)
-    codes = np.arange(len(counts), dtype=np.float64)
-    # From the counts, for a list of all uses could be of any length. A code's
-    # bucket reaches half a code to either side of it.
+    if edges is None:
+      # An integer's bin reaches half of one to either side of it.
+      edges = np.arange(len(counts) + 1) - 0.5
+    edges = np.asarray(edges, np.float64)
+    values = (edges[:-1] + edges[1:]) / 2
+    # From the counts, for a list of all values could be of any length.
     self._tensorboard.add_histogram_raw(
       tag,
-      min=0.0,
-      max=codes[-1],
+      min=values[0],
+      max=values[-1],
       num=counts.sum(),
-      sum=(counts * codes).sum(),
-      sum_squares=(counts * codes**2).sum(),
-      bucket_limits=(codes + 0.5).tolist(),
+      sum=(counts * values).sum(),
+      sum_squares=(counts * values**2).sum(),
+      bucket_limits=edges[1:].tolist(),
       bucket_counts=counts.tolist(),
       global_step=step,
+    )
+
+  def write_image(self, step: int, tag: str, pixels: np.ndarray) -> None:
+    """Writes a picture.
+
+    Args:
+      step: Optimizer step.
+      tag: Name of the picture.
+      pixels: [height, width, 3] uint8.
+    """
+    if not self._enabled:
+      return
+    height, width, _ = pixels.shape
+    image = Summary.Image(
+      height=height,
+      width=width,
+      colorspace=3,
+      encoded_image_string=_png(pixels),
+    )
+    self._tensorboard.file_writer.add_summary(
+      Summary(value=[Summary.Value(tag=tag, image=image)]), step
     )
 
   def write_text(self, step: int, tag: str, markdown: str) -> None:
@@ -128,6 +163,25 @@ class MetricWriter:
 
   def __exit__(self, *unused) -> None:
     self.close()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  """A picture as a file, without a library of pictures."""
+  height, width, _ = pixels.shape
+
+  def chunk(kind, data):
+    checksum = zlib.crc32(kind + data)
+    return struct.pack('>I', len(data)) + kind + data + checksum.to_bytes(4)
+
+  # Eight bits a channel, three channels; each line is stored as it is.
+  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+  lines = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', zlib.compress(lines.tobytes()))
+    + chunk(b'IEND', b'')
+  )
 
 
 def last_step(workdir: str) -> int | None:

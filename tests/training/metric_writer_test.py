@@ -1,9 +1,11 @@
+import io
 import json
 import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
@@ -68,6 +70,27 @@ def test_histogram(tmp_path):
   assert value.bucket_limit == [0.5, 1.5, 2.5, 3.5, 4.5]
   assert value.bucket == counts.tolist()
   assert second.histogram_value.num == 0
+
+
+def test_histogram_of_values_between_edges(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_histogram(4, 'bits', np.array([2, 1]), np.array([0, 0.5, 1]))
+  (event,) = read_tensorboard(tmp_path).Histograms('bits')
+  value = event.histogram_value
+  assert (value.min, value.max, value.num) == (0.25, 0.75, 3)
+  assert (value.sum, value.sum_squares) == (1.25, 2 * 0.0625 + 0.5625)
+  assert (value.bucket_limit, value.bucket) == ([0.5, 1.0], [2, 1])
+
+
+def test_image(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+  with MetricWriter(tmp_path) as writer:
+    writer.write_image(4, 'picture', pixels)
+  (event,) = read_tensorboard(tmp_path).Images('picture')
+  assert (event.step, event.height, event.width) == (4, 3, 5)
+  with Image.open(io.BytesIO(event.encoded_image_string)) as image:
+    assert image.format == 'PNG'
+    np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 def test_text(tmp_path):
@@ -135,6 +158,7 @@ def test_other_processes_write_nothing(tmp_path):
   with MetricWriter(tmp_path / 'run', enabled=False) as writer:
     writer.write_scalars(1, {'loss': 1.0})
     writer.write_histogram(1, 'usage', np.ones(3))
+    writer.write_image(1, 'image', np.ones((1, 1, 3), np.uint8))
     writer.write_text(1, 'text', 'text')
     writer.flush()
   assert not (tmp_path / 'run').exists()
