@@ -4,11 +4,14 @@
 
 The first tables hold each implementation against the dense form, over a window
 and without one; `jax.nn` is its masked path, which takes no documents, so rows
-are of one. The last holds the linear ones at growing lengths.
+are of one. On GPU its cuDNN path and, where torch is there, FlexAttention stand
+beside it, and the windows come again at a length that the dense form has no
+memory for. The last table holds the linear ones at growing lengths.
 """
 
 import argparse
 import functools
+import importlib.util
 import sys
 
 import jax
@@ -16,25 +19,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator import huge_pages
-from abstractinator.benchmarks import op
+from abstractinator.benchmarks import flex_attention, op
 from abstractinator.ops.attention import attention
 from abstractinator.ops.attention.support import SUPPORT
 from abstractinator.types import Array
 
 _DENSE = ('reference', 'jax.nn')
+# Of `jax.nn`: what it calls them. By XLA all scores, most of them masked.
+_PEERS = {'jax.nn': 'xla', 'jax.nn cudnn': 'cudnn'}
+_FLEX = 'flex_attention'
 
 
-def masked(
-  q_BSHA: Array, k_BSHA: Array, v_BSHA: Array, *, window: int | None
+def of_jax(
+  q_BSHA: Array,
+  k_BSHA: Array,
+  v_BSHA: Array,
+  *,
+  window: int | None,
+  implementation: str,
 ) -> Array:
-  """What `jax.nn` does by XLA: all scores, most of them masked."""
+  """Attention of `jax.nn`."""
   return jax.nn.dot_product_attention(
     q_BSHA,
     k_BSHA,
     v_BSHA,
     is_causal=True,
     local_window_size=None if window is None else (window, 0),
-    implementation='xla',
+    implementation=implementation,
   )
 
 
@@ -54,8 +65,8 @@ def problem(
   args = tuple(jnp.asarray(rng.normal(size=shape), dtype) for _ in range(3))
   group = jnp.zeros((batch, size), jnp.int32)
   functions = {
-    name: functools.partial(masked, window=window)
-    if name == 'jax.nn'
+    name: functools.partial(of_jax, window=window, implementation=_PEERS[name])
+    if name in _PEERS
     else functools.partial(
       attention,
       group_BS=group,
@@ -64,6 +75,7 @@ def problem(
       implementation=name,
     )
     for name in names
+    if name != _FLEX
   }
   # What is seen, and no more: less at the start of a row.
   reach = size if window is None else min(window + 1, size)
@@ -77,11 +89,14 @@ def problem(
     is_differentiated=True,
     flops=4 * scores * width,
     num_bytes=4 * args[0].nbytes,
+    peers={_FLEX: functools.partial(flex_attention.calls, *args, window=window)}
+    if _FLEX in names
+    else {},
   )
 
 
 def run(args: argparse.Namespace) -> list[list[dict]]:
-  """Two tables against the dense form, and one of lengths."""
+  """Tables of windows, and one of lengths."""
   names = [
     name
     for name, support in SUPPORT.items()
@@ -94,10 +109,19 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   if args.device != 'cpu':
     sizes |= dict(batch=8, width=64)
     windows, total = (63, 127, 511, None), 65536
+  peers = []
+  if args.device == 'gpu' and args.dtype != 'float32':
+    peers = ['jax.nn cudnn']
+    if importlib.util.find_spec('torch'):
+      peers.append(_FLEX)
   if args.small:
     sizes = dict(batch=2, size=256, heads=2, width=8)
     windows, total, lengths = (15,), 512, (256, 512)
   linear = [name for name in names if name not in _DENSE]
+  held = [(['jax.nn', *names, *peers], sizes, window) for window in windows]
+  if args.device != 'cpu' and not args.small:
+    long = sizes | dict(size=8192)
+    held += [([*linear, *peers], long, x) for x in windows if x is not None]
 
   def of_length(size):
     return problem(
@@ -113,10 +137,9 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   return [
     *(
       op.measure(
-        problem(['jax.nn', *names], args.dtype, **sizes, window=window),
-        args.repeats,
+        problem(names, args.dtype, **sizes, window=window), args.repeats
       )
-      for window in windows
+      for names, sizes, window in held
     ),
     op.scaling(of_length, lengths, args.repeats),
   ]

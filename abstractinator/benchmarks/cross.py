@@ -78,13 +78,20 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   ]
   sizes = dict(batch=4, size=2048, heads=8, width=32, slots=512)
   lookbacks, total, lengths = (0, 3, 8), 16384, (1024, 4096, 16384)
+  linear = [name for name in names if name != op.ORACLE]
+  if args.device != 'cpu':
+    total, sizes = 65536, sizes | dict(batch=8, width=64)
   if args.small:
     sizes = dict(batch=2, size=256, heads=2, width=8, slots=64)
     lookbacks, total, lengths = (0, 3), 512, (256, 512)
+  held = [(names, sizes, n) for n in lookbacks]
+  if args.device != 'cpu' and not args.small:
+    long = sizes | dict(size=8192, slots=2048)
+    held += [(linear, long, n) for n in lookbacks]
 
   def of_length(size):
     return problem(
-      [name for name in names if name != op.ORACLE],
+      linear,
       args.dtype,
       batch=total // size,
       size=size,
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   return [
     *(
       op.measure(problem(names, args.dtype, **sizes, lookback=n), args.repeats)
-      for n in lookbacks
+      for names, sizes, n in held
     ),
     op.scaling(of_length, lengths, args.repeats),
   ]

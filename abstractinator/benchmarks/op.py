@@ -10,7 +10,7 @@ import functools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,21 @@ ORACLE = 'reference'
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+  """A compiled function with its arguments.
+
+  Attributes:
+    run: Runs it; `jax.block_until_ready` must be able to wait for what comes.
+    temp_bytes: Of temporary memory; None if it is not known.
+    arrays: What came, as a list of arrays.
+  """
+
+  run: Callable[[], Any]
+  temp_bytes: int | None
+  arrays: Callable[[Any], list[Array]] = jax.tree.leaves
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
   """An op at one size.
 
@@ -38,6 +53,8 @@ class Problem:
     is_differentiated: Whether gradients of all arguments are taken as well.
     flops: What the op asks for, whoever computes it.
     num_bytes: Of what it must read and write.
+    peers: By name, what makes the `Call` of each phase of something that jax
+      does not compile.
   """
 
   op: str
@@ -47,6 +64,9 @@ class Problem:
   is_differentiated: bool
   flops: float
   num_bytes: float
+  peers: Mapping[str, Callable[[], dict[str, Call]]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def dtype(self) -> str:
@@ -69,10 +89,7 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
   Raises:
     ValueError: If a result is wrong.
   """
-  calls = {
-    name: _compiled(problem, function)
-    for name, function in problem.functions.items()
-  }
+  calls = _calls(problem)
   errors = _errors(problem, calls)
   floors = []
 
@@ -81,7 +98,7 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
     copy_rate = timing.copy_rate(repeats=1)
     floors.append(max(problem.flops / rate, problem.num_bytes / copy_rate))
 
-  (median,) = _medians([problem], [calls], repeats, floor)
+  (median,) = _medians([calls], repeats, floor)
   rows = []
   for name, phases in calls.items():
     row = dict(
@@ -96,8 +113,8 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
       row[f'{phase} ms'] = seconds * 1e3
       if ORACLE in calls:
         row[f'{phase} x'] = median[ORACLE][phase] / seconds
-      memory = call.memory_analysis()
-      row[f'{phase} MiB'] = memory.temp_size_in_bytes / 2**20
+      is_known = call.temp_bytes is not None
+      row[f'{phase} MiB'] = call.temp_bytes / 2**20 if is_known else None
     row['GFLOP'] = problem.flops / 1e9
     row['MB'] = problem.num_bytes / 1e6
     row['roofline'] = statistics.median(floors) / median[name]['forward']
@@ -105,33 +122,46 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
   return rows
 
 
+def _calls(problem: Problem) -> dict[str, dict[str, Call]]:
+  """By implementation and phase."""
+  calls = {
+    name: _compiled(problem, function)
+    for name, function in problem.functions.items()
+  }
+  return calls | {name: make() for name, make in problem.peers.items()}
+
+
 def _compiled(problem, function):
-  compiled = {'forward': jax.jit(function).lower(*problem.args).compile()}
+  def call(function):
+    compiled = jax.jit(function).lower(*problem.args).compile()
+    run = functools.partial(compiled, *problem.args)
+    return Call(run, compiled.memory_analysis().temp_size_in_bytes)
+
+  calls = {'forward': call(function)}
   if problem.is_differentiated:
 
     def both(*args):
       out, pullback = jax.vjp(function, *args)
       return out, pullback(out)
 
-    compiled['both'] = jax.jit(both).lower(*problem.args).compile()
-  return compiled
+    calls['both'] = call(both)
+  return calls
 
 
-def _medians(problems, calls, repeats, between=lambda: None):
+def _medians(calls, repeats, between=lambda: None):
   """Of each problem, seconds by implementation and phase."""
   taken = [
-    {name: {phase: [] for phase in phases} for name, phases in call.items()}
-    for call in calls
+    {name: {phase: [] for phase in phases} for name, phases in by_name.items()}
+    for by_name in calls
   ]
   # The first is to warm up.
   for i in range(repeats + 1):
     between()
-    for problem, call, times in zip(problems, calls, taken, strict=True):
-      for name, phases in call.items():
-        for phase, compiled in phases.items():
-          run = functools.partial(compiled, *problem.args)
-          seconds = timing.seconds(run, 1)
-          times[name][phase] += seconds if i else []
+    for by_name, times in zip(calls, taken, strict=True):
+      for name, phases in by_name.items():
+        for phase, call in phases.items():
+          seconds = timing.queued_seconds(call.run)
+          times[name][phase] += [seconds] if i else []
   return [
     {
       name: {phase: statistics.median(t) for phase, t in phases.items()}
@@ -143,10 +173,8 @@ def _medians(problems, calls, repeats, between=lambda: None):
 
 def _errors(problem, calls):
   """Of each implementation, its largest deviation from the oracle."""
-  results = {
-    name: jax.tree.leaves(list(phases.values())[-1](*problem.args))
-    for name, phases in calls.items()
-  }
+  last = {name: list(phases.values())[-1] for name, phases in calls.items()}
+  results = {name: call.arrays(call.run()) for name, call in last.items()}
   if ORACLE not in results:
     return {}
   errors = {}
@@ -183,10 +211,8 @@ def scaling(
     A row a length and implementation.
   """
   problems = [make(size) for size in sizes]
-  calls = [
-    {name: _compiled(p, f) for name, f in p.functions.items()} for p in problems
-  ]
-  medians = _medians(problems, calls, repeats)
+  calls = [_calls(problem) for problem in problems]
+  medians = _medians(calls, repeats)
   rows = []
   for p, c, t in zip(problems, calls, medians, strict=True):
     ids = p.size['B'] * p.size.get('S', p.size.get('T', 1))
@@ -199,8 +225,7 @@ def scaling(
       )
       for phase, call in phases.items():
         row[f'{phase} ns/id'] = t[name][phase] / ids * 1e9
-        memory = call.memory_analysis().temp_size_in_bytes
-        row[f'{phase} bytes/id'] = memory / ids
+        row[f'{phase} bytes/id'] = call.temp_bytes / ids
       rows.append(row)
   return rows
 

@@ -3,7 +3,8 @@
     python -m abstractinator.benchmarks.segment_pool [--device gpu]
 
 Segments are 4 ids long on average. The first table holds each implementation
-against the dense form, the second the linear ones at growing lengths.
+against the dense form, the last the linear ones at growing lengths; on GPU and
+TPU there is one between them, of a size that fills the device.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def problem(
 
 
 def run(args: argparse.Namespace) -> list[list[dict]]:
-  """The two tables."""
+  """The tables."""
   names = [
     name
     for name, support in SUPPORT.items()
@@ -72,13 +73,18 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
   ]
   sizes = dict(batch=4, size=2048, heads=8, width=32, slots=512)
   total, lengths = 16384, (1024, 4096, 16384)
+  linear = [name for name in names if name in _LINEAR]
+  held = [(names, sizes)]
+  if args.device != 'cpu':
+    total, sizes = 65536, sizes | dict(batch=8, width=64)
+    held = [(names, sizes), (linear, sizes | dict(size=8192, slots=2048))]
   if args.small:
     sizes = dict(batch=2, size=256, heads=2, width=8, slots=64)
-    total, lengths = 512, (256, 512)
+    total, lengths, held = 512, (256, 512), [(names, sizes)]
 
   def of_length(size):
     return problem(
-      [name for name in names if name in _LINEAR],
+      linear,
       args.dtype,
       batch=total // size,
       size=size,
@@ -88,7 +94,7 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
     )
 
   return [
-    op.measure(problem(names, args.dtype, **sizes), args.repeats),
+    *(op.measure(problem(n, args.dtype, **s), args.repeats) for n, s in held),
     op.scaling(of_length, lengths, args.repeats),
   ]
 

@@ -20,15 +20,21 @@ from abstractinator.ops.attention import (
 from tests.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
 
+# Interpreted but on their own platform.
+PLATFORM = jax.default_backend()
 KERNELS = {
-  'tpu': functools.partial(pallas_tpu.attention, interpret=True),
-  'triton': functools.partial(pallas_triton.attention, interpret=True),
+  'tpu': functools.partial(pallas_tpu.attention, interpret=PLATFORM != 'tpu'),
+  'triton': functools.partial(
+    pallas_triton.attention, interpret=PLATFORM != 'gpu'
+  ),
 }
 # Those of others, around which we wrap; that of cuDNN with jax's own in its
-# place, as it has none for a processor.
+# place where there is none.
 PEERS = {
-  'splash': functools.partial(splash.attention, interpret=True),
-  'cudnn': functools.partial(cudnn.attention, implementation='xla'),
+  'splash': functools.partial(splash.attention, interpret=PLATFORM != 'tpu'),
+  'cudnn': functools.partial(
+    cudnn.attention, implementation='cudnn' if PLATFORM == 'gpu' else 'xla'
+  ),
 }
 KERNELS |= PEERS
 SIZE = 290

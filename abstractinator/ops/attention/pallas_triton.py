@@ -17,10 +17,31 @@ from abstractinator.ops.attention import pallas_triton_kernels as kernels
 from abstractinator.ops.attention.visible import visible_blocks
 from abstractinator.types import Array
 
-# Ids of a block: what fits in the registers of a program; none is smaller than
-# what matrix units multiply.
-_BLOCK, _MIN_BLOCK = 64, 16
+# What matrix units multiply at least.
+_MIN_BLOCK = 16
 _MAX_WIDTH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """How a kernel runs: what fits in the registers of a program.
+
+  Attributes:
+    block: Ids of a block, of queries and of keys.
+    num_warps: Groups of 32 threads of a program.
+    num_stages: Tiles in flight.
+  """
+
+  block: int
+  num_warps: int
+  num_stages: int
+
+
+_TILINGS = {
+  kernels.forward: Tiling(64, 4, 2),
+  kernels.backward_queries: Tiling(64, 4, 2),
+  kernels.backward_keys: Tiling(64, 4, 2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +49,7 @@ class Plan:
   """What does not change from program to program.
 
   Attributes:
-    block: Ids of a block.
+    block: Ids of a block, which each kernel has its own of.
     key_width: A.
     value_width: E.
     window: How many ids before itself an id sees; None for all.
@@ -64,15 +85,15 @@ def attention(
       f"attention by 'pallas': got heads {widest} wide, allowed: at most"
       f' {_MAX_WIDTH}'
     )
-  block = min(_BLOCK, max(_MIN_BLOCK, pl.next_power_of_2(size)))
   plan = Plan(
-    block=block,
+    block=0,
     key_width=q_BSHA.shape[3],
     value_width=v_BSGE.shape[3],
     window=window,
     scale=scale,
     interpret=interpret,
   )
+  block = max(_tiled(kernel, plan, size).block for kernel in _TILINGS)
 
   def whole(x, fill=0):
     pad = ((0, 0), (0, -size % block)) + ((0, 0),) * (x.ndim - 2)
@@ -89,6 +110,7 @@ def _attention(q, k, v, group, plan):
 
 
 def _forward(q, k, v, group, plan):
+  plan = _tiled(kernels.forward, plan, q.shape[1])
   own, row, number = _specs(plan, q.shape)
   first, _ = visible_blocks(group, plan.block, plan.window)
   out, log_total = _call(
@@ -107,10 +129,16 @@ def _forward(q, k, v, group, plan):
 
 
 def _backward(plan, saved, grad):
+  grad_q, mean = _backward_queries(plan, saved, grad)
+  return grad_q, *_backward_keys(plan, saved, grad, mean), None
+
+
+def _backward_queries(plan, saved, grad):
   q, k, v, group, out, log_total = saved
+  plan = _tiled(kernels.backward_queries, plan, q.shape[1])
   own, row, number = _specs(plan, q.shape)
-  first, last = visible_blocks(group, plan.block, plan.window)
-  grad_q, mean = _call(
+  first, _ = visible_blocks(group, plan.block, plan.window)
+  return _call(
     kernels.backward_queries,
     plan,
     first,
@@ -129,6 +157,13 @@ def _backward(plan, saved, grad):
     ],
     products=(2, 1),
   )
+
+
+def _backward_keys(plan, saved, grad, mean):
+  q, k, v, group, _, log_total = saved
+  plan = _tiled(kernels.backward_keys, plan, q.shape[1])
+  own, row, _ = _specs(plan, q.shape)
+  _, last = visible_blocks(group, plan.block, plan.window)
   numbers = pl.BlockSpec((None, None, q.shape[1]), lambda i, h, b: (b, h, 0))
 
   def of_head(x):
@@ -158,10 +193,16 @@ def _backward(plan, saved, grad):
       part = jnp.sum(part, axis=2, keepdims=True)
     return part.astype(x.dtype)
 
-  return grad_q, together(grad_k, k), together(grad_v, v), None
+  return together(grad_k, k), together(grad_v, v)
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _tiled(kernel, plan, size):
+  """The plan with the blocks of a kernel, no longer than a row."""
+  block = min(_TILINGS[kernel].block, max(_MIN_BLOCK, pl.next_power_of_2(size)))
+  return dataclasses.replace(plan, block=block)
 
 
 def _specs(plan, shape):
@@ -215,7 +256,10 @@ def _call(kernel, plan, limit, group, *, inputs, outputs, products):
     grid=(num_blocks, heads, batch),
     in_specs=[*whole, *in_specs],
     out_specs=out_specs,
-    compiler_params=plt.CompilerParams(num_warps=4, num_stages=2),
+    compiler_params=plt.CompilerParams(
+      num_warps=_TILINGS[kernel].num_warps,
+      num_stages=_TILINGS[kernel].num_stages,
+    ),
     cost_estimate=pl.CostEstimate(
       flops=2 * scores * widths,
       transcendentals=scores,
