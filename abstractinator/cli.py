@@ -8,6 +8,7 @@ r"""The command `abstractinator`: what to do with a trained run.
     abstractinator evaluate WORKDIR             how good the run is
     abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
     abstractinator decompress WORKDIR FILE OUT  and back
+    abstractinator plan --config=FILE --topology=NAME   a run, before it is one
 
 Bytes that are no UTF-8, such as those of a character that a boundary divides,
 are shown as `\xNN`, in plain output and in JSON alike.
@@ -26,6 +27,7 @@ from abstractinator.commands import (
   encode,
   evaluate,
   generate,
+  plan,
   reconstruct,
   segment,
 )
@@ -39,6 +41,7 @@ _COMMANDS = (
   evaluate,
   compress,
   decompress,
+  plan,
 )
 
 

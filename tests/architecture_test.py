@@ -113,6 +113,7 @@ RULES = (
     (*BASE, 'ops', 'modules'),
     ('optax', 'ml_collections', 'grain', 'orbax'),
   ),
+  ('planning', (*OWN, 'planning', 'training'), APART),
   ('compression.container', (), ('jax', 'flax', 'numpy')),
   ('compression', ('compression',), ('flax', 'optax', 'ml_collections')),
   ('alignment', (), ('jax', 'flax')),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.benchmarks.flops import training_flops
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import (
   ImplementationConfig,
@@ -18,6 +17,7 @@ from abstractinator.config import (
 )
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.training.flops import training_flops
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
 from abstractinator.training.state import initial_state

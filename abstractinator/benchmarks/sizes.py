@@ -19,8 +19,8 @@ from collections.abc import Iterable
 
 import jax
 
-from abstractinator.benchmarks.flops import training_flops
 from abstractinator.config import ImplementationConfig, RunConfig
+from abstractinator.training.flops import training_flops
 from abstractinator.training.program import make_program
 
 # Takes the directory of a run.

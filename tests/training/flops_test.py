@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from abstractinator.benchmarks.flops import matmul_flops, training_flops
+from abstractinator.training.flops import matmul_flops, training_flops
 
 
 def shape(*sizes):

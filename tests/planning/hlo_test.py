@@ -1,0 +1,92 @@
+import pytest
+
+from abstractinator.planning.hlo import Buffer, Program
+
+TEXT = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%fused (param_0: f32[10,4], param_1: s32[]) -> f32[1,4] {
+  %param_0 = f32[10,4]{1,0:T(8,128)} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,4]{1,0} dynamic-slice(%param_0, %param_1, %zero)
+}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%test (loop: (s32[], f32[10,4])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(7)
+  %loop = (s32[], /*index=1*/f32[10,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%loop), index=0
+  ROOT %lt = pred[] compare(%i, %bound), direction=LT
+}
+
+%body (state: (s32[], f32[10,4])) -> (s32[], f32[10,4]) {
+  %state = (s32[], f32[10,4]{1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%state), index=0
+  %rows = f32[10,4]{1,0} get-tuple-element(%state), index=1
+  %near = f32[1,4]{1,0:T(8,128)S(1)} fusion(%rows, %j), kind=kLoop, calls=%fused
+  %one = s32[] constant(1)
+  %next = s32[] add(%j, %one)
+  ROOT %out = (s32[], f32[10,4]{1,0}) tuple(%next, %rows)
+}
+
+ENTRY %main (x: f32[10,4], y: bf16[3]) -> f32[10,4] {
+  %x = f32[10,4]{1,0} parameter(0), sharding={replicated}
+  %y = bf16[3]{0} parameter(1)
+  %start = s32[] constant(0)
+  %init = (s32[], f32[10,4]{1,0}) tuple(%start, %x)
+  %while.1 = (s32[], f32[10,4]{1,0}) while(%init), condition=%test, body=%body
+  %found = f32[10,4]{1,0} get-tuple-element(%while.1), index=1
+  ROOT %all = f32[10,4]{1,0} all-reduce(%found), replica_groups=[2,4]<=[8]
+}
+"""
+
+
+def test_instructions():
+  program = Program(TEXT)
+  assert (program.entry, program.num_chips) == ('main', 8)
+  near = program.computations['body'].instructions['near']
+  assert near.opcode == 'fusion'
+  assert near.results == (Buffer(16, 1),)
+  assert near.operands == ('rows', 'j')
+  assert near.called == ('fused',)
+  loop = program.computations['main'].instructions['while.1']
+  assert loop.results == (Buffer(4, 0), Buffer(160, 0))
+  assert program.computations['main'].bytes_of(('x', 'y')) == 166
+  assert program.computations['test'].root.name == 'lt'
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  program = Program(TEXT)
+  times = {x.name: n for _, x, n in program.executed()}
+  assert (times['near'], times['lt'], times['all']) == (7, 7, 1)
+  # Neither the inside of a fusion nor the sum of an all-reduce.
+  assert 'slice' not in times
+  assert 'add' not in times
+  assert program.unbounded() == 0
+
+
+def test_the_length_that_xla_writes_wins():
+  known = '"known_trip_count":{"n":"3"}'
+  text = TEXT.replace('body=%body', f'body=%body, backend_config={{{known}}}')
+  times = {x.name: n for _, x, n in Program(text).executed()}
+  assert times['near'] == 3
+
+
+@pytest.mark.parametrize(
+  'edit', [('direction=LT', 'direction=NE'), ('constant(7)', 'parameter(1)')]
+)
+def test_a_loop_of_unknown_length_is_reported(edit):
+  program = Program(TEXT.replace(*edit))
+  assert program.unbounded() == 1
+  assert {x.name: n for _, x, n in program.executed()}['near'] == 1
+
+
+def test_a_text_that_is_no_program():
+  with pytest.raises(ValueError, match='ENTRY'):
+    Program('HloModule x')
