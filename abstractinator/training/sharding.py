@@ -29,10 +29,12 @@ _RULES = (
   # Heads and hidden units are split over `tensor`, the width over `fsdp`.
   (r'(^|/)qkv/kernel$', P('fsdp', None, 'tensor', None)),
   (r'(^|/)[qkv]/kernel$', P('fsdp', 'tensor', None)),
-  (r'(^|/)(query_down|query_up|value_up)/kernel$', P('tensor', None, None)),
+  (r'(^|/)(query_down|query_up|value_up)/kernel$', P('tensor', 'fsdp', None)),
   # The latent of multi-head latent attention is shared by all heads.
   (r'(^|/)(attention|cross)/kv/kernel$', P('fsdp', None)),
   (r'(^|/)gate_up/kernel$', P('fsdp', None, 'tensor')),
+  # Of each component of a mixture.
+  (r'(^|/)gaussian_head/(mean|log_variance)/kernel$', P('fsdp', None, 'tensor')),
   (r'(^|/)(attention|cross)/out/kernel$', P('tensor', None, 'fsdp')),
   (r'(^|/)down/kernel$', P('tensor', 'fsdp')),
   (r'(^|/)kernel$', P('fsdp', 'tensor')),

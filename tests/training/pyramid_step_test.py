@@ -1,7 +1,6 @@
-"""Steps of pyramids: of every form, on one device and on eight."""
+"""Steps of pyramids of every form."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,11 @@ import optax
 import pytest
 
 from abstractinator import metrics
-from abstractinator.config import LossConfig, MeshConfig, RunConfig
-from abstractinator.training import sharding
+from abstractinator.config import LossConfig
 from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.program import make_program
-from abstractinator.training.state import initial_state, variables_of
+from abstractinator.training.state import initial_state
 from abstractinator.training.step import eval_step, train_step
-from configs import default, tiny_2level
+from configs import default
 from tests import tiny_pyramid
 from tests.tiny_top_lm import quick_jit
 
@@ -116,49 +113,3 @@ def test_a_step_moves_all_of_three_levels():
   )(variables, batch)
   assert set(held_out) <= set(found)
   assert float(held_out['loss_total'].total) < float(found['loss_total'].total)
-
-
-def test_eight_devices_do_as_one():
-  """The loss, the codes and the codebooks of a step of `tiny_2level`."""
-  values = tiny_2level.get_config()
-  values.data.sequence_length = SIZE
-  values.data.batch_size = 8
-  # All levels learn at once, for all of them to be compared.
-  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
-  config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
-  program = make_program(config, 'cpu', config.max_steps)
-  batch = tiny_pyramid.make_batch(
-    [[(40 - n, n), (n, 9)] if n > 1 else [(30, n)] for n in range(8)], SIZE
-  )
-  key = jax.random.key(0)
-  state = quick_jit(program.init)(key)
-  abstract = jax.eval_shape(program.init, key)
-
-  def step(state, batch):
-    output = program.model.apply(
-      variables_of(state), batch, method='compress_all'
-    )
-    after, found = program.step(state, batch)
-    codes = [level.compressed.quantized.codes_BP for level in output.levels]
-    return codes, after.collections, found
-
-  results = []
-  for devices in (jax.devices()[:1], jax.devices()):
-    mesh = sharding.make_mesh(MeshConfig(-1, 1, 1), devices)
-    of_state = sharding.state_shardings(abstract, mesh)
-    of_batch = sharding.batch_sharding(mesh)
-    with jax.set_mesh(mesh):
-      results.append(
-        jax.device_get(
-          quick_jit(step)(
-            jax.device_put(state, of_state), jax.device_put(batch, of_batch)
-          )
-        )
-      )
-  (codes_1, collections_1, found_1), (codes_8, collections_8, found_8) = results
-  jax.tree.map(np.testing.assert_array_equal, codes_1, codes_8)
-  close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
-  jax.tree.map(close, collections_1, collections_8)
-  close(found_1['loss_total'].total, found_8['loss_total'].total)
-  hits = collections_1['vq']['level_1']['compressor']['quantizer']['state']
-  assert int(hits.step) == 1

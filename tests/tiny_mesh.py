@@ -1,0 +1,116 @@
+"""A two-level pyramid with a top LM, trained for a few steps on any mesh."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator.byte_vocab import EOS_ID, NUM_BYTES
+from abstractinator.config import MeshConfig, RunConfig
+from abstractinator.training import sharding
+from abstractinator.training.program import make_program
+from abstractinator.training.state import variables_of
+from abstractinator.types import Batch
+from configs import tiny, tiny_2level
+
+SIZE, ROWS = 48, 16
+ONE_DEVICE = (1, 1, 1)
+MESHES = {'data': (8, 1, 1), 'fsdp': (1, 8, 1), 'all': (2, 2, 2)}
+
+
+def make_values():
+  """The config, to be edited."""
+  values = tiny_2level.get_config()
+  values.data.sequence_length, values.data.batch_size = SIZE, ROWS
+  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
+  values.optimizer.warmup_steps = 5
+  for level in values.model.levels:
+    tiny.make_small(level, d_model=16)
+    level.quantizer.codebook_size, level.quantizer.code_dim = 16, 8
+    # So that codes are replaced within a few steps.
+    level.quantizer.reset_interval_steps = 4
+    level.quantizer.reset_after_steps = 4
+    # What is drawn at random has to be the same on every mesh, too.
+    level.expander.byte_dropout = 0.2
+    level.segmentation.threshold = 3.0
+    level.segmentation.capacity_length = 2.5
+  top_lm = values.model.top_lm
+  top_lm.d_model = 16
+  top_lm.stack.update(num_layers=1, num_heads=2, ffn_dim=32)
+  return values
+
+
+def make_config(values=None) -> RunConfig:
+  values = make_values() if values is None else values
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+def make_batch(step: int, rows: int = ROWS) -> Batch:
+  """Rows of two documents each, all different."""
+  rng = np.random.default_rng(step)
+  ids = rng.integers(0, 64, (rows, SIZE)).astype(np.int32) % NUM_BYTES
+  document = np.zeros((rows, SIZE), np.int32)
+  for row, end in enumerate(rng.integers(8, SIZE - 8, rows)):
+    ids[row, end - 1] = ids[row, -1] = EOS_ID
+    document[row, end:] = 1
+  return Batch(ids, document, (step * rows + np.arange(rows)).astype(np.int32))
+
+
+class Trained(NamedTuple):
+  """What a few steps on a mesh come to.
+
+  Attributes:
+    losses: Of each step.
+    codes: Those of every level, of each step.
+    metrics: Those of the last step.
+    state: After the last step, where it lies.
+  """
+
+  losses: np.ndarray
+  codes: list
+  metrics: dict
+  state: object
+
+
+def train(config: RunConfig, sizes=ONE_DEVICE, steps: int = 20) -> Trained:
+  """Initializes a state in its place and trains it."""
+  devices = jax.devices()[: int(np.prod(sizes))]
+  mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
+  program = make_program(config, 'cpu', total_steps=steps)
+  key = jax.random.key(0)
+  of_state = sharding.state_shardings(jax.eval_shape(program.init, key), mesh)
+  of_batch = sharding.batch_sharding(mesh)
+
+  def step_and_codes(state, batch):
+    output = program.model.apply(
+      variables_of(state), batch, method='compress_all'
+    )
+    compressed = [level.compressed for level in output.levels]
+    codes = [
+      # What stands in empty slots means nothing.
+      jnp.where(c.is_code_BU, c.quantized.codes_BP, -1)
+      for c in compressed
+    ]
+    return *program.step(state, batch), codes
+
+  everywhere = sharding.replicated(mesh)
+  step_fn = jax.jit(
+    step_and_codes,
+    in_shardings=(of_state, of_batch),
+    out_shardings=(of_state, everywhere, everywhere),
+    donate_argnums=0,
+  )
+  losses, codes, found = [], [], {}
+  with jax.set_mesh(mesh):
+    state = jax.jit(program.init, out_shardings=of_state)(key)
+    for step in range(steps):
+      rows = make_batch(step, config.data.batch_size)
+      batch = sharding.shard_batch(rows, mesh)
+      state, found, of_step = step_fn(state, batch)
+      found, of_step = jax.device_get((found, of_step))
+      codes.append(of_step)
+      mean = found['loss_total']
+      losses.append(mean.total / mean.count)
+  return Trained(np.asarray(losses), codes, found, state)
