@@ -12,6 +12,7 @@ from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.codes import Codes
 from abstractinator.generation import texts
 from abstractinator.generation.options import Options
+from abstractinator.inspection import Inspection, flatten, inspection
 from abstractinator.level_rows import LevelRows
 from abstractinator.reconstruction import Reconstruction, reconstructions
 from abstractinator.training.trained import read_trained
@@ -99,7 +100,7 @@ class TrainedLevel(LevelRows):
     segments, count_B, codes_BU = self._in_batches(
       compress, ids_BS, document_BS
     )
-    self._require_division_of_decoding(segments)
+    self._require_division_of_decoding(segments.is_capacity_bound_BS)
     codes = self._from_slots(codes_BU, count_B, number)
     return codes_lib.split(codes, num_rows_T, self._queries(number))
 
@@ -153,7 +154,7 @@ class TrainedLevel(LevelRows):
     segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
       level_programs.predict, ids_BS, document_BS
     )
-    self._require_division_of_decoding(segments)
+    self._require_division_of_decoding(segments.is_capacity_bound_BS)
     number = self._number(None)
     decoded = self._decode(self._from_slots(codes_BU, count_B, number))
     right_B, total_B = self._in_batches(
@@ -174,6 +175,42 @@ class TrainedLevel(LevelRows):
       total_B=total_B,
       forced_B=forced_B,
       num_segments_B=segments.count_B,
+    )
+
+  def inspect(self, data: bytes) -> Inspection:
+    """Encodes a text, decodes it, and keeps all that there is to see of it.
+
+    Args:
+      data: The text.
+
+    Returns:
+      Segments, codes and costs of all levels, and what came back; errors as of
+      `encode`.
+    """
+    rows = self._rows([data])[:2]
+    levels, expander_bits, count_B, forced_BS, top_BS, top_bits_BU = (
+      self._in_batches(level_programs.inspect, *rows)
+    )
+    self._require_division_of_decoding(levels[0].is_short_BS)
+    top = levels[-1]
+    decoded = self._decode(
+      self._from_slots(top.codes_BU, count_B, len(levels) - 1)
+    )
+    return inspection(
+      data,
+      [
+        flatten(level, bits_BS, self._queries(number))
+        for number, (level, bits_BS) in enumerate(
+          zip(levels, expander_bits, strict=True)
+        )
+      ],
+      top_BS=top_BS,
+      num_tops_B=count_B,
+      forced_BS=forced_BS,
+      decoded=(decoded.ids_BPL, decoded.length_BP, decoded.rows.origin_BP),
+      top_code_bits_N=None
+      if top_bits_BU is None
+      else top_bits_BU[top.is_code_BU],
     )
 
   def generate(

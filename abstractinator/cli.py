@@ -5,6 +5,7 @@ r"""The command `abstractinator`: what to do with a trained run.
     abstractinator generate WORKDIR --prompt TEXT   the text, continued
     abstractinator encode WORKDIR [FILE]        the codes of the text
     abstractinator decode WORKDIR CODES         and back
+    abstractinator view WORKDIR [FILE] --html OUT   both, to look at
     abstractinator evaluate WORKDIR             how good the run is
     abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
     abstractinator decompress WORKDIR FILE OUT  and back
@@ -30,6 +31,7 @@ from abstractinator.commands import (
   plan,
   reconstruct,
   segment,
+  view,
 )
 
 _COMMANDS = (
@@ -38,6 +40,7 @@ _COMMANDS = (
   generate,
   encode,
   decode,
+  view,
   evaluate,
   compress,
   decompress,

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator import codes as codes_lib
+from abstractinator import top_lm_losses
+from abstractinator.evaluation.coded_rows import coded_level
 from abstractinator.evaluation.reconstruction import (
   free_running_counts,
   top_slots,
 )
 from abstractinator.modules.pyramid_output import DecodedRows
+from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Batch
 
 
@@ -54,6 +57,37 @@ def predict(model, variables, ids_BS, document_BS):
   output = model.apply(variables, _batch(ids_BS, document_BS))
   predicted_BS = output.levels[0].expanded.best_BS
   return *_codes(output, -1), predicted_BS, top_slots(output)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def inspect(model, variables, ids_BS, document_BS):
+  """All that is known of rows but what their codes decode to.
+
+  Args:
+    model: A pyramid.
+    variables: Its variables.
+    ids_BS: [B, S] int32.
+    document_BS: [B, S] int32.
+
+  Returns:
+    `CodedLevel` of each level; what the ids of each cost given their codes,
+    bits, [B, S] float32 each; how many segments the top level has, [B] int32;
+    teacher-forced bytes and `top_slots`, [B, S] int32; and what top codes cost
+    under a discrete top LM, bits, [B, U] float32, or None.
+  """
+  output = model.apply(variables, _batch(ids_BS, document_BS))
+  top_lm, top_bits_BU = output.top_lm, None
+  if top_lm is not None and top_lm.logits is not None:
+    nats_BU = top_lm_losses.code_nats(top_lm, output.top_codes.codes_BP)
+    top_bits_BU = BITS_PER_NAT * nats_BU
+  return (
+    tuple(coded_level(level.compressed) for level in output.levels),
+    tuple(BITS_PER_NAT * level.expanded.nats_BS for level in output.levels),
+    output.levels[-1].compressed.segments.count_B,
+    output.levels[0].expanded.best_BS,
+    top_slots(output),
+    top_bits_BU,
+  )
 
 
 @functools.partial(

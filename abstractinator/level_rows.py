@@ -13,7 +13,7 @@ from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
 from abstractinator.modules.pyramid_output import DecodedRows
 from abstractinator.training.model import make_model
-from abstractinator.types import PyTree, Segments
+from abstractinator.types import PyTree
 
 # Ids of the largest batch; bounds memory whatever the length of a text.
 _BATCH_IDS = 8192
@@ -44,11 +44,11 @@ class LevelRows:
     ids_BS, document_BS = (np.concatenate(x) for x in zip(*rows, strict=True))
     return ids_BS, document_BS, [len(ids) for ids, _ in rows]
 
-  def _require_division_of_decoding(self, segments: Segments) -> None:
-    """Refuses segments that `EntropyEnds` would not find again."""
+  def _require_division_of_decoding(self, is_short_BS: np.ndarray) -> None:
+    """Refuses a division that `EntropyEnds` would not find again."""
     # Of the first level: above it, a head says the ends.
     level = self.config.model.levels[0]
-    num_rows = int(segments.is_capacity_bound_BS.any(axis=1).sum())
+    num_rows = int(is_short_BS.any(axis=1).sum())
     if level.expander.ends == 'entropy' and num_rows:
       length = level.segmentation.capacity_length
       raise ValueError(

@@ -164,3 +164,19 @@ def test_nothing_on_stdin(workdir):
     b'abstractinator: error: standard input: is empty, allowed: at least 1'
     b' byte\n'
   )
+
+
+def test_view_writes_a_page_once(workdir, file, tmp_path, capsys):
+  page = tmp_path / 'page.html'
+  assert main(['view', workdir, file, '--html', str(page)]) == 0
+  segments = abstractinator.load(workdir).inspect(TEXT).levels[0].lengths_P
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(
+    f'{page}: {len(TEXT)} bytes in {len(segments)} segments, '
+  )
+  content = page.read_bytes()
+  assert main(['view', workdir, file, '--html', str(page)]) == 2
+  assert 'exists, allowed: ' in capsys.readouterr().err
+  assert page.read_bytes() == content
+  for data in (b'text.txt', f'"run":"{workdir}","step":3'.encode()):
+    assert data in content
