@@ -23,7 +23,8 @@ _SENT = {
 _FREE = frozenset(
   (
     'after-all async-done async-start async-update bitcast call conditional'
-    ' constant get-tuple-element opt-barrier parameter partition-id replica-id tuple while'
+    ' constant get-tuple-element opt-barrier parameter partition-id replica-id'
+    ' tuple while'
   ).split()
 )
 _SLICES = ('dynamic-slice', 'slice', 'gather')

@@ -34,7 +34,10 @@ _RULES = (
   (r'(^|/)(attention|cross)/kv/kernel$', P('fsdp', None)),
   (r'(^|/)gate_up/kernel$', P('fsdp', None, 'tensor')),
   # Of each component of a mixture.
-  (r'(^|/)gaussian_head/(mean|log_variance)/kernel$', P('fsdp', None, 'tensor')),
+  (
+    r'(^|/)gaussian_head/(mean|log_variance)/kernel$',
+    P('fsdp', None, 'tensor'),
+  ),
   (r'(^|/)(attention|cross)/out/kernel$', P('tensor', None, 'fsdp')),
   (r'(^|/)down/kernel$', P('tensor', 'fsdp')),
   (r'(^|/)kernel$', P('fsdp', 'tensor')),
