@@ -164,7 +164,7 @@ def _backward_keys(plan, saved, grad, mean):
   plan = _tiled(kernels.backward_keys, plan, q.shape[1])
   own, row, _ = _specs(plan, q.shape)
   _, last = visible_blocks(group, plan.block, plan.window)
-  numbers = pl.BlockSpec((None, None, q.shape[1]), lambda i, h, b: (b, h, 0))
+  numbers = pl.BlockSpec((None, None, q.shape[1]), lambda h, i, b: (b, h, 0))
 
   def of_head(x):
     """Parts of a gradient from each head, where heads share it."""
@@ -208,7 +208,8 @@ def _tiled(kernel, plan, size):
 def _specs(plan, shape):
   """Which part of an array a program reads or writes.
 
-  The grid is over blocks, heads and rows.
+  The grid is over heads, blocks and rows: what lies side by side in memory is
+  read at a time.
 
   Args:
     plan: Of the arrays.
@@ -224,7 +225,7 @@ def _specs(plan, shape):
     head = (lambda h: 0) if x.shape[2] < heads else (lambda h: h)
     return pl.BlockSpec(
       (None, ids, None, max(_MIN_BLOCK, pl.next_power_of_2(width))),
-      lambda i, h, b: (b, index(i), head(h), 0),
+      lambda h, i, b: (b, index(i), head(h), 0),
     )
 
   def own(x, width=None):
@@ -233,7 +234,7 @@ def _specs(plan, shape):
   def row(x):
     return spec(x, x.shape[3], size, lambda i: 0)
 
-  number = pl.BlockSpec((None, None, plan.block), lambda i, h, b: (b, h, i))
+  number = pl.BlockSpec((None, None, plan.block), lambda h, i, b: (b, h, i))
   return own, row, number
 
 
@@ -247,13 +248,13 @@ def _call(kernel, plan, limit, group, *, inputs, outputs, products):
   widths = of_keys * plan.key_width + of_values * plan.value_width
   scores = batch * heads * size * min(size, (plan.window or size) + plan.block)
   whole = [
-    pl.BlockSpec((None, x.shape[1]), lambda i, h, b: (b, 0))
+    pl.BlockSpec((None, x.shape[1]), lambda h, i, b: (b, 0))
     for x in (limit, group)
   ]
   return pl.pallas_call(
     functools.partial(kernel, plan=plan),
     out_shape=shapes,
-    grid=(num_blocks, heads, batch),
+    grid=(heads, num_blocks, batch),
     in_specs=[*whole, *in_specs],
     out_specs=out_specs,
     compiler_params=plt.CompilerParams(
