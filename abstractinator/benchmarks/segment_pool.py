@@ -20,7 +20,7 @@ from abstractinator.benchmarks import op
 from abstractinator.ops.segment_pool import segment_pool
 from abstractinator.ops.segment_pool.support import SUPPORT
 
-_LINEAR = ('xla', 'xla_deterministic', 'pallas')
+_LINEAR = ('xla', 'xla_deterministic', 'pallas_tpu', 'pallas_triton')
 
 
 def problem(

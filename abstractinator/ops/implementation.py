@@ -6,36 +6,30 @@ from typing import Self
 
 from absl import logging
 
-_PLATFORMS = ('cpu', 'gpu', 'tpu')
-_ANYWHERE = dict.fromkeys(('reference', 'xla', 'pallas_interpret'), _PLATFORMS)
+from abstractinator.ops.attention import support as attention
+from abstractinator.ops.nearest_code import support as nearest_code
+from abstractinator.ops.segment_cross import support as segment_cross
+from abstractinator.ops.segment_pool import support as segment_pool
+from abstractinator.ops.support import PLATFORMS
 
-# Of each op: settings, and the platforms that can take them.
-_TAKEN = {
-  'attention': {
-    **_ANYWHERE,
-    'pallas': ('gpu', 'tpu'),
-    'cudnn': ('gpu',),
-    'splash': ('tpu',),
-  },
-  'segment_pool': {
-    **_ANYWHERE,
-    'xla_deterministic': _PLATFORMS,
-    'pallas': ('tpu',),
-  },
-  'segment_cross': dict.fromkeys(('reference', 'gather', 'halo'), _PLATFORMS),
-  'nearest_code': dict.fromkeys(('reference', 'xla'), _PLATFORMS),
+# Of each op: what it can be computed by, and on which platforms.
+_SUPPORTS = {
+  'attention': attention.SUPPORT,
+  'segment_pool': segment_pool.SUPPORT,
+  'segment_cross': segment_cross.SUPPORT,
+  'nearest_code': nearest_code.SUPPORT,
 }
 
 # What 'auto' stands for: of each op, by platform.
 _AUTO = {
   'attention': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
-  'segment_pool': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'pallas'},
+  'segment_pool': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
   'segment_cross': {'cpu': 'gather', 'gpu': 'gather', 'tpu': 'halo'},
   'nearest_code': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
 }
 
-# Ops that have one kernel for each platform: what 'pallas' is called there.
-_KERNELS = {'attention': {'gpu': 'pallas_triton', 'tpu': 'pallas_tpu'}}
+# Of ops that have a kernel for each platform: those are one setting.
+_SETTINGS = {'pallas_triton': 'pallas', 'pallas_tpu': 'pallas'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +71,8 @@ def resolve_implementations(
   The choice is logged the first time it is asked for.
 
   Args:
-    attention: A setting, 'auto' or a name in `_TAKEN`; likewise the others.
+    attention: 'auto', or a name of `ops.attention.support`, less the platform
+      of a kernel; likewise the others.
     segment_pool: Likewise.
     segment_cross: Likewise.
     nearest_code: Likewise.
@@ -89,9 +84,9 @@ def resolve_implementations(
   Raises:
     ValueError: If the platform is unknown, or cannot take a setting.
   """
-  if platform not in _PLATFORMS:
+  if platform not in PLATFORMS:
     raise ValueError(
-      f'platform: got {platform!r}, allowed: {", ".join(_PLATFORMS)}'
+      f'platform: got {platform!r}, allowed: {", ".join(PLATFORMS)}'
     )
   settings = dict(
     attention=attention,
@@ -106,15 +101,17 @@ def resolve_implementations(
   return resolved
 
 
-def _resolve(op: str, name: str, platform: str) -> str:
-  taken = [n for n, platforms in _TAKEN[op].items() if platform in platforms]
-  if name == 'auto':
-    name = _AUTO[op][platform]
-  elif name not in taken:
+def _resolve(op: str, setting: str, platform: str) -> str:
+  taken = {
+    _SETTINGS.get(name, name): name
+    for name, support in _SUPPORTS[op].items()
+    if platform in support.platforms
+  }
+  if setting == 'auto':
+    setting = _AUTO[op][platform]
+  elif setting not in taken:
     raise ValueError(
-      f'model.implementation.{op}: got {name!r}, allowed on {platform}: auto,'
-      f' {", ".join(taken)}'
+      f'model.implementation.{op}: got {setting!r}, allowed on {platform}:'
+      f' auto, {", ".join(taken)}'
     )
-  if name == 'pallas':
-    name = _KERNELS.get(op, {}).get(platform, name)
-  return name
+  return taken[setting]

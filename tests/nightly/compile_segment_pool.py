@@ -39,7 +39,7 @@ def program(shape, make):
 
   def both(score, value, index):
     pool = functools.partial(
-      segment_pool, index_BS=index, num_slots=slots, implementation='pallas'
+      segment_pool, index_BS=index, num_slots=slots, implementation='pallas_tpu'
     )
     out, pullback = jax.vjp(pool, score, value)
     return out, *pullback(out)

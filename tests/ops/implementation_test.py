@@ -33,9 +33,10 @@ def test_the_processor_computes_by_xla():
   assert Implementations.everywhere('xla').segment_cross == 'gather'
 
 
-def test_attention_has_a_kernel_for_each_platform():
-  assert resolve('gpu', attention='pallas').attention == 'pallas_triton'
-  assert resolve('tpu', attention='pallas').attention == 'pallas_tpu'
+@pytest.mark.parametrize('op', ['attention', 'segment_pool'])
+def test_there_is_a_kernel_for_each_platform(op):
+  for platform, name in (('gpu', 'pallas_triton'), ('tpu', 'pallas_tpu')):
+    assert getattr(resolve(platform, **{op: 'pallas'}), op) == name
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,9 @@ def test_attention_has_a_kernel_for_each_platform():
   [
     ('cpu', 'attention', 'pallas', 'auto, reference, xla, pallas_interpret'),
     ('cpu', 'attention', 'cudnn', 'auto, reference, xla, pallas_interpret'),
-    ('tpu', 'attention', 'cudnn', 'auto, .*pallas, splash'),
-    ('gpu', 'attention', 'splash', 'auto, .*pallas, cudnn'),
-    ('gpu', 'segment_pool', 'pallas', 'auto, reference, xla, .*deterministic'),
+    ('tpu', 'attention', 'cudnn', 'auto, .*pallas, pallas_interpret, splash'),
+    ('gpu', 'attention', 'splash', 'auto, .*pallas, pallas_interpret, cudnn'),
+    ('cpu', 'segment_pool', 'pallas', 'auto, reference, xla, .*interpret'),
     ('cpu', 'segment_cross', 'xla', 'auto, reference, gather, halo'),
     ('tpu', 'nearest_code', 'pallas', 'auto, reference, xla'),
   ],

@@ -5,19 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.ops.segment_pool import pallas_plan, segment_pool
+from abstractinator.ops.segment_pool import (
+  api,
+  pallas_plan,
+  pallas_triton,
+  segment_pool,
+)
 from tests.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
 
-ALL = ['reference', 'xla', 'xla_deterministic', 'pallas_interpret']
+ALL = [
+  'reference',
+  'xla',
+  'xla_deterministic',
+  'pallas_interpret',
+  'pallas_triton',
+]
 FAST = ALL[1:]
 SIZE, SLOTS, HEADS, WIDTH = 301, 400, 2, 3
 
 
 @pytest.fixture(autouse=True)
-def _small_steps(monkeypatch):
+def _small_steps(request, monkeypatch):
   """Steps of 128 ids: segments go on from one to the next, and it compiles."""
   monkeypatch.setattr(pallas_plan, '_BLOCKS', 1)
+  # Interpreted but on its own platform, or where it is lowered for that.
+  if jax.default_backend() != 'gpu' and 'lowers' not in request.node.name:
+    interpreted = functools.partial(pallas_triton.segment_pool, interpret=True)
+    monkeypatch.setitem(api._IMPLEMENTATIONS, 'pallas_triton', interpreted)
 
 
 def make_index():
@@ -252,7 +267,8 @@ def test_eight_devices_give_what_one_does(implementation):
 @pytest.mark.parametrize(
   ('implementation', 'platform'),
   [
-    ('pallas', 'tpu'),
+    ('pallas_tpu', 'tpu'),
+    ('pallas_triton', 'cuda'),
     ('xla', 'tpu'),
     ('xla', 'cuda'),
     ('xla_deterministic', 'cuda'),
@@ -275,12 +291,14 @@ def test_lowers_without_the_device(implementation, platform):
     jax.ShapeDtypeStruct((2, 1024), jnp.int32),
     platform=platform,
   )
-  is_kernel = implementation == 'pallas'
-  assert text.count('@tpu_custom_call') == (2 if is_kernel else 0)
+  kernels = {'pallas_tpu': 2}.get(implementation, 0)
+  assert text.count('@tpu_custom_call') == kernels
+  kernels = {'pallas_triton': 1}.get(implementation, 0)
+  assert text.count('@__gpu$xla.gpu.triton') == kernels
   # Only sums over segments scatter, and none is left in deterministic ones but
   # the maximum, whose order does not matter.
-  scatters = {'pallas': 0, 'xla': 3, 'xla_deterministic': 1}
-  assert text.count('"stablehlo.scatter"') == scatters[implementation]
+  scatters = {'xla': 3, 'xla_deterministic': 1}.get(implementation, 0)
+  assert text.count('"stablehlo.scatter"') == scatters
 
 
 def test_errors_name_what_is_allowed():
@@ -297,4 +315,12 @@ def test_errors_name_what_is_allowed():
   with pytest.raises(ValueError, match=r'num_slots: got 0, allowed: >= 1'):
     pool(value, 0, 'xla')
   with pytest.raises(NotImplementedError, match=r'float16.*float32, bfloat16'):
-    pool(value.astype(jnp.float16), 4, 'pallas')
+    pool(value.astype(jnp.float16), 4, 'pallas_tpu')
+  with pytest.raises(NotImplementedError, match=r'got heads 264 wide, .* 256'):
+    segment_pool(
+      score,
+      jnp.zeros((1, 4, 2, 264)),
+      index,
+      num_slots=4,
+      implementation='pallas_triton',
+    )

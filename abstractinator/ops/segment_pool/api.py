@@ -6,7 +6,12 @@ import chex
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.ops.segment_pool import pallas_tpu, reference, xla
+from abstractinator.ops.segment_pool import (
+  pallas_tpu,
+  pallas_triton,
+  reference,
+  xla,
+)
 from abstractinator.ops.shards import over_shards
 from abstractinator.types import Array
 
@@ -16,7 +21,8 @@ _IMPLEMENTATIONS = {
   'xla_deterministic': functools.partial(
     xla.segment_pool, is_deterministic=True
   ),
-  'pallas': pallas_tpu.segment_pool,
+  'pallas_tpu': pallas_tpu.segment_pool,
+  'pallas_triton': pallas_triton.segment_pool,
   'pallas_interpret': functools.partial(
     pallas_tpu.segment_pool, interpret=True
   ),
@@ -46,11 +52,11 @@ def segment_pool(
 
   Returns:
     [B, P, Q, H, E] of the type of `value_BSHE`; empty slots are zero. Softmax
-    and sums are in float32; 'pallas' rounds weights to the type of the values.
+    and sums are in float32; kernels round weights to the type of the values.
 
   Raises:
-    ValueError: If the implementation is unknown, there is no slot, or 'pallas'
-      would not fit in the memory of a core.
+    ValueError: If the implementation is unknown, there is no slot, or
+      'pallas_tpu' would not fit in the memory of a core.
     NotImplementedError: If the implementation cannot take the type.
   """
   chex.assert_rank([score_BSQH, value_BSHE, index_BS], [4, 4, 2])

@@ -32,23 +32,32 @@ SUPPORT = {
     cost='64 S Q H E',
     note='the same with sums by products of 64 ids, no scatter but the maximum',
   ),
-  'pallas': Support(
+  'pallas_tpu': Support(
     platforms=('tpu',),
     dtypes=('float32', 'bfloat16'),
     is_reproducible_on=PLATFORMS,
     cost='144 S Q H E on the matrix unit',
     note=(
-      'one-hot products in one pass over the ids, forward and backward; groups'
-      ' of heads where P x H x E does not fit in 40 MiB. Not on GPU: it asks'
-      ' for steps in order and memory kept between them, which kernels there do'
-      ' not have, and the sums of `xla` move no more bytes'
+      '`pallas` on TPU: one-hot products in one pass over the ids, forward and'
+      ' backward; groups of heads where P x H x E does not fit in 40 MiB'
+    ),
+  ),
+  'pallas_triton': Support(
+    platforms=('gpu',),
+    dtypes=ANY_FLOAT,
+    is_reproducible_on=PLATFORMS,
+    cost='32 S Q H E on the matrix unit',
+    note=(
+      '`pallas` on GPU: a program of Triton for 32 slots of a head reads their'
+      ' ids once and adds nothing by atomics; the backward pass only gathers,'
+      ' as in `xla`. Heads to 256 wide'
     ),
   ),
   'pallas_interpret': Support(
     platforms=PLATFORMS,
     dtypes=('float32', 'bfloat16'),
     is_reproducible_on=PLATFORMS,
-    cost='as `pallas`, slow',
-    note='the kernel of `pallas`, interpreted, for debugging',
+    cost='as `pallas_tpu`, slow',
+    note='the kernels of `pallas_tpu`, interpreted, for debugging',
   ),
 }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.ops.segment_pool.blocked_sum import blocked_sum
+from abstractinator.ops.segment_pool.gradients import buckets, gradients
 from abstractinator.types import Array
 
 
@@ -37,7 +38,7 @@ def _forward(
   num_slots, is_deterministic, score_BSQH, value_BSHE, slot_BS, has_slot_BS
 ):
   batch, _, queries, heads = score_BSQH.shape
-  bucket_N = _buckets(slot_BS, num_slots)
+  bucket_N = buckets(slot_BS, num_slots)
   num_buckets = batch * num_slots
   has_slot_N = has_slot_BS.reshape(-1)[:, None, None]
   segment_sum = functools.partial(jax.ops.segment_sum, indices_are_sorted=True)
@@ -69,42 +70,8 @@ def _forward(
 
 
 def _backward(num_slots, is_deterministic, residuals, grad_BPQHE):
-  """With w the weights and o the outputs, each id only reads its own slot.
-
-  d value = sum over queries of w grad[slot];
-  d score = w grad[slot] . (value - o[slot]).
-  """
-  del is_deterministic  # Nothing is added up here.
-  weight_NQH, score_BSQH, value_BSHE, slot_BS, out_BPQHE = residuals
-  bucket_N = _buckets(slot_BS, num_slots)
-
-  def of_slot(x_BPHE):  # [N, H, E]
-    x = x_BPHE.astype(jnp.float32).reshape(-1, *x_BPHE.shape[2:])
-    return x[bucket_N]
-
-  # Rows in one: XLA on CPU would give all of a single row to one thread.
-  value = value_BSHE.astype(jnp.float32)
-  value_NHE = value.reshape(-1, *value_BSHE.shape[2:])
-  grad_score, grad_value = [], 0.0
-  for q in range(score_BSQH.shape[2]):
-    weight_NH, grad_NHE = weight_NQH[:, q], of_slot(grad_BPQHE[:, :, q])
-    deviation_NHE = value_NHE - of_slot(out_BPQHE[:, :, q])
-    grad_NH = weight_NH * jnp.sum(grad_NHE * deviation_NHE, -1)
-    grad_score.append(jnp.where(weight_NH > 0, grad_NH, 0.0))
-    grad_value += weight_NH[..., None] * grad_NHE
-  grad_score_NQH = jnp.stack(grad_score, axis=1)
-  return (
-    grad_score_NQH.reshape(score_BSQH.shape).astype(score_BSQH.dtype),
-    grad_value.reshape(value_BSHE.shape).astype(value_BSHE.dtype),
-    None,
-    None,
-  )
+  del num_slots, is_deterministic  # Nothing is added up here.
+  return *gradients(*residuals, grad_BPQHE), None, None
 
 
 _pool.defvjp(_forward, _backward)
-
-
-def _buckets(slot_BS: Array, num_slots: int) -> Array:
-  """Slot of each id in the flattened batch, not decreasing."""
-  row_B = jnp.arange(slot_BS.shape[0], dtype=jnp.int32)
-  return (slot_BS + row_B[:, None] * num_slots).reshape(-1)
