@@ -30,7 +30,7 @@ class Level {
     this.numCodes = of.numCodes;
     this.queries = of.queries;
     this.codes = numbers(of.codes);
-    this.short = new Set(numbers(of.short));
+    this.shortBits = numbers(of.short);
     // Hundredths of bits.
     this.bits = {
       entropy: numbers(of.entropy),
@@ -67,6 +67,11 @@ class Level {
       if (this.from[segment] === this.to[segment]) this.from[segment] = position;
       this.to[segment] = position + 1;
     });
+  }
+
+  // Whether it was cut where it was for want of slots.
+  isShort(segment) {
+    return (this.shortBits[segment >> 3] >> (7 - (segment & 7)) & 1) === 1;
   }
 
   codesOf(segment) {

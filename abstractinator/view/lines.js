@@ -62,7 +62,7 @@ function drawBars(block, line, number) {
     bar.style.setProperty('--hue', of.hue(i).toFixed(0));
     bar.classList.toggle('from', of.start[i] < begin);
     bar.classList.toggle('on', of.start[i + 1] > end);
-    bar.classList.toggle('short', of.short.has(i));
+    bar.classList.toggle('short', of.isShort(i));
     Object.assign(bar.dataset, {level: number, segment: i});
     block.append(bar);
   }

@@ -14,7 +14,7 @@ from abstractinator.inspection import InspectedLevel, Inspection
 
 # In the place of an id that is as it should be.
 _RIGHT = -2
-_MAX_BEYOND = 8
+_MAX_BEYOND = 4
 # By their names in JavaScript, smallest first; bytes as all machines of today
 # have them.
 _TYPES = {
@@ -93,7 +93,7 @@ def _level(level: InspectedLevel, config: LevelConfig) -> dict:
     'queries': config.pooling.num_queries,
     'lengths': _packed(level.lengths_P),
     'codes': _packed(level.codes_PQ),
-    'short': _packed(np.flatnonzero(level.is_short_P)),
+    'short': _packed(np.packbits(level.is_short_P)),
     'entropy': _bits(level.entropy_bits_N),
     'cost': _bits(level.cost_bits_N),
     'given': _bits(level.expander_bits_N),

@@ -72,7 +72,7 @@ function describeSegment(now) {
     const cost = topCost.subarray(at, at + of.queries).reduce((a, b) => a + b, 0);
     fact(list, 'top LM', bits(cost / 100));
   }
-  if (of.short.has(now.segment)) fact(list, 'cut', 'for want of slots');
+  if (of.isShort(now.segment)) fact(list, 'cut', 'for want of slots');
   section.replaceChildren(element('h2', '', title), list, idTable(now));
   section.hidden = false;
 }

@@ -1,0 +1,266 @@
+"""The page in a real browser: what it shows, and what hands do to it."""
+
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.view import tiny_inspection
+from tests.view.page_test import make_page
+
+# Of rows of 32 ids, the second one ends within a character.
+ROW = 32
+_BEGIN = b'die Katze die Maus </script> <b>\n' + (
+  'die Tür\tdie \x00€'.encode() + b'\xff\xfe' + ' 鳥'.encode()
+)
+_DOTS = 2 * ROW - 1 - len(_BEGIN)
+TEXT = _BEGIN + b'.' * _DOTS + 'é die Katze end '.encode()
+# Segments 'die '; after a tab it is the end of one.
+NUM_SAME = 4
+
+
+@pytest.fixture
+def open_page(browser, tmp_path):
+  """Opens pages; afterwards nothing may have gone wrong, or been fetched."""
+
+  def opened(*args, **kwargs):
+    path = tmp_path / 'page.html'
+    path.write_bytes(make_page(*args, **kwargs))
+    browser.get(path.as_uri())
+    return browser
+
+  # Away from what the mouse pointed at before.
+  ActionChains(browser).move_by_offset(0, 0).perform()
+  browser.get_log('browser')
+  yield opened
+  assert browser.get_log('browser') == []
+  fetched = 'return performance.getEntriesByType("resource").map((x) => x.name)'
+  assert browser.execute_script(fetched) == []
+
+
+def all_of(browser, selector):
+  return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def texts(browser, selector):
+  return [x.get_attribute('textContent') for x in all_of(browser, selector)]
+
+
+def bar(browser, level, segment):
+  return all_of(
+    browser, f'.bar[data-level="{level}"][data-segment="{segment}"]'
+  )[0]
+
+
+def cell(browser, at):
+  return all_of(browser, f'.cell[data-at="{at}"]')[0]
+
+
+def point(browser, element):
+  ActionChains(browser).move_to_element(element).perform()
+
+
+def press(browser, *keys):
+  ActionChains(browser).send_keys(*keys).perform()
+
+
+def facts(browser):
+  names = texts(browser, '#segment dt')
+  return dict(zip(names, texts(browser, '#segment dd'), strict=True))
+
+
+def where(browser):
+  """The segment that is described; None if there is none."""
+  (section,) = all_of(browser, '#segment')
+  if not section.is_displayed():
+    return None
+  (title,) = texts(browser, '#segment h2')
+  _, level, _, segment = title.replace(',', '').split()
+  return int(level), int(segment)
+
+
+@pytest.mark.parametrize('num_levels', [1, 2, 3])
+def test_all_levels_stand_over_the_text(open_page, num_levels):
+  browser = open_page(TEXT, num_levels, row_size=ROW)
+  seen = tiny_inspection.make(TEXT, num_levels, row_size=ROW)
+  y = []
+  for number, level in enumerate(seen.levels):
+    codes = {
+      int(x.get_attribute('data-segment')): x.get_attribute('textContent')
+      for x in all_of(browser, f'.bar[data-level="{number}"]')
+    }
+    assert codes == dict(enumerate(map(str, level.codes_PQ[:, 0])))
+    y.append(bar(browser, number, 0).rect['y'])
+  y = [cell(browser, 0).rect['y'], *y]
+  assert y == sorted(y, reverse=True)
+  assert len(set(y)) == num_levels + 1
+  # A bar is as wide as what it stands for.
+  left, right = cell(browser, 4).rect, cell(browser, 9).rect
+  over = bar(browser, 0, 1).rect
+  assert over['x'] == pytest.approx(left['x'], abs=1)
+  assert over['x'] + over['width'] == pytest.approx(
+    right['x'] + right['width'], abs=2.5
+  )
+  rows = texts(browser, '#levels tr')
+  assert [row[0] for row in rows[1:]] == [*map(str, range(num_levels))][::-1]
+  assert str(len(seen.levels[0].lengths_P)) in rows[-1]
+
+
+def test_every_byte_is_shown(open_page):
+  browser = open_page(TEXT, row_size=ROW)
+  shown = texts(browser, '.cell')
+  assert shown == [
+    *'die·Katze·die·Maus·</script>·<b>↵die·Tür→die·␀€',
+    *('\\xff', '\\xfe'),
+    *('·鳥' + _DOTS * '.'),
+    *('\\xc3', '\\xa9'),
+    *'·die·Katze·end·',
+    'end',
+  ]
+  assert len(all_of(browser, '.row')) == (len(TEXT) + 1) // ROW
+
+
+def test_pointing_and_clicking(open_page):
+  browser = open_page(TEXT, 2, row_size=ROW)
+  assert where(browser) is None
+  point(browser, bar(browser, 0, 0))
+  assert where(browser) == (0, 0)
+  assert facts(browser) == {
+    'code': '0',
+    'bytes': '0 to 3',
+    'text': 'die·',
+    'decoded': 'die·',
+    'entropy model': '1.50 bits',
+    'given codes': '3.00 bits',
+  }
+  assert texts(browser, '#same li b') == ['die '] * NUM_SAME
+  assert len(all_of(browser, '.bar.same')) == NUM_SAME
+  assert {x.text for x in all_of(browser, '.cell.inside')} == {*'die·'}
+  # What is kept stays; what is pointed at goes first.
+  bar(browser, 0, 0).click()
+  point(browser, bar(browser, 1, 1))
+  assert where(browser) == (1, 1)
+  assert facts(browser)['top LM'] == '1.50 bits'
+  point(browser, all_of(browser, '#name')[0])
+  assert where(browser) == (0, 0)
+  # A byte has its row in the table.
+  point(browser, cell(browser, 5))
+  assert where(browser) == (0, 1)
+  assert texts(browser, '#segment tr.now td') == ['a', '5.00', '0.00', '0.25']
+  # To another with the same code, by the list.
+  point(browser, all_of(browser, '#name')[0])
+  all_of(browser, '#same li')[1].click()
+  assert where(browser) == (0, 2)
+  press(browser, Keys.ESCAPE)
+  assert where(browser) is None
+  assert not all_of(browser, '.bar.same, .bar.now, .cell.inside')
+
+
+def test_keys(open_page):
+  browser = open_page(TEXT, 3, row_size=ROW)
+  last = len(tiny_inspection.make(TEXT, 3, row_size=ROW).levels[0].lengths_P)
+  path = [
+    (Keys.ARROW_RIGHT, (0, 0)),
+    (Keys.ARROW_LEFT, (0, 0)),
+    (Keys.ARROW_DOWN, (0, 0)),
+    (Keys.ARROW_RIGHT, (0, 1)),
+    (Keys.ARROW_RIGHT, (0, 2)),
+    ('p', (0, 0)),
+    ('n', (0, 2)),
+    (Keys.ARROW_UP, (1, 1)),
+    (Keys.ARROW_UP, (2, 0)),
+    (Keys.ARROW_UP, (2, 0)),
+    (Keys.ARROW_RIGHT, (2, 1)),
+    (Keys.ARROW_DOWN, (1, 2)),
+    (Keys.ARROW_DOWN, (0, 4)),
+    (Keys.ARROW_LEFT, (0, 3)),
+    (Keys.END, (0, last - 1)),
+    (Keys.ARROW_RIGHT, (0, last - 1)),
+    (Keys.HOME, (0, 0)),
+    (Keys.ESCAPE, None),
+  ]
+  for key, there in path:
+    press(browser, key)
+    assert where(browser) == there
+    assert len(all_of(browser, '.bar.now')) == (there is not None)
+
+
+def test_what_is_wrong_is_marked(open_page):
+  euro = TEXT.index('€'.encode())
+  browser = open_page(
+    TEXT,
+    row_size=ROW,
+    wrong={1: ord('o'), 2: -1, euro: 0xE2, euro + 2: 32},
+    beyond={1: b'n!'},
+    forced={0: ord('D')},
+    short=(1,),
+  )
+  assert texts(browser, '.cell.wrong') == ['i', 'e', '€']
+  assert texts(browser, '.got:not(.more)') == ['o', '\u2013', '▪']
+  assert texts(browser, '.got.more') == ['+2']
+  point(browser, bar(browser, 0, 0))
+  found = facts(browser)
+  assert (found['text'], found['decoded']) == ('die·', 'do·')
+  assert texts(browser, '#segment td .wrong') == [' D!']
+  point(browser, bar(browser, 0, 1))
+  found = facts(browser)
+  assert found['decoded'] == 'Katze·n!'
+  assert found['cut'] == 'for want of slots'
+  assert len(all_of(browser, '.bar.short')) == 1
+  (accuracy,) = texts(browser, '#accuracy')
+  assert accuracy.startswith('75.0 % of bytes come back')
+
+
+def test_curves(open_page):
+  browser = open_page(b'abcdefgh', 2, row_size=ROW)
+
+  def heights():
+    """Of the first curve, from its path."""
+    (path,) = all_of(browser, '.line path')
+    first = path.get_attribute('d').split('Z')[0]
+    y = [float(x.split('H')[0]) for x in first.split('V')[1:]]
+    floor = y.pop()
+    return [round((floor - x) / 30, 2) for x in y]
+
+  assert heights() == [
+    round((x % 8) / 6, 2) if x % 8 < 7 else 1.0 for x in range(9)
+  ]
+  all_of(browser, '#curve option')[2].click()
+  assert heights() == [0.0, 0.5, 1.0] * 3
+
+
+def test_several_codes_of_a_segment(open_page):
+  browser = open_page(TEXT, 2, row_size=ROW, queries=2)
+  assert bar(browser, 0, 1).text == '1·2'
+  # Two codes are a segment above: it stands over the same bytes.
+  below, above = bar(browser, 0, 1).rect, bar(browser, 1, 1).rect
+  assert (below['x'], below['width']) == (above['x'], above['width'])
+  point(browser, bar(browser, 0, 1))
+  assert facts(browser)['codes'] == '1·2'
+  press(browser, Keys.ARROW_UP)
+  assert where(browser) == (1, 1)
+  assert texts(browser, '#segment td.text') == ['1', '2']
+
+
+def test_a_long_text_is_drawn_where_it_is_seen(open_page):
+  line = 'Zeile mit Wörtern und noch welchen; '
+  text = (line * 2000).encode()[:50_000]
+  browser = open_page(text, 3, row_size=256)
+  assert len(all_of(browser, '.line')) < 20
+  height = 'return document.documentElement.scrollHeight'
+  assert browser.execute_script(height) > 20 * 900
+  press(browser, Keys.ARROW_RIGHT)
+  assert where(browser) == (0, 0)
+  press(browser, Keys.END)
+  assert len(all_of(browser, '.line')) < 20
+  (now,) = all_of(browser, '.bar.now')
+  seen = (
+    'const y = arguments[0].getBoundingClientRect().y; return [y, innerHeight]'
+  )
+  y, inner = browser.execute_script(seen, now)
+  assert 0 <= y < inner
+  assert facts(browser)['bytes'].endswith(f' to {len(text) - 1}')
+  point(browser, all_of(browser, '#name')[0])
+  press(browser, Keys.HOME)
+  assert texts(browser, '#segment + #same h2')[0].endswith('with this code')
+  assert len(texts(browser, '#same li')) == 200

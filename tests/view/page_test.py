@@ -1,0 +1,64 @@
+"""The page as a file; `browser_test` opens it."""
+
+import re
+
+import numpy as np
+import pytest
+
+from abstractinator.view.page import page
+from tests.view import tiny_inspection
+
+ABOUT = dict(name='text.txt', run='runs/a', step=3)
+
+
+def make_page(text, num_levels=1, **what):
+  queries = what.get('queries', 1)
+  return page(
+    tiny_inspection.make(text, num_levels, **what),
+    tiny_inspection.configs(num_levels, queries),
+    **ABOUT,
+  )
+
+
+@pytest.mark.parametrize('num_levels', [1, 2, 3])
+def test_the_worst_50_kilobytes_fit(num_levels):
+  # A segment for every byte, each with a code of its own, all of it wrong.
+  text = np.random.default_rng(0).bytes(50_000)
+  seen = tiny_inspection.make(
+    text,
+    num_levels,
+    wrong=dict.fromkeys(range(50_000), 255),
+    forced=dict.fromkeys(range(50_000), 254),
+  )
+  for level in seen.levels:
+    ids = len(text) + 1
+    object.__setattr__(level, 'lengths_P', np.ones(ids, int))
+    object.__setattr__(level, 'codes_PQ', np.arange(ids)[:, None])
+    object.__setattr__(level, 'is_short_P', np.ones(ids, bool))
+    for name in ('entropy', 'cost', 'expander'):
+      object.__setattr__(level, f'{name}_bits_N', np.full(ids, 17.23))
+  seen.beyond.update({i: np.full(99, 7) for i in range(50_000)})
+  content = page(seen, tiny_inspection.configs(num_levels), **ABOUT)
+  assert len(content) < 3_000_000
+
+
+def test_it_links_to_nothing():
+  text = b'see http://a.example, https://b.example <img src="//c.example/x">'
+  content = make_page(text * 2, 3).decode()
+  assert not re.search(r'https?:|\bsrc=|//\w+\.\w|@import|url\(', content)
+  hrefs = re.findall(r'href="([^"]*)"', content)
+  assert hrefs == ['data:,']
+
+
+def test_no_name_ends_the_script_or_the_title():
+  name = '</script></title><b>SCRIPT DATA STYLE & co'
+  content = page(
+    tiny_inspection.make(b'text'),
+    tiny_inspection.configs(1),
+    **ABOUT | {'name': name},
+  ).decode()
+  assert content.count('</script>') == 2
+  assert content.count('</title>') == 1
+  assert '<title>&lt;/script&gt;&lt;/title&gt;&lt;b&gt;SCRIPT DATA STYLE' in (
+    content
+  )
