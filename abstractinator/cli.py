@@ -7,6 +7,7 @@ r"""The command `abstractinator`: what to do with a trained run.
     abstractinator decode WORKDIR CODES         and back
     abstractinator view WORKDIR [FILE] --html OUT   both, to look at
     abstractinator evaluate WORKDIR             how good the run is
+    abstractinator lm-eval WORKDIR --tasks T    tasks of lm-evaluation-harness
     abstractinator compress WORKDIR FILE OUT    a file, smaller, without loss
     abstractinator decompress WORKDIR FILE OUT  and back
     abstractinator plan --config=FILE --topology=NAME   a run, before it is one
@@ -28,6 +29,7 @@ from abstractinator.commands import (
   encode,
   evaluate,
   generate,
+  lm_eval,
   plan,
   reconstruct,
   segment,
@@ -42,6 +44,7 @@ _COMMANDS = (
   decode,
   view,
   evaluate,
+  lm_eval,
   compress,
   decompress,
   plan,

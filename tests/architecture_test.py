@@ -104,6 +104,11 @@ RULES = (
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),
   (
+    'evaluation.harness',
+    (*BASE, 'api', 'evaluation'),
+    ('ml_collections', 'lm_eval'),
+  ),
+  (
     'evaluation',
     (*STEP, 'alignment', 'data', 'training', 'evaluation'),
     ('ml_collections',),

@@ -15,6 +15,7 @@ from abstractinator.evaluation.level_statistics import (
   LevelStatistics,
   word_starts,
 )
+from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage, WindowBatch
 from abstractinator.pyramid_losses import prefixes
@@ -80,36 +81,32 @@ def _likelihood(evaluator, passages) -> tuple[Figures, int]:
     for name, value_B in scored.sums.items():
       total = float(np.sum(value_B, dtype=np.float64))
       sums[name] = sums.get(name, 0.0) + total
-    counts.add(scored.paid_codes_N)
+    counts.add(scored.codes_BU[scored.is_paid_BU])
   num_bytes = int(sums.pop('num_bytes', 0))
   if not num_bytes:
     raise ValueError('data: has no bytes, allowed: at least 1')
   accuracy = sums.pop('num_right_bytes') / num_bytes
   per_byte = {
-    name.replace('_bits', '_bits_per_byte'): value / num_bytes
-    for name, value in sums.items()
+    _per_byte(name): value / num_bytes for name, value in sums.items()
   }
   found: Figures = {'documents': documents, 'bytes': num_bytes}
   if not evaluator.has_codes:
     found['entropy_model_byte_accuracy'] = accuracy
     return found | per_byte, num_bytes
-  parts = [
-    per_byte.pop(f'top_lm_{part}_bits_per_byte', None)
-    for part in ('code', 'end')
-  ]
+  parts = [per_byte.pop(_per_byte(name), None) for name in TOP_LM_SUMS]
   is_top_lm = None not in parts
   code = sum(parts) if is_top_lm else counts.bits() / num_bytes
-  paid = [
-    per_byte[f'{prefix}{part}_bits_per_byte']
-    for prefix in prefixes(len(levels))
-    for part in ('expander', 'end')
-  ]
+  paid = [per_byte[_per_byte(name)] for name in expansion_sums(len(levels))]
   return found | per_byte | {
     'code_bits_per_byte': code,
     'code_model': 'top_lm' if is_top_lm else 'unigram',
     'total_bits_per_byte': code + sum(paid),
     'teacher_forced_byte_accuracy': accuracy,
   }, num_bytes
+
+
+def _per_byte(name: str) -> str:
+  return name.replace('_bits', '_bits_per_byte')
 
 
 class _Coded:

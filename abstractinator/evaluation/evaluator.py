@@ -67,13 +67,16 @@ class ScoredBatch:
   Attributes:
     windows: Of each row.
     sums: [B] float32 by name.
-    paid_codes_N: [N] int32, top codes that are paid for; none of an entropy
-      model.
+    codes_BU: [B, U] int32, top codes; none of an entropy model.
+    is_code_BU: [B, U] bool, those that are there.
+    is_paid_BU: [B, U] bool, those that are paid for.
   """
 
   windows: tuple[tuple, ...]
   sums: dict[str, np.ndarray]
-  paid_codes_N: np.ndarray
+  codes_BU: np.ndarray
+  is_code_BU: np.ndarray
+  is_paid_BU: np.ndarray
 
 
 class Evaluator:
@@ -167,10 +170,10 @@ class Evaluator:
       Batches in order.
     """
     batches = self._batches(passages, self.stride, 1 if alone else None)
-    for windows, (sums, codes_BU, is_paid_BU) in self._run(
+    for windows, scored in self._run(
       lambda b: self._score(self.variables, b.batch, b.is_counted_BS), batches
     ):
-      yield ScoredBatch(windows.windows, sums, codes_BU[is_paid_BU])
+      yield ScoredBatch(windows.windows, *scored)
 
   def code(
     self, passages: Iterable[Passage], *, decode: bool
@@ -250,10 +253,11 @@ def _score_pyramid(
   is_counted_BS: Array,
   *,
   model: AbstractinatorPyramid,
-) -> tuple[likelihood.RowSums, Array, Array]:
+) -> tuple[likelihood.RowSums, Array, Array, Array]:
   output = model.apply(variables, batch)
   sums, is_paid_BU = likelihood.pyramid_bits(output, is_counted_BS)
-  return sums, output.top_codes.codes_BP, is_paid_BU
+  codes = output.top_codes
+  return sums, codes.codes_BP, codes.document_BP >= 0, is_paid_BU
 
 
 def _score_entropy_model(
@@ -262,10 +266,10 @@ def _score_entropy_model(
   is_counted_BS: Array,
   *,
   model: AbstractinatorPyramid,
-) -> tuple[likelihood.RowSums, Array, Array]:
+) -> tuple[likelihood.RowSums, Array, Array, Array]:
   output = model.apply(variables, batch, method='predict_bytes')
   sums = likelihood.entropy_model_bits(
     output.nats_BS, output.logits_BSV, batch, is_counted_BS
   )
   none_BU = batch.ids_BS[:, :0]
-  return sums, none_BU, none_BU > 0
+  return sums, none_BU, none_BU > 0, none_BU > 0

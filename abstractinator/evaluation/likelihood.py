@@ -24,6 +24,18 @@ from abstractinator.types import Array, Batch
 
 RowSums = dict[str, Array]
 
+# What the top codes cost under a discrete top LM: names of `pyramid_bits`.
+TOP_LM_SUMS = ('top_lm_code_bits', 'top_lm_end_bits')
+
+
+def expansion_sums(num_levels: int) -> list[str]:
+  """What a text costs given its top codes: names of `pyramid_bits`."""
+  return [
+    f'{prefix}{part}_bits'
+    for prefix in prefixes(num_levels)
+    for part in ('expander', 'end')
+  ]
+
 
 def pyramid_bits(
   output: PyramidOutput, is_counted_BS: Array

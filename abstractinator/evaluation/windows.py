@@ -3,7 +3,8 @@
 A document that is longer than a row is read through windows. Each has up to
 S - stride ids of context, which the model is given and which count for nothing,
 and then ids that do; the first window of a document has no context, and more
-that count. With a stride of S windows lie side by side.
+that count. With a stride of S windows lie side by side. The last window of a
+passage that begins with context has as much of it as the row holds.
 """
 
 import dataclasses
@@ -102,6 +103,8 @@ def windows_of(
     while begin < size:
       start = max(0, begin - (sequence_length - stride))
       stop = min(start + sequence_length, size)
+      if passage.counted_from:
+        start = max(0, stop - sequence_length)
       yield Window(number, passage.ids[start:stop], begin - start)
       begin = stop
 
