@@ -316,4 +316,15 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+
+  config.health = ml_collections.ConfigDict(
+    dict(
+      # Whether the log, TensorBoard and `health/*` of metrics.jsonl tell what
+      # may be wrong with a run, see `training/health.py`.
+      alarms=True,
+      # Steps before which nothing is wrong yet; a level that joins later by
+      # `loss.curriculum_steps` counts from there.
+      after_steps=100,
+    )
+  )
   return config

@@ -100,6 +100,11 @@ RULES = (
     ),
     APART,
   ),
+  (
+    'training.alarm_log',
+    (*OWN, 'training.health', 'training.metric_writer'),
+    APART,
+  ),
   ('training.window', (*OWN, 'metrics'), APART),
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),

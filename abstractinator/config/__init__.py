@@ -18,6 +18,7 @@ from abstractinator.config.level import PoolingConfig as PoolingConfig
 from abstractinator.config.model import ModelConfig as ModelConfig
 from abstractinator.config.quantizer import QuantizerConfig as QuantizerConfig
 from abstractinator.config.run import DataConfig as DataConfig
+from abstractinator.config.run import HealthConfig as HealthConfig
 from abstractinator.config.run import LossConfig as LossConfig
 from abstractinator.config.run import MeshConfig as MeshConfig
 from abstractinator.config.run import OptimizerConfig as OptimizerConfig

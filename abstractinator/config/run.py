@@ -108,6 +108,19 @@ class MeshConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class HealthConfig(Section):
+  """What is watched during training; see `training.health`."""
+
+  alarms: bool
+  after_steps: int
+
+  def __post_init__(self):
+    require(
+      self.after_steps >= 0, 'after_steps', self.after_steps, '0 or above'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(Section):
   """A whole run."""
 
@@ -127,6 +140,7 @@ class RunConfig(Section):
   loss: LossConfig
   optimizer: OptimizerConfig
   mesh: MeshConfig
+  health: HealthConfig
 
   def __post_init__(self):
     require(self.seed >= 0, 'seed', self.seed, '>= 0')

@@ -1,6 +1,6 @@
 """Rows to codes and back: all that is measured of disjoint windows."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -80,7 +80,9 @@ def code_rows(
   Returns:
     All of it.
   """
-  output, sums = model.apply(variables, batch, method=_with_other_memories)
+  output, sums = model.apply(
+    variables, batch, MEMORIES, method=with_other_memories
+  )
   accuracy = decoded = None
   if decode:
     accuracy, decoded = decode_output(variables, output, batch, model=model)
@@ -168,10 +170,19 @@ def other_memory(
   return jnp.take_along_axis(memory_BUD, from_BU[..., None], axis=1)
 
 
-def _with_other_memories(
-  pyramid: AbstractinatorPyramid, batch: Batch
-) -> tuple[PyramidOutput, dict[str, Any]]:
-  """The codes, and what ids cost given codes that are not theirs."""
+def with_other_memories(
+  pyramid: AbstractinatorPyramid, batch: Batch, kinds: Sequence[str]
+) -> tuple[PyramidOutput, dict[str, Array]]:
+  """The codes, and what ids cost given codes that are not theirs.
+
+  Args:
+    pyramid: All levels.
+    batch: Rows.
+    kinds: Some of `MEMORIES`.
+
+  Returns:
+    The codes, and `sums` as of `CodedRows`.
+  """
   output = pyramid.compress_all(batch)
   sums, codebooks = {}, None
   for prefix, level, of_level, ids in zip(
@@ -190,18 +201,18 @@ def _with_other_memories(
           level.config.pooling.num_queries,
           kind,
         )
-        for kind in MEMORIES
+        for kind in kinds
       ]
     )
     # All kinds as one batch: one expander to compile.
     ids, segments = jax.tree.map(
-      lambda x: jnp.concatenate([x] * len(MEMORIES)), (ids, compressed.segments)
+      lambda x: jnp.concatenate([x] * len(kinds)), (ids, compressed.segments)
     )
     expanded = level.expander(
       ids.ids_BS, ids.document_BS, segments, memory_NUD, codebooks=codebooks
     )
-    bits = jnp.split(_bits(expanded.nats_BS, ids), len(MEMORIES))
-    for kind, bits_B in zip(MEMORIES, bits, strict=True):
+    bits = jnp.split(_bits(expanded.nats_BS, ids), len(kinds))
+    for kind, bits_B in zip(kinds, bits, strict=True):
       sums[f'{prefix}expander_bits_with_{kind}_codes'] = bits_B
     codebooks = level.compressor.quantizer.codebooks()
   return output, sums

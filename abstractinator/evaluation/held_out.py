@@ -5,16 +5,22 @@ import functools
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from abstractinator import metrics
+from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import LossConfig
-from abstractinator.evaluation.coded_rows import coded_level
+from abstractinator.evaluation.coded_rows import (
+  coded_level,
+  with_other_memories,
+)
 from abstractinator.evaluation.distributions import Distributions, Histogram
 from abstractinator.evaluation.examples import ExampleRows, draw, markdown
 from abstractinator.evaluation.reconstruction import decode_output
 from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.pyramid_losses import prefixes
 from abstractinator.training.objective import Objective
 from abstractinator.training.sharding import (
   batch_sharding,
@@ -26,6 +32,7 @@ from abstractinator.types import Batch, Mean, PyTree
 
 _DECODED_BATCHES = 8
 _EXAMPLE_ROWS = 4
+_BITS = 'expander_bits_per_byte'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,9 @@ class Evaluation:
 
   Attributes:
     summary: See `metrics.summarize`; where there are codes, with
-      `free_running_byte_accuracy`.
+      `free_running_byte_accuracy` and, after the prefix of each level,
+      `expander_bits_per_byte_shuffled_codes`, given those of other segments,
+      and `..._true_codes`, of the same rows.
     histograms: See `metrics.histograms` and, where there are codes,
       `Distributions`.
     examples: The first rows as Markdown, see `examples`; None without codes.
@@ -101,8 +110,8 @@ class HeldOut:
       batch = shard_batch(rows, self._mesh)
       part = self._score(variables, batch)
       if number < self._num_decoded:
-        accuracy, decoded = self._decode(variables, batch)
-        part['free_running_byte_accuracy'] = accuracy
+        given, decoded = self._decode(variables, batch)
+        part |= given | _given_true_codes(part, given)
         if first is None:
           first = jax.device_get(decoded)
         distributions.add(jax.device_get(decoded.levels))
@@ -123,8 +132,8 @@ class HeldOut:
 
 def decode_step(
   variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
-) -> tuple[Mean, ExampleRows]:
-  """Encodes a batch and decodes it back from its top codes alone.
+) -> tuple[metrics.Metrics, ExampleRows]:
+  """Encodes a batch, decodes it from its top codes alone, and shuffles them.
 
   Args:
     variables: `params` and the collections.
@@ -132,12 +141,32 @@ def decode_step(
     model: All levels.
 
   Returns:
-    The free-running accuracy, and what was encoded and decoded.
+    The free-running accuracy and the bits given shuffled codes, see
+    `Evaluation`; and what was encoded and decoded.
   """
-  output = model.apply(variables, batch, method='compress_all')
+  output, sums = model.apply(
+    variables, batch, ('shuffled',), method=with_other_memories
+  )
   accuracy, decoded = decode_output(variables, output, batch, model=model)
+  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
+  num_bytes = jnp.sum(is_byte_BS, dtype=jnp.float32)
+  given = {'free_running_byte_accuracy': accuracy} | {
+    f'{prefix}{_BITS}_shuffled_codes': Mean(
+      jnp.sum(sums[f'{prefix}expander_bits_with_shuffled_codes']), num_bytes
+    )
+    for prefix in prefixes(len(output.levels))
+  }
   levels = tuple(coded_level(level.compressed) for level in output.levels)
-  return accuracy, ExampleRows(batch.ids_BS, levels, decoded)
+  return given, ExampleRows(batch.ids_BS, levels, decoded)
+
+
+def _given_true_codes(
+  scored: metrics.Metrics, given: metrics.Metrics
+) -> metrics.Metrics:
+  """Bits of a batch to compare those given shuffled codes with."""
+  end = '_shuffled_codes'
+  names = [x.removesuffix(end) for x in given if x.endswith(end)]
+  return {f'{name}_true_codes': scored[name] for name in names}
 
 
 def _merge_present(

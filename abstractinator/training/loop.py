@@ -18,6 +18,7 @@ from abstractinator.training import (
   report,
   sharding,
 )
+from abstractinator.training.alarm_log import AlarmLog
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
@@ -188,6 +189,7 @@ class Run:
     progress = Progress(self.total_steps, step, enabled=self._is_main)
     if self._is_main:
       self._describe(progress, state, step)
+    alarms = AlarmLog(c, writer, progress.message)
     window = Window()
     tags: dict[str, float] = {}
     with jax.set_mesh(self._mesh), writer, checkpointer:
@@ -198,7 +200,7 @@ class Run:
           state, new = self._step(state, batch)
         # Fetching the metrics of the step before keeps the device busy.
         if pending is not None:
-          self._take(window, step, pending, progress)
+          self._take(window, step, pending, progress, alarms)
         step, pending = step + 1, new
         is_last = step == self.total_steps
         is_log = step % c.log_interval == 0 or is_last
@@ -206,16 +208,21 @@ class Run:
         is_save = step % c.checkpoint_interval == 0 or is_last
         if not (is_log or is_eval or is_save):
           continue
-        self._take(window, step, pending, progress)
+        self._take(window, step, pending, progress, alarms)
         pending = None
         window.pause()
+        summary = window.summary()
         if is_log:
-          writer.write_scalars(step, self._train_tags(window, step))
+          found = alarms.train(step, summary)
+          writer.write_scalars(step, self._train_tags(window, step) | found)
           for name, counts in metrics.histograms(window.total).items():
             writer.write_histogram(step, f'train/{name}', counts)
           window.restart()
         if is_eval:
           tags = self._evaluate(state, step, is_last, writer, progress)
+          held_out = {k.removeprefix('eval/'): v for k, v in tags.items()}
+          found = alarms.held_out(step, held_out, summary)
+          writer.write_scalars(step, found)
         if is_save:
           checkpointer.save(
             step,
@@ -228,16 +235,16 @@ class Run:
     progress.close()
     return tags
 
-  def _take(self, window, step, fetched, progress) -> None:
+  def _take(self, window, step, fetched, progress, alarms) -> None:
     """Adds the metrics of a step to the window, stopping on a broken loss."""
     values = jax.device_get(fetched)
     terms = [name for name in values if re.search(r'(^|/)loss_', name)]
     for name in [*terms, 'gradient_norm']:
       if not np.isfinite(values[name].total):
+        value = float(values[name].total)
         raise FloatingPointError(
-          f'step {step}: {name} is {float(values[name].total)}; stopped. The'
-          f' latest checkpoint lies in {self.workdir}/checkpoints. A smaller'
-          ' optimizer.learning_rate or optimizer.clip_norm may help'
+          f'step {step}: {alarms.non_finite(step, name, value)}; stopped. The'
+          f' latest checkpoint lies in {self.workdir}/checkpoints'
         )
     window.add(values)
     progress.update(step, window.shown())

@@ -1,0 +1,159 @@
+"""What a text costs is never less than the entropy of what it is drawn from.
+
+Documents come from a Markov chain over two bytes that stops at any time, so
+that all of them can be gone through with their probabilities, and the entropy
+and the expected cost are exact.
+"""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.byte_vocab import EOS_ID, PAD_ID, encode
+from abstractinator.config import RunConfig
+from abstractinator.evaluation.evaluator import Evaluator
+from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
+from abstractinator.evaluation.texts_bits import texts_bits
+from abstractinator.evaluation.windows import Passage
+from abstractinator.training.program import make_program
+from abstractinator.training.state import variables_of
+from abstractinator.types import Batch
+from configs import default, tiny
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+# Rows hold the longest document and its end.
+LENGTH, SIZE, ROWS = 9, 10, 64
+LETTERS = (ord('a'), ord(' '))
+# From a letter to the next one; and the chance to stop after any letter.
+MOVES, STOP = np.array([[0.5, 0.5], [0.7, 0.3]]), 0.15
+# Steps of training between looks at the model.
+STEPS, LOOKS, SEEDS = 150, 2, 2
+
+
+def documents():
+  """All of them, with their probabilities."""
+  for length in range(1, LENGTH + 1):
+    for letters in itertools.product((0, 1), repeat=length):
+      p = MOVES[0, letters[0]] * (1 - STOP) ** (length - 1)
+      for a, b in itertools.pairwise(letters):
+        p *= MOVES[a, b]
+      # The longest ones stop for certain.
+      p *= 1.0 if length == LENGTH else STOP
+      yield bytes(LETTERS[x] for x in letters), p
+
+
+def draw(key):
+  """A batch of training, a document a row."""
+
+  def step(carry, key):
+    last, is_going = carry
+    stop_key, move_key = jax.random.split(key)
+    is_space = jax.random.uniform(move_key) < jnp.asarray(MOVES)[last, 1]
+    now = is_space.astype(jnp.int32)
+    id_ = jnp.where(is_going, jnp.asarray(LETTERS)[now], PAD_ID)
+    stops = jax.random.uniform(stop_key) < STOP
+    return (now, is_going & ~stops), id_
+
+  def row(key):
+    start = (jnp.zeros((), jnp.int32), jnp.asarray(True))
+    _, ids = jax.lax.scan(step, start, jax.random.split(key, LENGTH))
+    ids = jnp.append(ids, PAD_ID)
+    return ids.at[jnp.sum(ids != PAD_ID)].set(EOS_ID)
+
+  ids_BS = jax.vmap(row)(jax.random.split(key, ROWS))
+  document_BS = jnp.where(ids_BS == PAD_ID, -1, 0)
+  return Batch(ids_BS, document_BS, jnp.arange(ROWS))
+
+
+def run_config(num_levels, num_codes) -> RunConfig:
+  values = tiny.get_config()
+  values.data.sequence_length = SIZE
+  values.optimizer.learning_rate = 1e-2
+  levels = [default.get_level()]
+  levels += [default.get_upper_level() for _ in range(num_levels - 1)]
+  for level in levels:
+    tiny.make_small(level, d_model=16)
+    level.quantizer.codebook_size, level.quantizer.code_dim = 4, 8
+    level.quantizer.forbidden = tuple(range(num_codes, 4))
+    level.segmentation.target_length = None
+    level.segmentation.capacity_length = 1.0
+    level.segmentation.max_length = 8
+  for level in levels[1:]:
+    level.segmentation.rule, level.segmentation.threshold = 'stride', 2.0
+  top_lm = default.get_top_lm()
+  top_lm.d_model = 16
+  top_lm.stack.num_layers, top_lm.stack.num_heads = 1, 2
+  top_lm.stack.ffn_dim = 32
+  values.model.levels, values.model.top_lm = tuple(levels), top_lm
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+@pytest.mark.parametrize(
+  ('num_levels', 'num_codes', 'parts'),
+  [
+    # A code that says nothing leaves all to ids and ends.
+    (1, 1, ['expander_bits', 'end_bits']),
+    pytest.param(
+      *(1, 3, ['expander_bits', 'code_bits']), marks=pytest.mark.nightly
+    ),
+    pytest.param(
+      *(2, 3, ['expander_bits', 'code_bits']), marks=pytest.mark.nightly
+    ),
+  ],
+)
+def test_no_model_takes_less_than_the_entropy(num_levels, num_codes, parts):
+  config = run_config(num_levels, num_codes)
+  program = make_program(config, 'cpu', STEPS * LOOKS)
+  texts, p_T = map(list, zip(*documents(), strict=True))
+  p_T = np.array(p_T)
+  assert p_T.sum() == pytest.approx(1)
+  entropy = -np.sum(p_T * np.log2(p_T))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train(state, key):
+    keys = jax.random.split(key, STEPS)
+    return jax.lax.scan(
+      lambda state, key: program.step(state, draw(key)), state, keys
+    )[0]
+
+  evaluator = None
+  for seed in range(SEEDS):
+    key = jax.random.key(seed)
+    state = jax.jit(program.init)(key)
+    for look in range(LOOKS):
+      state = train(state, jax.random.fold_in(key, look))
+      variables = variables_of(state)
+      if evaluator is None:
+        evaluator = Evaluator(config, variables, devices=jax.devices()[:1])
+      evaluator.variables = variables
+      costs = expected_costs(evaluator, texts, p_T)
+      total = sum(costs.values())
+      assert total >= entropy - 1e-3, costs
+    passages = [Passage(encode(text)) for text in texts]
+    bits_T = np.array([x.bits for x in texts_bits(evaluator, passages)])
+    assert np.sum(p_T * bits_T) == pytest.approx(total, rel=1e-5)
+    # All of them together are no more likely than certain.
+    assert np.sum(2.0**-bits_T) <= 1 + 1e-3
+    # So close that to forget a part would be seen.
+    assert total < 1.5 * entropy
+    for part in parts:
+      forgotten = sum(x for name, x in costs.items() if name.endswith(part))
+      assert total - forgotten < entropy, (part, costs)
+
+
+def expected_costs(evaluator, texts, p_T):
+  """Bits of a document, part by part."""
+  names = [*expansion_sums(len(evaluator.config.model.levels)), *TOP_LM_SUMS]
+  found = dict.fromkeys(names, 0.0)
+  passages = [Passage(encode(text)) for text in texts]
+  for scored in evaluator.score(passages, alone=True):
+    for row, (window,) in enumerate(scored.windows):
+      for name in names:
+        found[name] += p_T[window.passage] * float(scored.sums[name][row])
+  return found
