@@ -92,7 +92,7 @@ class TrainedLevel(LevelRows):
     self, texts: Sequence[bytes], level: int | None = None
   ) -> list[Codes]:
     """Encodes texts, whose rows go in batches together; see `encode`."""
-    number = self._number(level)
+    number = self.level_number(level)
     if not texts:
       return []
     ids_BS, document_BS, num_rows_T = self._rows(texts)
@@ -155,7 +155,7 @@ class TrainedLevel(LevelRows):
       level_programs.predict, ids_BS, document_BS
     )
     self._require_division_of_decoding(segments.is_capacity_bound_BS)
-    number = self._number(None)
+    number = self.level_number(None)
     decoded = self._decode(self._from_slots(codes_BU, count_B, number))
     right_B, total_B = self._in_batches(
       level_programs.count_right,

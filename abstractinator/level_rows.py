@@ -1,6 +1,8 @@
 """Texts and codes as rows of a trained level, in batches."""
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,18 @@ class LevelRows:
     self._model = make_model(config, jax.default_backend())
     self._variables = variables
 
+  def fingerprint(self) -> str:
+    """Tells one level from another: sha256 of what makes its codes, in hex."""
+    settings = [self.config.model.to_dict(), self.config.data.sequence_length]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(self._variables)
+    for path, leaf in leaves:
+      leaf = np.asarray(leaf)
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
   def _rows(self, texts: Sequence[bytes]):
     """Ids and documents of all rows, and how many rows each text has."""
     size = self.config.data.sequence_length
@@ -60,7 +74,7 @@ class LevelRows:
       )
 
   def _decode(self, codes: Codes) -> DecodedRows:
-    number = self._number(codes.level)
+    number = self.level_number(codes.level)
     level = self.config.model.levels[number]
     codes_BU, is_valid_BP = codes_lib.to_slots(
       codes,
@@ -75,7 +89,7 @@ class LevelRows:
     )
     return self._in_batches(decode, codes_BU, is_valid_BP)
 
-  def _number(self, level: int | None) -> int:
+  def level_number(self, level: int | None) -> int:
     """Of a level, the top one if None."""
     count = len(self.config.model.levels)
     if level is None:

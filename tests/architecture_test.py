@@ -129,6 +129,7 @@ RULES = (
   ('alignment', (), ('jax', 'flax')),
   ('codes', BASE, ('jax', 'flax')),
   ('codes_files', ('codes',), ('jax', 'flax')),
+  ('codes_corpus', ('codes', 'codes_files', 'data'), ('jax', 'flax')),
   ('inspection', (*BASE, 'alignment'), ('jax', 'flax')),
   ('view', ('byte_vocab', 'config', 'inspection', 'view'), ('jax', 'flax')),
   ('reconstruction', (), ('jax', 'flax')),

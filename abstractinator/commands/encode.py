@@ -1,11 +1,12 @@
-"""`abstractinator encode`: a text to codes."""
+"""`abstractinator encode`: a text, or a corpus, to codes."""
 
 import argparse
 import json
+from collections.abc import Iterator
 
 from abstractinator.commands import common
 
-ABOUT = 'Encodes a text, prints its codes or writes them to a file.'
+ABOUT = 'Encodes a text or a corpus, prints codes or writes them to files.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,12 +18,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--level', type=int, help='whose codes, from 0; the top level by default'
   )
   parser.add_argument(
-    '--out', help='file to write, .npz or .parquet; must not exist'
+    '--out',
+    help='file to write, .npz or .parquet, which must not exist; with --data a'
+    ' directory, gone on with if it is there',
+  )
+  parser.add_argument(
+    '--data', help='globs of files, a corpus in the place of FILE'
+  )
+  parser.add_argument(
+    '--shard_bytes',
+    type=int,
+    default=1 << 24,
+    help='with --data: text of a shard (%(default)s)',
+  )
+  parser.add_argument(
+    '--format',
+    choices=('parquet', 'npz'),
+    default='parquet',
+    help='with --data: of shards (%(default)s)',
   )
 
 
-def run(args: argparse.Namespace) -> str:
+def run(args: argparse.Namespace) -> str | Iterator[str]:
   """See `commands`."""
+  if args.data is not None:
+    return _corpus(args)
   if args.out is not None:
     common.require_new(args.out)
   data = common.read_text(args)
@@ -55,3 +75,40 @@ def run(args: argparse.Namespace) -> str:
     f'{len(data)} bytes in {len(codes.codes_N)} codes of level {codes.level},'
     f' {num_segments} segments'
   )
+
+
+def _corpus(args: argparse.Namespace) -> Iterator[str]:
+  if args.out is None:
+    raise ValueError('--out: got none, allowed: a directory, with --data')
+  from abstractinator import codes_corpus
+  from abstractinator.data.sources import find_documents
+
+  documents = find_documents(args.data)
+  level = common.load(args)
+  number = level.level_number(args.level)
+  about = {
+    'level': number,
+    'model': level.fingerprint(),
+    'num_codes': level.config.model.levels[number].quantizer.num_codes,
+  }
+  written = codes_corpus.encode_corpus(
+    args.out,
+    documents,
+    lambda texts: level.encode_all(texts, number),
+    about=about,
+    shard_bytes=args.shard_bytes,
+    kind=args.format,
+  )
+  return _lines(written, args.json)
+
+
+def _lines(shards, as_json: bool) -> Iterator[str]:
+  """A line for each shard as it is written."""
+  for shard in shards:
+    if as_json:
+      yield json.dumps(shard) + '\n'
+    else:
+      yield (
+        f'{shard["file"]}: {shard["num_bytes"]} bytes of {shard["num_texts"]}'
+        f' texts in {shard["num_codes"]} codes\n'
+      )

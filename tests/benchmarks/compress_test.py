@@ -1,0 +1,23 @@
+import lzma
+
+import pytest
+
+from abstractinator.benchmarks import compress
+from abstractinator.evaluation.evaluator import open_run
+from tests import tiny_run
+
+
+@pytest.mark.usefixtures('quick_compilation')
+def test_every_way_has_a_row(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(compress.shutil, 'which', lambda name: None)
+  tiny_run.save(tmp_path, tiny_run.config())
+  evaluator = open_run(str(tmp_path))
+  data = b'A text that repeats, a text that repeats. ' * 9
+  found = {row['by']: row for row in compress.rows(evaluator, data, lanes=4)}
+  assert len(found) == 6
+  size = len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+  assert found['`xz -9e`']['bytes'] == size
+  assert found['`xz -9e`']['bits/byte'] == 8 * size / len(data)
+  # Of an untrained model; the file is of four lanes with a header.
+  model = found['entropy model (likelihood)']['bytes']
+  assert model < found['`abstractinator compress`']['bytes'] < 1.3 * model + 200

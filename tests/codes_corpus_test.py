@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+
+import abstractinator
+from abstractinator import codes_corpus
+from abstractinator.cli import main
+from abstractinator.codes import Codes
+from abstractinator.data.documents import Documents, MemoryDocument
+from tests import tiny_run
+
+TEXTS = [b'one', b'and two', b'3', b'the fourth of them', b'fin']
+# Shards of at least 8 bytes: 0 and 1, 2 and 3, 4.
+SPANS = [(0, 2), (2, 4), (4, 5)]
+
+
+class Encoder:
+  """Lengths in the place of codes; stops after so many calls."""
+
+  def __init__(self, calls=99):
+    self.calls = calls
+    self.texts = []
+
+  def __call__(self, texts):
+    if not self.calls:
+      raise KeyboardInterrupt
+    self.calls -= 1
+    self.texts += texts
+    return [
+      Codes(np.arange(len(x), dtype=np.int32), np.array([len(x)], np.int32))
+      for x in texts
+    ]
+
+
+def encode(directory, encoder, texts=TEXTS, about=None):
+  documents = Documents(
+    [MemoryDocument(str(i), text) for i, text in enumerate(texts)]
+  )
+  shards = codes_corpus.encode_corpus(
+    str(directory),
+    documents,
+    encoder,
+    about=about or {'model': 'm'},
+    shard_bytes=8,
+    kind='npz',
+  )
+  return [(x['first_text'], x['num_texts']) for x in shards]
+
+
+def lengths(directory):
+  shards = codes_corpus.read_corpus(str(directory))
+  return [[len(x.codes_N) for x in shard] for shard in shards]
+
+
+EXPECTED = [[len(x) for x in TEXTS[a:b]] for a, b in SPANS]
+
+
+def test_whoever_was_stopped_goes_on_where_he_was(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    encode(tmp_path, Encoder(calls=1))
+  with pytest.raises(ValueError, match='lists 2 texts, allowed: all 5'):
+    lengths(tmp_path)
+  encoder = Encoder()
+  assert encode(tmp_path, encoder) == [(2, 2), (4, 1)]
+  assert encoder.texts == TEXTS[2:]
+  assert lengths(tmp_path) == EXPECTED
+  # There is nothing left to do.
+  assert encode(tmp_path, Encoder(calls=0)) == []
+
+
+@pytest.mark.parametrize('spoil', [True, False])
+def test_a_shard_that_is_damaged_or_gone_is_written_anew(spoil, tmp_path):
+  encode(tmp_path, Encoder())
+  path = tmp_path / '00001.npz'
+  if spoil:
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
+  else:
+    path.unlink()
+  with pytest.raises(ValueError, match=r'00001\.npz: is missing or damaged'):
+    lengths(tmp_path)
+  assert encode(tmp_path, Encoder()) == [(2, 2)]
+  assert lengths(tmp_path) == EXPECTED
+
+
+def test_another_corpus_or_run_is_refused(tmp_path):
+  encode(tmp_path, Encoder())
+  with pytest.raises(ValueError, match=r'data is .* allowed'):
+    encode(tmp_path, Encoder(), texts=TEXTS[:-1])
+  with pytest.raises(ValueError, match='model is m, allowed: n'):
+    encode(tmp_path, Encoder(), about={'model': 'n'})
+  (tmp_path / codes_corpus.MANIFEST).write_text('{}')
+  with pytest.raises(ValueError, match='is no manifest'):
+    encode(tmp_path, Encoder())
+  (tmp_path / codes_corpus.MANIFEST).unlink()
+  with pytest.raises(ValueError, match=r'has files but no manifest\.json'):
+    encode(tmp_path, Encoder())
+
+
+@pytest.mark.usefixtures('quick_compilation')
+def test_the_command_writes_the_codes_of_a_run(tmp_path, capsys):
+  workdir, out = str(tmp_path / 'run'), str(tmp_path / 'codes')
+  tiny_run.save(workdir, tiny_run.config())
+  for number, text in enumerate(TEXTS):
+    (tmp_path / f'{number}.txt').write_bytes(text)
+  args = ['encode', workdir, f'--data={tmp_path}/*.txt', f'--out={out}']
+  assert main([*args, '--shard_bytes=8', '--json']) == 0
+  shards = list(map(json.loads, capsys.readouterr().out.splitlines()))
+  assert [x['file'] for x in shards] == [f'0000{i}.parquet' for i in range(3)]
+  codes = [x for shard in codes_corpus.read_corpus(out) for x in shard]
+  expected = abstractinator.load(workdir).encode_all(TEXTS)
+  for a, b in zip(codes, expected, strict=True):
+    np.testing.assert_array_equal(a.codes_N, b.codes_N)
+    np.testing.assert_array_equal(a.count_B, b.count_B)
+  # Again, it has nothing to do; with other weights it must not go on.
+  assert main([*args, '--shard_bytes=8']) == 0
+  assert capsys.readouterr().out == ''
+  tiny_run.save(workdir, tiny_run.config(), steps=(4,))
+  assert main([*args, '--shard_bytes=8']) == 2
+  assert 'model is' in capsys.readouterr().err
+  assert main(args[:-1]) == 2
+  assert '--out: got none' in capsys.readouterr().err
