@@ -151,7 +151,7 @@ class Step:
       dtype=jnp.dtype(dtype),
     )
     optimizer = make_optimizer(_OPTIMIZER, total_steps=1000)
-    self._batch = jax.device_put(_random_batch(self.shape))
+    self._batch = jax.device_put(random_batch(self.shape))
     self._state = jax.jit(
       lambda key: initial_state(
         key,
@@ -188,7 +188,7 @@ class Step:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
 
-def _random_batch(shape: tuple[int, int]) -> Batch:
+def random_batch(shape: tuple[int, int]) -> Batch:
   """Rows of printable bytes, a document each."""
   ids_BS = np.random.default_rng(0).integers(32, 127, shape, dtype=np.int32)
   return Batch(

@@ -1,7 +1,9 @@
-"""How fast texts are continued: with caches, and computed anew for each byte.
+r"""How fast texts are continued: with caches, and computed anew for each byte.
 
     python -m abstractinator.benchmarks.generate
     python -m abstractinator.benchmarks.generate --contexts 128 --num_calls 2
+    python -m abstractinator.benchmarks.generate --config regular_pallas \
+      --contexts 512 --batches 1 16 256
 
 One level of random weights without a top LM, of the size at which the PyTorch
 original was timed: 64 wide, 2 + 2 + 2 layers, 512 codes. Its figures on CPU, in
@@ -10,7 +12,8 @@ at a temperature of 1: the likeliest end of such weights is the first byte, and
 so many segments of one byte are the cheapest of all. Reading the prompt is
 timed apart; "anew" is one whole call, of which the original needs several.
 Contexts of the expander: 'segment' decodes segments side by side, 'window' byte
-after byte.
+after byte. `--config` takes another model, with its top LM if it has one; the
+roofline is the time to read all of its parameters once for each byte of a row.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.benchmarks import sizes, timing
 from abstractinator.benchmarks.baseline import LEVEL
 from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
 from abstractinator.config import ImplementationConfig, ModelConfig
@@ -30,6 +34,7 @@ from abstractinator.generation import programs
 from abstractinator.generation.options import Options
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.training.model import make_model
 from abstractinator.types import Batch
 
 _ORIGINAL_MS = {128: 28.0, 512: 78.0, 2048: 1332.0}
@@ -44,6 +49,7 @@ def main() -> None:
   parser.add_argument(
     '--expanders', nargs='+', default=['segment', 'window'], help='contexts'
   )
+  parser.add_argument('--config', help='of configs/, instead of that level')
   parser.add_argument(
     '--contexts', type=int, nargs='+', default=[128, 256, 512, 2048, 4096]
   )
@@ -59,11 +65,12 @@ def main() -> None:
   )
   print(
     '| expander | rows | context | bytes/s | CPU-ms/byte | anew, CPU-ms/byte'
-    ' | original / ours | prompt, CPU-ms | bytes/segment | programs |'
+    ' | original / ours | prompt, CPU-ms | bytes/segment | programs'
+    ' | of roofline |'
   )
-  print('|---|---|---|---|---|---|---|---|---|---|', flush=True)
-  for expander in args.expanders:
-    model = _make_model(expander)
+  print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
+  for expander in [args.config] if args.config else args.expanders:
+    model = (_of_config if args.config else _make_model)(expander)
     variables = _make_variables(model)
     for rows in args.batches:
       for context in args.contexts:
@@ -78,12 +85,20 @@ def _line(model, variables, context, rows, num_calls):
   )
   count = _programs() - before
   anew = _anew(model, variables, context, rows)
-  original = _ORIGINAL_MS.get(context) if rows == 1 else None
+  is_its_size = model.config.top_lm is None and rows == 1
+  original = _ORIGINAL_MS.get(context) if is_its_size else None
   of_original = '' if original is None else f'{original / cpu:.0f}'
   return (
     f'{rows} | {context} | {1000 / wall:.0f} | {cpu:.3f} | {anew:.2f}'
     f' | {of_original} | {prompt:.1f} | {length:.1f} | {count}'
+    f' | {_reading_ms(model, variables) / (rows * wall):.2%}'
   )
+
+
+def _reading_ms(model, variables) -> float:
+  """Time to read all parameters once, in the type that is computed in."""
+  count = sum(x.size for x in jax.tree.leaves(variables['params']))
+  return 1000 * count * model.dtype.itemsize / timing.copy_rate()
 
 
 def _programs() -> int:
@@ -179,6 +194,10 @@ def _make_model(context):
     ),
     dtype=jnp.float32,
   )
+
+
+def _of_config(name):
+  return make_model(sizes.load(name), jax.default_backend())
 
 
 def _make_variables(model):
