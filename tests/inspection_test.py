@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from abstractinator import inspection
 from abstractinator.byte_vocab import EOS_ID
 from tests import tiny_pyramid, tiny_run
 
@@ -84,3 +85,38 @@ def test_it_agrees_with_the_other_functions(name):
   is_right_N = seen.decoded_N == seen.ids()
   assert not seen.is_wrong()[is_right_N].any()
   assert seen.is_wrong()[is_byte_N & ~is_right_N].all()
+
+
+def test_what_is_decoded_stands_beside_the_text():
+  # Rows of 4 ids: 'abcd', 'ef' and EOS. The last top segment of the first row
+  # has no byte: only the further codes of one below.
+  seen = inspection.inspection(
+    b'abcdef',
+    [],
+    top_BS=np.array([[0, 0, 0, 1], [0, 0, 1, -1]]),
+    num_tops_B=np.array([3, 2]),
+    forced_BS=np.array([[97, 0, 99, 100], [101, 102, EOS_ID, 7]]),
+    decoded=(
+      np.array(
+        [[[97, 0], [99, 100], [121, 122]], [[101, 1], [2, EOS_ID], [9, 9]]]
+      ),
+      np.array([[2, 2, 2], [2, 2, 0]]),
+      np.array([[0, 1, 2], [0, 1, 0]]),
+    ),
+    top_code_bits_N=None,
+  )
+  assert seen.decoded_N.tolist() == [97, 0, -1, 99, 101, 1, 2]
+  assert seen.forced_N.tolist() == [97, 0, 99, 100, 101, 102, EOS_ID]
+  beyond = {top: ids.tolist() for top, ids in seen.beyond.items()}
+  assert beyond == {1: [100], 2: [121, 122], 4: [EOS_ID]}
+  # Two are right; segments have 3, 2, 2, 2 and 1 bytes in or out.
+  assert seen.byte_accuracy == 2 / 10
+  assert seen.is_wrong().tolist() == [
+    False,
+    True,
+    True,
+    True,
+    False,
+    True,
+    True,
+  ]

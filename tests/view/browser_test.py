@@ -240,6 +240,8 @@ def test_several_codes_of_a_segment(open_page):
   press(browser, Keys.ARROW_UP)
   assert where(browser) == (1, 1)
   assert texts(browser, '#segment td.text') == ['1', '2']
+  found = facts(browser)
+  assert (found['bytes'], found['text']) == ('4 to 9', 'Katze·')
 
 
 def test_a_long_text_is_drawn_where_it_is_seen(open_page):
