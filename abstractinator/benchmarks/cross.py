@@ -11,7 +11,6 @@ import argparse
 import functools
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,5 +111,4 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
 
 if __name__ == '__main__':
   huge_pages.ensure()
-  jax.config.update('jax_enable_compilation_cache', False)
   op.main('cross', run, sys.argv[1:])

@@ -54,6 +54,10 @@ def calls(
     grads = torch.autograd.grad(out, (q, k, v), out.detach())
     return _Launched((out.detach(), *grads))
 
+  # To compile it is to call it.
+  both()
+  forward()
+
   def arrays(launched):
     launched.block_until_ready()
     return [

@@ -10,7 +10,6 @@ import argparse
 import functools
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,5 +73,4 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
 
 if __name__ == '__main__':
   huge_pages.ensure()
-  jax.config.update('jax_enable_compilation_cache', False)
   op.main('nearest_code', run, sys.argv[1:])

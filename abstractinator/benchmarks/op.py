@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -123,29 +124,37 @@ def measure(problem: Problem, repeats: int) -> list[dict[str, Any]]:
 
 
 def _calls(problem: Problem) -> dict[str, dict[str, Call]]:
-  """By implementation and phase."""
-  calls = {
-    name: _compiled(problem, function)
-    for name, function in problem.functions.items()
-  }
-  return calls | {name: make() for name, make in problem.peers.items()}
+  """By implementation and phase; compiled side by side."""
+
+  def compiled(function):
+    program = function.lower(*problem.args).compile()
+    run = functools.partial(program, *problem.args)
+    return Call(run, program.memory_analysis().temp_size_in_bytes)
+
+  with futures.ThreadPoolExecutor() as pool:
+    begun = {
+      name: {
+        phase: pool.submit(compiled, jitted)
+        for phase, jitted in _phases(problem, function).items()
+      }
+      for name, function in problem.functions.items()
+    }
+    peers = {name: make() for name, make in problem.peers.items()}
+    return peers | {
+      name: {phase: future.result() for phase, future in phases.items()}
+      for name, phases in begun.items()
+    }
 
 
-def _compiled(problem, function):
-  def call(function):
-    compiled = jax.jit(function).lower(*problem.args).compile()
-    run = functools.partial(compiled, *problem.args)
-    return Call(run, compiled.memory_analysis().temp_size_in_bytes)
+def _phases(problem, function):
+  if not problem.is_differentiated:
+    return {'forward': jax.jit(function)}
 
-  calls = {'forward': call(function)}
-  if problem.is_differentiated:
+  def both(*args):
+    out, pullback = jax.vjp(function, *args)
+    return out, pullback(out)
 
-    def both(*args):
-      out, pullback = jax.vjp(function, *args)
-      return out, pullback(out)
-
-    calls['both'] = call(both)
-  return calls
+  return {'forward': jax.jit(function), 'both': jax.jit(both)}
 
 
 def _medians(calls, repeats, between=lambda: None):
