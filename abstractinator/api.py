@@ -273,7 +273,10 @@ class TrainedLevel(LevelRows):
     return self._model, self._variables
 
   def _how(self, options):
+    options = Options(**options)
     context = texts.context_bytes(
-      self.config.model, self.config.data.sequence_length
+      self.config.model,
+      self.config.data.sequence_length,
+      entropy_model_only=options.entropy_model_only,
     )
-    return Options(**options), context
+    return options, context

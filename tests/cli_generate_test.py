@@ -10,6 +10,7 @@ import pytest
 import abstractinator
 from abstractinator.cli import main
 from abstractinator.codes import Codes
+from abstractinator.commands import generate
 from tests import tiny_run
 
 TEXT = 'Grüße: ein Text, geteilt.'.encode()
@@ -43,6 +44,16 @@ def test_generate_prints_what_python_returns(workdir, capsys):
     for prompt, texts in zip(['ab', 'c\\xff'], samples, strict=True)
   ]
   assert samples[0][0] == text
+
+
+def test_a_character_may_begin_in_the_prompt():
+  class Level:
+    def stream(self, prompt):
+      assert prompt == b'a\xc3'
+      yield from (b'\xbcb', b'\xe2\x82', b'\xac', b'\xff\xe2')
+
+  shown = list(generate._stream(Level(), b'a\xc3', {}))
+  assert ''.join(shown) == 'aüb€\\xff\\xe2\n'
 
 
 @pytest.mark.parametrize('name', ['codes.npz', 'codes.parquet'])

@@ -1,6 +1,8 @@
 """`abstractinator generate`: texts, continued."""
 
 import argparse
+import codecs
+import itertools
 import json
 import os
 import sys
@@ -84,10 +86,11 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
 def _stream(level, prompt, options) -> Iterator[str]:
   new = level.stream(prompt, **options)
   first = next(new, b'')
-  yield common.show(prompt)
-  yield common.show(first)
-  yield from map(common.show, new)
-  yield '\n'
+  # A character may begin in the prompt and end in what is new.
+  decoder = codecs.getincrementaldecoder('utf-8')('backslashreplace')
+  for part in itertools.chain((prompt, first), new):
+    yield decoder.decode(part)
+  yield decoder.decode(b'', final=True) + '\n'
 
 
 def _prompts(args: argparse.Namespace) -> list[bytes]:

@@ -17,12 +17,17 @@ from abstractinator.types import PyTree
 _BATCH_BYTES = 1 << 16
 
 
-def context_bytes(config: ModelConfig, sequence_length: int) -> int | None:
+def context_bytes(
+  config: ModelConfig, sequence_length: int, *, entropy_model_only: bool
+) -> int | None:
   """Bytes of a prompt that are read, the last ones; None for all.
 
   A stack without window has seen rows of `data.sequence_length` ids, and so
   reads no more; one with a window may read any number.
   """
+  if entropy_model_only:
+    is_full = config.levels[0].entropy_model.window is None
+    return sequence_length if is_full else None
   stacks = [] if config.top_lm is None else [config.top_lm.stack]
   for level in config.levels:
     stacks += [level.entropy_model, level.encoder]

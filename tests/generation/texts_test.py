@@ -1,12 +1,14 @@
 """Texts continued, from Python."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from abstractinator import level_programs
 from abstractinator.codes import Codes
-from abstractinator.generation import programs
+from abstractinator.generation import programs, texts
 from tests import generation_rows, tiny_run
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
@@ -104,6 +106,13 @@ def test_of_long_prompts_the_end_is_read(pyramid):
   with pytest.warns(UserWarning, match='of its 52 bytes the last 32 are read'):
     got = pyramid.generate(prompt, **DRAWN)
   assert got == pyramid.generate(prompt[-LENGTH:], **DRAWN)
+
+
+def test_alone_the_entropy_model_reads_as_far_as_itself(pyramid):
+  model = pyramid.config.model
+  context = functools.partial(texts.context_bytes, model, LENGTH)
+  assert context(entropy_model_only=False) == LENGTH
+  assert context(entropy_model_only=True) is None
 
 
 def test_without_a_top_lm_the_last_code_goes_on(lone):
