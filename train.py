@@ -6,6 +6,7 @@ python train.py --config.data.train='texts/*.txt'   another value
 python train.py --workdir=DIR                       goes on with a run there
 python train.py --resume_from=DIR                   goes on elsewhere
 python train.py --config=FILE --load_base_from=DIR  with frozen levels of a run
+python train.py --profile_steps=100:110             a trace of some steps
 """
 
 import datetime
@@ -33,8 +34,19 @@ _WORKDIR = flags.DEFINE_string(
 _LOAD_BASE_FROM = flags.DEFINE_string(
   'load_base_from', None, 'Short for --config.load_base_from.'
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+  'profile_steps', None, 'START:STOP: steps to trace for TensorBoard.'
+)
 _RESUME_FROM = flags.DEFINE_string(
   'resume_from', None, 'Directory of a run to go on from, in a new workdir.'
+)
+
+_WITH_VALUE = (
+  '--config',
+  '--workdir',
+  '--resume_from',
+  '--load_base_from',
+  '--profile_steps',
 )
 
 
@@ -49,6 +61,7 @@ def main(argv: list[str]) -> int:
   from abstractinator.training import report
   from abstractinator.training import workdir as workdirs
   from abstractinator.training.loop import Run
+  from abstractinator.training.profile import NO_PROFILE, Profile
 
   # Libraries tell much; what matters of a run is on the progress line.
   logging.set_verbosity(logging.WARNING)
@@ -60,17 +73,22 @@ def main(argv: list[str]) -> int:
   if _LOAD_BASE_FROM.value is not None:
     _CONFIG.value.load_base_from = _LOAD_BASE_FROM.value
   try:
+    profile = NO_PROFILE
+    if _PROFILE_STEPS.value is not None:
+      profile = Profile.parse(_PROFILE_STEPS.value)
     config = RunConfig.from_dict(
       json.loads(_CONFIG.value.to_json_best_effort())
     )
     workdirs.check(workdir, config)
     run = Run(config, workdir)
     state = run.start(_RESUME_FROM.value)
+    if profile.start < profile.stop:
+      profile.check(int(state.step), run.total_steps)
     workdirs.claim(workdir, config)
   except (ValueError, NotImplementedError) as error:
     raise UserError(str(error)) from error
   try:
-    final = run.train(state)
+    final = run.train(state, profile)
   except FloatingPointError as error:
     print(f'train.py: {error}', file=sys.stderr)
     return 1
@@ -119,7 +137,7 @@ def _joined(argv: list[str]) -> list[str]:
   for arg in rest:
     if arg.startswith('-') and not arg.startswith('--'):
       arg = f'-{arg}'
-    if arg in ('--config', '--workdir', '--resume_from', '--load_base_from'):
+    if arg in _WITH_VALUE:
       arg = f'{arg}={next(rest, "")}'
     joined.append(arg)
   return joined

@@ -28,6 +28,7 @@ def level_metrics(
   terms: dict[str, Array],
   stage_sizes: tuple[int, ...],
   num_bytes: Array | None = None,
+  vocab_size: int = NUM_BYTES,
 ) -> Metrics:
   """Metrics of a level.
 
@@ -38,6 +39,8 @@ def level_metrics(
     stage_sizes: Values of each digit of a code.
     num_bytes: Bytes that the codes of the batch stand for; None for a batch of
       bytes. Bits are per byte at every level, so that they add up.
+    vocab_size: Of the first level, whose ids need not be bytes: what is called
+      a byte in names of metrics is one of them.
 
   Returns:
     Means by name. How many ids are right is `teacher_forced_byte_accuracy`,
@@ -49,7 +52,7 @@ def level_metrics(
   compressed, expanded = output.compressed, output.expanded
   is_counted_BS, unit = batch.document_BS >= 0, 'code'
   if num_bytes is None:
-    is_counted_BS, unit = is_counted_BS & (batch.ids_BS < NUM_BYTES), 'byte'
+    is_counted_BS, unit = is_counted_BS & (batch.ids_BS < vocab_size), 'byte'
     num_bytes = jnp.sum(is_counted_BS, dtype=jnp.float32)
   num_ids = losses.num_ids(batch)
   num_segments = jnp.sum(compressed.segments.count_B, dtype=jnp.float32)

@@ -17,6 +17,7 @@ def pyramid_metrics(
   terms: dict[str, Array],
   stage_sizes: list[tuple[int, ...]],
   nearest: tuple[QuantizerOutput, Array | None] | None,
+  vocab_size: int = NUM_BYTES,
 ) -> Metrics:
   """Metrics of all levels and of the top LM.
 
@@ -26,6 +27,7 @@ def pyramid_metrics(
     stage_sizes: Values of each digit of a code of each level.
     nearest: From `AbstractinatorPyramid.nearest_codes`, of what a continuous
       top LM predicts; None without one.
+    vocab_size: See `metrics.level_metrics`.
 
   Returns:
     Those of `metrics.level_metrics` after the prefix of the level, and those of
@@ -40,7 +42,7 @@ def pyramid_metrics(
   names = prefixes(len(output.levels))
   bytes_of = output.batches[0]
   num_bytes = jnp.sum(
-    (bytes_of.document_BS >= 0) & (bytes_of.ids_BS < NUM_BYTES),
+    (bytes_of.document_BS >= 0) & (bytes_of.ids_BS < vocab_size),
     dtype=jnp.float32,
   )
   for number, (prefix, level, batch) in enumerate(
@@ -52,6 +54,7 @@ def pyramid_metrics(
       {name: terms[prefix + name] for name in losses.LEVEL_TERMS},
       stage_sizes[number],
       num_bytes if number else None,
+      vocab_size,
     )
     found |= {prefix + name: mean for name, mean in of_level.items()}
   if output.top_lm is None:

@@ -241,13 +241,19 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.data = ml_collections.ConfigDict(
     dict(
-      # Comma-separated globs; empty for the standard library's sources.
+      # Comma-separated globs and data sets; empty for the standard library's
+      # sources. Of several corpora with weights, '0.7:GLOBS;0.3:GLOBS'.
       train='',
       # Held-out files; empty to hold out a fraction of the documents above.
       validation='',
       # A large part: documents differ, and a rate held on some is to hold on
       # others.
       validation_fraction=0.2,
+      # How many ids there are: 256 for bytes. Others come from .npy files.
+      vocab_size=256,
+      # Whether a row holds as many documents as fit, or begins one and is
+      # padded.
+      packing=True,
       sequence_length=256,
       batch_size=16,
       read_threads=2,

@@ -92,7 +92,7 @@ RULES = (
   (
     'training.trained',
     (
-      *OWN,
+      *BASE,
       'training.checkpoint',
       'training.model',
       'training.objective',
@@ -106,6 +106,16 @@ RULES = (
     APART,
   ),
   ('training.window', (*OWN, 'metrics'), APART),
+  (
+    'training.model_flops',
+    (*OWN, 'training.flops', 'training.program'),
+    APART,
+  ),
+  (
+    'training.device_metrics',
+    (*OWN, 'training.chips', 'training.model_flops'),
+    APART,
+  ),
   # Optimizer, sharding, progress and so on do not know each other.
   ('training', OWN, APART),
   (

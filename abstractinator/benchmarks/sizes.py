@@ -19,9 +19,9 @@ from collections.abc import Iterable
 
 import jax
 
-from abstractinator.config import ImplementationConfig, RunConfig
+from abstractinator.config import RunConfig
 from abstractinator.training.flops import training_flops
-from abstractinator.training.program import make_program
+from abstractinator.training.model_flops import xla_program
 
 # Takes the directory of a run.
 _LEFT_OUT = ('__init__', 'resume')
@@ -67,13 +67,7 @@ def load(name: str) -> RunConfig:
 
 def measure(config: RunConfig) -> Sizes:
   """Sizes of a run, as XLA computes it on one device."""
-  xla = ImplementationConfig.everywhere('xla')
-  model = dataclasses.replace(config.model, implementation=xla)
-  program = make_program(
-    dataclasses.replace(config, model=model),
-    'cpu',
-    total_steps=config.optimizer.warmup_steps + 1,
-  )
+  program = xla_program(config)
   key = jax.random.key(0)
   state = jax.eval_shape(program.init, key)
   parameters = {}

@@ -21,13 +21,17 @@ class DataConfig(Section):
   train: str
   validation: str
   validation_fraction: float
+  vocab_size: int
+  packing: bool
   sequence_length: int
   batch_size: int
   read_threads: int
   prefetch_batches: int
 
   def __post_init__(self):
-    require_positive(self, 'sequence_length', 'batch_size', 'prefetch_batches')
+    require_positive(
+      self, 'vocab_size', 'sequence_length', 'batch_size', 'prefetch_batches'
+    )
     require_fraction(self, 'validation_fraction')
     require(self.read_threads >= 0, 'read_threads', self.read_threads, '>= 0')
     require(
@@ -35,6 +39,12 @@ class DataConfig(Section):
       'validation_fraction',
       self.validation_fraction,
       'above 0 when data.validation is empty',
+    )
+    require(
+      bool(self.train) or self.vocab_size == 256,
+      'vocab_size',
+      self.vocab_size,
+      '256 while data.train is empty',
     )
 
 
@@ -159,6 +169,13 @@ class RunConfig(Section):
       'checkpoint_interval',
       self.checkpoint_interval,
       f'a multiple of log_interval ({self.log_interval})',
+    )
+    rule = self.model.levels[0].segmentation.rule
+    require(
+      rule != 'space' or self.data.vocab_size == 256,
+      'model.levels[0].segmentation.rule',
+      rule,
+      'a rule that is not about bytes, while data.vocab_size is not 256',
     )
     sizes = self.model.sequence_lengths(self.data.sequence_length)
     for i, (level, size) in enumerate(

@@ -1,7 +1,8 @@
 """Documents: named bytes of which any slice can be read at any time.
 
 Nothing is kept open and only names and places are kept in memory, so that
-documents can be read from many threads and sent to other processes.
+documents can be read from many threads and sent to other processes. Documents
+of integers other than bytes are arrays, see `records`.
 """
 
 import dataclasses
@@ -15,17 +16,21 @@ import numpy as np
 
 
 class Document(Protocol):
-  """One document: arbitrary bytes under a name.
+  """One document: arbitrary bytes, or other ids, under a name.
 
   Attributes:
     name: Where it stands below the root of its corpus, with '/' between parts.
     length: How many bytes it has, at least 1.
+    place: Where it lies, other than all other documents.
   """
 
   name: str
   length: int
 
-  def read(self, start: int, stop: int) -> bytes:
+  @property
+  def place(self) -> str: ...
+
+  def read(self, start: int, stop: int) -> bytes | np.ndarray:
     """Returns bytes `start` to `stop` of the document."""
 
 
@@ -36,6 +41,11 @@ class FileDocument:
   name: str
   length: int
   path: str
+
+  @property
+  def place(self) -> str:
+    """Its path."""
+    return self.path
 
   def read(self, start: int, stop: int) -> bytes:
     """Reads the slice; ValueError if the file is now shorter than it was."""
@@ -57,6 +67,11 @@ class LineDocument:
   line_start: int
   line_stop: int
 
+  @property
+  def place(self) -> str:
+    """Path and line."""
+    return f'{self.path}:{self.line}'
+
   def read(self, start: int, stop: int) -> bytes:
     """Reads the slice; ValueError if the line is not what it was."""
     line = _read_slice(self.path, self.line_start, self.line_stop)
@@ -75,6 +90,11 @@ class MemoryDocument:
 
   name: str
   content: bytes
+
+  @property
+  def place(self) -> str:
+    """Its name."""
+    return self.name
 
   @property
   def length(self) -> int:
@@ -106,7 +126,11 @@ class Documents:
     """Returns the name of document `index`, relative to its corpus."""
     return self._documents[index].name
 
-  def read(self, index: int, start: int, stop: int) -> bytes:
+  def places(self) -> set[str]:
+    """Returns where all of them lie."""
+    return {document.place for document in self._documents}
+
+  def read(self, index: int, start: int, stop: int) -> bytes | np.ndarray:
     """Reads a slice of a document.
 
     Args:
@@ -115,13 +139,18 @@ class Documents:
       stop: Byte after the last, at most the document's length.
 
     Returns:
-      `stop - start` bytes.
+      `stop - start` bytes, or an int32 array of as many other ids.
 
     Raises:
       ValueError: If what lies behind the document has changed its size.
       OSError: If it can no longer be read.
     """
     return self._documents[index].read(start, stop)
+
+  @classmethod
+  def concatenate(cls, parts: Sequence[Self]) -> Self:
+    """Returns the documents of several collections, in that order."""
+    return cls([d for part in parts for d in part._documents])
 
   def select(self, indices: Sequence[int]) -> Self:
     """Returns a collection of the documents `indices`, in that order."""

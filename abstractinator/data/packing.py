@@ -1,11 +1,13 @@
 """Documents as rows of equal length, any of which can be read at any time."""
 
 import operator
+from typing import Any
 
 import numpy as np
 
-from abstractinator.byte_vocab import EOS_ID, PAD_ID
+from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.data.documents import Documents
+from abstractinator.types import Special
 
 
 class PackedRows:
@@ -20,17 +22,25 @@ class PackedRows:
     sequence_length: Ids of a row.
     max_documents: How many documents a row may touch. A row that would touch
       more is closed before the first that is too many.
+    vocab_size: How many ids there are; the specials come after them.
   """
 
   def __init__(
-    self, documents: Documents, *, sequence_length: int, max_documents: int
+    self,
+    documents: Documents,
+    *,
+    sequence_length: int,
+    max_documents: int,
+    vocab_size: int = NUM_BYTES,
   ):
     """Plans the rows; nothing is read.
 
     Args:
       documents: What to pack.
       sequence_length: Ids of a row, S, at least 1.
-      max_documents: How many documents a row may touch, at least 1.
+      max_documents: How many documents a row may touch, at least 1: with 1,
+        each begins a row of its own, and padding ends it.
+      vocab_size: How many ids there are, 256 for bytes.
 
     Raises:
       ValueError: If a number is too small.
@@ -46,6 +56,7 @@ class PackedRows:
     self.documents = documents
     self.sequence_length = sequence_length
     self.max_documents = max_documents
+    self.vocab_size = vocab_size
     # Where in the stream each document's EOS is over.
     self._ends = np.cumsum(documents.lengths + 1)
     self._num_ids = int(self._ends[-1]) if documents.num_documents else 0
@@ -91,7 +102,7 @@ class PackedRows:
     if not 0 <= index < len(self):
       raise IndexError(f'row {index} of {len(self)}')
     start, stop = self._start(index), self._start(index + 1)
-    row = empty_row(self.sequence_length)
+    row = self.empty_row()
     ids_S, document_S = row['ids'], row['document']
     first = int(np.searchsorted(self._ends, start, side='right'))
     document = first
@@ -105,13 +116,28 @@ class PackedRows:
         document, offset, min(offset + taken, length)
       )
       at = position - start
-      ids_S[at : at + len(content)] = np.frombuffer(content, np.uint8)
+      if isinstance(content, bytes):
+        content = np.frombuffer(content, np.uint8)
+      ids_S[at : at + len(content)] = content
       # What the bytes leave free of the slice is the document's EOS, if any.
-      ids_S[at + len(content) : at + taken] = EOS_ID
+      ids_S[at + len(content) : at + taken] = self.vocab_size + Special.EOS
       document_S[at : at + taken] = document - first
       position += taken
       document += 1
     return row | {'row': np.int32(index)}
+
+  def empty_row(self) -> dict[str, np.ndarray]:
+    """Returns a row of padding, with the row number -1 of no row."""
+    return empty_row(self.sequence_length, self.vocab_size)
+
+  def fingerprint(self) -> dict[str, Any]:
+    """Returns what a checkpoint notes of the rows, ready for JSON."""
+    return {
+      'num_documents': self.num_documents,
+      'num_bytes': self.num_bytes,
+      'num_rows': len(self),
+      'sha256': self.documents.fingerprint(),
+    }
 
   def _start(self, index: int) -> int:
     """Where in the stream row `index` starts; its end for index len."""
@@ -139,10 +165,12 @@ class PackedRows:
     return np.array(starts, np.int64)
 
 
-def empty_row(sequence_length: int) -> dict[str, np.ndarray]:
+def empty_row(
+  sequence_length: int, vocab_size: int = NUM_BYTES
+) -> dict[str, np.ndarray]:
   """Returns a row of padding, with the row number -1 of no row."""
   return {
-    'ids': np.full(sequence_length, PAD_ID, np.int32),
+    'ids': np.full(sequence_length, vocab_size + Special.PAD, np.int32),
     'document': np.full(sequence_length, -1, np.int32),
     'row': np.int32(-1),
   }

@@ -1,64 +1,82 @@
 """Batches: an endless shuffled stream to train on, one pass to validate on.
 
 A process takes every `shard_count`-th row of a global batch, so that global
-batches are the same for any number of processes.
+batches, and positions in them, are the same for any number of processes.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import grain
 import numpy as np
 
 from abstractinator.config import DataConfig
-from abstractinator.data.packing import PackedRows, empty_row
+from abstractinator.data.documents import Documents
+from abstractinator.data.mixture import MixedRows, parse_mixture
+from abstractinator.data.packing import PackedRows
 from abstractinator.data.sources import find_documents, split, standard_library
 from abstractinator.types import Batch
 
+Rows = PackedRows | MixedRows
 
-def open_data(
-  config: DataConfig, *, max_documents: int
-) -> tuple[PackedRows, PackedRows]:
+
+def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
   """Finds the documents of a run and packs them.
 
   Args:
     config: What to read. An empty `train` is the standard library; an empty
-      `validation` is a fraction of `train`.
-    max_documents: How many documents a row may touch.
+      `validation` is a fraction of `train`, of each part of a mixture.
+    max_documents: How many documents a row may touch, if they are packed.
 
   Returns:
     Rows to train on and rows to validate on.
 
   Raises:
-    ValueError: If files are missing, cannot be read or split.
+    ValueError: If files are missing, cannot be read or split, or are to be
+      trained on and held out.
   """
-  train = find_documents(config.train) if config.train else standard_library()
+  mixture = parse_mixture(config.train)
+  weights = [weight for weight, _ in mixture]
+  train = [
+    find_documents(globs, config.vocab_size) if globs else standard_library()
+    for _, globs in mixture
+  ]
   if config.validation:
-    validation = find_documents(config.validation)
+    validation = [find_documents(config.validation, config.vocab_size)]
+    _require_apart(train, validation[0])
   else:
-    train, validation = split(train, config.validation_fraction)
-  train_rows, validation_rows = (
-    PackedRows(
+    pairs = [split(part, config.validation_fraction) for part in train]
+    train, validation = (list(side) for side in zip(*pairs, strict=True))
+
+  def pack(documents: Documents) -> PackedRows:
+    return PackedRows(
       documents,
       sequence_length=config.sequence_length,
-      max_documents=max_documents,
+      max_documents=max_documents if config.packing else 1,
+      vocab_size=config.vocab_size,
     )
-    for documents in (train, validation)
-  )
-  return train_rows, validation_rows
+
+  # What is held out is read once, in no proportion.
+  held_out = pack(Documents.concatenate(validation))
+  parts = [pack(part) for part in train]
+  if len(parts) == 1:
+    return parts[0], held_out
+  return MixedRows(parts, weights), held_out
 
 
-def fingerprint(rows: PackedRows) -> dict[str, Any]:
-  """Returns what a checkpoint notes of a data set, ready for JSON."""
-  return {
-    'num_documents': rows.num_documents,
-    'num_bytes': rows.num_bytes,
-    'sha256': rows.documents.fingerprint(),
-  }
+def _require_apart(train: Sequence[Documents], validation: Documents) -> None:
+  places = set().union(*(part.places() for part in train))
+  both = sorted(places & validation.places())
+  if both:
+    raise ValueError(
+      f'data.validation: {len(both)} of its {validation.num_documents}'
+      f' documents are in data.train as well, such as {both[0]}, allowed: other'
+      ' files, or an empty data.validation and a data.validation_fraction'
+    )
 
 
-def steps_per_epoch(rows: PackedRows, batch_size: int) -> int:
+def steps_per_epoch(rows: Rows, batch_size: int) -> int:
   """How many batches it takes to have seen every row."""
   return -(-len(rows) // batch_size)
 
@@ -66,12 +84,13 @@ def steps_per_epoch(rows: PackedRows, batch_size: int) -> int:
 class TrainIterator:
   """Endless batches in an order that is shuffled anew in each epoch.
 
-  Any batch can be computed from its number, which is the whole state.
+  Of a mixture each part is shuffled anew whenever it is used up. Any batch can
+  be computed from the number of its first row, which is the whole state.
   """
 
   def __init__(
     self,
-    rows: PackedRows,
+    rows: Rows,
     *,
     seed: int,
     batch_size: int,
@@ -98,8 +117,7 @@ class TrainIterator:
     # Grain orders the numbers of rows only and a batch is read as a whole: half
     # the overhead of passing rows through it. Repeated before it is batched: no
     # row is dropped, and a data set may be smaller than a batch.
-    dataset = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    dataset = dataset[shard_index::shard_count].batch(
+    dataset = _order(rows, seed)[shard_index::shard_count].batch(
       local_size,
       drop_remainder=True,
       batch_fn=functools.partial(_read_batch, rows),
@@ -108,6 +126,7 @@ class TrainIterator:
       num_threads=read_threads, prefetch_buffer_size=prefetch_batches
     )
     self._iterator = iter(dataset.to_iter_dataset(options))
+    self._batch_size = batch_size
 
   def __iter__(self) -> Self:
     return self
@@ -117,16 +136,44 @@ class TrainIterator:
     return next(self._iterator)
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position: how many batches have been taken."""
-    return self._iterator.get_state()
+    """Returns the position: how many rows all shards together have taken."""
+    next_batch = self._iterator.get_state()['next_index']
+    return {'next_row': next_batch * self._batch_size}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to a position, which may stem from another number of shards."""
-    self._iterator.set_state(state)
+    """Goes to a position, which may stem from another number of shards.
+
+    Raises:
+      ValueError: If no batch of this size begins there.
+    """
+    next_batch, rest = divmod(state['next_row'], self._batch_size)
+    if rest:
+      raise ValueError(
+        f'data.batch_size: got {self._batch_size}, allowed: a divisor of the'
+        f' {state["next_row"]} rows that are done'
+      )
+    self._iterator.set_state({'next_index': next_batch})
+
+
+def _order(rows: Rows, seed: int) -> grain.MapDataset:
+  """Numbers of rows, without end."""
+  if isinstance(rows, PackedRows):
+    return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+  parts = [
+    grain.MapDataset.range(end - len(part), end)
+    # Else parts of one length would take the same order.
+    .seed(seed + number)
+    .shuffle()
+    .repeat()
+    for number, (part, end) in enumerate(
+      zip(rows.parts, rows.ends, strict=True)
+    )
+  ]
+  return grain.MapDataset.mix(parts, rows.weights)
 
 
 def validation_batches(
-  rows: PackedRows,
+  rows: Rows,
   *,
   batch_size: int,
   seed: int,
@@ -165,7 +212,7 @@ def validation_batches(
 
 
 def _local_size(
-  rows: PackedRows, batch_size: int, shard_index: int, shard_count: int
+  rows: Rows, batch_size: int, shard_index: int, shard_count: int
 ) -> int:
   """Rows of a shard's part of a batch, checked."""
   if not len(rows):
@@ -182,9 +229,9 @@ def _local_size(
   return batch_size // shard_count
 
 
-def _read_batch(rows: PackedRows, indices: Sequence[int]) -> Batch:
+def _read_batch(rows: Rows, indices: Sequence[int]) -> Batch:
   """Reads rows and stacks them; index -1 is a row of padding."""
-  padding = empty_row(rows.sequence_length)
+  padding = rows.empty_row()
   read = [rows[index] if index >= 0 else padding for index in indices]
   return Batch(
     ids_BS=np.stack([row['ids'] for row in read]),

@@ -1,4 +1,4 @@
-"""Where documents come from: globs, the standard library, a held-out part."""
+"""Where documents come from: globs, data sets, the standard library."""
 
 import glob
 import hashlib
@@ -7,6 +7,8 @@ import stat
 import sysconfig
 from collections.abc import Iterable, Iterator
 
+from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.data import hub, records
 from abstractinator.data.documents import (
   Document,
   Documents,
@@ -34,38 +36,57 @@ _SKIPPED_DIRECTORIES = frozenset(
 )
 
 
-def find_documents(globs: str) -> Documents:
+def find_documents(globs: str, vocab_size: int = NUM_BYTES) -> Documents:
   """Finds the documents of a corpus.
 
   A file is one document of arbitrary bytes. Of a `.jsonl` file each non-blank
-  line is one: an object whose `text` is the document, encoded as UTF-8. Such
-  files are read once, to the end, to learn where their lines are.
+  line is one: an object whose `text` is the document, encoded as UTF-8; of a
+  `.parquet` file each row, by its column `text`; of an `.arrayrecord` file each
+  record, whatever its bytes. Such files are read once, to the end, to learn
+  where their documents are. A `.npy` file holds ids, see `array_documents`.
 
   Args:
     globs: Comma-separated globs; `**` matches any directories, `~` is the home
       directory. A comma in a path is written `?`. Directories are passed over,
-      as are hidden files unless the glob has the dot.
+      as are hidden files unless the glob has the dot. Or data sets `hf:NAME`,
+      see `hub_documents`.
+    vocab_size: How many ids there are; 256 for bytes.
 
   Returns:
-    The documents sorted by name, each file once. A name is the path below the
-    part of the glob that has no wildcard, with `:line` for a `.jsonl` file.
+    The documents sorted by name, each file once, then those of data sets. A
+    name is the path below the part of the glob that has no wildcard, with
+    `:number` for a file of several.
 
   Raises:
     ValueError: If a glob matches no file, a file cannot be read or is empty, or
-      a line of a `.jsonl` file has no text.
+      a document in it has no text, or is of other ids.
   """
   names = {}
-  for pattern in globs.split(','):
-    for path, name in _match(pattern.strip()):
-      names.setdefault(path, name)
+  patterns = [pattern.strip() for pattern in globs.split(',')]
+  for pattern in patterns:
+    if not pattern.startswith(hub.PREFIX):
+      for path, name in _match(pattern):
+        names.setdefault(path, name)
   documents = []
   # By name alone: an order by path would depend on where the roots are.
   for path, name in sorted(names.items(), key=lambda item: item[1]):
-    found = _documents_of_file(path, name)
+    found = _documents_of_file(path, name, vocab_size)
     if not found:
       raise ValueError(f'{path}: is empty, allowed: files with content')
     documents += found
+  for pattern in dict.fromkeys(patterns):
+    if pattern.startswith(hub.PREFIX):
+      _require_bytes(pattern, vocab_size)
+      documents += hub.hub_documents(pattern)
   return Documents(documents)
+
+
+def _require_bytes(source: str, vocab_size: int) -> None:
+  if vocab_size != NUM_BYTES:
+    raise ValueError(
+      f'data.vocab_size: got {vocab_size}, allowed: {NUM_BYTES} with {source};'
+      ' other ids come from .npy files'
+    )
 
 
 def standard_library() -> Documents:
@@ -160,13 +181,22 @@ def _portable(name: str) -> str:
   return name.replace(os.sep, '/')
 
 
-def _documents_of_file(path: str, name: str) -> list[Document]:
+def _documents_of_file(
+  path: str, name: str, vocab_size: int = NUM_BYTES
+) -> list[Document]:
   """Returns the documents of a file; none if it is empty."""
   try:
     # Opening a pipe would wait for a writer.
     if not stat.S_ISREG(os.stat(path).st_mode):
       raise ValueError(f'{path}: is not a regular file, allowed: only those')
     with open(path, 'rb') as file:
+      if path.endswith('.npy'):
+        return records.array_documents(path, name, vocab_size)
+      _require_bytes(path, vocab_size)
+      if path.endswith('.parquet'):
+        return records.parquet_documents(path, name)
+      if path.endswith(('.arrayrecord', '.array_record')):
+        return records.record_documents(path, name)
       if path.endswith('.jsonl'):
         return _documents_of_lines(file, path, name)
       length = os.fstat(file.fileno()).st_size

@@ -92,7 +92,9 @@ class HeldOut:
       )
     )
     self._decode = jit(functools.partial(decode_step, model=model))
-    self._num_decoded = _DECODED_BATCHES if objective.has_codes else 0
+    # Other ids than bytes are no text to be shown.
+    is_decoded = objective.has_codes and model.num_ids == NUM_BYTES
+    self._num_decoded = _DECODED_BATCHES if is_decoded else 0
 
   def evaluate(self, variables: PyTree, max_batches: int | None) -> Evaluation:
     """Averages metrics over held-out batches.

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import jax
 
-from abstractinator.config import ImplementationConfig, MeshConfig, RunConfig
+from abstractinator.config import MeshConfig, RunConfig
 from abstractinator.training import sharding
 from abstractinator.training.flops import matmul_flops, training_flops
+from abstractinator.training.model_flops import xla_program
 from abstractinator.training.program import Program, make_program
 from abstractinator.types import Batch, PyTree
 
@@ -66,9 +67,7 @@ def _batch(config: RunConfig, place: sharding.Sharding | None) -> Batch:
 
 def sizes(config: RunConfig) -> Sizes:
   """Counts, without compiling; XLA computes what kernels would."""
-  xla = ImplementationConfig.everywhere('xla')
-  model = dataclasses.replace(config.model, implementation=xla)
-  program = _program(dataclasses.replace(config, model=model), 'cpu')
+  program = xla_program(config)
   key = jax.random.key(0)
   state = jax.eval_shape(program.init, key)
   return Sizes(

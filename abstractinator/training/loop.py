@@ -19,7 +19,9 @@ from abstractinator.training import (
   sharding,
 )
 from abstractinator.training.alarm_log import AlarmLog
+from abstractinator.training.device_metrics import DeviceMetrics
 from abstractinator.training.optimizer import make_schedule
+from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
 from abstractinator.training.state import TrainState, variables_of
@@ -92,8 +94,8 @@ class Run:
         f' that all learn within the run ({self.total_steps} steps)'
       )
     self._data_identity = {
-      'train': pipeline.fingerprint(self._train_rows),
-      'validation': pipeline.fingerprint(self._validation_rows),
+      'train': self._train_rows.fingerprint(),
+      'validation': self._validation_rows.fingerprint(),
     }
 
   def _order(self) -> dict[str, int]:
@@ -105,14 +107,14 @@ class Run:
       shard_count=self._shard[1],
     )
 
-  def _train_batches(self, next_index: int) -> pipeline.TrainIterator:
+  def _train_batches(self, next_row: int) -> pipeline.TrainIterator:
     iterator = pipeline.TrainIterator(
       self._train_rows,
       **self._order(),
       read_threads=self.config.data.read_threads,
       prefetch_batches=self.config.data.prefetch_batches,
     )
-    iterator.set_state({'next_index': next_index})
+    iterator.set_state({'next_row': next_row})
     return iterator
 
   def _validation_batches(self, max_batches: int | None) -> Iterator[Batch]:
@@ -144,7 +146,7 @@ class Run:
     elif resume_from is not None:
       source = resume_from
     else:
-      self._next_index = 0
+      self._next_row = 0
       state = self._init(jax.random.key(self.config.seed))
       return base.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
@@ -156,7 +158,7 @@ class Run:
         f' than the {restored.step} of the checkpoint in {source}'
       )
     position = dict(restored.data_position)
-    self._next_index = position.pop('next_index')
+    self._next_row = position.pop('next_row')
     for name, identity in self._data_identity.items():
       if position[name] != identity:
         raise ValueError(
@@ -165,11 +167,14 @@ class Run:
         )
     return restored.state
 
-  def train(self, state: TrainState) -> dict[str, float]:
+  def train(
+    self, state: TrainState, profile: Profile = NO_PROFILE
+  ) -> dict[str, float]:
     """Trains to the end.
 
     Args:
       state: From `start`; it is used up.
+      profile: Steps to trace.
 
     Returns:
       The last held-out metrics, by tag; none if there was nothing to do.
@@ -179,7 +184,7 @@ class Run:
     """
     c = self.config
     step = int(state.step)
-    iterator = self._train_batches(self._next_index)
+    iterator = self._train_batches(self._next_row)
     writer = metric_writer.MetricWriter(
       self.workdir, step, enabled=self._is_main
     )
@@ -191,17 +196,24 @@ class Run:
       self._describe(progress, state, step)
     alarms = AlarmLog(c, writer, progress.message)
     window = Window()
+    devices = DeviceMetrics(c, list(self._mesh.devices.flat))
     tags: dict[str, float] = {}
     with jax.set_mesh(self._mesh), writer, checkpointer:
       pending = None
       while step < self.total_steps:
-        batch = sharding.shard_batch(next(iterator), self._mesh)
-        with jax.transfer_guard('disallow'):
+        with window.input():
+          batch = sharding.shard_batch(next(iterator), self._mesh)
+        profile.before(step, writer.tensorboard_path)
+        with (
+          jax.profiler.StepTraceAnnotation('train', step_num=step),
+          jax.transfer_guard('disallow'),
+        ):
           state, new = self._step(state, batch)
         # Fetching the metrics of the step before keeps the device busy.
         if pending is not None:
           self._take(window, step, pending, progress, alarms)
         step, pending = step + 1, new
+        profile.after(step, new)
         is_last = step == self.total_steps
         is_log = step % c.log_interval == 0 or is_last
         is_eval = step % c.eval_interval == 0 or is_last
@@ -214,23 +226,26 @@ class Run:
         summary = window.summary()
         if is_log:
           found = alarms.train(step, summary)
-          writer.write_scalars(step, self._train_tags(window, step) | found)
+          found |= self._train_tags(window, devices, step)
+          writer.write_scalars(step, found)
           for name, counts in metrics.histograms(window.total).items():
             writer.write_histogram(step, f'train/{name}', counts)
           window.restart()
         if is_eval:
-          tags = self._evaluate(state, step, is_last, writer, progress)
+          with window.apart('eval'):
+            tags = self._evaluate(state, step, is_last, writer, progress)
           held_out = {k.removeprefix('eval/'): v for k, v in tags.items()}
           found = alarms.held_out(step, held_out, summary)
           writer.write_scalars(step, found)
         if is_save:
-          checkpointer.save(
-            step,
-            state,
-            iterator.get_state() | self._data_identity,
-            c.to_dict(),
-            metrics=tags if is_eval else None,
-          )
+          with window.apart('checkpoint'):
+            checkpointer.save(
+              step,
+              state,
+              iterator.get_state() | self._data_identity,
+              c.to_dict(),
+              metrics=tags if is_eval else None,
+            )
         window.resume()
     progress.close()
     return tags
@@ -249,11 +264,11 @@ class Run:
     window.add(values)
     progress.update(step, window.shown())
 
-  def _train_tags(self, window, step: int) -> dict[str, float]:
+  def _train_tags(self, window, devices, step: int) -> dict[str, float]:
     tags = {f'train/{k}': v for k, v in window.summary().items()}
     tags['train/learning_rate'] = float(self._schedule(step - 1))
-    tags['perf/bytes_per_second'] = window.bytes_per_second()
-    return tags
+    tags |= {f'perf/{k}': v for k, v in window.times().items()}
+    return tags | devices.tags(window.step_seconds())
 
   def _evaluate(self, state, step, is_last, writer, progress) -> dict:
     """Held-out metrics, of more rows at the end of the run."""

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from abstractinator import byte_vocab
 from abstractinator.config import RunConfig
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementations
@@ -12,7 +11,7 @@ def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
   """The levels of a config, for a platform ('cpu', 'gpu', 'tpu')."""
   return AbstractinatorPyramid(
     config=config.model,
-    num_ids=byte_vocab.NUM_BYTES,
+    num_ids=config.data.vocab_size,
     implementation=resolve_implementations(
       **config.model.implementation.to_dict(), platform=platform
     ),

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from abstractinator import losses, pyramid_losses
-from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.metrics import Metrics
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.modules.pyramid_output import BytePredictions, PyramidOutput
@@ -53,7 +52,7 @@ def _measure_pyramid(
       method='nearest_codes',
     )
   stage_sizes = [c.quantizer.stage_sizes for c in model.config.levels]
-  return pyramid_metrics(output, terms, stage_sizes, nearest)
+  return pyramid_metrics(output, terms, stage_sizes, nearest, model.num_ids)
 
 
 def _entropy_terms(output: BytePredictions) -> Terms:
@@ -69,9 +68,9 @@ def _measure_bytes(
   model: AbstractinatorPyramid,
 ) -> Metrics:
   """Bits per byte, and how many bytes are predicted right."""
-  del variables, model
+  del variables
   batch = output.batch
-  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
+  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < model.num_ids)
   is_right_BS = jnp.argmax(output.logits_BSV, axis=-1) == batch.ids_BS
   num_bytes, num_right = (
     jnp.sum(mask_BS, dtype=jnp.float32)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 
+from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
@@ -30,6 +31,11 @@ def read_trained(
     ValueError: If there is no such checkpoint, or it is damaged.
   """
   config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  if config.data.vocab_size != NUM_BYTES:
+    raise ValueError(
+      f'{workdir}: data.vocab_size: got {config.data.vocab_size}, allowed:'
+      f' {NUM_BYTES}; what reads a run reads and writes bytes'
+    )
   auto = ImplementationConfig.everywhere('auto')
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, implementation=auto)

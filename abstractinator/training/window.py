@@ -1,6 +1,8 @@
 """Metrics of the steps since the last log line."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 from abstractinator import metrics
 from abstractinator.types import Mean
@@ -36,7 +38,10 @@ class Window:
   def _clear(self) -> None:
     self.total: dict[str, Mean] = {}
     self._seconds = 0.0
+    self._num_steps = 0
     self._untimed_bytes = 0.0
+    self._input_seconds = 0.0
+    self._apart: dict[str, float] = {}
     self._since: float | None = time.monotonic()
 
   def restart(self) -> None:
@@ -53,6 +58,21 @@ class Window:
     """Starts the clock again."""
     self._since = time.monotonic()
 
+  @contextlib.contextmanager
+  def input(self) -> Iterator[None]:
+    """Counts what is done under it as waiting for a batch."""
+    start = time.monotonic()
+    yield
+    self._input_seconds += time.monotonic() - start
+
+  @contextlib.contextmanager
+  def apart(self, name: str) -> Iterator[None]:
+    """Counts what is done under it, while the clock stands, under a name."""
+    start = time.monotonic()
+    yield
+    seconds = time.monotonic() - start
+    self._apart[name] = self._apart.get(name, 0.0) + seconds
+
   def add(self, step_metrics: metrics.Metrics) -> None:
     """Adds the fetched metrics of a step."""
     self.total = metrics.merge(self.total or None, step_metrics)
@@ -61,6 +81,9 @@ class Window:
       self._has_started = True
       self._untimed_bytes = self._num_bytes()
       self._seconds, self._since = 0.0, time.monotonic()
+      self._input_seconds = 0.0
+    else:
+      self._num_steps += 1
 
   def _num_bytes(self) -> float:
     return metrics.num_bytes(self.total)
@@ -78,6 +101,20 @@ class Window:
     """Bytes trained on per second of training, the first step left out."""
     num_bytes = self._num_bytes() - self._untimed_bytes
     return num_bytes / max(self._elapsed(), 1e-9)
+
+  def step_seconds(self) -> float | None:
+    """Seconds of a step, the first one left out; None if there is no other."""
+    return self._elapsed() / self._num_steps if self._num_steps else None
+
+  def times(self) -> dict[str, float]:
+    """Where time went: by step, and by what stood apart since the last."""
+    times = {f'{name}_seconds': value for name, value in self._apart.items()}
+    if self._num_steps:
+      elapsed = max(self._elapsed(), 1e-9)
+      times['step_seconds'] = elapsed / self._num_steps
+      times['input_wait_seconds'] = self._input_seconds / self._num_steps
+      times['input_wait_fraction'] = self._input_seconds / elapsed
+    return times | {'bytes_per_second': self.bytes_per_second()}
 
   def shown(self) -> dict[str, float]:
     """What the progress line shows: the last whole window, the first as is."""

@@ -98,7 +98,7 @@ def test_resume_is_exact(position):
   iterator = train_iterator(rows)
   take(iterator, position)
   state = json.loads(json.dumps(iterator.get_state()))
-  assert state == {'next_index': position}
+  assert state == {'next_row': 4 * position}
   expected = take(iterator, 6)
   fresh = train_iterator(rows)
   fresh.set_state(state)
@@ -106,7 +106,7 @@ def test_resume_is_exact(position):
   # Backwards too, with batches read ahead in the queue.
   iterator.set_state(state)
   assert_equal(take(iterator, 6), expected)
-  assert iterator.get_state() == {'next_index': position + 6}
+  assert iterator.get_state() == {'next_row': 4 * (position + 6)}
 
 
 @pytest.mark.parametrize('shard_count', [2, 4])
@@ -214,6 +214,8 @@ def data_config(**changes):
     'validation_fraction': 0.05,
     'sequence_length': 16,
     'batch_size': 4,
+    'vocab_size': 256,
+    'packing': True,
     'read_threads': 0,
     'prefetch_batches': 1,
   }
@@ -235,12 +237,56 @@ def test_open_data_reads_globs(tmp_path):
   config = data_config(train=f'{tmp_path}/*.txt', validation=f'{tmp_path}/held')
   train, validation = pipeline.open_data(config, max_documents=7)
   assert (train.num_documents, validation.num_documents) == (30, 1)
-  assert pipeline.fingerprint(validation) == {
+  assert validation.fingerprint() == {
     'num_documents': 1,
     'num_bytes': 8,
+    'num_rows': 1,
     'sha256': validation.documents.fingerprint(),
   }
   config = data_config(train=f'{tmp_path}/*.txt', validation_fraction=0.3)
   train, validation = pipeline.open_data(config, max_documents=7)
   assert train.num_documents + validation.num_documents == 30
   assert validation.num_documents > 1
+
+
+def test_open_data_refuses_to_train_on_what_is_held_out(tmp_path):
+  for i in range(5):
+    (tmp_path / f'{i}.txt').write_text('abc')
+  both = f'{tmp_path}/[34].txt'
+  config = data_config(
+    train=f'2:{tmp_path}/[012].txt;1:{both}',
+    validation=f'{tmp_path}/../{tmp_path.name}/4.*',
+  )
+  with pytest.raises(ValueError, match=r'validation: 1 of its 1') as error:
+    pipeline.open_data(config, max_documents=7)
+  assert f'{tmp_path}/4.txt' in str(error.value)
+
+
+def test_open_data_without_packing_begins_rows_with_documents(tmp_path):
+  for i, length in enumerate((5, 20, 3, 40)):
+    (tmp_path / f'{i}.txt').write_text('x' * length)
+  config = data_config(
+    train=f'{tmp_path}/[12].txt',
+    validation=f'{tmp_path}/[03].txt',
+    packing=False,
+  )
+  train, validation = pipeline.open_data(config, max_documents=7)
+  # 21 and 4 ids, 6 and 41, in rows of 16.
+  assert (len(train), len(validation)) == (3, 4)
+  for rows in (train, validation):
+    for i in range(len(rows)):
+      assert set(rows[i]['document']) <= {0, -1}
+
+
+def test_open_data_of_other_ids(tmp_path):
+  np.save(tmp_path / 'a.npy', np.arange(600).reshape(30, 20))
+  config = data_config(
+    train=f'{tmp_path}/a.npy', vocab_size=600, validation_fraction=0.5
+  )
+  train, _ = pipeline.open_data(config, max_documents=7)
+  row = train[0]
+  first = int(train.documents.read(0, 0, 1)[0])
+  assert row['ids'].tolist() == list(range(first, first + 16))
+  # The specials come after the ids.
+  assert train[1]['ids'][4] == 601
+  assert train.empty_row()['ids'][0] == 602
