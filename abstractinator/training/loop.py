@@ -226,8 +226,7 @@ class Run:
         summary = window.summary()
         if is_log:
           found = alarms.train(step, summary)
-          found |= self._train_tags(window, devices, step)
-          writer.write_scalars(step, found)
+          writer.write_scalars(step, found | self._tags(window, devices, step))
           for name, counts in metrics.histograms(window.total).items():
             writer.write_histogram(step, f'train/{name}', counts)
           window.restart()
@@ -264,7 +263,7 @@ class Run:
     window.add(values)
     progress.update(step, window.shown())
 
-  def _train_tags(self, window, devices, step: int) -> dict[str, float]:
+  def _tags(self, window, devices, step: int) -> dict[str, float]:
     tags = {f'train/{k}': v for k, v in window.summary().items()}
     tags['train/learning_rate'] = float(self._schedule(step - 1))
     tags |= {f'perf/{k}': v for k, v in window.times().items()}
