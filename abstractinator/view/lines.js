@@ -58,7 +58,13 @@ function drawBars(block, line, number) {
     const bar = place(
       element('div', 'bar', of.keys[i]), left, barTop[number], right - left,
     );
-    bar.style.width = `${Math.max((right - left) * charWidth - 1.5, 1.5)}px`;
+    const width = Math.max((right - left) * charWidth - 1.5, 1.5);
+    bar.style.width = `${width}px`;
+    bar.title = of.keys[i];
+    // Half a number would be another one.
+    const room = width / of.keys[i].length;
+    bar.classList.toggle('tight', room < 6.6 && room >= 4.8);
+    bar.classList.toggle('narrow', room < 4.8);
     bar.style.setProperty('--hue', of.hue(i).toFixed(0));
     bar.classList.toggle('from', of.start[i] < begin);
     bar.classList.toggle('on', of.start[i + 1] > end);

@@ -5,6 +5,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests import tiny_run
 from tests.view import tiny_inspection
 from tests.view.page_test import make_page
 
@@ -23,9 +24,9 @@ NUM_SAME = 4
 def open_page(browser, tmp_path):
   """Opens pages; afterwards nothing may have gone wrong, or been fetched."""
 
-  def opened(*args, **kwargs):
-    path = tmp_path / 'page.html'
-    path.write_bytes(make_page(*args, **kwargs))
+  def opened(*args, path=tmp_path / 'page.html', **kwargs):
+    if args:
+      path.write_bytes(make_page(*args, **kwargs))
     browser.get(path.as_uri())
     return browser
 
@@ -266,3 +267,27 @@ def test_a_long_text_is_drawn_where_it_is_seen(open_page):
   press(browser, Keys.HOME)
   assert texts(browser, '#segment + #same h2')[0].endswith('with this code')
   assert len(texts(browser, '#same li')) == 200
+
+
+@pytest.mark.nightly
+def test_the_page_of_a_run(open_page, tmp_path):
+  from abstractinator.cli import main
+
+  config = tiny_run.pyramid_config()
+  tiny_run.save(tmp_path / 'run', config)
+  (tmp_path / 'text').write_bytes(TEXT)
+  paths = [str(tmp_path / name) for name in ('run', 'text', 'page.html')]
+  assert main(['view', *paths[:2], '--html', paths[2]]) == 0
+  browser = open_page(path=tmp_path / 'page.html')
+  seen = tiny_run.level(config).inspect(TEXT)
+  for number, level in enumerate(seen.levels):
+    bars = all_of(browser, f'.bar[data-level="{number}"]')
+    codes = {
+      int(x.get_attribute('data-segment')): int(x.get_attribute('title'))
+      for x in bars
+    }
+    assert codes == dict(enumerate(level.codes_PQ[:, 0].tolist()))
+  press(browser, Keys.ARROW_RIGHT, Keys.ARROW_UP)
+  assert where(browser) == (1, 0)
+  cost = f'{seen.top_code_bits_N[0]:.2f} bits'
+  assert facts(browser)['top LM'] == cost
