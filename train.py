@@ -7,6 +7,8 @@ python train.py --workdir=DIR                       goes on with a run there
 python train.py --resume_from=DIR                   goes on elsewhere
 python train.py --config=FILE --load_base_from=DIR  with frozen levels of a run
 python train.py --profile_steps=100:110             a trace of some steps
+python train.py --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+                                                    one of N processes
 """
 
 import datetime
@@ -23,6 +25,8 @@ from ml_collections import config_flags
 
 from abstractinator import huge_pages
 
+# As of a process that SIGTERM ends, so that a scheduler starts it again.
+_STOPPED = 143
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configs')
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,16 +41,36 @@ _LOAD_BASE_FROM = flags.DEFINE_string(
 _PROFILE_STEPS = flags.DEFINE_string(
   'profile_steps', None, 'START:STOP: steps to trace for TensorBoard.'
 )
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0, of several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes train together.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this one is, counted from 0.'
+)
+_COMPILATION_CACHE_DIR = flags.DEFINE_string(
+  'compilation_cache_dir',
+  None,
+  'Where compiled programs are kept for later runs; JAX_COMPILATION_CACHE_DIR'
+  ' if not given, and without it nowhere.',
+)
 _RESUME_FROM = flags.DEFINE_string(
   'resume_from', None, 'Directory of a run to go on from, in a new workdir.'
 )
 
+# Flags whose value may follow after a space.
 _WITH_VALUE = (
   '--config',
   '--workdir',
   '--resume_from',
   '--load_base_from',
   '--profile_steps',
+  '--coordinator_address',
+  '--num_processes',
+  '--process_id',
+  '--compilation_cache_dir',
 )
 
 
@@ -57,8 +81,10 @@ class UserError(Exception):
 def main(argv: list[str]) -> int:
   """Runs; returns the exit status."""
   # jax comes after the flags: a wrong one is answered at once.
+  import jax
+
   from abstractinator.config import RunConfig
-  from abstractinator.training import report
+  from abstractinator.training import processes, report
   from abstractinator.training import workdir as workdirs
   from abstractinator.training.loop import Run
   from abstractinator.training.profile import NO_PROFILE, Profile
@@ -67,24 +93,32 @@ def main(argv: list[str]) -> int:
   logging.set_verbosity(logging.WARNING)
   if len(argv) > 1:
     raise UserError(f'{argv[1]}: not a flag; see python train.py --help')
-  workdir = _WORKDIR.value or os.path.join(
-    'runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
-  )
+  if _COMPILATION_CACHE_DIR.value is not None:
+    jax.config.update('jax_compilation_cache_dir', _COMPILATION_CACHE_DIR.value)
   if _LOAD_BASE_FROM.value is not None:
     _CONFIG.value.load_base_from = _LOAD_BASE_FROM.value
   try:
     profile = NO_PROFILE
     if _PROFILE_STEPS.value is not None:
       profile = Profile.parse(_PROFILE_STEPS.value)
-    config = RunConfig.from_dict(
-      json.loads(_CONFIG.value.to_json_best_effort())
+    processes.join(
+      _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-    workdirs.check(workdir, config)
-    run = Run(config, workdir)
-    state = run.start(_RESUME_FROM.value)
+    workdir = _WORKDIR.value or processes.agree(
+      os.path.join('runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S'))
+    )
+    values = _CONFIG.value.to_json_best_effort(sort_keys=True)
+    processes.require_equal('config', values + workdir)
+    with processes.together():
+      config = RunConfig.from_dict(json.loads(values))
+      workdirs.check(workdir, config)
+      run = Run(config, workdir)
+    with processes.together():
+      state = run.start(_RESUME_FROM.value)
     if profile.start < profile.stop:
       profile.check(int(state.step), run.total_steps)
-    workdirs.claim(workdir, config)
+    if processes.is_main():
+      workdirs.claim(workdir, config)
   except (ValueError, NotImplementedError) as error:
     raise UserError(str(error)) from error
   try:
@@ -92,7 +126,15 @@ def main(argv: list[str]) -> int:
   except FloatingPointError as error:
     print(f'train.py: {error}', file=sys.stderr)
     return 1
-  print(report.closing(workdir, config.objective, run.total_steps, final))
+  except processes.Preempted as stop:
+    if processes.is_main():
+      print(
+        f'train.py: {stop}; go on: python train.py --workdir={workdir}',
+        file=sys.stderr,
+      )
+    return _STOPPED
+  if processes.is_main():
+    print(report.closing(workdir, config.objective, run.total_steps, final))
   return 0
 
 

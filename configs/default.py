@@ -238,6 +238,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.final_eval_batches = 100
   config.checkpoint_interval = 100
   config.max_to_keep = 2
+  # Parts of a batch that a step goes through one after the other: less memory,
+  # the same step.
+  config.microbatches = 1
 
   config.data = ml_collections.ConfigDict(
     dict(
@@ -280,6 +283,11 @@ def get_config() -> ml_collections.ConfigDict:
         segment_cross='auto',
         # 'reference', 'xla'.
         nearest_code='auto',
+        # What blocks keep for the backward pass: 'none' computes nothing twice,
+        # 'dots' keeps matrix products, 'blocks' only what goes into a block.
+        remat='none',
+        # Whether the blocks of a stack are compiled once, as a loop.
+        scan_layers=False,
       ),
     )
   )

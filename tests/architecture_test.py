@@ -54,11 +54,13 @@ RULES = (
   ('data', (*BASE, 'data'), ('flax.linen', 'optax', 'ml_collections')),
   ('training.state', (*STEP, 'training.state'), ('absl', 'grain', 'orbax')),
   ('training.objective', STEP, ('absl', 'grain', 'orbax', 'optax')),
+  ('training.accumulation', (*OWN, 'ops'), APART),
   ('training.curriculum', (*OWN, 'training.parts'), APART),
   (
     'training.step',
     (
       *STEP,
+      'training.accumulation',
       'training.state',
       'training.objective',
       'training.parts',

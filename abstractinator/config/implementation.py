@@ -1,4 +1,4 @@
-"""Settings of what computes the ops."""
+"""Settings of what computes the ops and layers."""
 
 import dataclasses
 from typing import Literal, Self
@@ -8,7 +8,11 @@ from abstractinator.config.section import Section
 
 @dataclasses.dataclass(frozen=True)
 class ImplementationConfig(Section):
-  """Of each op; `ops.implementation` says which platform takes which."""
+  """Of each op; `ops.implementation` says which platform takes which.
+
+  And how stacks of blocks are run: `remat`, what they keep for the backward
+  pass, and `scan_layers`, whether as a loop.
+  """
 
   attention: Literal[
     'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'
@@ -23,8 +27,11 @@ class ImplementationConfig(Section):
   ]
   segment_cross: Literal['auto', 'reference', 'gather', 'halo']
   nearest_code: Literal['auto', 'reference', 'xla']
+  remat: Literal['none', 'dots', 'blocks']
+  scan_layers: bool
 
   @classmethod
   def everywhere(cls, name: Literal['auto', 'reference', 'xla']) -> Self:
     """All ops by the same, cross-attention by 'gather' for 'xla'."""
-    return cls(name, name, 'gather' if name == 'xla' else name, name)
+    cross = 'gather' if name == 'xla' else name
+    return cls(name, name, cross, name, remat='none', scan_layers=False)

@@ -145,6 +145,7 @@ class RunConfig(Section):
   final_eval_batches: int | None
   checkpoint_interval: int
   max_to_keep: int
+  microbatches: int
   data: DataConfig
   model: ModelConfig
   loss: LossConfig
@@ -162,6 +163,14 @@ class RunConfig(Section):
       'eval_batches',
       'checkpoint_interval',
       'max_to_keep',
+      'microbatches',
+    )
+    rows = self.data.batch_size
+    require(
+      rows % self.microbatches == 0,
+      'microbatches',
+      self.microbatches,
+      f'a divisor of data.batch_size ({rows})',
     )
     # So that a resumed run logs the same windows as one never stopped.
     require(

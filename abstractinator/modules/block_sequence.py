@@ -7,7 +7,9 @@ after the last.
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache, KeyValues
@@ -16,6 +18,13 @@ from abstractinator.types import Array
 # See `Block`.
 Memory = tuple[Array, Array, Array]
 
+# What a block keeps for the backward pass: its input, or the results of matrix
+# products with parameters as well.
+_POLICIES = {
+  'blocks': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 
 def forward(
   blocks: Sequence[nn.Module],
@@ -23,12 +32,47 @@ def forward(
   group_BS: Array,
   memory: Memory | None = None,
 ) -> tuple[Array, list[KeyValues]]:
-  """[B, S, D] to [B, S, D], and keys and values of each block by position."""
+  """[B, S, D] to [B, S, D], and keys and values of each block by position.
+
+  What the backward pass keeps, and whether blocks are compiled once for all of
+  them, is said by `Implementations`; parameters are the same ones.
+  """
+  how = blocks[0].implementation
+  # Parameters have to be there, one by one, before they can be scanned.
+  if how.scan_layers and len(blocks) > 1 and not blocks[0].is_initializing():
+    return _scan(blocks, x_BSD, group_BS, memory)
+  call = _call
+  if how.remat != 'none':
+    call = nn.remat(_call, policy=_POLICIES[how.remat])
   key_values = []
   for block in blocks:
-    x_BSD, of_block = block(x_BSD, group_BS, memory=memory)
+    x_BSD, of_block = call(block, x_BSD, group_BS, memory)
     key_values.append(of_block)
   return x_BSD, key_values
+
+
+def _call(block, x_BSD, group_BS, memory):
+  return block(x_BSD, group_BS, memory=memory)
+
+
+def _scan(blocks, x_BSD, group_BS, memory):
+  """`forward` as a loop over stacked copies of the parameters."""
+  # Outside of the model: a module in it may not be called in a loop of jax.
+  block = blocks[0].clone(parent=None, name=None)
+
+  def call(x_BSD, params):
+    return block.apply({'params': params}, x_BSD, group_BS, memory=memory)
+
+  remat = blocks[0].implementation.remat
+  if remat != 'none':
+    # In a loop there is nothing to merge what is computed twice with.
+    call = jax.checkpoint(call, policy=_POLICIES[remat], prevent_cse=False)
+  params = [block.variables['params'] for block in blocks]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  x_BSD, key_values = lax.scan(call, x_BSD, stacked)
+  return x_BSD, [
+    jax.tree.map(lambda x, i=i: x[i], key_values) for i in range(len(blocks))
+  ]
 
 
 def prefill(

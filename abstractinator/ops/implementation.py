@@ -1,4 +1,4 @@
-"""Which implementation of the ops a platform gets."""
+"""What computes the ops and layers, on which platform."""
 
 import dataclasses
 import functools
@@ -34,19 +34,24 @@ _SETTINGS = {'pallas_triton': 'pallas', 'pallas_tpu': 'pallas'}
 
 @dataclasses.dataclass(frozen=True)
 class Implementations:
-  """What computes each op, as the ops themselves name it.
+  """What computes each op, as the ops themselves name it, and layers.
 
   Attributes:
     attention: See `ops.attention`.
     segment_pool: See `ops.segment_pool`.
     segment_cross: See `ops.segment_cross`.
     nearest_code: See `ops.nearest_code`.
+    remat: What blocks keep for the backward pass: 'none' for all that it reads,
+      'dots' for matrix products, 'blocks' for their inputs only.
+    scan_layers: Whether the blocks of a stack are compiled once, as a loop.
   """
 
   attention: str
   segment_pool: str
   segment_cross: str
   nearest_code: str
+  remat: str = 'none'
+  scan_layers: bool = False
 
   @classmethod
   def everywhere(cls, name: str) -> Self:
@@ -54,8 +59,12 @@ class Implementations:
     return cls(name, name, 'gather' if name == 'xla' else name, name)
 
   def __str__(self) -> str:
-    fields = dataclasses.asdict(self).items()
-    return ', '.join(f'{op} {name}' for op, name in fields)
+    fields = {
+      name: value
+      for name, value in dataclasses.asdict(self).items()
+      if value not in ('none', False)
+    }
+    return ', '.join(f'{name} {value}' for name, value in fields.items())
 
 
 @functools.cache
@@ -65,6 +74,8 @@ def resolve_implementations(
   segment_cross: str,
   nearest_code: str,
   platform: str,
+  remat: str = 'none',
+  scan_layers: bool = False,
 ) -> Implementations:
   """Turns the settings `model.implementation` into what the ops take.
 
@@ -77,6 +88,8 @@ def resolve_implementations(
     segment_cross: Likewise.
     nearest_code: Likewise.
     platform: 'cpu', 'gpu' or 'tpu', of the mesh that the ops will run on.
+    remat: See `Implementations`.
+    scan_layers: Likewise.
 
   Returns:
     The implementations.
@@ -95,7 +108,9 @@ def resolve_implementations(
     nearest_code=nearest_code,
   )
   resolved = Implementations(
-    **{op: _resolve(op, name, platform) for op, name in settings.items()}
+    **{op: _resolve(op, name, platform) for op, name in settings.items()},
+    remat=remat,
+    scan_layers=scan_layers,
   )
   logging.info('implementations on %s: %s', platform, resolved)
   return resolved

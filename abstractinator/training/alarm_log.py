@@ -1,11 +1,15 @@
 """Alarms of a run, in its log and its metrics."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from abstractinator.config import RunConfig
 from abstractinator.training import health
 from abstractinator.training.health import Alarm
 from abstractinator.training.metric_writer import MetricWriter
+from abstractinator.types import Mean
 
 
 class AlarmLog:
@@ -47,21 +51,29 @@ class AlarmLog:
     found = health.eval_alarms(self._config, step, summary, train)
     return self._take(step, health.EVAL_ALARMS, found)
 
-  def non_finite(self, step: int, name: str, value: float) -> str:
-    """Writes down what a run ends with, whatever the config says.
+  def require_finite(
+    self, step: int, values: Mapping[str, Mean], workdir: str
+  ) -> None:
+    """Raises FloatingPointError if a loss, or the gradient, is not finite.
+
+    What a run ends with is written down, whatever the config says.
 
     Args:
-      step: Of it.
-      name: Of the metric that is no number.
-      value: Its value.
-
-    Returns:
-      What was seen, and what to try.
+      step: Of the run.
+      values: Fetched metrics of the step.
+      workdir: Of the run, for the message.
     """
-    alarm = health.non_finite(name, value)
-    self._writer.write_scalars(step, {f'health/{alarm.tag}': 1.0})
-    self._write(step, alarm)
-    return alarm.message
+    terms = [name for name in values if re.search(r'(^|/)loss_', name)]
+    for name in [*terms, 'gradient_norm']:
+      if np.isfinite(values[name].total):
+        continue
+      alarm = health.non_finite(name, float(values[name].total))
+      self._writer.write_scalars(step, {f'health/{alarm.tag}': 1.0})
+      self._write(step, alarm)
+      raise FloatingPointError(
+        f'step {step}: {alarm.message}; stopped. The latest checkpoint lies in'
+        f' {workdir}/checkpoints'
+      )
 
   def _write(self, step: int, alarm: Alarm) -> None:
     text = f'**{alarm.tag}**: {alarm.message}'

@@ -5,7 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from abstractinator.config import LossConfig
+from abstractinator.config import LossConfig, RunConfig
 from abstractinator.training.parts import level_place
 from abstractinator.types import Array, PyTree
 
@@ -83,3 +83,14 @@ class Curriculum:
     if self._stops and number < self._last:
       learns &= step < begin + self._interval
     return learns
+
+
+def require_time(config: RunConfig, total_steps: int) -> None:
+  """Raises ValueError if a run ends before the last part of it joins."""
+  steps = config.loss.curriculum_steps
+  joins = steps * (len(config.model.levels) - (config.model.top_lm is None))
+  if joins and joins >= total_steps:
+    raise ValueError(
+      f'loss.curriculum_steps: got {steps}, allowed: so few that all learn'
+      f' within the run ({total_steps} steps)'
+    )

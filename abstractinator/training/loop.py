@@ -1,11 +1,10 @@
 """A run: from a config and a directory to a trained level."""
 
+import json
 import math
-import re
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
 from abstractinator import metrics
 from abstractinator.config import RunConfig
@@ -15,10 +14,12 @@ from abstractinator.training import (
   base,
   checkpoint,
   metric_writer,
+  processes,
   report,
   sharding,
 )
 from abstractinator.training.alarm_log import AlarmLog
+from abstractinator.training.curriculum import require_time
 from abstractinator.training.device_metrics import DeviceMetrics
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.profile import NO_PROFILE, Profile
@@ -45,10 +46,12 @@ class Run:
     """
     self.config = config
     self.workdir = workdir
-    self._is_main = jax.process_index() == 0
+    self._is_main = processes.is_main()
     self._mesh = sharding.make_mesh(config.mesh)
     self._shard = sharding.process_shard(
-      sharding.batch_sharding(self._mesh), config.data.batch_size
+      sharding.batch_sharding(self._mesh),
+      config.data.batch_size,
+      config.microbatches,
     )
     self._open_data()
     program = self._program = make_program(
@@ -85,18 +88,12 @@ class Run:
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
     if c.max_steps is not None:
       self.total_steps = min(self.total_steps, c.max_steps)
-    joins = c.loss.curriculum_steps * (
-      len(c.model.levels) - (c.model.top_lm is None)
-    )
-    if joins and joins >= self.total_steps:
-      raise ValueError(
-        f'loss.curriculum_steps: got {c.loss.curriculum_steps}, allowed: so few'
-        f' that all learn within the run ({self.total_steps} steps)'
-      )
+    require_time(c, self.total_steps)
     self._data_identity = {
       'train': self._train_rows.fingerprint(),
       'validation': self._validation_rows.fingerprint(),
     }
+    processes.require_equal('data', json.dumps(self._data_identity))
 
   def _order(self) -> dict[str, int]:
     """Which rows this process reads, and when."""
@@ -146,7 +143,7 @@ class Run:
     elif resume_from is not None:
       source = resume_from
     else:
-      self._next_row = 0
+      self._next_row, self._window = 0, None
       state = self._init(jax.random.key(self.config.seed))
       return base.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
@@ -159,6 +156,7 @@ class Run:
       )
     position = dict(restored.data_position)
     self._next_row = position.pop('next_row')
+    self._window = position.pop('window', None)
     for name, identity in self._data_identity.items():
       if position[name] != identity:
         raise ValueError(
@@ -181,6 +179,7 @@ class Run:
 
     Raises:
       FloatingPointError: If a loss is not finite.
+      processes.Preempted: If the run was told to stop; it is saved.
     """
     c = self.config
     step = int(state.step)
@@ -195,10 +194,11 @@ class Run:
     if self._is_main:
       self._describe(progress, state, step)
     alarms = AlarmLog(c, writer, progress.message)
-    window = Window()
+    window = Window(self._window)
     devices = DeviceMetrics(c, list(self._mesh.devices.flat))
+    preemption = processes.Preemption()
     tags: dict[str, float] = {}
-    with jax.set_mesh(self._mesh), writer, checkpointer:
+    with jax.set_mesh(self._mesh), writer, checkpointer, preemption:
       pending = None
       while step < self.total_steps:
         with window.input():
@@ -215,9 +215,10 @@ class Run:
         step, pending = step + 1, new
         profile.after(step, new)
         is_last = step == self.total_steps
+        is_told = preemption.reached(step) and not is_last
         is_log = step % c.log_interval == 0 or is_last
         is_eval = step % c.eval_interval == 0 or is_last
-        is_save = step % c.checkpoint_interval == 0 or is_last
+        is_save = step % c.checkpoint_interval == 0 or is_last or is_told
         if not (is_log or is_eval or is_save):
           continue
         self._take(window, step, pending, progress, alarms)
@@ -241,10 +242,14 @@ class Run:
             checkpointer.save(
               step,
               state,
-              iterator.get_state() | self._data_identity,
+              iterator.get_state()
+              | self._data_identity
+              | {'window': window.to_json()},
               c.to_dict(),
               metrics=tags if is_eval else None,
             )
+        if is_told:
+          raise processes.Preempted(f'stopped at step {step}, saved')
         window.resume()
     progress.close()
     return tags
@@ -252,14 +257,7 @@ class Run:
   def _take(self, window, step, fetched, progress, alarms) -> None:
     """Adds the metrics of a step to the window, stopping on a broken loss."""
     values = jax.device_get(fetched)
-    terms = [name for name in values if re.search(r'(^|/)loss_', name)]
-    for name in [*terms, 'gradient_norm']:
-      if not np.isfinite(values[name].total):
-        value = float(values[name].total)
-        raise FloatingPointError(
-          f'step {step}: {alarms.non_finite(step, name, value)}; stopped. The'
-          f' latest checkpoint lies in {self.workdir}/checkpoints'
-        )
+    alarms.require_finite(step, values, self.workdir)
     window.add(values)
     progress.update(step, window.shown())
 

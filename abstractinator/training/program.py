@@ -71,5 +71,6 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
       weights=config.loss,
       objective=objective,
       seed=config.seed,
+      microbatches=config.microbatches,
     ),
   )

@@ -142,7 +142,9 @@ def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
   )
 
 
-def process_shard(sharding: Sharding, global_batch: int) -> tuple[int, int]:
+def process_shard(
+  sharding: Sharding, global_batch: int, microbatches: int = 1
+) -> tuple[int, int]:
   """Says which rows of every batch this process has to load.
 
   Not simply its process index: processes that differ only along the tensor
@@ -151,6 +153,8 @@ def process_shard(sharding: Sharding, global_batch: int) -> tuple[int, int]:
   Args:
     sharding: From `batch_sharding`.
     global_batch: Rows of the batch over all processes.
+    microbatches: How many parts of it a step goes through; every device has to
+      have as many rows of each.
 
   Returns:
     (index, count): rows index, index + count, ... of each batch are the
@@ -161,10 +165,11 @@ def process_shard(sharding: Sharding, global_batch: int) -> tuple[int, int]:
     ValueError: If the rows do not divide evenly among devices or processes.
   """
   shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
-  if global_batch % shards:
+  if global_batch % (shards * microbatches):
+    name = 'mesh.data * mesh.fsdp' + ' * microbatches' * (microbatches > 1)
     raise ValueError(
-      f'data.batch_size: got {global_batch}, allowed: a multiple of'
-      f' mesh.data * mesh.fsdp ({shards})'
+      f'data.batch_size: got {global_batch}, allowed: a multiple of {name}'
+      f' ({shards * microbatches})'
     )
   blocks: dict[int, set[int]] = {}
   for device, (rows,) in sharding.devices_indices_map((global_batch,)).items():

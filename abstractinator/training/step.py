@@ -9,6 +9,7 @@ from abstractinator.config import LossConfig
 from abstractinator.metrics import Metrics
 from abstractinator.modules.abstractinator import advance
 from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.training.accumulation import accumulate
 from abstractinator.training.curriculum import Curriculum
 from abstractinator.training.objective import Objective
 from abstractinator.training.parts import Frozen
@@ -25,6 +26,7 @@ def train_step(
   weights: LossConfig,
   objective: Objective,
   seed: int,
+  microbatches: int = 1,
 ) -> tuple[TrainState, Metrics]:
   """Moves the parameters once, and the codebook and threshold with them.
 
@@ -37,6 +39,8 @@ def train_step(
     objective: What is trained.
     seed: Of the run. What is random in a step follows from it, the number of
       the step and the rows.
+    microbatches: How many parts of the batch to go through one after the other;
+      they need less memory, and come to the same step.
 
   Returns:
     The next state, and the metrics of the batch before the update: those of
@@ -51,12 +55,12 @@ def train_step(
   )
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-  def loss_fn(params):
+  def loss_fn(params, collections, batch):
     output, collections = model.apply(
-      {'params': frozen.stop_gradients(params), **state.collections},
+      {'params': frozen.stop_gradients(params), **collections},
       batch,
       method=objective.method,
-      mutable=list(state.collections),
+      mutable=list(collections),
       rngs={'byte_dropout': key},
     )
     terms = objective.terms(output)
@@ -64,11 +68,17 @@ def train_step(
     loss = losses.objective(learned, weights, num_ids, num_levels)
     return loss, (output, collections, terms)
 
-  (loss, (output, collections, terms)), grads = jax.value_and_grad(
-    loss_fn, has_aux=True
-  )(state.params)
+  def gradients(collections, batch):
+    (loss, (output, collections, terms)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params, collections, batch)
+    metrics = objective.measure(variables_of(state), output, terms, model)
+    return grads, collections, (loss, terms, metrics)
+
+  grads, collections, (loss, terms, metrics) = accumulate(
+    gradients, state.collections, batch, state.params, microbatches
+  )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  metrics = objective.measure(variables_of(state), output, terms, model)
   metrics['loss_total'] = Mean(loss * num_ids, num_ids)
   for name, total in terms.items():
     prefix, slash, term = name.rpartition('/')

@@ -3,6 +3,10 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
 
 from abstractinator import metrics
 from abstractinator.types import Mean
@@ -30,10 +34,24 @@ class Window:
     total: Metrics so far, numpy.
   """
 
-  def __init__(self):
+  def __init__(self, begun: dict[str, Any] | None = None):
+    """Begins a window now.
+
+    Args:
+      begun: From `to_json`: what an earlier process had in it.
+    """
     self._last_shown: dict[str, float] | None = None
     self._has_started = False
     self._clear()
+    for name, sums in (begun or {}).items():
+      self.total[name] = Mean(*(np.asarray(x, np.float32) for x in sums))
+
+  def to_json(self) -> dict[str, Any]:
+    """The metrics so far, exactly."""
+    return {
+      name: [np.asarray(x).tolist() for x in jax.tree.leaves(mean)]
+      for name, mean in self.total.items()
+    }
 
   def _clear(self) -> None:
     self.total: dict[str, Mean] = {}

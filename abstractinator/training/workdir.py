@@ -16,6 +16,7 @@ _FREE = (
   'final_eval_batches',
   'checkpoint_interval',
   'max_to_keep',
+  'microbatches',
   'data.read_threads',
   'data.prefetch_batches',
   'mesh.data',
@@ -25,6 +26,8 @@ _FREE = (
   'model.implementation.segment_pool',
   'model.implementation.segment_cross',
   'model.implementation.nearest_code',
+  'model.implementation.remat',
+  'model.implementation.scan_layers',
 )
 
 

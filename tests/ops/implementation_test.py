@@ -66,12 +66,17 @@ def test_a_setting_is_one_of_those_of_its_op():
   read = functools.partial(
     ImplementationConfig.from_dict, path='model.implementation'
   )
-  assert read(AUTO) == ImplementationConfig.everywhere('auto')
+  layers = {'remat': 'none', 'scan_layers': False}
+  assert read(AUTO | layers) == ImplementationConfig.everywhere('auto')
   with pytest.raises(
     ValueError,
     match=r"model\.implementation\.segment_cross: got 'xla', allowed: auto",
   ):
-    read(AUTO | {'segment_cross': 'xla'})
+    read(AUTO | layers | {'segment_cross': 'xla'})
+  with pytest.raises(
+    ValueError, match=r'implementation\.remat: got .all.*none, dots, blocks'
+  ):
+    read(AUTO | layers | {'remat': 'all'})
 
 
 def test_the_choice_is_logged_once(caplog):

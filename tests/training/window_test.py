@@ -1,3 +1,4 @@
+import json
 import types
 
 import numpy as np
@@ -69,3 +70,24 @@ def test_a_window_starts_empty(clock):
       bytes_per_second=5.0,
     )
   )
+
+
+def test_a_window_goes_on_where_another_process_left_it():
+  def step(value):
+    value = np.float32(value)
+    return {
+      'loss_total': Mean(value, np.float32(3)),
+      'entropy_model_bits_per_byte': Mean(value, np.float32(3)),
+      'code_counts': Mean(np.array([value, 1], np.float32), np.float32(1)),
+    }
+
+  whole, first = Window(), Window()
+  for window in (whole, first):
+    window.add(step(0.1))
+  second = Window(json.loads(json.dumps(first.to_json())))
+  for window in (whole, second):
+    window.add(step(0.7))
+  assert second.summary() == whole.summary()
+  assert second.total['code_counts'].total.dtype == np.float32
+  whole.restart()
+  assert whole.to_json() == {}
