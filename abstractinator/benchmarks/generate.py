@@ -35,7 +35,7 @@ from abstractinator.generation.options import Options
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.training.model import make_model
-from abstractinator.types import Batch
+from abstractinator.types import Batch, PyTree
 
 _ORIGINAL_MS = {128: 28.0, 512: 78.0, 2048: 1332.0}
 _AUTO = ImplementationConfig.everywhere('auto')
@@ -70,8 +70,8 @@ def main() -> None:
   )
   print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
   for expander in [args.config] if args.config else args.expanders:
-    model = (_of_config if args.config else _make_model)(expander)
-    variables = _make_variables(model)
+    model = (_of_config if args.config else make_level)(expander)
+    variables = make_variables(model)
     for rows in args.batches:
       for context in args.contexts:
         line = _line(model, variables, context, rows, args.num_calls)
@@ -178,7 +178,8 @@ def _anew(model, variables, context, rows, repeats=3):
   return 1000 * min(timings) / rows
 
 
-def _make_model(context):
+def make_level(context: str) -> AbstractinatorPyramid:
+  """The level that is timed, by what its expander sees."""
   stack = dataclasses.replace(LEVEL.entropy_model, ffn_dim=256)
   expander = dataclasses.replace(
     LEVEL.expander, num_layers=2, ffn_dim=256, context=context
@@ -200,7 +201,8 @@ def _of_config(name):
   return make_model(sizes.load(name), jax.default_backend())
 
 
-def _make_variables(model):
+def make_variables(model: AbstractinatorPyramid) -> PyTree:
+  """Random ones."""
   ids_BS = jnp.full((1, 64), PAD_ID, jnp.int32)
   batch = Batch(ids_BS, ids_BS * 0, ids_BS[:, 0])
   return jax.jit(model.init)(jax.random.key(0), batch)

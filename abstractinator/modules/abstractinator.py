@@ -136,10 +136,9 @@ class Abstractinator(nn.Module):
     """
     memory_BUD = self.compressor.quantizer.lookup(codes_BU)
     if self.expander.is_alone and self.config.expander.ends == 'head':
-      ids_BPL, length_BP = decode_segments(
-        self.expander, memory_BUD, lowest_BP, codebooks
+      return decode_segments(
+        self.expander, memory_BUD, is_valid_BP, lowest_BP, codebooks
       )
-      return ids_BPL, jnp.where(is_valid_BP, length_BP, 0)
     return decode_rows(
       self, memory_BUD, is_valid_BP, lowest_BP, sequence_length, codebooks
     )

@@ -13,57 +13,70 @@ from abstractinator.types import Array, PyTree, Special
 def decode_segments(
   expander: nn.Module,
   memory_BUD: Array,
+  is_valid_BP: Array,
   lowest_BP: Array,
   codebooks: Codebooks | None = None,
 ) -> tuple[Array, Array]:
   """Greedy ids of every segment, all at once.
 
-  Takes `max_length` steps, whatever the number of segments.
+  Takes as many steps as the longest segment has ids, at most `max_length`,
+  whatever the number of segments.
 
   Args:
     expander: With `context='segment'` and `ends='head'`.
     memory_BUD: [B, U, D], vectors of the codes.
+    is_valid_BP: [B, P] bool, slots with a segment; nothing waits for others.
     lowest_BP: [B, P] int32, first slot that each segment may see.
     codebooks: See `Vocabulary`.
 
   Returns:
-    [B, P, L] int32 ids and [B, P] int32 lengths, 1..L; ids past a segment's
-    length are meaningless.
+    [B, P, L] int32 ids and [B, P] int32 lengths, 1..L, 0 in empty slots; ids
+    past a segment's length are meaningless.
   """
   batch, slots = lowest_BP.shape
   max_length = expander.config.segmentation.max_length
   lanes = batch * slots
   index_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
   group_N = jnp.zeros(lanes, jnp.int32)
-  active_N = jnp.ones(lanes, bool)
 
-  def one_step(module, carry, number):
-    cache, fed_N = carry
+  def goes_on(_, state):
+    number, *_, is_active_N = state
+    return (number < max_length) & jnp.any(is_active_N)
+
+  def one_step(module, state):
+    number, cache, fed_N, ids_NL, length_N, is_active_N = state
     offset_N = jnp.full((lanes,), number)
     x_ND, cache = module.step(
       fed_N,
       offset_N,
       group_N,
       cache,
-      active_N,
+      is_active_N,
       (memory_BUD, index_BP, lowest_BP),
       codebooks,
     )
     ids_N = module.greedy(x_ND, codebooks)
     is_end_N = module.is_end(x_ND, ids_N, offset_N, codebooks)
-    return (cache, ids_N), (ids_N, is_end_N)
+    return (
+      number + 1,
+      cache,
+      ids_N,
+      ids_NL.at[:, number].set(ids_N),
+      length_N + is_active_N,
+      is_active_N & ~is_end_N,
+    )
 
-  fed_N = jnp.full((lanes,), expander.num_ids + Special.BOS, jnp.int32)
-  _, (ids_LN, is_end_LN) = nn.scan(
-    one_step, variable_broadcast='params', split_rngs={'params': False}
-  )(
-    expander,
-    (expander.init_cache(lanes, max_length), fed_N),
-    jnp.arange(max_length, dtype=jnp.int32),
+  start = (
+    jnp.zeros((), jnp.int32),
+    expander.init_cache(lanes, max_length),
+    jnp.full((lanes,), expander.num_ids + Special.BOS, jnp.int32),
+    jnp.zeros((lanes, max_length), jnp.int32),
+    jnp.zeros((lanes,), jnp.int32),
+    is_valid_BP.reshape(lanes),
   )
-  length_N = 1 + jnp.argmax(is_end_LN, axis=0).astype(jnp.int32)
+  *_, ids_NL, length_N, _ = nn.while_loop(goes_on, one_step, expander, start)
   return (
-    ids_LN.T.reshape(batch, slots, max_length),
+    ids_NL.reshape(batch, slots, max_length),
     length_N.reshape(batch, slots),
   )
 

@@ -99,7 +99,10 @@ class Level:
     )
     self.expand = quick_jit(apply, method=lambda m, *args: m.expander(*args))
     self.decode_segments = quick_jit(
-      apply, method=lambda m, *args: decode_segments(m.expander, *args)
+      apply,
+      method=lambda m, memory, lowest: decode_segments(
+        m.expander, memory, jnp.ones_like(lowest, bool), lowest
+      ),
     )
 
 

@@ -350,6 +350,30 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
   )
 
 
+def test_nothing_waits_for_empty_slots(tiny_level):
+  """Steps stop with the longest segment; the others are as with all."""
+  level = tiny_level()
+  memory, lowest = make_memory(level, 4)[None], jnp.zeros((1, SLOTS), jnp.int32)
+  ids, length = level.decode_segments(level.variables, memory, lowest)
+  shortest = length[0] == length.min()
+  assert 0 < shortest.sum() < SLOTS
+  few, few_length = level.model.apply(
+    level.variables,
+    jnp.asarray(memory),
+    shortest[None],
+    lowest,
+    method=lambda m, *args: decode_segments(m.expander, *args),
+  )
+  np.testing.assert_array_equal(few_length[0], length[0] * shortest)
+  kept = int(length.min())
+  np.testing.assert_array_equal(
+    few[0, shortest, :kept], ids[0, shortest, :kept]
+  )
+  # No step was taken beyond.
+  assert not few[..., kept:].any()
+  assert ids[..., kept:].any()
+
+
 def test_decoding_never_gives_bos_or_pad(tiny_level):
   """Heads that want nothing else still give bytes and EOS."""
   level = tiny_level()
@@ -384,8 +408,11 @@ def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
   want_ids, want_length = level.decode_segments(
     level.variables, vectors, lowest
   )
-  np.testing.assert_array_equal(ids, want_ids)
   np.testing.assert_array_equal(length, jnp.where(is_valid, want_length, 0))
+  is_kept = np.arange(ids.shape[-1]) < np.asarray(length)[..., None]
+  np.testing.assert_array_equal(
+    np.where(is_kept, ids, -1), np.where(is_kept, want_ids, -1)
+  )
 
 
 def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
@@ -439,7 +466,11 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(
   assert abs(float(output.nats_BS[0, real].mean()) - uniform) < 0.5
   decode = nn.apply(
     lambda m: decode_segments(
-      m, args[3], jnp.zeros((1, SLOTS), jnp.int32), codebooks
+      m,
+      args[3],
+      jnp.ones((1, SLOTS), bool),
+      jnp.zeros((1, SLOTS), jnp.int32),
+      codebooks,
     ),
     expander,
   )
