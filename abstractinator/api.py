@@ -15,6 +15,7 @@ from abstractinator.generation.options import Options
 from abstractinator.inspection import Inspection, flatten, inspection
 from abstractinator.level_rows import LevelRows
 from abstractinator.reconstruction import Reconstruction, reconstructions
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.trained import read_trained
 
 
@@ -33,7 +34,7 @@ def load(workdir: str, step: int | None = None) -> 'TrainedLevel':
       an entropy model alone.
   """
   config, variables = read_trained(workdir, step)
-  if config.objective != 'all':
+  if not OBJECTIVES[config.objective].has_codes:
     got = f'objective: got {config.objective!r}'
     raise ValueError(f"{workdir}: {got}, allowed: 'all', which has codes")
   return TrainedLevel(config, variables)

@@ -93,6 +93,21 @@ def encode_corpus(
   _replace(path, json.dumps(wanted | {'shards': shards}, indent=1).encode())
 
 
+def read_manifest(directory: str) -> dict[str, Any]:
+  """What is said of a corpus: `about` of `encode_corpus`, `data`, `shards`.
+
+  Raises:
+    ValueError: If there is no manifest, or it cannot be read.
+  """
+  path = os.path.join(directory, MANIFEST)
+  if not os.path.exists(path):
+    raise ValueError(
+      f'{directory}: has no {MANIFEST}, allowed: what `abstractinator encode'
+      ' --data` wrote'
+    )
+  return _read(path)
+
+
 def read_corpus(directory: str) -> Iterator[list[Codes]]:
   """Reads what `encode_corpus` wrote, a shard at a time.
 
@@ -107,7 +122,7 @@ def read_corpus(directory: str) -> Iterator[list[Codes]]:
     OSError: If something cannot be read.
   """
   path = os.path.join(directory, MANIFEST)
-  manifest = _read(path)
+  manifest = read_manifest(directory)
   found = sum(shard['num_texts'] for shard in manifest['shards'])
   expected = manifest['data']['num_texts']
   if found != expected:

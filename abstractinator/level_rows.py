@@ -1,8 +1,6 @@
 """Texts and codes as rows of a trained level, in batches."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from abstractinator.codes import Codes
 from abstractinator.config import RunConfig
 from abstractinator.modules.pyramid_output import DecodedRows
 from abstractinator.training.model import make_model
+from abstractinator.training.trained import fingerprint
 from abstractinator.types import PyTree
 
 # Ids of the largest batch; bounds memory whatever the length of a text.
@@ -40,16 +39,8 @@ class LevelRows:
     self._variables = variables
 
   def fingerprint(self) -> str:
-    """Tells one level from another: sha256 of what makes its codes, in hex."""
-    settings = [self.config.model.to_dict(), self.config.data.sequence_length]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    leaves, _ = jax.tree_util.tree_flatten_with_path(self._variables)
-    for path, leaf in leaves:
-      leaf = np.asarray(leaf)
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
-      digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    """Tells one model from another; see `training.trained`."""
+    return fingerprint(self.config, self._variables)
 
   def _rows(self, texts: Sequence[bytes]):
     """Ids and documents of all rows, and how many rows each text has."""

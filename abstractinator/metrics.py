@@ -150,11 +150,11 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
 
 def num_bytes(metrics: Metrics) -> float:
-  """Bytes that fetched metrics are about."""
+  """Bytes that fetched metrics are about; 0 of codes that say no number."""
   # Of the first level, whose bits are per byte in every objective.
   name = 'entropy_model_bits_per_byte'
-  mean = next(mean for key, mean in metrics.items() if key.endswith(name))
-  return float(mean.count)
+  counts = [mean.count for key, mean in metrics.items() if key.endswith(name)]
+  return float(counts[0]) if counts else 0.0
 
 
 def _summarize_level(metrics: Metrics) -> dict[str, float]:

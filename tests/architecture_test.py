@@ -69,6 +69,11 @@ RULES = (
     ('absl', 'grain', 'orbax', 'time'),
   ),
   (
+    'training.code_data',
+    (*OWN, 'codes_corpus', 'data', 'training.trained'),
+    APART,
+  ),
+  (
     'training.loop',
     (*STEP, 'data', 'training', 'evaluation'),
     ('ml_collections',),

@@ -11,7 +11,7 @@ from abstractinator.config.section import (
   require_positive,
 )
 
-Objective = Literal['all', 'entropy_model']
+Objective = Literal['all', 'entropy_model', 'top_lm']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +242,9 @@ class RunConfig(Section):
       interval,
       f'so few that all learn before max_steps ({self.max_steps})',
     )
+    if self.objective == 'top_lm':
+      self._check_top_lm()
+      return
     is_alone = len(levels) == 1 and self.model.top_lm is None
     require(
       self.objective == 'all'
@@ -250,3 +253,16 @@ class RunConfig(Section):
       self.objective,
       'all with several model.levels, a model.top_lm or a frozen entropy model',
     )
+
+  def _check_top_lm(self):
+    """Of a top LM that learns from codes, those of levels that stay."""
+    top_lm = self.model.top_lm
+    is_discrete = top_lm is not None and top_lm.mode == 'discrete'
+    require(
+      is_discrete and not top_lm.expand and self.model.levels[-1].freeze,
+      'objective',
+      self.objective,
+      "'all' without a model.top_lm of mode 'discrete' that has expand False,"
+      ' or with model.levels that are not frozen',
+    )
+    require(bool(self.data.train), 'data.train', '', 'a directory of codes')

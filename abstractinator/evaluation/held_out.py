@@ -93,7 +93,8 @@ class HeldOut:
     )
     self._decode = jit(functools.partial(decode_step, model=model))
     # Other ids than bytes are no text to be shown.
-    is_decoded = objective.has_codes and model.num_ids == NUM_BYTES
+    is_decoded = objective.has_codes and not objective.reads_codes
+    is_decoded &= model.num_ids == NUM_BYTES
     self._num_decoded = _DECODED_BATCHES if is_decoded else 0
 
   def evaluate(self, variables: PyTree, max_batches: int | None) -> Evaluation:

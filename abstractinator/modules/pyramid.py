@@ -10,6 +10,7 @@ from jax import lax
 from abstractinator.config import ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
   CodeSequenceTransformer,
 )
 from abstractinator.modules.expander import ExpanderOutput
@@ -17,6 +18,7 @@ from abstractinator.modules.generation import pyramid as generation
 from abstractinator.modules.generation.request import Request
 from abstractinator.modules.pyramid_output import (
   BytePredictions,
+  CodePredictions,
   DecodedRows,
   PyramidOutput,
   code_sequence,
@@ -103,6 +105,27 @@ class AbstractinatorPyramid(nn.Module):
       batch.ids_BS, batch.document_BS
     )
     return BytePredictions(batch, predicted.logits, nats_BS, gaussian_nats_BS)
+
+  def predict_codes(self, batch: Batch) -> CodePredictions:
+    """Runs the top LM only, on rows of codes of the top level.
+
+    Args:
+      batch: Of codes; the last one of a document has the number of codes added.
+
+    Returns:
+      Its predictions.
+    """
+    quantizer = self.levels[-1].compressor.quantizer
+    num_codes = self.config.levels[-1].quantizer.num_codes
+    is_code_BP = batch.document_BS >= 0
+    codes_BP = jnp.where(is_code_BP, batch.ids_BS % num_codes, 0)
+    sequence = CodeSequence(
+      codes_BP=codes_BP,
+      vectors_BPD=quantizer.lookup(codes_BP),
+      document_BP=batch.document_BS,
+      is_end_BP=is_code_BP & (batch.ids_BS >= num_codes),
+    )
+    return CodePredictions(sequence, self.top_lm(sequence))
 
   def compress_all(self, batch: Batch) -> PyramidOutput:
     """Bytes to the codes of every level."""

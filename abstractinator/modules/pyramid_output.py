@@ -54,6 +54,19 @@ class BytePredictions:
 
 
 @flax.struct.dataclass
+class CodePredictions:
+  """What the top LM says of codes that come from elsewhere.
+
+  Attributes:
+    top_codes: The codes.
+    top_lm: Predictions of them.
+  """
+
+  top_codes: CodeSequence
+  top_lm: CodeSequenceOutput
+
+
+@flax.struct.dataclass
 class DecodedRows:
   """Bytes that top codes decode to.
 

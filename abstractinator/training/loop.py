@@ -13,6 +13,7 @@ from abstractinator.evaluation.held_out import HeldOut
 from abstractinator.training import (
   base,
   checkpoint,
+  code_data,
   metric_writer,
   processes,
   report,
@@ -21,6 +22,7 @@ from abstractinator.training import (
 from abstractinator.training.alarm_log import AlarmLog
 from abstractinator.training.curriculum import require_time
 from abstractinator.training.device_metrics import DeviceMetrics
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
@@ -80,10 +82,14 @@ class Run:
 
   def _open_data(self) -> None:
     c = self.config
-    self._train_rows, self._validation_rows = pipeline.open_data(
-      c.data,
-      max_documents=c.model.max_documents(c.data.sequence_length),
-    )
+    if OBJECTIVES[c.objective].reads_codes:
+      rows = code_data.open_code_rows(c)
+    else:
+      rows = pipeline.open_data(
+        c.data,
+        max_documents=c.model.max_documents(c.data.sequence_length),
+      )
+    self._train_rows, self._validation_rows = rows
     per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
     if c.max_steps is not None:

@@ -6,10 +6,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from abstractinator import losses, pyramid_losses
+from abstractinator import (
+  losses,
+  pyramid_losses,
+  top_lm_losses,
+  top_lm_metrics,
+)
 from abstractinator.metrics import Metrics
 from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.modules.pyramid_output import BytePredictions, PyramidOutput
+from abstractinator.modules.pyramid_output import (
+  BytePredictions,
+  CodePredictions,
+  PyramidOutput,
+)
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.pyramid_metrics import pyramid_metrics
 from abstractinator.types import Array, Mean, PyTree
@@ -22,17 +31,20 @@ class Objective:
   """One of `OBJECTIVES`.
 
   Attributes:
-    method: Of `AbstractinatorPyramid`, from a batch to an output. Only what it
-      uses has parameters.
+    method: Of `AbstractinatorPyramid`, from a batch to an output.
+    init_method: Of it, from a batch of bytes. Only what it uses has parameters.
     terms: From an output to terms; see `pyramid_losses.terms`.
     measure: From variables, an output, its terms and the model to metrics.
-    has_codes: Whether batches are encoded, and so can be decoded.
+    has_codes: Whether the model has all that encodes and decodes.
+    reads_codes: Whether batches are of codes, in the place of bytes.
   """
 
   method: str
+  init_method: str
   terms: Callable[[Any], Terms]
   measure: Callable[[PyTree, Any, Terms, AbstractinatorPyramid], Metrics]
   has_codes: bool
+  reads_codes: bool = False
 
 
 def _measure_pyramid(
@@ -89,11 +101,42 @@ def _measure_bytes(
   return found
 
 
+def _code_terms(output: CodePredictions) -> Terms:
+  return top_lm_losses.terms(output.top_lm, output.top_codes)
+
+
+def _measure_codes(
+  variables: PyTree,
+  output: CodePredictions,
+  terms: Terms,
+  model: AbstractinatorPyramid,
+) -> Metrics:
+  """Bits per code, and how many codes are predicted right."""
+  del variables, model
+  return top_lm_metrics.discrete_metrics(output.top_lm, output.top_codes, terms)
+
+
 OBJECTIVES = {
   'all': Objective(
-    '__call__', pyramid_losses.terms, _measure_pyramid, has_codes=True
+    '__call__',
+    '__call__',
+    pyramid_losses.terms,
+    _measure_pyramid,
+    has_codes=True,
   ),
   'entropy_model': Objective(
-    'predict_bytes', _entropy_terms, _measure_bytes, has_codes=False
+    'predict_bytes',
+    'predict_bytes',
+    _entropy_terms,
+    _measure_bytes,
+    has_codes=False,
+  ),
+  'top_lm': Objective(
+    'predict_codes',
+    '__call__',
+    _code_terms,
+    _measure_codes,
+    has_codes=True,
+    reads_codes=True,
   ),
 }

@@ -62,7 +62,7 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
       optimizer=optimizer,
       batch_size=config.data.batch_size,
       sequence_length=config.data.sequence_length,
-      method=objective.method,
+      method=objective.init_method,
     ),
     step=functools.partial(
       train_step,

@@ -47,6 +47,11 @@ def headline(summary: dict[str, float]) -> str:
   prefixes = [
     k.removesuffix(name) for k in summary if re.fullmatch(rf'(.*/)?{name}', k)
   ]
+  if not prefixes and 'top_lm_code_bits_per_code' in summary:
+    bits, accuracy = (
+      summary[f'top_lm_code_{x}'] for x in ('bits_per_code', 'accuracy')
+    )
+    return f'top LM {bits:.3f} bits/code, {accuracy:.1%} of codes right'
   if not prefixes:
     bits = summary['entropy_model_bits_per_byte']
     accuracy = summary['entropy_model_byte_accuracy']

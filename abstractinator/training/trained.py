@@ -1,8 +1,11 @@
 """What a run has trained, to be used and not trained on."""
 
 import dataclasses
+import hashlib
+import json
 
 import jax
+import numpy as np
 
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import ImplementationConfig, RunConfig
@@ -43,8 +46,29 @@ def read_trained(
   state = abstract_state(
     make_model(config, jax.default_backend()),
     config.data.sequence_length,
-    method=OBJECTIVES[config.objective].method,
+    method=OBJECTIVES[config.objective].init_method,
   )
   fields = {'params': state.params, 'collections': state.collections}
   fields = checkpoint.restore_variables(workdir, fields, step)
   return config, {'params': fields['params'], **fields['collections']}
+
+
+def fingerprint(config: RunConfig, variables: PyTree) -> str:
+  """Tells one model from another, by all that makes its codes.
+
+  Args:
+    config: Of the run.
+    variables: `params` and the collections.
+
+  Returns:
+    A sha256, in hex.
+  """
+  settings = [config.model.to_dict(), config.data.sequence_length]
+  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+  leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+  for path, leaf in leaves:
+    leaf = np.asarray(leaf)
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
