@@ -66,7 +66,7 @@ def random_state(run_config: RunConfig, seed: int):
   abstract = abstract_state(
     make_model(run_config, 'cpu'),
     run_config.data.sequence_length,
-    method=OBJECTIVES[run_config.objective].method,
+    method=OBJECTIVES[run_config.objective].init_method,
   )
   rng = np.random.default_rng(seed)
 

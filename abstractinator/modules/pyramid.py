@@ -10,7 +10,6 @@ from jax import lax
 from abstractinator.config import ModelConfig
 from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
-  CodeSequence,
   CodeSequenceTransformer,
 )
 from abstractinator.modules.expander import ExpanderOutput
@@ -22,6 +21,7 @@ from abstractinator.modules.pyramid_output import (
   DecodedRows,
   PyramidOutput,
   code_sequence,
+  read_sequence,
 )
 from abstractinator.modules.quantizer import QuantizerOutput
 from abstractinator.modules.read_only import read_only
@@ -117,14 +117,7 @@ class AbstractinatorPyramid(nn.Module):
     """
     quantizer = self.levels[-1].compressor.quantizer
     num_codes = self.config.levels[-1].quantizer.num_codes
-    is_code_BP = batch.document_BS >= 0
-    codes_BP = jnp.where(is_code_BP, batch.ids_BS % num_codes, 0)
-    sequence = CodeSequence(
-      codes_BP=codes_BP,
-      vectors_BPD=quantizer.lookup(codes_BP),
-      document_BP=batch.document_BS,
-      is_end_BP=is_code_BP & (batch.ids_BS >= num_codes),
-    )
+    sequence = read_sequence(batch, num_codes, quantizer.lookup)
     return CodePredictions(sequence, self.top_lm(sequence))
 
   def compress_all(self, batch: Batch) -> PyramidOutput:

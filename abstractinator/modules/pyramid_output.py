@@ -1,5 +1,7 @@
 """What comes out of a pyramid."""
 
+from collections.abc import Callable
+
 import flax.struct
 import jax.numpy as jnp
 
@@ -114,4 +116,27 @@ def code_sequence(
     vectors_BPD=compressed.quantized.vectors_BPD,
     document_BP=jnp.repeat(document_BP, num_queries, axis=1),
     is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
+  )
+
+
+def read_sequence(
+  batch: Batch, num_codes: int, lookup: Callable[[Array], Array]
+) -> CodeSequence:
+  """Codes that come as ids.
+
+  Args:
+    batch: Of codes, with `num_codes` added to the last one of a document.
+    num_codes: Of the level.
+    lookup: From codes to their vectors.
+
+  Returns:
+    The same.
+  """
+  is_code_BP = batch.document_BS >= 0
+  codes_BP = jnp.where(is_code_BP, batch.ids_BS % num_codes, 0)
+  return CodeSequence(
+    codes_BP=codes_BP,
+    vectors_BPD=lookup(codes_BP),
+    document_BP=batch.document_BS,
+    is_end_BP=is_code_BP & (batch.ids_BS >= num_codes),
   )
