@@ -69,8 +69,14 @@ RULES = (
     ('absl', 'grain', 'orbax', 'time'),
   ),
   (
-    'training.code_data',
-    (*OWN, 'codes_corpus', 'data', 'training.trained'),
+    'training.run_rows',
+    (
+      *OWN,
+      'codes_corpus',
+      'data',
+      'training.objective',
+      'training.trained',
+    ),
     APART,
   ),
   (

@@ -1,6 +1,7 @@
 """Codes of texts as rows of equal length."""
 
 import operator
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,20 @@ class PackedCodes:
     text_N = np.searchsorted(
       self._ends, np.arange(start, start + len(ids_N)), side='right'
     )
-    row = empty_row(self.sequence_length)
+    row = self.empty_row()
     row['ids'][: len(ids_N)] = ids_N
     row['document'][: len(ids_N)] = text_N - text_N[0]
     return row | {'row': np.int32(index)}
+
+  def empty_row(self) -> dict[str, np.ndarray]:
+    """Returns a row of no code, with the row number -1 of no row."""
+    return empty_row(self.sequence_length)
+
+  def fingerprint(self) -> dict[str, Any]:
+    """Returns what a checkpoint notes of the rows, ready for JSON."""
+    return {
+      'num_documents': self.num_documents,
+      'num_codes': len(self._ids_N),
+      'num_rows': len(self),
+      'sha256': self.documents.fingerprint(),
+    }

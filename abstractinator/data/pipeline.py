@@ -14,11 +14,12 @@ import numpy as np
 from abstractinator.config import DataConfig
 from abstractinator.data.documents import Documents
 from abstractinator.data.mixture import MixedRows, parse_mixture
+from abstractinator.data.packed_codes import PackedCodes
 from abstractinator.data.packing import PackedRows
 from abstractinator.data.sources import find_documents, split, standard_library
 from abstractinator.types import Batch
 
-Rows = PackedRows | MixedRows
+Rows = PackedRows | MixedRows | PackedCodes
 
 
 def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
@@ -157,7 +158,7 @@ class TrainIterator:
 
 def _order(rows: Rows, seed: int) -> grain.MapDataset:
   """Numbers of rows, without end."""
-  if isinstance(rows, PackedRows):
+  if not isinstance(rows, MixedRows):
     return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
   parts = [
     grain.MapDataset.range(end - len(part), end)

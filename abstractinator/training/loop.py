@@ -13,7 +13,6 @@ from abstractinator.evaluation.held_out import HeldOut
 from abstractinator.training import (
   base,
   checkpoint,
-  code_data,
   metric_writer,
   processes,
   report,
@@ -22,11 +21,11 @@ from abstractinator.training import (
 from abstractinator.training.alarm_log import AlarmLog
 from abstractinator.training.curriculum import require_time
 from abstractinator.training.device_metrics import DeviceMetrics
-from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
+from abstractinator.training.run_rows import open_rows
 from abstractinator.training.state import TrainState, variables_of
 from abstractinator.training.window import Window
 from abstractinator.types import Batch
@@ -82,14 +81,7 @@ class Run:
 
   def _open_data(self) -> None:
     c = self.config
-    if OBJECTIVES[c.objective].reads_codes:
-      rows = code_data.open_code_rows(c)
-    else:
-      rows = pipeline.open_data(
-        c.data,
-        max_documents=c.model.max_documents(c.data.sequence_length),
-      )
-    self._train_rows, self._validation_rows = rows
+    self._train_rows, self._validation_rows = open_rows(c)
     per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
     if c.max_steps is not None:

@@ -1,6 +1,7 @@
 """Runs that build on the parameters of other runs."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -360,7 +361,7 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
     ids_BS[row, : len(text) + 1] = encode(text)
   document_BS = np.where(ids_BS == PAD_ID, -1, 0)
   batch = Batch(ids_BS, document_BS, np.arange(3))
-  output = model.apply(variables, batch)
+  output = jax.jit(model.apply)(variables, batch)
   expected = top_lm_losses.terms(output.top_lm, output.top_codes)
   is_code_BU = np.asarray(output.top_codes.document_BP) >= 0
   codes_BU = np.asarray(output.top_codes.codes_BP)
@@ -378,7 +379,9 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
     bytes_per_code=2.0,
   )
   row = Batch(row['ids'][None], row['document'][None], row['row'][None])
-  predicted = model.apply(variables, row, method='predict_codes')
+  predicted = jax.jit(functools.partial(model.apply, method='predict_codes'))(
+    variables, row
+  )
   found = top_lm_losses.terms(predicted.top_lm, predicted.top_codes)
   assert expected['top_lm_code'] > 1
   assert expected['top_lm_end'] > 1

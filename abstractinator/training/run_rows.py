@@ -1,4 +1,4 @@
-"""The rows of a run that learns from codes alone."""
+"""The rows that a run learns from: of texts, or of codes alone."""
 
 import zlib
 
@@ -8,8 +8,29 @@ from abstractinator import codes_corpus
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packed_codes import PackedCodes
+from abstractinator.data.pipeline import Rows, open_data
 from abstractinator.data.sources import split
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.trained import fingerprint, read_trained
+
+
+def open_rows(config: RunConfig) -> tuple[Rows, Rows]:
+  """Rows to train on and rows to validate on.
+
+  Args:
+    config: Of the run.
+
+  Returns:
+    Those of `pipeline.open_data`, or of codes where the objective reads them.
+
+  Raises:
+    ValueError: If something is missing, damaged or does not fit.
+    OSError: If it cannot be read.
+  """
+  if OBJECTIVES[config.objective].reads_codes:
+    return open_code_rows(config)
+  max_documents = config.model.max_documents(config.data.sequence_length)
+  return open_data(config.data, max_documents=max_documents)
 
 
 def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
