@@ -13,6 +13,7 @@ from jax import lax
 
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache, KeyValues
+from abstractinator.ops.shards import by_rows
 from abstractinator.types import Array
 
 # See `Block`.
@@ -37,6 +38,7 @@ def forward(
   What the backward pass keeps, and whether blocks are compiled once for all of
   them, is said by `Implementations`; parameters are the same ones.
   """
+  x_BSD = by_rows(x_BSD)
   how = blocks[0].implementation
   # Parameters have to be there, one by one, before they can be scanned.
   if how.scan_layers and len(blocks) > 1 and not blocks[0].is_initializing():
@@ -52,7 +54,8 @@ def forward(
 
 
 def _call(block, x_BSD, group_BS, memory):
-  return block(x_BSD, group_BS, memory=memory)
+  x_BSD, key_values = block(x_BSD, group_BS, memory=memory)
+  return by_rows(x_BSD), key_values
 
 
 def _scan(blocks, x_BSD, group_BS, memory):
@@ -61,7 +64,10 @@ def _scan(blocks, x_BSD, group_BS, memory):
   block = blocks[0].clone(parent=None, name=None)
 
   def call(x_BSD, params):
-    return block.apply({'params': params}, x_BSD, group_BS, memory=memory)
+    x_BSD, key_values = block.apply(
+      {'params': params}, x_BSD, group_BS, memory=memory
+    )
+    return by_rows(x_BSD), key_values
 
   remat = blocks[0].implementation.remat
   if remat != 'none':

@@ -7,6 +7,7 @@ from jax import lax
 
 from abstractinator.config import QuantizerConfig
 from abstractinator.ops.implementation import Implementations
+from abstractinator.ops.shards import by_rows
 from abstractinator.types import Array
 
 
@@ -87,13 +88,13 @@ class Quantizer(nn.Module):
   def to_code_space(self, x_BPD: Array) -> Array:
     """[B, P, D] to [B, P, C] float32; unit vectors if `cosine`."""
     y_BPC = self.down(x_BPD) if self.is_projected else x_BPD
-    y_BPC = y_BPC.astype(jnp.float32)
+    y_BPC = by_rows(y_BPC).astype(jnp.float32)
     return unit(y_BPC) if self.config.cosine else y_BPC
 
   def to_model(self, y_BPC: Array) -> Array:
     """[B, P, C] to [B, P, D] of the compute type."""
     y_BPC = y_BPC.astype(self.dtype)
-    return self.up(y_BPC) if self.is_projected else y_BPC
+    return by_rows(self.up(y_BPC)) if self.is_projected else y_BPC
 
 
 def unit(x: Array) -> Array:

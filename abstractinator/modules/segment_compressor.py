@@ -27,6 +27,7 @@ from abstractinator.ops.segmentation_rules import (
   check_rule,
   wishes,
 )
+from abstractinator.ops.shards import by_rows
 from abstractinator.types import Array, Segments, Special
 
 
@@ -170,7 +171,7 @@ class SegmentCompressor(nn.Module):
     )
     num_slots = self.config.segmentation.num_slots(ids_BS.shape[1])
     states_BSD = self.encoder(self.inputs(ids_BS, below), document_BS)
-    pooled_BUD = self.pooling(states_BSD, segments.index_BS, num_slots)
+    pooled_BUD = by_rows(self.pooling(states_BSD, segments.index_BS, num_slots))
     is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
     is_code_BU = jnp.repeat(is_valid_BP, self.pooling.num_queries, axis=1)
     return CompressorOutput(

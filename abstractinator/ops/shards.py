@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -83,6 +84,24 @@ def over_shards(
     # Kernels say nothing of which axes their results vary over.
     check_vma=False,
   )(*args)
+
+
+def by_rows(x: Array) -> Array:
+  """Keeps an array split by its rows over the batch axes, and by nothing else.
+
+  For the states between layers. Left to itself the partitioner of XLA may split
+  their width as the weights are, and then move parts about, slowly; where each
+  device has a single row, on a mesh with all of its axes, jax 0.10.2 even adds
+  parts that do not belong together.
+
+  Args:
+    x: [B, ...].
+
+  Returns:
+    The same; without a mesh, or if rows do not divide, nothing is said.
+  """
+  axes = dividing_axes(BATCH_AXES, [x.shape[0]])
+  return lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
 def dividing_axes(
