@@ -322,13 +322,28 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optimizer = ml_collections.ConfigDict(
     dict(
+      # 'adamw', or 'muon': orthogonal updates of the matrices of blocks, and
+      # AdamW for all else.
+      kind='adamw',
+      # After a linear warm-up: 'cosine' down to `final_fraction` of it at the
+      # end of the run; 'warmup_stable_decay', linearly to that in the last
+      # `decay_fraction` of the steps; 'constant'.
+      schedule='cosine',
       learning_rate=3e-3,
       final_fraction=0.1,
       warmup_steps=50,
+      decay_fraction=0.2,
+      # Of the parts of all levels; `compressor` is what is left of one.
+      relative_rates=dict(
+        entropy_model=1.0, compressor=1.0, expander=1.0, top_lm=1.0
+      ),
       weight_decay=0.01,
       beta1=0.9,
       beta2=0.98,
       clip_norm=1.0,
+      # Of a moving average of the parameters, per step, that evaluation and the
+      # commands use; 0 for none.
+      ema_decay=0.0,
     )
   )
 

@@ -129,7 +129,8 @@ RULES = (
     (*OWN, 'training.chips', 'training.model_flops'),
     APART,
   ),
-  # Optimizer, sharding, progress and so on do not know each other.
+  ('training.optimizer', (*OWN, 'training.muon'), APART),
+  # Muon, sharding, progress and so on do not know each other.
   ('training', OWN, APART),
   (
     'evaluation.harness',

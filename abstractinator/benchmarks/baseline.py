@@ -10,6 +10,7 @@ import numpy as np
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import (
   ImplementationConfig,
+  LearningRatesConfig,
   LevelConfig,
   LossConfig,
   ModelConfig,
@@ -113,13 +114,18 @@ _WEIGHTS = LossConfig(
   curriculum_stops=False,
 )
 _OPTIMIZER = OptimizerConfig(
+  kind='adamw',
+  schedule='cosine',
   learning_rate=5e-4,
   final_fraction=0.1,
   warmup_steps=0,
+  decay_fraction=0.0,
+  relative_rates=LearningRatesConfig(1.0, 1.0, 1.0, 1.0),
   weight_decay=0.01,
   beta1=0.9,
   beta2=0.98,
   clip_norm=1.0,
+  ema_decay=0.0,
 )
 
 

@@ -16,12 +16,15 @@ from abstractinator.config.implementation import (
 from abstractinator.config.level import LevelConfig as LevelConfig
 from abstractinator.config.level import PoolingConfig as PoolingConfig
 from abstractinator.config.model import ModelConfig as ModelConfig
+from abstractinator.config.optimizer import (
+  LearningRatesConfig as LearningRatesConfig,
+)
+from abstractinator.config.optimizer import OptimizerConfig as OptimizerConfig
 from abstractinator.config.quantizer import QuantizerConfig as QuantizerConfig
 from abstractinator.config.run import DataConfig as DataConfig
 from abstractinator.config.run import HealthConfig as HealthConfig
 from abstractinator.config.run import LossConfig as LossConfig
 from abstractinator.config.run import MeshConfig as MeshConfig
-from abstractinator.config.run import OptimizerConfig as OptimizerConfig
 from abstractinator.config.run import RunConfig as RunConfig
 from abstractinator.config.segmentation import (
   SegmentationConfig as SegmentationConfig,

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from abstractinator.config.model import ModelConfig
+from abstractinator.config.optimizer import OptimizerConfig
 from abstractinator.config.section import (
   Section,
   require,
@@ -74,31 +75,6 @@ class LossConfig(Section):
       self.curriculum_stops,
       'False while curriculum_steps is 0',
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig(Section):
-  """AdamW with warm-up and cosine decay."""
-
-  learning_rate: float
-  final_fraction: float
-  warmup_steps: int
-  weight_decay: float
-  beta1: float
-  beta2: float
-  clip_norm: float
-
-  def __post_init__(self):
-    require_positive(self, 'learning_rate', 'clip_norm')
-    require_fraction(self, 'beta1', 'beta2')
-    require(
-      0 <= self.final_fraction <= 1,
-      'final_fraction',
-      self.final_fraction,
-      '0 to 1',
-    )
-    for name in ('warmup_steps', 'weight_decay'):
-      require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -249,7 +249,9 @@ def restore_part(
     field, *rest = path.split('/')
     # Collections have a name each.
     below = rest if field == 'params' else rest[1:]
-    return field != 'opt_state' and tuple(below[: len(place)]) == place
+    return (
+      field in ('params', 'collections') and tuple(below[: len(place)]) == place
+    )
 
   with files.open_to_read(workdir) as manager:
     step = files.choose_step(manager, None)

@@ -26,7 +26,7 @@ from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
 from abstractinator.training.run_rows import open_rows
-from abstractinator.training.state import TrainState, variables_of
+from abstractinator.training.state import TrainState, averaged_variables_of
 from abstractinator.training.window import Window
 from abstractinator.types import Batch
 
@@ -75,7 +75,7 @@ class Run:
       config.loss,
       program.objective,
       self._mesh,
-      variables_of(shardings),
+      averaged_variables_of(shardings),
       self._validation_batches,
     )
 
@@ -268,7 +268,7 @@ class Run:
   def _evaluate(self, state, step, is_last, writer, progress) -> dict:
     """Held-out metrics, of more rows at the end of the run."""
     progress.message(f'step {step}: evaluating on held-out documents')
-    variables = variables_of(state)
+    variables = averaged_variables_of(state)
     config = self.config
     found = self._held_out.evaluate(
       variables, config.final_eval_batches if is_last else config.eval_batches

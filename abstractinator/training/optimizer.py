@@ -1,22 +1,34 @@
-"""AdamW with a linear warm-up, cosine decay and a clipped gradient."""
+"""Optimizers and schedules of their learning rate."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from abstractinator.config import OptimizerConfig
+from abstractinator.config import LearningRatesConfig, OptimizerConfig
+from abstractinator.training.muon import make_muon, muon_labels
 from abstractinator.types import PyTree
 
+# How much is left of the fall, from how much of its time has passed.
+_SHAPES = {
+  'cosine': lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+  'warmup_stable_decay': lambda progress: 1.0 - progress,
+  'constant': jnp.ones_like,
+}
 # Matrices by shape that are no linear maps: shrinking them is no prior.
 _NOT_DECAYED = ('embedding', 'scale', 'bias')
+
+
+# The first of these in a path says whose a parameter is.
+_PARTS = ('top_lm', 'entropy_model', 'expander')
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   """Builds the learning rate as a function of the step, counted from 0.
 
   It rises linearly to `learning_rate`, which it reaches in the last step of
-  the warm-up, and falls along a cosine to `final_fraction` of it, which it
-  reaches in the last step of the run. Step 0 already learns.
+  the warm-up. Then it stays, or falls to `final_fraction` of it, which it
+  reaches in the last step of the run: along a cosine, or linearly in the last
+  `decay_fraction` of the steps. Step 0 already learns.
 
   Args:
     config: The optimizer's settings.
@@ -34,15 +46,20 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
       f'optimizer.warmup_steps: got {warmup_steps}, allowed: at most the'
       f' {total_steps} steps of the run'
     )
-  peak_step = max(warmup_steps - 1, 0)
-  decay_steps = max(total_steps - 1 - peak_step, 1)
+  peak_step, last_step = max(warmup_steps - 1, 0), total_steps - 1
+  start = peak_step
+  if config.schedule == 'warmup_stable_decay':
+    fall_steps = round(config.decay_fraction * total_steps)
+    start = max(last_step - fall_steps, peak_step)
+  shape = _SHAPES[config.schedule]
 
   def schedule(step):
     warmup = jnp.minimum((step + 1) / (peak_step + 1), 1.0)
-    progress = jnp.clip((step - peak_step) / decay_steps, 0.0, 1.0)
-    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    fraction = config.final_fraction + (1 - config.final_fraction) * cosine
-    return config.learning_rate * warmup * fraction
+    progress = jnp.clip((step - start) / max(last_step - start, 1), 0.0, 1.0)
+    floor = config.final_fraction
+    return (
+      config.learning_rate * warmup * (floor + (1 - floor) * shape(progress))
+    )
 
   return schedule
 
@@ -67,19 +84,41 @@ def make_optimizer(
     total_steps: Optimizer steps of the whole run.
 
   Returns:
-    Clipping of the gradient's global norm, then AdamW; weight decay moves
-    only what `decay_mask` says.
+    Clipping of the gradient's global norm, then AdamW, or Muon for what
+    `muon.dimensions` says and AdamW for the rest; weight decay moves only what
+    `decay_mask` says.
 
   Raises:
     ValueError: If the warm-up is longer than the run.
   """
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      make_schedule(config, total_steps),
-      b1=config.beta1,
-      b2=config.beta2,
-      weight_decay=config.weight_decay,
-      mask=decay_mask,
-    ),
+  schedule = make_schedule(config, total_steps)
+  adamw = optax.adamw(
+    schedule,
+    b1=config.beta1,
+    b2=config.beta2,
+    weight_decay=config.weight_decay,
+    mask=decay_mask,
+  )
+  if config.kind == 'muon':
+    optimizer = optax.partition(
+      {'muon': make_muon(config, schedule), 'adamw': adamw}, muon_labels
+    )
+  else:
+    optimizer = adamw
+  steps = [optax.clip_by_global_norm(config.clip_norm), optimizer]
+  if set(config.relative_rates.to_dict().values()) != {1.0}:
+    steps.append(_scale_parts(config.relative_rates))
+  return optax.chain(*steps)
+
+
+def _scale_parts(rates: LearningRatesConfig) -> optax.GradientTransformation:
+  """Multiplies updates by the rate of the part that they move."""
+
+  def scale(path, update):
+    names = [getattr(entry, 'key', None) for entry in path]
+    part = next((n for n in _PARTS if n in names), 'compressor')
+    return getattr(rates, part) * update
+
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates)
   )

@@ -63,6 +63,7 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
       batch_size=config.data.batch_size,
       sequence_length=config.data.sequence_length,
       method=objective.init_method,
+      has_ema=config.optimizer.ema_decay > 0,
     ),
     step=functools.partial(
       train_step,
@@ -72,5 +73,6 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
       objective=objective,
       seed=config.seed,
       microbatches=config.microbatches,
+      ema_decay=config.optimizer.ema_decay,
     ),
   )

@@ -43,7 +43,7 @@ _RULES = (
   (r'(^|/)kernel$', P('fsdp', 'tensor')),
   (r'(^|/)embedding$', P(None, 'fsdp')),
   (r'(^|/)(scale|log_scale|bias|query|start)$', P()),
-  (r'(^|/)(step|count|threshold)$', P()),
+  (r'(^|/)(step|count|threshold|ns_coeffs)$', P()),
 )
 
 

@@ -20,12 +20,14 @@ class TrainState:
     params: Parameters, float32.
     collections: Mutable collections of the model, `vq` and `calibration`.
     opt_state: Of the optimizer.
+    ema: Moving average of the parameters; None without one.
   """
 
   step: Array
   params: PyTree
   collections: PyTree
   opt_state: PyTree
+  ema: PyTree | None = None
 
 
 def initial_state(
@@ -36,6 +38,7 @@ def initial_state(
   batch_size: int,
   sequence_length: int,
   method: str = '__call__',
+  has_ema: bool = False,
 ) -> TrainState:
   """Builds the state of step 0; meant to be jitted with shardings.
 
@@ -46,6 +49,7 @@ def initial_state(
     batch_size: Rows of a batch.
     sequence_length: S.
     method: Of the model: what it uses has parameters.
+    has_ema: Whether there is a moving average of the parameters.
 
   Returns:
     The state.
@@ -59,6 +63,8 @@ def initial_state(
     params=params,
     collections=collections,
     opt_state=optimizer.init(params),
+    # A copy: the arrays of a state are donated one by one.
+    ema=jax.tree.map(lambda x: x + 0.0, params) if has_ema else None,
   )
 
 
@@ -94,3 +100,9 @@ def abstract_state(
 def variables_of(state: TrainState) -> PyTree:
   """What the model needs of a state, or of its shardings."""
   return {'params': state.params, **state.collections}
+
+
+def averaged_variables_of(state: TrainState) -> PyTree:
+  """The same with the moving average of the parameters, if there is one."""
+  params = state.params if state.ema is None else state.ema
+  return {'params': params, **state.collections}

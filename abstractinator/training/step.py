@@ -27,6 +27,7 @@ def train_step(
   objective: Objective,
   seed: int,
   microbatches: int = 1,
+  ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
   """Moves the parameters once, and the codebook and threshold with them.
 
@@ -41,6 +42,7 @@ def train_step(
       the step and the rows.
     microbatches: How many parts of the batch to go through one after the other;
       they need less memory, and come to the same step.
+    ema_decay: Of the moving average of the parameters, if the state has one.
 
   Returns:
     The next state, and the metrics of the batch before the update: those of
@@ -85,16 +87,20 @@ def train_step(
     metrics[f'{prefix}{slash}loss_{term}'] = Mean(total, num_ids)
   metrics['gradient_norm'] = Mean(optax.tree.norm(grads), jnp.ones(()))
   params = optax.apply_updates(state.params, updates)
+  params = curriculum.hold(params, state.params, state.step)
   collections = frozen.restore(advance(collections), state.collections)
   return (
     TrainState(
       step=state.step + 1,
-      params=curriculum.hold(params, state.params, state.step),
+      params=params,
       collections={
         name: curriculum.hold(after, state.collections[name], state.step)
         for name, after in collections.items()
       },
       opt_state=opt_state,
+      ema=None
+      if state.ema is None
+      else optax.incremental_update(params, state.ema, 1.0 - ema_decay),
     ),
     metrics,
   )

@@ -48,9 +48,11 @@ def read_trained(
     config.data.sequence_length,
     method=OBJECTIVES[config.objective].init_method,
   )
-  fields = {'params': state.params, 'collections': state.collections}
+  # The moving average in the place of what it is an average of.
+  params = 'ema' if config.optimizer.ema_decay > 0 else 'params'
+  fields = {params: state.params, 'collections': state.collections}
   fields = checkpoint.restore_variables(workdir, fields, step)
-  return config, {'params': fields['params'], **fields['collections']}
+  return config, {'params': fields[params], **fields['collections']}
 
 
 def fingerprint(config: RunConfig, variables: PyTree) -> str:

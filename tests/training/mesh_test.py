@@ -5,15 +5,22 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from abstractinator import metrics
 from abstractinator.benchmarks import sizes
 from abstractinator.config import ImplementationConfig, MeshConfig
+from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.modules.code_sequence_transformer import (
+  CodeSequence,
+  CodeSequenceTransformer,
+)
 from abstractinator.training import sharding
 from abstractinator.training.program import make_program
-from tests import tiny_mesh
+from tests import tiny_mesh, tiny_top_lm
+from tests.implementations import XLA
 
 pytestmark = pytest.mark.usefixtures('quick_compilation')
 LARGE = 4096
@@ -89,6 +96,34 @@ def assert_spread(state, num_devices):
   )
   shardings = jax.tree.map(lambda x: x.sharding, state)
   assert held == bytes_per_device(state, shardings)
+
+
+def test_states_of_single_rows_are_added_up_right():
+  """Where XLA, left to itself, added parts of different rows."""
+  values = tiny_top_lm.values()
+  values['stack']['num_layers'] = 1
+  model = CodeSequenceTransformer(
+    TopLMConfig.from_dict(values), 16, (11,), (), XLA, jnp.float32
+  )
+  rng = np.random.default_rng(0)
+  sequence = CodeSequence(
+    codes_BP=rng.integers(0, 11, (4, 8)).astype(np.int32),
+    vectors_BPD=rng.normal(size=(4, 8, 16)).astype(np.float32),
+    document_BP=np.zeros((4, 8), np.int32),
+    is_end_BP=np.zeros((4, 8), bool),
+  )
+  params = jax.device_get(model.init(jax.random.key(0), sequence))
+  found = []
+  for axes in (tiny_mesh.MESHES['one'], tiny_mesh.MESHES['all']):
+    devices = jax.devices()[: math.prod(axes)]
+    mesh = sharding.make_mesh(MeshConfig(*axes), devices)
+    where = sharding.state_shardings(params, mesh)
+    with jax.set_mesh(mesh):
+      placed = jax.device_put(params, where)
+      rows = sharding.shard_batch(sequence, mesh)
+      found.append(jax.device_get(jax.jit(model.apply)(placed, rows)))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, *found)
 
 
 def abstract(name):

@@ -5,12 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config import OptimizerConfig
-from abstractinator.training import optimizer
+from abstractinator.config import LearningRatesConfig, OptimizerConfig
+from abstractinator.training import muon, optimizer
+from tests import tiny_pyramid
 
 
 def make_config(**changes):
   values = dict(
+    kind='adamw',
+    schedule='cosine',
+    decay_fraction=0.3,
+    relative_rates=LearningRatesConfig(1.0, 1.0, 1.0, 1.0),
+    ema_decay=0.0,
     learning_rate=1e-2,
     final_fraction=0.1,
     warmup_steps=4,
@@ -105,3 +111,104 @@ def test_first_step_learns_at_the_schedule():
     updates, state = tx.update({'kernel': jnp.ones((1, 2))}, state, params)
     # Adam's first steps on a constant gradient have the size of the rate.
     np.testing.assert_allclose(updates['kernel'], [[-rate] * 2], rtol=1e-4)
+
+
+def test_a_stable_rate_falls_at_the_end():
+  schedule = optimizer.make_schedule(
+    make_config(schedule='warmup_stable_decay'), total_steps=20
+  )
+  values = [float(schedule(step)) for step in range(20)]
+  np.testing.assert_allclose(values[:4], [0.0025, 0.005, 0.0075, 0.01])
+  # Of 20 steps the last 6 fall, by a sixth of nine tenths each.
+  np.testing.assert_allclose(values[4:14], 0.01)
+  np.testing.assert_allclose(
+    values[13:], np.linspace(0.01, 0.001, 7), rtol=1e-5
+  )
+
+
+def test_a_constant_rate_stays():
+  schedule = optimizer.make_schedule(make_config(schedule='constant'), 20)
+  values = [float(schedule(step)) for step in range(20)]
+  np.testing.assert_allclose(values[:3], [0.0025, 0.005, 0.0075])
+  np.testing.assert_allclose(values[3:], 0.01)
+
+
+def test_parts_learn_at_rates_of_their_own():
+  kernel = {'kernel': jnp.ones((2, 2))}
+  params = {
+    'level_0': {
+      'compressor': {'entropy_model': {'head': kernel}, 'encoder': kernel},
+      'expander': {'head': kernel},
+    },
+    'top_lm': {'head': kernel},
+  }
+  rates = LearningRatesConfig(
+    entropy_model=0.5, compressor=2.0, expander=3.0, top_lm=4.0
+  )
+  updates = []
+  for relative_rates in (make_config().relative_rates, rates):
+    tx = optimizer.make_optimizer(
+      make_config(relative_rates=relative_rates), total_steps=10
+    )
+    updates.append(jax.jit(tx.update)(params, tx.init(params), params)[0])
+  ratio = jax.tree.map(lambda a, b: float(b[0, 0] / a[0, 0]), *updates)
+  expected = {
+    'level_0': {
+      'compressor': {
+        'entropy_model': {'head': {'kernel': 0.5}},
+        'encoder': {'kernel': 2.0},
+      },
+      'expander': {'head': {'kernel': 3.0}},
+    },
+    'top_lm': {'head': {'kernel': 4.0}},
+  }
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5), ratio, expected
+  )
+
+
+def test_muon_makes_updates_of_blocks_orthogonal():
+  rng = np.random.default_rng(0)
+  shapes = {
+    'attention': {'qkv': (8, 3, 2, 4), 'out': (2, 4, 8)},
+    'ffn': {'gate_up': (8, 2, 16), 'down': (16, 8)},
+  }
+  block = jax.tree.map(
+    lambda shape: {'kernel': jnp.asarray(rng.normal(size=shape), jnp.float32)},
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
+  block['ffn_norm'] = {'scale': jnp.ones(8)}
+  params = {'stack': {'block_0': block}, 'head': {'kernel': jnp.ones((8, 5))}}
+  config = make_config(kind='muon', weight_decay=0.0, warmup_steps=0)
+  tx = optimizer.make_optimizer(config, total_steps=10)
+  updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+  of_block = updates['stack']['block_0']
+  matrices = [
+    of_block['attention']['qkv']['kernel'][:, 1].reshape(8, 8),
+    of_block['attention']['out']['kernel'].reshape(8, 8),
+    of_block['ffn']['gate_up']['kernel'][:, 0],
+    of_block['ffn']['down']['kernel'],
+  ]
+  for matrix in matrices:
+    sizes = np.linalg.svd(matrix, compute_uv=False)
+    # Newton and Schulz come near; of a Gaussian they spread by far more.
+    assert sizes.max() < 2.0 * sizes.min()
+    # As large as the updates of AdamW usually are.
+    rms = np.sqrt(np.mean(np.square(matrix)))
+    assert 0.1 < rms / config.learning_rate < 0.3
+  for of_adamw in (updates['head']['kernel'], of_block['ffn_norm']['scale']):
+    np.testing.assert_allclose(np.abs(of_adamw[of_adamw != 0]), 0.01, rtol=0.01)
+
+
+def test_every_matrix_of_blocks_is_one_of_muon():
+  config = tiny_pyramid.make_config({}, {})
+  model = tiny_pyramid.make_model(config)
+  batch = tiny_pyramid.make_batch([[(16, 0)]], 16)
+  params = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
+  for path, label in jax.tree_util.tree_leaves_with_path(
+    muon.muon_labels(params)
+  ):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    is_matrix = 'block_' in name and name.endswith('kernel')
+    assert (label == 'muon') == is_matrix, name
