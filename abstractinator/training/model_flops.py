@@ -11,7 +11,12 @@ from abstractinator.training.program import Program, make_program
 
 def xla_program(config: RunConfig) -> Program:
   """What a run computes, without kernels, of which nobody counts products."""
-  xla = ImplementationConfig.everywhere('xla')
+  given = config.model.implementation
+  xla = dataclasses.replace(
+    ImplementationConfig.everywhere('xla'),
+    remat=given.remat,
+    scan_layers=given.scan_layers,
+  )
   model = dataclasses.replace(config.model, implementation=xla)
   return make_program(
     dataclasses.replace(config, model=model),
