@@ -61,6 +61,7 @@ def test_a_position_holds_for_any_number_of_processes(mixed):
       other = train_iterator(mixed, batch_size=8)
       other.set_state(state)
       second.append(row_numbers(take(other, 2)))
+      assert other.get_state() == {'next_row': 24}
     read = np.stack([[b.row_B for b in batches] for batches in first], axis=-1)
     assert read.reshape(-1).tolist() == whole[:8]
     assert all(rows == whole[8:24] for rows in second)
