@@ -13,6 +13,7 @@ import argparse
 import functools
 import importlib.util
 import sys
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def problem(
   )
 
 
-def run(args: argparse.Namespace) -> list[list[dict]]:
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
   """Tables of windows, and one of lengths."""
   names = [
     name
@@ -138,15 +139,11 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
       window=windows[0],
     )
 
-  return [
-    *(
-      op.measure(
-        problem(names, args.dtype, **sizes, window=window), args.repeats
-      )
-      for names, sizes, window in held
-    ),
-    op.scaling(of_length, lengths, args.repeats),
-  ]
+  for names, sizes, window in held:
+    yield op.measure(
+      problem(names, args.dtype, **sizes, window=window), args.repeats
+    )
+  yield op.scaling(of_length, lengths, args.repeats)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ growing lengths, at a lookback of 3.
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ def problem(
   )
 
 
-def run(args: argparse.Namespace) -> list[list[dict]]:
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
   """A table a lookback, and one of lengths."""
   names = [
     name
@@ -100,13 +101,11 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
       lookback=3,
     )
 
-  return [
-    *(
-      op.measure(problem(names, args.dtype, **sizes, lookback=n), args.repeats)
-      for names, sizes, n in held
-    ),
-    op.scaling(of_length, lengths, args.repeats),
-  ]
+  for names, sizes, lookback in held:
+    yield op.measure(
+      problem(names, args.dtype, **sizes, lookback=lookback), args.repeats
+    )
+  yield op.scaling(of_length, lengths, args.repeats)
 
 
 if __name__ == '__main__':

@@ -29,8 +29,11 @@ def calls(
   It gets queries, keys and values with heads in front, as it wants them.
   """
   import torch
+  from torch._inductor import config
   from torch.nn.attention import flex_attention as flex
 
+  # Its workers would be forks of a process with the threads of jax.
+  config.compile_threads = 1
   q, k, v = (
     torch.from_dlpack(x).transpose(1, 2).contiguous().requires_grad_()
     for x in (q_BSHA, k_BSHA, v_BSHA)

@@ -3,7 +3,8 @@
     python -m abstractinator.benchmarks.kernels
 
 Limits are read from the `support` module of each op, measurements from what the
-benchmarks of ops recorded, `--json=docs/kernels/NAME.jsonl`, a file a run.
+benchmarks of ops recorded, `--json=docs/kernels/NAME.jsonl`, a file a run; to
+the lines of a run that was cut short a `note` is added by hand.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from abstractinator.ops.support import PLATFORMS, Support
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 _YES, _NO, _AUTO = 'yes', '', '**auto**'
-_ABOUT = ('command', 'device', 'jax')
+_ABOUT = ('command', 'device', 'jax', 'note')
 
 _HEAD = """\
 # Kernels
@@ -102,20 +103,20 @@ def measurements(directory: pathlib.Path) -> str:
   sections = []
   for path in sorted(directory.glob('*.jsonl')):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    runs = {tuple(row.pop(key) for key in _ABOUT) for row in rows}
+    runs = {tuple(row.pop(key, '') for key in _ABOUT) for row in rows}
     if len(runs) != 1:
       raise ValueError(
         f'{path}: got lines of {len(runs)} runs, allowed: 1 (delete the file'
         ' before the benchmark writes it again)'
       )
-    ((command, device, jax_version),) = runs
+    ((command, device, jax_version, note),) = runs
     tables = [
       table.markdown(list(group)) for _, group in itertools.groupby(rows, list)
     ]
     sections += [
       f'### {path.stem}',
       f'    {command}',
-      f'Hardware: {device}, jax {jax_version}.',
+      f'Hardware: {device}, jax {jax_version}. {note}'.strip(),
       *tables,
     ]
   return '\n\n'.join(sections)

@@ -9,6 +9,7 @@ it at codebooks and batches whose distances would not fit.
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ def problem(
   )
 
 
-def run(args: argparse.Namespace) -> list[list[dict]]:
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
   """The two tables."""
   names = [
     name
@@ -61,13 +62,11 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
       args.repeats,
     )
 
-  return [
-    of(names, sizes),
-    [
-      row
-      for sizes in large
-      for row in of([n for n in names if n != op.ORACLE], sizes)
-    ],
+  yield of(names, sizes)
+  yield [
+    row
+    for sizes in large
+    for row in of([n for n in names if n != op.ORACLE], sizes)
   ]
 
 

@@ -10,7 +10,7 @@ import functools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -241,14 +241,14 @@ def scaling(
 
 def main(
   name: str,
-  run: Callable[[argparse.Namespace], Sequence[list[dict[str, Any]]]],
+  run: Callable[[argparse.Namespace], Iterable[list[dict[str, Any]]]],
   argv: Sequence[str],
 ) -> None:
   """The command of a benchmark: prints tables.
 
   Args:
     name: Of the module.
-    run: From the arguments to tables.
+    run: From the arguments to tables, each shown when it is there.
     argv: The command line without the command.
   """
   parser = argparse.ArgumentParser(
@@ -271,7 +271,6 @@ def main(
   except RuntimeError as error:
     parser.error(f'--device: got {args.device}, which is not here: {error}')
   args.device = device.platform
-  tables = run(args)
   about = dict(
     command=f'{parser.prog} {" ".join(_without_json(argv))}'.strip(),
     device=device.device_kind
@@ -280,11 +279,10 @@ def main(
     jax=jax.__version__,
   )
   print(f'{about["device"]}, jax {about["jax"]}: {about["command"]}')
-  for rows in tables:
-    print(f'\n{table.markdown(rows)}')
-  if args.json:
-    with open(args.json, 'a') as file:
-      for rows in tables:
+  for rows in run(args):
+    print(f'\n{table.markdown(rows)}', flush=True)
+    if args.json:
+      with open(args.json, 'a') as file:
         file.write(table.json_lines([about | row for row in rows]) + '\n')
 
 

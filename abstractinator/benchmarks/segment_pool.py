@@ -10,6 +10,7 @@ TPU there is one between them, of a size that fills the device.
 import argparse
 import functools
 import sys
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ def problem(
   )
 
 
-def run(args: argparse.Namespace) -> list[list[dict]]:
+def run(args: argparse.Namespace) -> Iterator[list[dict]]:
   """The tables."""
   names = [
     name
@@ -92,10 +93,9 @@ def run(args: argparse.Namespace) -> list[list[dict]]:
       slots=size // 4,
     )
 
-  return [
-    *(op.measure(problem(n, args.dtype, **s), args.repeats) for n, s in held),
-    op.scaling(of_length, lengths, args.repeats),
-  ]
+  for names, sizes in held:
+    yield op.measure(problem(names, args.dtype, **sizes), args.repeats)
+  yield op.scaling(of_length, lengths, args.repeats)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ _SUPPORTS = {
 # What 'auto' stands for: of each op, by platform.
 _AUTO = {
   'attention': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
-  'segment_pool': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
+  'segment_pool': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'pallas'},
   'segment_cross': {'cpu': 'gather', 'gpu': 'gather', 'tpu': 'halo'},
   'nearest_code': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
 }
