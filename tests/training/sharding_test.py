@@ -262,6 +262,14 @@ def test_batch_that_does_not_divide():
     sharding.process_shard(sharding.batch_sharding(mesh), 6)
 
 
+def test_microbatches_that_do_not_divide():
+  batch = sharding.batch_sharding(sharding.make_mesh(MeshConfig(4, 1, 2)))
+  message = r'data\.batch_size: got 12.*mesh\.fsdp \* microbatches \(8\)'
+  with pytest.raises(ValueError, match=message):
+    sharding.process_shard(batch, 12, microbatches=2)
+  assert sharding.process_shard(batch, 16, microbatches=2) == (0, 1)
+
+
 def test_processes_that_share_some_rows():
   with pytest.raises(ValueError, match=r'mesh\.tensor: got 2'):
     sharding.process_shard(over_processes((1, 4, 2), 3), 8)
