@@ -60,6 +60,11 @@ def run(args: argparse.Namespace) -> str:
   evaluator = open_run(
     args.workdir, args.step, batch_size=args.batch_size, stride=args.stride
   )
+  if args.data is None and evaluator.config.objective == 'top_lm':
+    raise ValueError(
+      '--data: got none, allowed: globs of texts, for a run that has learned'
+      ' from codes and held out no text'
+    )
   passages = open_documents(args, evaluator.config.data)
   decode = not args.no_decode
   figures = evaluate(evaluator, passages, decode=decode)

@@ -330,7 +330,7 @@ def codes(base, corpus, tmp_path_factory):
   return directory
 
 
-def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path):
+def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   workdir, before = base
   config = codes_config(workdir, codes)
   first, last, tags, run = train(config, tmp_path / 'run')
@@ -349,6 +349,8 @@ def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path):
   level = api.load(str(tmp_path / 'run'))
   ((text,),) = level.generate(b'the', max_new_bytes=4)
   assert isinstance(text, bytes)
+  assert main(['evaluate', str(tmp_path / 'run')]) == 2
+  assert '--data: got none' in capsys.readouterr().err
 
 
 def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
