@@ -1,12 +1,15 @@
 """Kernels of attention, compiled for devices that are not at hand.
 
     pip install -e '.[test,aot]'
-    pytest -m nightly tests/nightly -n 0
+    pytest -m nightly tests/nightly -n 0 -s
 
-Compilers of TPU need no TPU. One run of a compiler a process, as what it dumps
-is counted here: how many cycles a kernel takes to issue its instructions.
+Compilers need no device: that of TPUs comes with `aot`, that of GPUs with
+`cuda12` or `cuda13`, without which nothing is compiled for those. One run of a
+compiler a process, as what it dumps is counted here: how many cycles a kernel
+takes to issue its instructions.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -26,20 +29,14 @@ from abstractinator.ops.attention import pallas_tpu, reference
 pytestmark = pytest.mark.nightly
 
 SCRIPT = pathlib.Path(__file__).with_name('compile_attention.py')
-TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+TOPOLOGIES = ['v5e-4', 'v5p-8', 'v6e-4']
+if any(importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13)):
+  TOPOLOGIES.append('h100x1')
 
 
 def compile_for(topology, what, dump=None, script=SCRIPT):
   """What a script that compiles found, one entry a program."""
-  environment = os.environ | dict(
-    JAX_PLATFORMS='cpu',
-    TPU_SKIP_MDS_QUERY='1',
-    TPU_ACCELERATOR_TYPE='v5litepod-4',
-    TPU_WORKER_HOSTNAMES='localhost',
-    TPU_WORKER_ID='0',
-    # Else a second process stops at the lock of the first.
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-  )
+  environment = dict(os.environ)
   if dump:
     environment['LIBTPU_INIT_ARGS'] = (
       f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
@@ -68,8 +65,9 @@ def test_kernels_compile_forward_and_backward(topology):
     assert program['temporary bytes'] < program['square bytes'] / 2
 
 
-def test_the_step_compiles_with_its_kernels():
-  (program,) = compile_for('v5e:2x2', 'regular_pallas')
+@pytest.mark.parametrize('name', ['regular_pallas', 'mla_pallas'])
+def test_the_step_compiles_with_its_kernels(name):
+  (program,) = compile_for('v5e-4', name)
   print(program)
   assert program['kernels'] >= 6
 
@@ -79,7 +77,7 @@ def test_issue_cycles_of_the_forward_pass(tmp_path):
 
   Every program of the grid issues all bundles of the kernel, at most.
   """
-  (program,) = compile_for('v5e:2x2', 'long', tmp_path)
+  (program,) = compile_for('v5e-4', 'long', tmp_path)
   # Of an array in bfloat16, 64 MiB; two of them and what is one a query.
   assert program['temporary bytes'] < 192 << 20
   (file,) = (

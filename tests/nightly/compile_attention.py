@@ -1,6 +1,6 @@
-"""Compiles attention, or a step, for a TPU topology; prints what came of it.
+"""Compiles attention, or a step, for chips; prints what came of it.
 
-    python tests/nightly/compile_attention.py v5e:2x2 kernels
+    python tests/nightly/compile_attention.py v5e-4 kernels
 
 A line of JSON for each program. `kernels` compiles many shapes, `long` the one
 whose cycles are counted, and the name of a config its training step.
@@ -11,15 +11,13 @@ import json
 import pathlib
 import sys
 
-import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from abstractinator.benchmarks import sizes
+from tests.nightly.one_chip import OneChip  # noqa: I001
+
+import jax
+
+from abstractinator.benchmarks import config_step
 from abstractinator.ops.attention import attention
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
@@ -38,11 +36,11 @@ KERNELS = (
 LONG = (8, 8192, (8, 8, 8), (64, 64), 127, 'bfloat16')
 
 
-def program(shape, make):
+def program(shape, chip):
   """A function of attention and its arguments."""
   rows, size, heads, widths, window, dtype = shape
   args = [
-    make((rows, size, count, width), dtype)
+    chip.array((rows, size, count, width), dtype)
     for count, width in zip(heads, (widths[0], *widths), strict=True)
   ]
 
@@ -52,49 +50,38 @@ def program(shape, make):
       group_BS=group,
       window=window,
       scale=0.125,
-      implementation='pallas_tpu',
+      implementation=chip.implementation,
     )
     out, pullback = jax.vjp(run, q, k, v)
     return out, *pullback(out)
 
-  return both, (*args, make((rows, size), 'int32'))
+  return both, (*args, chip.array((rows, size), 'int32'))
 
 
-def step(name, make):
+def step(name, chip):
   """The training step of a config and its arguments."""
-  config = sizes.load(name)
-  run = make_program(config, 'tpu', total_steps=10_000)
+  # Compiled once for all layers of a stack, which otherwise takes many minutes.
+  config = config_step.load(name, {'model.implementation.scan_layers': True})
+  run = make_program(config, chip.platform, total_steps=10_000)
   state = jax.eval_shape(run.init, jax.random.key(0))
-  state = jax.tree.map(lambda x: make(x.shape, x.dtype), state)
+  state = jax.tree.map(lambda x: chip.array(x.shape, x.dtype), state)
   # Of the config but one row: how many there are changes nothing else.
-  ids_BS = make((1, config.data.sequence_length), 'int32')
-  return run.step, (state, Batch(ids_BS, ids_BS, make((1,), 'int32')))
+  ids_BS = chip.array((1, config.data.sequence_length), 'int32')
+  return run.step, (state, Batch(ids_BS, ids_BS, chip.array((1,), 'int32')))
 
 
 def main(topology, what):
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
-  mesh = Mesh(np.array(devices[:1]), ('data',))
-  make = functools.partial(
-    jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P())
-  )
-  shapes = {'kernels': KERNELS, 'long': (LONG,)}.get(what, ())
-  programs = [program(shape, make) for shape in shapes]
-  for i, (function, args) in enumerate(programs or [step(what, make)]):
-    with jax.set_mesh(mesh):
-      compiled = jax.jit(function).lower(*args).compile()
-    found = dict(
-      topology=topology,
-      program=what if not shapes else str(shapes[i]),
-      kernels=compiled.as_text().count('custom_call_target="tpu_custom_call"'),
-    )
-    memory = compiled.memory_analysis()
-    found['temporary bytes'] = memory.temp_size_in_bytes
-    if shapes:
-      rows, size, heads, *_ = shapes[i]
-      found['square bytes'] = 4 * rows * heads[0] * size**2
-    print(json.dumps(found), flush=True)
+  chip = OneChip(topology)
+  about = {'topology': topology}
+  if what not in ('kernels', 'long'):
+    found = chip.compile(*step(what, chip))
+    print(json.dumps(about | {'program': what} | found), flush=True)
+    return
+  for shape in {'kernels': KERNELS, 'long': (LONG,)}[what]:
+    found = chip.compile(*program(shape, chip))
+    rows, size, heads, *_ = shape
+    found['square bytes'] = 4 * rows * heads[0] * size**2
+    print(json.dumps(about | {'program': str(shape)} | found), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
-"""Compiles segment pooling for a TPU topology; prints what came of it.
+"""Compiles segment pooling for chips; prints what came of it.
 
-    python tests/nightly/compile_segment_pool.py v5e:2x2 kernels
+    python tests/nightly/compile_segment_pool.py v5e-4 kernels
 
 A line of JSON for each program. `kernels` compiles many shapes, `long` the one
 whose cycles are counted: less what only ids run whose slots are far apart.
@@ -11,15 +11,16 @@ import json
 import pathlib
 import sys
 
-import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from abstractinator.ops.segment_pool import segment_pool, slot_windows
+from tests.nightly.one_chip import OneChip  # noqa: I001
+
+import jax
+
+from abstractinator.ops.segment_pool import (
+  segment_pool,
+  slot_windows,
+)
 
 # Rows, ids, queries, heads, width of a head, slots, type.
 KERNELS = (
@@ -33,49 +34,37 @@ KERNELS = (
 LONG = (8, 8192, 1, 8, 64, 2048, 'bfloat16')
 
 
-def program(shape, make):
+def program(shape, chip):
   """A function of pooling and its arguments."""
   rows, size, queries, heads, width, slots, dtype = shape
 
   def both(score, value, index):
     pool = functools.partial(
-      segment_pool, index_BS=index, num_slots=slots, implementation='pallas_tpu'
+      segment_pool,
+      index_BS=index,
+      num_slots=slots,
+      implementation=chip.implementation,
     )
     out, pullback = jax.vjp(pool, score, value)
     return out, *pullback(out)
 
   return both, (
-    make((rows, size, queries, heads), dtype),
-    make((rows, size, heads, width), dtype),
-    make((rows, size), 'int32'),
+    chip.array((rows, size, queries, heads), dtype),
+    chip.array((rows, size, heads, width), dtype),
+    chip.array((rows, size), 'int32'),
   )
 
 
 def main(topology, what):
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=topology
-  ).devices
-  mesh = Mesh(np.array(devices[:1]), ('data',))
-  make = functools.partial(
-    jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P())
-  )
+  chip = OneChip(topology)
   if what == 'long':
     # Slots that rise one by one never need a second window.
     slot_windows.is_wide = lambda *_: False
   for shape in {'kernels': KERNELS, 'long': (LONG,)}[what]:
-    function, args = program(shape, make)
-    with jax.set_mesh(mesh):
-      compiled = jax.jit(function).lower(*args).compile()
+    found = {'topology': topology, 'program': str(shape)}
+    found |= chip.compile(*program(shape, chip))
     rows, size, queries, heads, _, slots, _ = shape
-    found = {
-      'topology': topology,
-      'program': str(shape),
-      'kernels': compiled.as_text().count(
-        'custom_call_target="tpu_custom_call"'
-      ),
-      'temporary bytes': compiled.memory_analysis().temp_size_in_bytes,
-      'dense bytes': 4 * rows * size * slots * queries * heads,
-    }
+    found['dense bytes'] = 4 * rows * size * slots * queries * heads
     print(json.dumps(found), flush=True)
 
 

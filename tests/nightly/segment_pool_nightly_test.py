@@ -27,7 +27,8 @@ def test_kernels_compile_forward_and_backward(topology):
   print(*programs, sep='\n')
   assert len(programs) == 5
   for program in programs:
-    assert program['kernels'] == 2
+    # Going backward on GPU there is none.
+    assert program['kernels'] == (1 if topology.startswith('h') else 2)
     # Small arrays are laid out anew, in tiles.
     bound = max(program['dense bytes'] / 8, 8 << 20)
     assert program['temporary bytes'] < bound
@@ -39,7 +40,7 @@ def test_issue_cycles_of_the_forward_pass(tmp_path):
   A step of 512 ids issues all bundles of the kernel, at most; but a row begins
   and ends with loops over its means, of 16 bundles a tile at most.
   """
-  compile_for('v5e:2x2', 'long', tmp_path, script=SCRIPT)
+  compile_for('v5e-4', 'long', tmp_path, script=SCRIPT)
   (file,) = (
     path
     for path in tmp_path.glob('*schedule-analysis_final_bundles.txt')
