@@ -225,6 +225,25 @@ def test_slots_hold_a_row_of_the_mean_length():
       ('model.levels[0].expander.distance', "'squared'", 'code_dim is None'),
     ),
     ({'data.batch_size': 0}, ('data.batch_size', '0', 'positive')),
+    ({'microbatches': 3}, ('microbatches', '3', 'divisor of data.batch_size')),
+    (
+      {'model.implementation.remat': 'all'},
+      ('model.implementation.remat', "'all'", 'none, dots, blocks'),
+    ),
+    (
+      {'optimizer.schedule': 'linear'},
+      ('optimizer.schedule', "'linear'", 'cosine, warmup_stable_decay'),
+    ),
+    ({'optimizer.kind': 'sgd'}, ('optimizer.kind', "'sgd'", 'adamw, muon')),
+    ({'optimizer.ema_decay': 1.0}, ('optimizer.ema_decay', '1.0', '< 1')),
+    (
+      {'optimizer.relative_rates.top_lm': 0.0},
+      ('optimizer.relative_rates.top_lm', '0.0', 'positive'),
+    ),
+    (
+      {'optimizer.decay_fraction': 2.0},
+      ('optimizer.decay_fraction', '2.0', '0 to 1'),
+    ),
     ({f'{LEVEL}.freeze': True}, ('model.levels[0].freeze', 'top_lm')),
     (
       {
