@@ -16,6 +16,7 @@ import numpy as np
 
 from abstractinator import api
 from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.config import RunConfig
 from abstractinator.data.pipeline import open_data
 from abstractinator.generation import programs
 from abstractinator.generation.options import Options
@@ -32,7 +33,7 @@ def main() -> None:
   parser.add_argument('--num_prompts', type=int, default=512)
   args = parser.parse_args()
   level = api.load(args.workdir)
-  prompts, truths = _cut_texts(level.config, args.num_prompts)
+  prompts, truths = cut_texts(level.config, args.num_prompts)
   print(f'{len(prompts)} texts, jax {jax.__version__}', end='\n\n')
   print(
     '| method | next byte | next 8 bytes | right bytes before a wrong one |'
@@ -48,8 +49,18 @@ def main() -> None:
     )
 
 
-def _cut_texts(config, count):
-  """Beginnings of held-out rows of one document, and what follows them."""
+def cut_texts(
+  config: RunConfig, count: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+  """Beginnings of held-out rows of one document, and what follows them.
+
+  Args:
+    config: Of the run.
+    count: How many.
+
+  Returns:
+    Ids of each beginning, and [N, new bytes] of what follows.
+  """
   length = config.data.sequence_length
   documents = config.model.max_documents(length)
   _, rows = open_data(config.data, max_documents=documents)
