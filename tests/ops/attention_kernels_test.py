@@ -67,6 +67,7 @@ CASES = {
     'to the end of a block': Case(63),
     'beyond a block': Case(65, (2, 2, 1)),
     'beyond the row': Case(500, (2, 1, 1), (32, 24)),
+    'wide': Case(33, (1, 1, 1), (100, 128)),
     'no window': Case(None, (2, 1, 2)),
     'short row': Case(3, size=5),
   },

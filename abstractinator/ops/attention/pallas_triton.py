@@ -20,6 +20,9 @@ from abstractinator.types import Array
 # What matrix units multiply at least.
 _MIN_BLOCK = 16
 _MAX_WIDTH = 256
+# Products of float32 do not go there but are unrolled, a number at a time: ids
+# of a block times the width of a head, beyond which that compiles for minutes.
+_MAX_UNROLLED = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Plan:
     value_width: E.
     window: How many ids before itself an id sees; None for all.
     scale: Factor on the scores.
+    is_unrolled: Whether products are of float32.
     interpret: Of `pl.pallas_call`.
   """
 
@@ -62,6 +66,7 @@ class Plan:
   value_width: int
   window: int | None
   scale: float
+  is_unrolled: bool
   interpret: bool
 
 
@@ -91,6 +96,7 @@ def attention(
     value_width=v_BSGE.shape[3],
     window=window,
     scale=scale,
+    is_unrolled=q_BSHA.dtype == jnp.float32,
     interpret=interpret,
   )
   block = max(_tiled(kernel, plan, size).block for kernel in _TILINGS)
@@ -201,8 +207,11 @@ _attention.defvjp(_forward, _backward)
 
 def _tiled(kernel, plan, size):
   """The plan with the blocks of a kernel, no longer than a row."""
-  block = min(_TILINGS[kernel].block, max(_MIN_BLOCK, pl.next_power_of_2(size)))
-  return dataclasses.replace(plan, block=block)
+  block = min(_TILINGS[kernel].block, pl.next_power_of_2(size))
+  if plan.is_unrolled:
+    widest = pl.next_power_of_2(max(plan.key_width, plan.value_width))
+    block = min(block, _MAX_UNROLLED // widest)
+  return dataclasses.replace(plan, block=max(block, _MIN_BLOCK))
 
 
 def _specs(plan, shape):
