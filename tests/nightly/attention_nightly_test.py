@@ -61,8 +61,9 @@ def test_kernels_compile_forward_and_backward(topology):
   assert len(programs) >= 8
   for program in programs:
     assert program['kernels'] == 3
-    # Less than any square of the row, of all heads.
-    assert program['temporary bytes'] < program['square bytes'] / 2
+    # Less than any square of the row, of all heads; small ones are padded.
+    bound = max(program['square bytes'] / 2, 1 << 20)
+    assert program['temporary bytes'] < bound
 
 
 @pytest.mark.parametrize('name', ['regular_pallas', 'mla_pallas'])
