@@ -12,8 +12,6 @@ from abstractinator.ops.implementation import Implementations
 from abstractinator.training.checkpoint import Checkpointer
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # Rows of the runs here have 32 ids, slots for 16 segments.
 LENGTH, SLOTS, NUM_CODES = 32, 16, 64
 ALL_BYTES = bytes(range(256))

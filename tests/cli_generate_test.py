@@ -15,8 +15,6 @@ from tests import tiny_run
 
 TEXT = 'Grüße: ein Text, geteilt.'.encode()
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):

@@ -99,7 +99,6 @@ def test_another_corpus_or_run_is_refused(tmp_path):
     encode(tmp_path, Encoder())
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_the_command_writes_the_codes_of_a_run(tmp_path, capsys):
   workdir, out = str(tmp_path / 'run'), str(tmp_path / 'codes')
   tiny_run.save(workdir, tiny_run.config())

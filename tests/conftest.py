@@ -3,9 +3,7 @@
 import os
 import pathlib
 
-import pytest
-
-from tests import golden_files
+from tests import golden_files, xla_flags
 
 # All are read when jax is imported, which happens after this file.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -16,20 +14,12 @@ _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax' / _WORKER
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
-_FLAG = '--xla_force_host_platform_device_count'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'
-
-
-@pytest.fixture(scope='module')
-def quick_compilation():
-  """Programs compile in half the time, and run longer: for few steps."""
-  import jax
-
-  name = 'jax_disable_most_optimizations'
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, False)
+# XLA_FLAGS=--xla_backend_optimization_level=3 tests what is optimized.
+os.environ['XLA_FLAGS'] = xla_flags.joined(
+  os.environ.get('XLA_FLAGS', ''),
+  '--xla_force_host_platform_device_count=8',
+  *xla_flags.QUICK,
+)
 
 
 def pytest_addoption(parser):

@@ -29,7 +29,6 @@ def three_levels():
 CONFIGS['three levels'] = three_levels()
 
 
-@pytest.mark.usefixtures('quick_compilation')
 @pytest.mark.parametrize(
   'name',
   [

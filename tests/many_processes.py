@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 
+from tests import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 20
 
@@ -53,8 +55,9 @@ def start(args, processes=1, devices=8) -> list[subprocess.Popen]:
     port = free.getsockname()[1]
   env = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': xla_flags.joined(
+      f'--xla_force_host_platform_device_count={devices}', *xla_flags.QUICK
+    ),
   }
   started = []
   for number in range(processes):

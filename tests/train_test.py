@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from abstractinator.training import checkpoint_files
+from tests import xla_flags
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _STEPS, _INTERVAL = 30, 10
@@ -26,14 +27,13 @@ _STEPS, _INTERVAL = 30, 10
 
 def _start(*args: str) -> subprocess.Popen:
   # The run is to see the machine as it is, not the tests' fake devices.
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+  flags = xla_flags.joined('', *xla_flags.QUICK)
   return subprocess.Popen(
     [sys.executable, str(_ROOT / 'train.py'), *args],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    env=env | {'JAX_PLATFORMS': 'cpu'},
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
   )
 
 

@@ -1,13 +1,10 @@
 import lzma
 
-import pytest
-
 from abstractinator.benchmarks import compress
 from abstractinator.evaluation.evaluator import open_run
 from tests import tiny_run
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_every_way_has_a_row(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(compress.shutil, 'which', lambda name: None)
   tiny_run.save(tmp_path, tiny_run.config())

@@ -25,8 +25,6 @@ from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import default, tiny
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # Rows hold the longest document and its end.
 LENGTH, SIZE, ROWS = 7, 8, 64
 LETTERS = (ord('a'), ord(' '))

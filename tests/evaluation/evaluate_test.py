@@ -28,8 +28,6 @@ from abstractinator.evaluation.windows import (
 )
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 LEVEL_FIGURES = {
   'entropy_model_bits_per_byte',
   'expander_bits_per_byte',

@@ -17,8 +17,6 @@ from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 # Rows have 32 ids: the first is read through two windows. No two windows share
 # a row, which may then run short of slots, and `evaluate` counts it.
 TEXTS = [

@@ -21,7 +21,6 @@ from tests import tiny_pyramid, tiny_run
 from tests.tiny_top_lm import quick_jit
 
 SIZE, STRIDE = 24, 10
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 CONFIG = tiny_pyramid.make_config(
   {

@@ -13,8 +13,6 @@ from abstractinator.evaluation.noise import (
 from abstractinator.training.state import variables_of
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def documents():
   rng = np.random.default_rng(5)

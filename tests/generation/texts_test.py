@@ -11,8 +11,6 @@ from abstractinator.codes import Codes
 from abstractinator.generation import programs, texts
 from tests import generation_rows, tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 LENGTH = 32
 PROMPTS = [b'def main():', b'x', b'', bytes(range(120, 140))]
 # The top LM, of random parameters, ends every other text where it draws.

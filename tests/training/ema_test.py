@@ -17,8 +17,6 @@ from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
 from tests import many_processes
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 def make_config(**data) -> RunConfig:
   values = entropy_pretrain.get_config()

@@ -160,7 +160,6 @@ def broken(tmp_path, monkeypatch):
   return run
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_one_code_for_every_byte(broken, capsys):
   def edit(values, level):
     level.segmentation.threshold = 1.0
@@ -180,7 +179,6 @@ def test_one_code_for_every_byte(broken, capsys):
   assert out.count('ALARM codebook_collapse: ') == 1
 
 
-@pytest.mark.usefixtures('quick_compilation')
 def test_too_few_slots_and_too_large_steps(broken):
   def edit(values, level):
     level.segmentation.threshold = 1.0
@@ -193,7 +191,6 @@ def test_too_few_slots_and_too_large_steps(broken):
 
 
 @pytest.mark.nightly
-@pytest.mark.usefixtures('quick_compilation')
 def test_one_segment_a_row_and_numbers_that_are_none(broken, capsys):
   def edit(values, level):
     level.segmentation.rule = 'entropy_threshold'

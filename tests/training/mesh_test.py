@@ -22,7 +22,6 @@ from abstractinator.training.program import make_program
 from tests import tiny_mesh, tiny_top_lm
 from tests.implementations import XLA
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 LARGE = 4096
 QUICK = ('base', 'pyramid_2level')
 

@@ -13,8 +13,6 @@ from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import tiny
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 STEPS, ROWS, SIZE = 30, 4, 64
 TEXT = b'the rain in spain stays mainly in the plain; so they say. '
 

@@ -31,8 +31,6 @@ from configs import (
 )
 from tests import tiny_run
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
