@@ -33,8 +33,8 @@ def codes_per_segment(level):
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-  """Three sizes of batches are enough to test with, and quicker to compile."""
-  monkeypatch.setattr(level_rows, '_BATCH_IDS', 4 * LENGTH)
+  """Two sizes of batches are enough to test with, and quicker to compile."""
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', 2 * LENGTH)
 
 
 def random_bytes(size, seed=0):
@@ -301,10 +301,10 @@ def test_a_run_trained_by_the_kernels_of_a_gpu_is_read_anywhere(tmp_path):
 def test_a_pyramid_goes_to_its_top_codes_and_back(tmp_path):
   tiny_run.save(tmp_path, tiny_run.pyramid_config())
   level = abstractinator.load(str(tmp_path))
-  data = random_bytes(70)
+  data = random_bytes(2 * LENGTH - 4)
   assert b''.join(level.segment(data)) == data
   codes = level.encode(data)
-  assert len(codes.count_B) == 3
+  assert len(codes.count_B) == 2
   assert len(codes.codes_N) == codes.count_B.sum()
   result = level.reconstruct(data)
   # EOS may have a segment of its own; top segments are of several.

@@ -1,5 +1,6 @@
 """Every file of `configs/`: what it says of itself, and a step of it."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -48,6 +49,14 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_step_keeps_the_shapes_of_the_state(name):
   config = sizes.load(name)
+  # As a loop, of which one layer is traced.
+  of_model = dataclasses.replace(
+    config.model,
+    implementation=dataclasses.replace(
+      config.model.implementation, scan_layers=True
+    ),
+  )
+  config = dataclasses.replace(config, model=of_model)
   program = make_program(config, 'cpu', total_steps=10_000)
   state = jax.eval_shape(program.init, jax.random.key(0))
   data = config.data

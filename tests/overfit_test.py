@@ -28,6 +28,12 @@ QUANTIZERS = {
   'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
 }
 
+# One-stage codes are learned by heart in `pyramid_overfit_test`, too.
+quantizers = pytest.mark.parametrize(
+  'name',
+  ['rvq', *(pytest.param(x, marks=pytest.mark.nightly) for x in ('vq', 'fsq'))],
+)
+
 
 def text_batch() -> Batch:
   """Rows of this package's own source, the second of two documents."""
@@ -71,7 +77,7 @@ def overfitted(name):
   return program.model, variables_of(state), batch
 
 
-@pytest.mark.parametrize('name', QUANTIZERS)
+@quantizers
 def test_a_batch_is_learned_by_heart(name):
   model, variables, batch = overfitted(name)
   output = jax.jit(model.apply)(variables, batch).levels[0]
@@ -84,7 +90,7 @@ def test_a_batch_is_learned_by_heart(name):
   assert jnp.sum(is_byte) > 3 * jnp.sum(is_first)
 
 
-@pytest.mark.parametrize('name', QUANTIZERS)
+@quantizers
 def test_the_codes_alone_give_the_text_back(name):
   model, variables, batch = overfitted(name)
   given, _ = jax.jit(functools.partial(decode_step, model=model))(
@@ -94,7 +100,7 @@ def test_the_codes_alone_give_the_text_back(name):
   assert float(accuracy.total) > 0.99 * float(accuracy.count)
 
 
-@pytest.mark.parametrize('name', QUANTIZERS)
+@quantizers
 def test_a_code_reaches_its_segment_and_those_that_look_back_at_it(name):
   model, variables, batch = overfitted(name)
 

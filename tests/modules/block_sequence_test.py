@@ -47,6 +47,16 @@ def loss(variables, x_BSD, group_BS, stack):
   return jnp.sum(jnp.sin(stack.apply(variables, x_BSD, group_BS)))
 
 
+def gradients(stack, form):
+  run = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)), stack=stack)
+  return run(variables_of(form, 2), *make_rows())
+
+
+@functools.cache
+def plain_gradients(form):
+  return gradients(make_stack(form), form)
+
+
 @pytest.mark.parametrize('form', ATTENTION)
 @pytest.mark.parametrize('way', WAYS)
 def test_every_way_has_the_same_parameters_and_gradients(way, form):
@@ -54,12 +64,8 @@ def test_every_way_has_the_same_parameters_and_gradients(way, form):
   variables, rows = variables_of(form, 2), make_rows()
   shapes = jax.eval_shape(stack.init, jax.random.key(0), *rows)
   assert jax.tree.structure(shapes) == jax.tree.structure(variables)
-  found, expected = (
-    quick_jit(jax.value_and_grad(loss, argnums=(0, 1)), stack=each)(
-      variables, *rows
-    )
-    for each in (stack, make_stack(form))
-  )
+  found = gradients(stack, form)
+  expected = plain_gradients(form)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, found, expected)
 
@@ -102,6 +108,5 @@ def test_less_is_kept_for_the_backward_pass():
       make_rows(256),
     )
     kept[remat] = sum(x.size for x in jax.tree.leaves(arrays))
-  print(kept)
   assert kept['blocks'] < 0.4 * kept['none']
   assert kept['blocks'] < kept['dots'] < kept['none']

@@ -91,7 +91,9 @@ def test_the_first_code_of_every_document_is_predicted_from_nothing(mode):
 
 
 @modes
-@forms
+@pytest.mark.parametrize(
+  'form', ['regular', pytest.param('mla', marks=pytest.mark.nightly)]
+)
 def test_empty_slots_change_nothing(mode, form):
   """Neither more of them, nor what is in them, nor predictions of them."""
   lm, sequence = make(mode, 'rvq', form), make_sequence()
