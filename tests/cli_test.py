@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -80,13 +81,16 @@ def run(*args, stdin=TEXT, **env):
   )
 
 
-def test_process_reads_stdin_and_is_quiet(workdir, file, capsys):
+def test_process_reads_stdin_and_is_quiet(workdir, file, capsys, monkeypatch):
   assert main(['segment', workdir, file]) == 0
-  expected = capsys.readouterr().out.encode()
-  for args in (['segment', workdir], ['segment', workdir, '-']):
-    process = run(*args)
-    assert process.stdout == expected
-    assert (process.returncode, process.stderr) == (0, b'')
+  expected = capsys.readouterr().out
+  process = run('segment', workdir)
+  assert process.stdout == expected.encode()
+  assert (process.returncode, process.stderr) == (0, b'')
+  stdin = type('', (), {'buffer': io.BytesIO(TEXT)})
+  monkeypatch.setattr(sys, 'stdin', stdin)
+  assert main(['segment', workdir, '-']) == 0
+  assert capsys.readouterr().out == expected
 
 
 def test_a_terminal_without_the_characters(workdir):

@@ -44,18 +44,17 @@ def make(variant):
   predicted = tiny_quantizer.inputs(seed=1)[0]
   owner = Owner(config)
   args = (x, is_valid, row, predicted)
-  return owner, owner.init(jax.random.key(0), *args), args
+  return owner, jax.jit(owner.init)(jax.random.key(0), *args), args
 
 
 @VARIANTS
 def test_a_look_at_a_quantizer_writes_nothing(variant):
   """Even where its state may be written, as it is in training."""
   owner, variables, args = make(variant)
-  (_, found), after = owner.apply(variables, *args, mutable=['vq'])
-  _, without = owner.apply(
-    variables, *args[:3], mutable=['vq'], method='as_own'
-  )
-  want = owner.apply(variables, args[3], *args[1:3], method='as_own')
+  apply = jax.jit(owner.apply, static_argnames=('mutable', 'method'))
+  (_, found), after = apply(variables, *args, mutable='vq')
+  _, without = apply(variables, *args[:3], mutable='vq', method='as_own')
+  want = apply(variables, args[3], *args[1:3], method='as_own')
   for a, b in zip(*map(jax.tree.leaves, (after, without)), strict=True):
     np.testing.assert_array_equal(a, b)
   for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
@@ -86,6 +85,6 @@ def test_gradients_pass_through_but_not_into_it(variant):
     )
 
   params = variables.get('params', {})
-  grads, grad = jax.grad(run, argnums=(0, 1))(params, args[3])
+  grads, grad = jax.jit(jax.grad(run, argnums=(0, 1)))(params, args[3])
   assert not any(map(np.any, jax.tree.leaves(grads)))
   assert np.any(grad)

@@ -125,6 +125,7 @@ def test_states_of_single_rows_are_added_up_right():
   jax.tree.map(close, *found)
 
 
+@functools.cache
 def abstract(name):
   """Shapes of the state of a config, which depend on no kernel."""
   config = sizes.load(name)
