@@ -152,7 +152,14 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   _assert_same(finished, workdir)
 
 
-@pytest.mark.parametrize('name', ['finished', 'finished_otherwise'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    # A killed run goes on with the same settings.
+    pytest.param('finished', marks=pytest.mark.nightly),
+    'finished_otherwise',
+  ],
+)
 def test_run_resumed_elsewhere_ends_the_same(name, request, tmp_path):
   finished = request.getfixturevalue(name)
   # What a run stopped after its second checkpoint would have left.
