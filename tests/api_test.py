@@ -100,15 +100,19 @@ def test_lookback_ends_at_the_row(level):
   """A code changes what later segments decode to within `lookback` only."""
   lookback = level.config.model.levels[0].expander.lookback
   codes = level.encode(random_bytes(3 * LENGTH))
-  changed = codes.codes_N.copy()
   last = codes.count_B[0] - 1
   queries = codes_per_segment(level)
-  # Of its codes, the last.
-  at = queries * last + queries - 1
-  changed[at] = (changed[at] + 1) % NUM_CODES
   decoded = level._decode(codes)
-  other = level._decode(Codes(changed, codes.count_B))
-  before, after = decoded.ids_BPL, other.ids_BPL
+  before = decoded.ids_BPL
+  # Of its codes, the last, as the first that makes a difference.
+  at = queries * last + queries - 1
+  for step in range(1, NUM_CODES):
+    changed = codes.codes_N.copy()
+    changed[at] = (changed[at] + step) % NUM_CODES
+    other = level._decode(Codes(changed, codes.count_B))
+    after = other.ids_BPL
+    if (before[0, last] != after[0, last]).any():
+      break
   assert (before[0, last] != after[0, last]).any()
   np.testing.assert_array_equal(before[1:], after[1:])
   np.testing.assert_array_equal(decoded.length_BP[1:], other.length_BP[1:])
