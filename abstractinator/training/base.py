@@ -4,6 +4,8 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from abstractinator.config import LevelConfig, RunConfig
@@ -58,7 +60,10 @@ def load(
     loaded = {'params': loaded['params'], **loaded.get('collections', {})}
     variables = _replaced(variables, _moved(loaded, there, here))
   params = variables.pop('params')
-  return state.replace(params=params, collections=variables)
+  # An average starts where its parameters do. It is a copy: the arrays of a
+  # state are donated one by one.
+  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+  return state.replace(params=params, collections=variables, ema=ema)
 
 
 def check_sources(

@@ -232,6 +232,8 @@ def restore_part(
 ) -> PyTree:
   """Reads what the latest state has of one module.
 
+  Where a run averages its parameters, their average is what it has trained.
+
   Args:
     workdir: The directory of the run.
     abstract_part: `params` and `collections` with all that the state has of the
@@ -244,18 +246,25 @@ def restore_part(
   Raises:
     ValueError: As `restore_variables`.
   """
-
-  def is_of_part(path):
-    field, *rest = path.split('/')
-    # Collections have a name each.
-    below = rest if field == 'params' else rest[1:]
-    return (
-      field in ('params', 'collections') and tuple(below[: len(place)]) == place
-    )
-
   with files.open_to_read(workdir) as manager:
     step = files.choose_step(manager, None)
-    return files.read_state(manager, step, abstract_part, is_of_part)
+    config = files.read_json(manager, step, 'config').config
+    has_ema = config['optimizer']['ema_decay'] > 0
+    params = 'ema' if has_ema else 'params'
+
+    def is_of_part(path):
+      field, *rest = path.split('/')
+      # Collections have a name each.
+      below = rest if field == params else rest[1:]
+      return (
+        field in (params, 'collections') and tuple(below[: len(place)]) == place
+      )
+
+    fields = dict(abstract_part)
+    fields[params] = fields.pop('params')
+    loaded = files.read_state(manager, step, fields, is_of_part)
+    loaded['params'] = loaded.pop(params)
+    return loaded
 
 
 def _restore(

@@ -69,9 +69,9 @@ def parts(config: ModelConfig, load_base_from: str | None) -> tuple[Part, ...]:
 class Frozen:
   """What does not learn, as a part of a step: all of it follows from a config.
 
-  Frozen parameters get no gradient and have no place in the optimizer; frozen
-  collections are put back after a step; and what only they could lower is no
-  part of the objective.
+  Frozen parameters get no gradient and have no place in the optimizer, and are
+  their own moving average; frozen collections are put back after a step; and
+  what only they could lower is no part of the objective.
   """
 
   def __init__(self, config: ModelConfig):
@@ -83,14 +83,14 @@ class Frozen:
     """The parameters, without gradient where they are frozen."""
     return self._map(params, lambda x: lax.stop_gradient(x), lambda x: x)
 
-  def restore(self, collections: PyTree, before: PyTree) -> PyTree:
-    """The collections after a step, as before where they are frozen."""
+  def restore(self, variables: PyTree, before: PyTree) -> PyTree:
+    """Collections after a step, as before where they are frozen."""
 
     def choose(path, after, old):
       # A path begins with the name of the collection.
       return old if self._is_frozen(path[1:]) else after
 
-    return jax.tree_util.tree_map_with_path(choose, collections, before)
+    return jax.tree_util.tree_map_with_path(choose, variables, before)
 
   def hide(
     self, optimizer: optax.GradientTransformation

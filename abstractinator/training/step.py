@@ -89,6 +89,11 @@ def train_step(
   params = optax.apply_updates(state.params, updates)
   params = curriculum.hold(params, state.params, state.step)
   collections = frozen.restore(advance(collections), state.collections)
+  ema = state.ema
+  if ema is not None:
+    ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+    # The average of a constant, rounded every step, would drift away from it.
+    ema = frozen.restore({'params': ema}, {'params': params})['params']
   return (
     TrainState(
       step=state.step + 1,
@@ -98,9 +103,7 @@ def train_step(
         for name, after in collections.items()
       },
       opt_state=opt_state,
-      ema=None
-      if state.ema is None
-      else optax.incremental_update(params, state.ema, 1.0 - ema_decay),
+      ema=ema,
     ),
     metrics,
   )

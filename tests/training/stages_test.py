@@ -16,7 +16,7 @@ from abstractinator.cli import main
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packed_codes import PackedCodes
-from abstractinator.training import checkpoint
+from abstractinator.training import checkpoint, sharding
 from abstractinator.training.loop import Run
 from abstractinator.training.model import make_model
 from abstractinator.training.state import variables_of
@@ -129,6 +129,34 @@ def test_the_second_stage_trains_the_top_lm_alone(base, corpus, tmp_path, mode):
   kept = {path for path in moments if '/compressor/' in path}
   assert not kept
   assert any('/top_lm/' in path for path in moments)
+
+
+def test_averages_are_loaded_and_stay_where_frozen(corpus, tmp_path):
+  def average(values):
+    values.optimizer.ema_decay = 0.9
+
+  def load(values):
+    average(values)
+    values.load_base_from = str(tmp_path / 'base')
+
+  def with_ema(state):
+    return state.replace(ema=jax.tree.map(lambda x: x + 0.1, state.params))
+
+  config = small(stage1.get_config(), corpus, average)
+  tiny_run.save(tmp_path / 'base', config, edit=with_ema)
+  expected = with_ema(tiny_run.random_state(config, seed=3)).ema
+  run = Run(small(stage2.get_config(), corpus, load), str(tmp_path / 'run'))
+  state = run.start()
+  assert not changed(state.ema, state.params)
+  rows = run._train_batches(0)
+  for _ in range(3):
+    state, _ = run._step(state, sharding.shard_batch(next(rows), run._mesh))
+  found = jax.device_get(state.ema)
+  assert any(
+    path.startswith('top_lm/') for path in changed(found, state.params)
+  )
+  del found['top_lm']
+  assert not changed(found, expected)
 
 
 def test_predicted_codes_teach_through_the_frozen_expander(
