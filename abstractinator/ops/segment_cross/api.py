@@ -5,6 +5,7 @@ import chex
 from abstractinator.ops.attention.api import require_shared_heads
 from abstractinator.ops.segment_cross import gather, halo, reference
 from abstractinator.ops.segment_cross.lookup import lookup
+from abstractinator.ops.shards import over_shards
 from abstractinator.types import Array
 
 _IMPLEMENTATIONS = {
@@ -75,13 +76,21 @@ def segment_cross_attention(
     )
   if implementation != 'reference' and not lookback and rows_per_slot == 1:
     return lookup(v_BUGE, index_BT)
-  return _IMPLEMENTATIONS[implementation](
-    q_BTHA,
-    k_BUGA,
-    v_BUGE,
-    index_BT=index_BT,
-    lowest_BT=lowest_BT,
-    lookback=lookback,
-    scale=scale,
-    rows_per_slot=rows_per_slot,
-  )
+
+  def function(q, k, v, index, lowest):
+    return _IMPLEMENTATIONS[implementation](
+      q,
+      k,
+      v,
+      index_BT=index,
+      lowest_BT=lowest,
+      lookback=lookback,
+      scale=scale,
+      rows_per_slot=rows_per_slot,
+    )
+
+  args = q_BTHA, k_BUGA, v_BUGE, index_BT, lowest_BT
+  if implementation == 'reference':
+    return function(*args)
+  dims = ('B.H.', 'B.H.', 'B.H.', 'B.', 'B.')
+  return over_shards(function, args, dims, 'B.H.')

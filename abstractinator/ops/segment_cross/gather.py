@@ -20,25 +20,30 @@ def segment_cross_attention(
 ) -> Array:
   """See `api.segment_cross_attention`.
 
-  Gathers the rows of `lookback` + 1 slots a query.
+  Gathers the rows of `lookback` + 1 slots a query. Rows of the batch are one
+  row here: XLA on CPU would give all of a single one to one thread.
   """
-  rows = v_BUGE.shape[1]
+  batch, rows = v_BUGE.shape[:2]
   has_slot_BT = (index_BT >= 0) & (index_BT < rows // rows_per_slot)
+  first_B = rows * jnp.arange(batch, dtype=jnp.int32)
+  q_NHA = q_BTHA.reshape(-1, *q_BTHA.shape[2:])
 
   def gathered(x_BUHX, row_BT):
-    return fetch_rows(x_BUHX, jnp.clip(row_BT, 0, rows - 1))
+    row_BT = jnp.clip(row_BT, 0, rows - 1) + first_B[:, None]
+    x_UHX = x_BUHX.reshape(-1, *x_BUHX.shape[2:])
+    return fetch_rows(x_UHX[None], row_BT.reshape(1, -1))[0]
 
   score, value = [], []
   for back in range(lookback + 1):
     slot_BT = index_BT - back
-    sees_BT = has_slot_BT & (slot_BT >= lowest_BT)
+    sees_N = (has_slot_BT & (slot_BT >= lowest_BT)).reshape(-1)
     for number in range(rows_per_slot):
       row_BT = slot_BT * rows_per_slot + number
-      key = jnp.broadcast_to(gathered(k_BUGA, row_BT), q_BTHA.shape)
-      score_BTH = scale * jnp.einsum(
-        'bthd,bthd->bth', q_BTHA, key, preferred_element_type=jnp.float32
+      key = jnp.broadcast_to(gathered(k_BUGA, row_BT), q_NHA.shape)
+      score_NH = scale * jnp.einsum(
+        'nhd,nhd->nh', q_NHA, key, preferred_element_type=jnp.float32
       )
-      score.append(jnp.where(sees_BT[..., None], score_BTH, -jnp.inf))
+      score.append(jnp.where(sees_N[:, None], score_NH, -jnp.inf))
       value.append(gathered(v_BUGE, row_BT))
   score = jnp.stack(score)
   largest = lax.stop_gradient(jnp.max(score, axis=0))
@@ -46,4 +51,4 @@ def segment_cross_attention(
   total = jnp.sum(weight, axis=0)
   out = sum(w[..., None] * v for w, v in zip(weight, value, strict=True))
   out /= jnp.where(total > 0, total, 1.0)[..., None]
-  return out.astype(v_BUGE.dtype)
+  return out.astype(v_BUGE.dtype).reshape(*index_BT.shape, *out.shape[1:])
