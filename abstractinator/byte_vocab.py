@@ -11,7 +11,7 @@ PAD_ID = NUM_BYTES + Special.PAD
 VOCAB_SIZE = NUM_BYTES + len(Special)
 
 
-def encode(document: bytes, *, add_eos: bool = True) -> np.ndarray:
+def encode(document: bytes | bytearray, *, add_eos: bool = True) -> np.ndarray:
   """Turns a document into ids.
 
   Args:
@@ -20,7 +20,12 @@ def encode(document: bytes, *, add_eos: bool = True) -> np.ndarray:
 
   Returns:
     [len(document) + add_eos] int32.
+
+  Raises:
+    TypeError: If it is no bytes: an array would be read as raw memory.
   """
+  if not isinstance(document, (bytes, bytearray)):
+    raise TypeError(f'document: got {type(document).__name__}, allowed: bytes')
   ids = np.frombuffer(document, np.uint8).astype(np.int32)
   return np.append(ids, np.int32(EOS_ID)) if add_eos else ids
 

@@ -41,3 +41,9 @@ def test_decoding_stops_at_eos_and_leaves_specials_out():
 def test_decoding_refuses_ids_outside_the_vocabulary(bad):
   with pytest.raises(ValueError, match=rf'0\.\.258.*{bad}'):
     byte_vocab.decode(np.array([65, bad]))
+
+
+@pytest.mark.parametrize('bad', ['text', np.arange(3, dtype=np.int32), [1, 2]])
+def test_encoding_refuses_what_is_no_bytes(bad):
+  with pytest.raises(TypeError, match=r'document: got \w+, allowed: bytes'):
+    byte_vocab.encode(bad)

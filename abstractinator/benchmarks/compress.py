@@ -56,6 +56,7 @@ def held_out_text(config: RunConfig, max_bytes: int) -> bytes:
   """Held-out documents, one after the other, as many as fit."""
   _, held_out = open_data(config.data, max_documents=1)
   documents, parts, size = held_out.documents, [], 0
+  documents.require_bytes()
   for index in range(documents.num_documents):
     parts.append(documents.read(index, 0, int(documents.lengths[index])))
     size += len(parts[-1])

@@ -84,6 +84,7 @@ def _corpus(args: argparse.Namespace) -> Iterator[str]:
   from abstractinator.data.sources import find_documents
 
   documents = find_documents(args.data)
+  documents.require_bytes()
   level = common.load(args)
   number = level.level_number(args.level)
   about = {

@@ -96,8 +96,8 @@ def open_documents(
     Passages, every so manieth document if fewer are asked for.
 
   Raises:
-    ValueError: If files are missing or cannot be read, or a number is out of
-      its range.
+    ValueError: If files are missing, cannot be read or hold no bytes, or a
+      number is out of its range.
   """
   from abstractinator.data import pipeline
   from abstractinator.data.sources import find_documents
@@ -108,6 +108,7 @@ def open_documents(
     documents = rows.documents
   else:
     documents = find_documents(args.data)
+  documents.require_bytes()
   wanted, there = args.max_documents, documents.num_documents
   if wanted is not None:
     if wanted < 1:

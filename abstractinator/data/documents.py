@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -22,8 +22,10 @@ class Document(Protocol):
     name: Where it stands below the root of its corpus, with '/' between parts.
     length: How many bytes it has, at least 1.
     place: Where it lies, other than all other documents.
+    is_bytes: Whether `read` gives bytes, not an array of ids.
   """
 
+  is_bytes: ClassVar[bool]
   name: str
   length: int
 
@@ -38,6 +40,7 @@ class Document(Protocol):
 class FileDocument:
   """A whole file."""
 
+  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   path: str
@@ -60,6 +63,7 @@ class LineDocument:
   kilobytes; longer ones are better kept as files of their own.
   """
 
+  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   path: str
@@ -88,6 +92,7 @@ class LineDocument:
 class MemoryDocument:
   """A document held in memory."""
 
+  is_bytes: ClassVar[bool] = True
   name: str
   content: bytes
 
@@ -129,6 +134,19 @@ class Documents:
   def places(self) -> set[str]:
     """Returns where all of them lie."""
     return {document.place for document in self._documents}
+
+  def require_bytes(self) -> None:
+    """Refuses documents of other ids, for who reads texts.
+
+    Raises:
+      ValueError: If one of them is no bytes.
+    """
+    for document in self._documents:
+      if not document.is_bytes:
+        raise ValueError(
+          f'{document.place}: holds an array of ids, allowed: bytes; .npy files'
+          ' are there to train on'
+        )
 
   def read(self, index: int, start: int, stop: int) -> bytes | np.ndarray:
     """Reads a slice of a document.

@@ -7,7 +7,7 @@ the data set is downloaded once, by the library, and read from its files.
 import dataclasses
 import functools
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from abstractinator.data.documents import Document, MemoryDocument
@@ -32,6 +32,7 @@ _DEFAULTS = {
 class HubDocument:
   """A row of a data set that lies in files of the library."""
 
+  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   source: str

@@ -45,10 +45,12 @@ def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
   ]
   if config.validation:
     validation = [find_documents(config.validation, config.vocab_size)]
-    _require_apart(train, validation[0])
   else:
     pairs = [split(part, config.validation_fraction) for part in train]
     train, validation = (list(side) for side in zip(*pairs, strict=True))
+  # A split goes by names, and a document may have one in each part of a
+  # mixture.
+  require_apart(train, Documents.concatenate(validation), config)
 
   def pack(documents: Documents) -> PackedRows:
     return PackedRows(
@@ -66,9 +68,27 @@ def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
   return MixedRows(parts, weights), held_out
 
 
-def _require_apart(train: Sequence[Documents], validation: Documents) -> None:
+def require_apart(
+  train: Sequence[Documents], validation: Documents, config: DataConfig
+) -> None:
+  """Refuses documents that are on both sides.
+
+  Args:
+    train: To train on, each part of a mixture.
+    validation: To validate on.
+    config: Where they come from.
+
+  Raises:
+    ValueError: If there are some.
+  """
   places = set().union(*(part.places() for part in train))
   both = sorted(places & validation.places())
+  if both and not config.validation:
+    raise ValueError(
+      f'data.train: {len(both)} documents held out of a part of the mixture'
+      f' are trained on in another part, such as {both[0]}, allowed: parts'
+      ' without common documents, or a data.validation of its own'
+    )
   if both:
     raise ValueError(
       f'data.validation: {len(both)} of its {validation.num_documents}'

@@ -5,7 +5,7 @@ Parquet, with its rows by groups; ArrayRecord, by record; arrays of integers.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _TEXT = 'text'
 class ParquetDocument:
   """The column `text` of a row of a Parquet file, a string or bytes."""
 
+  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   path: str
@@ -46,6 +47,7 @@ class ParquetDocument:
 class RecordDocument:
   """A record of an ArrayRecord file: its bytes, whatever they are."""
 
+  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   path: str
@@ -66,6 +68,7 @@ class RecordDocument:
 class ArrayDocument:
   """A `.npy` file of one axis, or a row of one of two: any ids."""
 
+  is_bytes: ClassVar[bool] = False
   name: str
   length: int
   path: str

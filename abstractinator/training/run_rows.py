@@ -8,7 +8,7 @@ from abstractinator import codes_corpus
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packed_codes import PackedCodes
-from abstractinator.data.pipeline import Rows, open_data
+from abstractinator.data.pipeline import Rows, open_data, require_apart
 from abstractinator.data.sources import split
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.trained import fingerprint, read_trained
@@ -57,6 +57,7 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
   train, bytes_per_code = _read(data.train, 'train', model, len(levels) - 1)
   if data.validation:
     validation, _ = _read(data.validation, 'validation', model, len(levels) - 1)
+    require_apart([train], validation, data)
   else:
     train, validation = split(train, data.validation_fraction)
   sizes = config.model.sequence_lengths(data.sequence_length)

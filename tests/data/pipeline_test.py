@@ -262,6 +262,24 @@ def test_open_data_refuses_to_train_on_what_is_held_out(tmp_path):
   assert f'{tmp_path}/4.txt' in str(error.value)
 
 
+def test_open_data_refuses_a_mixture_that_trains_on_what_it_holds_out(tmp_path):
+  (tmp_path / 'a').mkdir()
+  for i in range(40):
+    (tmp_path / 'a' / f'{i}.txt').write_text('abc')
+  # Named a/0.txt in one part and 0.txt in the other.
+  globs = f'{tmp_path}/**/*.txt', f'{tmp_path}/a/*.txt'
+  config = data_config(
+    train='1:{};1:{}'.format(*globs), validation_fraction=0.3
+  )
+  with pytest.raises(ValueError, match=r'data\.train: \d+ documents held out'):
+    pipeline.open_data(config, max_documents=7)
+  # With one root a document is on one side of both.
+  config = data_config(
+    train='1:{1};1:{1}'.format(*globs), validation_fraction=0.3
+  )
+  pipeline.open_data(config, max_documents=7)
+
+
 def test_open_data_without_packing_begins_rows_with_documents(tmp_path):
   for i, length in enumerate((5, 20, 3, 40)):
     (tmp_path / f'{i}.txt').write_text('x' * length)

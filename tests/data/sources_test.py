@@ -329,6 +329,16 @@ def test_arrays_are_documents_of_any_ids(tmp_path):
   assert documents.read(2, 1, 3).dtype == np.int32
 
 
+def test_arrays_of_ids_are_no_texts(tmp_path):
+  np.save(tmp_path / 'a.npy', np.arange(100))
+  write(tmp_path, b_txt=b'b')
+  sources.find_documents(f'{tmp_path}/b.txt').require_bytes()
+  with pytest.raises(
+    ValueError, match=r'a\.npy: holds an array of ids, allowed'
+  ):
+    sources.find_documents(f'{tmp_path}/*').require_bytes()
+
+
 @pytest.mark.parametrize(
   ('array', 'reason'),
   [

@@ -16,7 +16,7 @@ from abstractinator.cli import main
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packed_codes import PackedCodes
-from abstractinator.training import checkpoint, sharding
+from abstractinator.training import checkpoint, run_rows, sharding
 from abstractinator.training.loop import Run
 from abstractinator.training.model import make_model
 from abstractinator.training.state import variables_of
@@ -432,3 +432,11 @@ def test_codes_of_another_model_are_refused(base, codes, corpus, tmp_path):
   config = codes_config(base[0], corpus)
   with pytest.raises(ValueError, match=r'has no manifest\.json'):
     Run(config, str(tmp_path / 'run'))
+
+
+def test_codes_that_are_held_out_are_not_trained_on(base, codes):
+  def edit(values):
+    values.data.validation = str(codes)
+
+  with pytest.raises(ValueError, match=r'data\.validation: 20 of its 20'):
+    run_rows.open_code_rows(codes_config(base[0], codes, edit))
