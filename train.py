@@ -108,18 +108,26 @@ def main(argv: list[str]) -> int:
       os.path.join('runs', datetime.datetime.now().strftime('%Y%m%d-%H%M%S'))
     )
     values = _CONFIG.value.to_json_best_effort(sort_keys=True)
-    processes.require_equal('config', values + workdir)
+    for name, text in (
+      ('config', values),
+      ('--workdir', workdir),
+      ('--profile_steps', _PROFILE_STEPS.value),
+      ('--resume_from', _RESUME_FROM.value),
+    ):
+      processes.require_equal(name, str(text))
     with processes.together():
       config = RunConfig.from_dict(json.loads(values))
       workdirs.check(workdir, config)
       run = Run(config, workdir)
+    run.require_same_data()
     with processes.together():
       state = run.start(_RESUME_FROM.value)
-    if profile.start < profile.stop:
-      profile.check(int(state.step), run.total_steps)
-    if processes.is_main():
-      workdirs.claim(workdir, config)
-  except (ValueError, NotImplementedError) as error:
+      if profile.start < profile.stop:
+        profile.check(int(state.step), run.total_steps)
+    with processes.together():
+      if processes.is_main():
+        workdirs.claim(workdir, config)
+  except processes.REFUSALS as error:
     raise UserError(str(error)) from error
   try:
     final = run.train(state, profile)

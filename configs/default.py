@@ -221,9 +221,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   # 'all'; 'entropy_model': that of the first level alone, to be loaded;
-  # 'top_lm':
-  # the top LM alone, from codes of frozen levels, of which `data.train` is a
-  # directory that `abstractinator encode --data` wrote.
+  # 'top_lm': the top LM alone, from codes of frozen levels, of which
+  # `data.train` is a directory that `abstractinator encode --data` wrote.
   config.objective = 'all'
   # Directory of the run that has the frozen levels; see `freeze` above.
   config.load_base_from = ml_collections.config_dict.placeholder(str)

@@ -42,13 +42,14 @@ def settings(corpus: pathlib.Path, config='tiny', steps=STEPS) -> list[str]:
   ]
 
 
-def start(args, processes=1, devices=8) -> list[subprocess.Popen]:
+def start(args, processes=1, devices=8, own=()) -> list[subprocess.Popen]:
   """Starts the processes of a run.
 
   Args:
     args: Of `train.py`.
     processes: How many.
     devices: Of each.
+    own: More arguments, of each; none by default.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -69,7 +70,8 @@ def start(args, processes=1, devices=8) -> list[subprocess.Popen]:
     started.append(
       subprocess.Popen(
         [sys.executable, str(ROOT / 'train.py'), *args]
-        + connect * (processes > 1),
+        + connect * (processes > 1)
+        + (own[number] if own else []),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -54,12 +54,16 @@ def run(args: argparse.Namespace) -> str:
     meshes = [_mesh(given) for given in args.mesh]
   else:
     meshes = plan.meshes(
-      topology.num_chips, config.data.batch_size, config.mesh
+      topology.num_chips,
+      config.data.batch_size,
+      config.mesh,
+      config.microbatches,
     )
   if not meshes:
     raise ValueError(
       f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
-      f' the {topology.num_chips} chips, or pass --mesh'
+      f' the {topology.num_chips} chips times microbatches'
+      f' ({config.microbatches}), or pass --mesh'
     )
   found = plan.compare(config, topology, devices, meshes, tell=_tell)
   if args.json:

@@ -102,10 +102,11 @@ class Step:
     self._config = config
     self._mesh = sharding.make_mesh(mesh, devices)
     rows = math.prod(self._mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    rows *= config.microbatches
     if config.data.batch_size % rows:
       raise ValueError(
         f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
-        f' mesh.data * mesh.fsdp ({rows})'
+        f' mesh.data * mesh.fsdp * microbatches ({rows})'
       )
     self._program = _program(config, platform)
     abstract = jax.eval_shape(self._program.init, jax.random.key(0))

@@ -12,6 +12,8 @@ from abstractinator.planning.topology import Topology
 
 # What is not to be exceeded: fragments and the runtime need the rest.
 MEMORY_FRACTION = 0.9
+# What a program calls a Pallas kernel.
+_KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Candidate:
     memory_bytes: At the fullest point of a step. This and what follows is None
       if it was not compiled, or did not fit the compiler.
     compile_seconds: To compile it.
-    kernels: How many Pallas kernels of TPU are in the program.
+    kernels: How many Pallas kernels are in the program.
     unbounded_loops: Loops of unknown length, which are counted once.
     traffic_bytes: See `cost.memory_traffic`.
     collectives: By kind.
@@ -80,7 +82,7 @@ class Plan:
 
 
 def meshes(
-  num_chips: int, batch_size: int, own: MeshConfig
+  num_chips: int, batch_size: int, own: MeshConfig, microbatches: int = 1
 ) -> list[MeshConfig]:
   """Meshes worth a comparison: the run's own first, then the usual ones.
 
@@ -88,6 +90,7 @@ def meshes(
     num_chips: Of the topology.
     batch_size: Rows of a step, which a mesh has to divide.
     own: Of the run; left out if it does not fit.
+    microbatches: Parts of a step, of each of which every device has a row.
 
   Returns:
     Each once, without -1.
@@ -111,7 +114,7 @@ def meshes(
     for sizes in dict.fromkeys(found)
     if min(sizes) > 0
     and sizes[0] * sizes[1] * sizes[2] == num_chips
-    and batch_size % (sizes[0] * sizes[1]) == 0
+    and batch_size % (sizes[0] * sizes[1] * microbatches) == 0
   ]
 
 
@@ -184,7 +187,7 @@ def _candidate(
     else None,
     result.memory_bytes,
     result.seconds,
-    result.text.count('custom_call_target="tpu_custom_call"'),
+    result.text.count(f'custom_call_target="{_KERNELS[topology.platform]}"'),
     program.unbounded(),
     traffic,
     collectives,

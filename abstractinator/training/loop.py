@@ -91,6 +91,9 @@ class Run:
       'train': self._train_rows.fingerprint(),
       'validation': self._validation_rows.fingerprint(),
     }
+
+  def require_same_data(self) -> None:
+    """Raises ValueError, on all processes, if one has opened other data."""
     processes.require_equal('data', json.dumps(self._data_identity))
 
   def _order(self) -> dict[str, int]:
@@ -196,7 +199,7 @@ class Run:
     devices = DeviceMetrics(c, list(self._mesh.devices.flat))
     preemption = processes.Preemption()
     tags: dict[str, float] = {}
-    with jax.set_mesh(self._mesh), writer, checkpointer, preemption:
+    with jax.set_mesh(self._mesh), writer, checkpointer, preemption, profile:
       pending = None
       while step < self.total_steps:
         with window.input():

@@ -16,8 +16,6 @@ _SHAPES = {
 }
 # Matrices by shape that are no linear maps: shrinking them is no prior.
 _NOT_DECAYED = ('embedding', 'scale', 'bias')
-
-
 # The first of these in a path says whose a parameter is.
 _PARTS = ('top_lm', 'entropy_model', 'expander')
 

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Self
@@ -13,7 +14,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+# Why a run cannot start, said in one line.
+REFUSALS = (ValueError, NotImplementedError, OSError)
+
 _MAX_BYTES = 4096
+# Of PCI.
+_GOOGLE = '0x1ae0'
+_DISK_OR_NETWORK = ('0x01', '0x02')
 
 
 class Preempted(Exception):  # noqa: N818
@@ -47,9 +54,13 @@ def join(
     'process_id': process_id,
   }
   for name, value in given.items():
-    text = environment.get(f'JAX_{name.upper()}')
-    if value is None and text is not None:
-      given[name] = text if name == 'coordinator_address' else int(text)
+    variable = f'JAX_{name.upper()}'
+    text = environment.get(variable)
+    if value is not None or text is None:
+      continue
+    if name != 'coordinator_address' and not text.isdecimal():
+      raise ValueError(f'{variable}: got {text!r}, allowed: a number')
+    given[name] = text if name == 'coordinator_address' else int(text)
   missing = [name for name, value in given.items() if value is None]
   if 0 < len(missing) < len(given):
     raise ValueError(
@@ -61,7 +72,7 @@ def join(
       raise ValueError(f'num_processes: got {count}, allowed: at least 1')
     if not 0 <= number < count:
       raise ValueError(f'process_id: got {number}, allowed: 0 to {count - 1}')
-    if not given['coordinator_address'].rpartition(':')[2].isdigit():
+    if not re.fullmatch(r'.+:\d+', given['coordinator_address']):
       raise ValueError(
         f'coordinator_address: got {given["coordinator_address"]!r}, allowed:'
         ' HOST:PORT of process 0'
@@ -71,16 +82,46 @@ def join(
     jax.distributed.initialize()
 
 
-def is_cluster(environment: Mapping[str, str]) -> bool:
-  """Whether jax can find the other processes of this one by itself."""
+def is_cluster(environment: Mapping[str, str], root: str = '/') -> bool:
+  """Whether jax can find the other processes of this one by itself.
+
+  Args:
+    environment: Of the process.
+    root: Of the file system, where devices are looked for.
+  """
   if int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     return True
-  if 'tpu' not in environment.get('JAX_PLATFORMS', 'tpu'):
+  # Empty is as good as unset.
+  if 'tpu' not in (environment.get('JAX_PLATFORMS') or 'tpu'):
     return False
   if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
     return True
-  has_tpu = glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*')
-  return bool(has_tpu) and importlib.util.find_spec('libtpu') is not None
+  return _has_tpu(root) and importlib.util.find_spec('libtpu') is not None
+
+
+def _has_tpu(root: str) -> bool:
+  """Whether there is a device of Google's that programs may open.
+
+  Nodes alone do not say so: GPUs and others are handed on as VFIO, too; and
+  disks and network cards of Google's are in all of its machines.
+  """
+  nodes = ('dev/accel*', 'dev/vfio/[0-9]*')
+  if not any(glob.glob(os.path.join(root, pattern)) for pattern in nodes):
+    return False
+  for device in glob.glob(os.path.join(root, 'sys/bus/pci/devices/*')):
+    vendor, kind = (_read(os.path.join(device, x)) for x in ('vendor', 'class'))
+    if vendor == _GOOGLE and not kind.startswith(_DISK_OR_NETWORK):
+      return True
+  return False
+
+
+def _read(path: str) -> str:
+  """What a file says, nothing if it cannot be read."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      return f.read().strip()
+  except OSError:
+    return ''
 
 
 def is_main() -> bool:
@@ -117,11 +158,15 @@ def require_equal(name: str, text: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Raises ValueError on all processes if one of them does in the block."""
+  """Raises on all processes if one of them does in the block.
+
+  One of `REFUSALS`. In the block may be nothing for which processes wait for
+  each other, unless all of them come to it.
+  """
   error = None
   try:
     yield
-  except (ValueError, NotImplementedError) as raised:
+  except REFUSALS as raised:
     error = raised
   if jax.process_count() > 1:
     failed = multihost_utils.process_allgather(np.array(error is not None))

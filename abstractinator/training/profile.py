@@ -11,6 +11,8 @@ from abstractinator.types import PyTree
 class Profile:
   """Traces the steps of a window; see `jax.profiler`.
 
+  Leaving it as a context ends a trace that is still open.
+
   Attributes:
     start: The first step to trace.
     stop: The one after the last; no later than the first for none.
@@ -65,8 +67,18 @@ class Profile:
     """
     if self._is_open and step == self.stop:
       jax.block_until_ready(result)
-      jax.profiler.stop_trace()
+      self._close()
+
+  def _close(self) -> None:
+    if self._is_open:
       self._is_open = False
+      jax.profiler.stop_trace()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._close()
 
 
 NO_PROFILE = Profile(0, 0)

@@ -5,7 +5,7 @@ import pytest
 
 from abstractinator import cli
 from abstractinator.config import MeshConfig, RunConfig
-from abstractinator.planning import compiled, cost, plan
+from abstractinator.planning import compiled, plan
 from abstractinator.planning.topology import parse
 from tests import tiny_run
 
@@ -29,6 +29,11 @@ from tests import tiny_run
 def test_meshes(num_chips, batch_size, own, expected):
   found = plan.meshes(num_chips, batch_size, MeshConfig(*own))
   assert [dataclasses.astuple(mesh) for mesh in found] == expected
+
+
+def test_every_device_has_a_row_of_every_microbatch():
+  found = plan.meshes(4, 8, MeshConfig(-1, 1, 1), microbatches=4)
+  assert [dataclasses.astuple(mesh) for mesh in found] == [(1, 1, 4)]
 
 
 HLO = """\
@@ -88,6 +93,24 @@ def test_the_fastest_that_fits_is_recommended(monkeypatch):
   assert json.loads(json.dumps(found.to_dict()))['recommended']['data'] == 3
 
 
+@pytest.mark.parametrize(
+  ('topology', 'target'),
+  [('v5e-4', 'tpu_custom_call'), ('h100x4', '__gpu$xla.gpu.triton')],
+)
+def test_kernels_are_counted_under_the_name_of_the_platform(
+  topology, target, monkeypatch
+):
+  text = HLO.replace('BYTES', '8') + f'// custom_call_target="{target}"\n'
+  result = compiled.Compiled(1, 1, 1.0, text)
+  monkeypatch.setattr(compiled, 'Step', FakeStep)
+  monkeypatch.setattr(FakeStep, 'compile', lambda self: result)
+  sizes = compiled.Sizes(1, 1, 1)
+  monkeypatch.setattr(compiled, 'sizes', lambda config: sizes)
+  meshes = [MeshConfig(1, 4, 1)]
+  found = plan.compare(tiny_run.config(), parse(topology), [], meshes)
+  assert found.candidates[0].kernels == 1
+
+
 def test_a_state_that_is_too_large_is_not_compiled(monkeypatch):
   monkeypatch.setattr(compiled, 'Step', FakeStep)
   sizes = compiled.Sizes(1, 1, 1)
@@ -107,6 +130,9 @@ def test_a_batch_that_does_not_divide():
     compiled.Step(
       tiny_run.config(), MeshConfig(3, 1, 1), jax.devices()[:3], 'tpu'
     )
+  config = dataclasses.replace(tiny_run.config(), microbatches=4)
+  with pytest.raises(ValueError, match=r'multiple of .* microbatches \(16\)'):
+    compiled.Step(config, MeshConfig(4, 1, 1), jax.devices()[:4], 'tpu')
   with pytest.raises(ValueError, match=r'mesh\.data=3'):
     compiled.Step(
       tiny_run.config(), MeshConfig(3, 1, 1), jax.devices()[:4], 'tpu'
@@ -141,7 +167,3 @@ def test_wrong_commands(args, message, capsys, monkeypatch):
   )
   assert cli.main(['plan', *config, *args]) == 2
   assert message in capsys.readouterr().err
-
-
-def test_times_are_of_one_step():
-  assert cost.Roofline(1.0, 2.0, 3.0).step == 3.0

@@ -1,5 +1,6 @@
 """Runs in two processes, and what a process finds out about the others."""
 
+import dataclasses
 import re
 import shutil
 import signal
@@ -9,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator.training import checkpoint_files, processes
-from tests import many_processes
+from abstractinator.training import checkpoint_files, loop, processes
+from tests import many_processes, tiny_run
 from tests.many_processes import STEPS, finish, losses, run, settings, start
 
 
@@ -166,11 +167,43 @@ def test_two_stages_are_the_same_everywhere(corpus, tmp_path):
     (('host:1', 2, 2), 'process_id: got 2, allowed: 0 to 1'),
     (('host:1', 0, 0), 'num_processes: got 0, allowed: at least 1'),
     (('host', 2, 0), "coordinator_address: got 'host', allowed: HOST:PORT"),
+    (('1234', 2, 0), "coordinator_address: got '1234', allowed: HOST:PORT"),
+    ((':1', 2, 0), "coordinator_address: got ':1', allowed: HOST:PORT"),
   ],
 )
 def test_processes_have_to_be_told_all_of_it(given, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     processes.join(*given, environment={})
+
+
+def test_a_variable_that_is_no_number_is_named():
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES: got 'two', allowed"):
+    processes.join('host:1', None, 0, {'JAX_NUM_PROCESSES': 'two'})
+
+
+@pytest.mark.parametrize(
+  ('vendor', 'kind', 'platforms', 'expected'),
+  [
+    ('0x1ae0', '0xff0000', '', True),
+    ('0x1ae0', '0xff0000', 'cpu', False),
+    # A GPU, and the network card of a machine of Google's.
+    ('0x10de', '0x030200', '', False),
+    ('0x1ae0', '0x020000', '', False),
+  ],
+)
+def test_a_tpu_is_more_than_a_device_node(
+  vendor, kind, platforms, expected, monkeypatch, tmp_path
+):
+  monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda name: name)
+  device = tmp_path / 'sys/bus/pci/devices/0000:00:04.0'
+  device.mkdir(parents=True)
+  (device / 'vendor').write_text(f'{vendor}\n')
+  (device / 'class').write_text(f'{kind}\n')
+  environment = {'JAX_PLATFORMS': platforms}
+  assert not processes.is_cluster(environment, str(tmp_path))
+  (tmp_path / 'dev/vfio').mkdir(parents=True)
+  (tmp_path / 'dev/vfio/0').touch()
+  assert processes.is_cluster(environment, str(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
@@ -227,3 +260,42 @@ def test_a_process_alone_agrees_with_itself():
   processes.require_equal('data', 'x')
   with pytest.raises(ValueError, match='no'), processes.together():
     raise ValueError('no')
+  with pytest.raises(OSError, match='gone'), processes.together():
+    raise OSError('gone')
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError])
+def test_all_hear_of_one_that_cannot_open_its_run(
+  error, corpus, tmp_path, monkeypatch
+):
+  """The other processes wait at the end of the block, and only there."""
+  gathered = []
+
+  def gather(array):
+    gathered.append(array.shape)
+    return np.array([array, False])
+
+  def fail(rows, batch_size):
+    raise error('broken')
+
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes.multihost_utils, 'process_allgather', gather)
+  config = tiny_run.config()
+  data = dataclasses.replace(config.data, train=f'{corpus}/*.txt')
+  config = dataclasses.replace(config, data=data)
+  monkeypatch.setattr(loop.sharding, 'process_shard', lambda *unused: (0, 1))
+  with processes.together():
+    loop.Run(config, str(tmp_path / 'run'))
+  assert gathered == [()]
+  monkeypatch.setattr(loop.pipeline, 'steps_per_epoch', fail)
+  with pytest.raises(error, match='broken'), processes.together():
+    loop.Run(config, str(tmp_path / 'run'))
+  assert gathered == [(), ()]
+
+
+def test_two_with_other_flags_do_not_start(corpus, tmp_path):
+  args = [*settings(corpus), f'--workdir={tmp_path}/run']
+  own = [[], ['--profile_steps=1:2']]
+  for code, _, err in finish(start(args, processes=2, devices=1, own=own)):
+    assert code == 2
+    assert '--profile_steps: differs between processes 0 and 1' in err

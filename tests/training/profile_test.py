@@ -26,6 +26,13 @@ def test_a_window_is_traced_for_tensorboard(tmp_path):
   run(Profile(0, 1), tmp_path / 'other', 2)
 
 
+def test_a_window_that_is_broken_off_is_closed(tmp_path):
+  with Profile(0, 9) as profile:
+    run(profile, tmp_path, 2)
+  assert list(tmp_path.glob('plugins/profile/*/*.xplane.pb'))
+  run(Profile(0, 1), tmp_path / 'other', 2)
+
+
 def test_no_profile_leaves_nothing(tmp_path):
   run(NO_PROFILE, tmp_path, 2)
   assert not list(tmp_path.iterdir())
