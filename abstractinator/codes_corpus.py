@@ -18,6 +18,8 @@ from abstractinator.data.documents import Documents
 
 MANIFEST = 'manifest.json'
 _VERSION = 1
+# Of a shard, besides its `file`.
+_NUMBERS = ('first_text', 'num_texts', 'num_bytes', 'num_codes', 'crc32')
 
 
 def encode_corpus(
@@ -71,26 +73,27 @@ def encode_corpus(
           ' directory with nothing there'
         )
     there = {shard['first_text']: shard for shard in manifest['shards']}
-  elif os.listdir(directory):
+  elif set(os.listdir(directory)) - {os.path.basename(_temporary(path))}:
     raise ValueError(
       f'{directory}: has files but no {MANIFEST}, allowed: a directory with'
       ' nothing there, or one to go on with'
     )
-  shards = []
+  else:
+    # Before the first shard: whoever is stopped in it goes on, too.
+    _replace(path, json.dumps(wanted | {'shards': []}, indent=1).encode())
   for number, (first, stop) in enumerate(_spans(documents, shard_bytes)):
-    shard = there.get(first)
-    if shard is None or not _is_whole(directory, shard):
+    if first not in there or not _is_whole(directory, there[first]):
       texts = [
         documents.read(i, 0, int(documents.lengths[i]))
         for i in range(first, stop)
       ]
-      shard = _write(directory, f'{number:05}.{kind}', first, texts, encode)
-      shards.append(shard)
+      there[first] = _write(
+        directory, f'{number:05}.{kind}', first, texts, encode
+      )
+      # With the later ones of another time, which are looked at in their turn.
+      shards = [there[key] for key in sorted(there)]
       _replace(path, json.dumps(wanted | {'shards': shards}, indent=1).encode())
-      yield shard
-    else:
-      shards.append(shard)
-  _replace(path, json.dumps(wanted | {'shards': shards}, indent=1).encode())
+      yield there[first]
 
 
 def read_manifest(directory: str) -> dict[str, Any]:
@@ -171,8 +174,12 @@ def _is_whole(directory: str, shard: Mapping[str, Any]) -> bool:
     return False
 
 
+def _temporary(path: str) -> str:
+  return f'{path}.tmp'
+
+
 def _replace(path: str, content: bytes) -> None:
-  temporary = f'{path}.tmp'
+  temporary = _temporary(path)
   with open(temporary, 'wb') as file:
     file.write(content)
     file.flush()
@@ -184,7 +191,13 @@ def _read(path: str) -> dict[str, Any]:
   try:
     with open(path, encoding='utf-8') as file:
       manifest = json.load(file)
-    if not isinstance(manifest['shards'], list):
+    numbers = [manifest['data'][name] for name in ('num_texts', 'num_bytes')]
+    for shard in manifest['shards']:
+      numbers += [shard[name] for name in _NUMBERS]
+      # A name alone: nothing is read or written elsewhere.
+      if shard['file'] != os.path.basename(shard['file']):
+        raise ValueError
+    if not all(isinstance(number, int) for number in numbers):
       raise TypeError
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests import tiny_run
 TEXTS = [b'one', b'and two', b'3', b'the fourth of them', b'fin']
 # Shards of at least 8 bytes: 0 and 1, 2 and 3, 4.
 SPANS = [(0, 2), (2, 4), (4, 5)]
+SPANS_OF_TEXTS = [(first, stop - first) for first, stop in SPANS]
 
 
 class Encoder:
@@ -69,6 +71,35 @@ def test_whoever_was_stopped_goes_on_where_he_was(tmp_path):
   assert encode(tmp_path, Encoder(calls=0)) == []
 
 
+@pytest.mark.parametrize('when', ['encoding', 'shard', 'manifest'])
+def test_whoever_was_stopped_in_the_first_shard_goes_on(
+  when, tmp_path, monkeypatch
+):
+  def stop(temporary, path):
+    if (codes_corpus.MANIFEST in path) == (when == 'manifest'):
+      raise KeyboardInterrupt
+    replace(temporary, path)
+
+  replace = os.replace
+  if when != 'encoding':
+    monkeypatch.setattr(os, 'replace', stop)
+  with pytest.raises(KeyboardInterrupt):
+    encode(tmp_path, Encoder(calls=int(when != 'encoding')))
+  monkeypatch.undo()
+  assert encode(tmp_path, Encoder()) == SPANS_OF_TEXTS
+  assert lengths(tmp_path) == EXPECTED
+
+
+def test_later_shards_outlive_a_stop_in_an_earlier_one(tmp_path):
+  encode(tmp_path, Encoder())
+  for name in ('00000.npz', '00001.npz'):
+    (tmp_path / name).unlink()
+  with pytest.raises(KeyboardInterrupt):
+    encode(tmp_path, Encoder(calls=1))
+  assert encode(tmp_path, Encoder()) == [(2, 2)]
+  assert lengths(tmp_path) == EXPECTED
+
+
 @pytest.mark.parametrize('spoil', [True, False])
 def test_a_shard_that_is_damaged_or_gone_is_written_anew(spoil, tmp_path):
   encode(tmp_path, Encoder())
@@ -83,6 +114,31 @@ def test_a_shard_that_is_damaged_or_gone_is_written_anew(spoil, tmp_path):
     lengths(tmp_path)
   assert encode(tmp_path, Encoder()) == [(2, 2)]
   assert lengths(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda manifest: manifest.pop('data'),
+    lambda manifest: manifest['data'].pop('num_bytes'),
+    lambda manifest: manifest['shards'][0].pop('file'),
+    lambda manifest: manifest['shards'][0].pop('crc32'),
+    lambda manifest: manifest['shards'][0].update(file='../00000.npz'),
+    lambda manifest: manifest['shards'][0].update(num_texts='2'),
+    lambda manifest: manifest['shards'].append(3),
+    lambda manifest: manifest.update(shards=None),
+  ],
+)
+def test_a_manifest_that_lacks_something(damage, tmp_path):
+  encode(tmp_path, Encoder())
+  path = tmp_path / codes_corpus.MANIFEST
+  manifest = json.loads(path.read_text())
+  damage(manifest)
+  path.write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match='is no manifest, allowed'):
+    lengths(tmp_path)
+  with pytest.raises(ValueError, match='is no manifest, allowed'):
+    encode(tmp_path, Encoder())
 
 
 def test_another_corpus_or_run_is_refused(tmp_path):
