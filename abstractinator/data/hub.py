@@ -7,6 +7,7 @@ the data set is downloaded once, by the library, and read from its files.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
@@ -77,19 +78,38 @@ def hub_documents(source: str) -> list[Document]:
 
 
 def _streamed(source: str, label: str, options: dict[str, str]):
-  data = _load(source, streaming=True)
   count, field = int(options['documents']), options['field']
   documents = []
-  for number, example in enumerate(itertools.islice(data, count)):
+  for number, example in enumerate(_examples(source, count)):
     _require_field(source, list(example), field)
-    content = _encoded(example[field])
-    if not content:
-      raise ValueError(
-        f'{source}: {field!r} of row {number} is empty, allowed: texts that are'
-        ' not'
-      )
-    documents.append(MemoryDocument(f'{label}:{number}', content))
+    value = example[field]
+    where = f'{source}: {field!r} of row {number}'
+    allowed = 'allowed: strings or bytes, none of them empty'
+    if value is not None and not isinstance(value, (str, bytes)):
+      raise ValueError(f'{where} is of type {type(value).__name__}, {allowed}')
+    if not value:
+      raise ValueError(f'{where} is empty, {allowed}')
+    documents.append(MemoryDocument(f'{label}:{number}', _encoded(value)))
   return documents
+
+
+def _examples(source: str, count: int) -> Iterator[dict[str, Any]]:
+  """The first rows of a stream."""
+  data = iter(itertools.islice(_load(source, streaming=True), count))
+  while True:
+    try:
+      example = next(data)
+    except StopIteration:
+      return
+    # Builders and file systems of all kinds stand behind it.
+    except Exception as error:
+      raise ValueError(_unreadable(source, error)) from error
+    yield example
+
+
+def _unreadable(source: str, error: Exception) -> str:
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return f'{source}: {text}, allowed: a data set that can be read'
 
 
 def _parse(source: str) -> tuple[str, dict[str, str]]:
@@ -132,10 +152,7 @@ def _load(source: str, streaming: bool) -> Any:
       streaming=streaming,
     )
   except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-    text = ' '.join(str(error).split())
-    raise ValueError(
-      f'{source}: {text}, allowed: a data set that datasets.load_dataset reads'
-    ) from error
+    raise ValueError(_unreadable(source, error)) from error
 
 
 def _require_field(source: str, columns: list[str], field: str) -> None:

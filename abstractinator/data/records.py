@@ -156,6 +156,9 @@ def record_documents(path: str, name: str) -> list[Document]:
     file = _record_file(path)
   except (RuntimeError, ValueError) as error:
     raise ValueError(f'{path}: {error}, allowed: an ArrayRecord file') from None
+  # It opens anything, and finds no records in what is no such file.
+  if not file.ok():
+    raise ValueError(f'{path}: is damaged, allowed: an ArrayRecord file')
   documents = []
   for number in range(file.num_records()):
     (value,) = file.read([number])
@@ -244,4 +247,5 @@ def _record_file(path: str) -> Any:
 
 @functools.lru_cache(_KEPT_FILES)
 def _array_file(path: str) -> np.ndarray:
-  return np.load(path, mmap_mode='r', allow_pickle=False)
+  # `np.load` would take archives as well.
+  return np.lib.format.open_memmap(path, mode='r')

@@ -43,6 +43,25 @@ def test_the_first_of_a_stream(source):
   assert [d.name for d in documents] == ['json/train:0', 'json/train:1']
 
 
+@pytest.mark.parametrize(
+  ('value', 'kind'), [(7, 'int'), (['a', 'b'], 'list'), ({'a': 'b'}, 'dict')]
+)
+def test_a_stream_of_what_is_no_text(value, kind, tmp_path):
+  (tmp_path / 'a.jsonl').write_text(json.dumps({'text': value}))
+  with pytest.raises(
+    ValueError, match=rf'^hf:.*row 0 is of type {kind}, allow'
+  ):
+    hub_documents(f'hf:json?data_files={tmp_path}/a.jsonl&documents=2')
+
+
+def test_a_stream_that_breaks(tmp_path):
+  good = json.dumps({'text': 'a' * 100})
+  (tmp_path / 'a.jsonl').write_text(f'{good}\n' * 3)
+  (tmp_path / 'b.jsonl').write_text('{"text": 1')
+  with pytest.raises(ValueError, match=r'^hf:json.*allowed: a data set'):
+    hub_documents(f'hf:json?data_files={tmp_path}/*.jsonl&documents=9')
+
+
 def test_beside_files(source, tmp_path):
   (tmp_path / 'b.txt').write_text('b')
   found = sources.find_documents(f'{source},{tmp_path}/*.txt, {source}')

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from abstractinator.data import sources
+from abstractinator.data import records, sources
 from abstractinator.data.documents import Documents, MemoryDocument
 
 ALL_BYTES = bytes(range(256))
@@ -361,6 +361,26 @@ def test_other_ids_do_not_come_from_texts(tmp_path):
     sources.find_documents(f'{tmp_path}/*', vocab_size=300)
   with pytest.raises(ValueError, match=r'data.vocab_size: got 300.*hf:json'):
     sources.find_documents('hf:json', vocab_size=300)
+
+
+def test_files_that_are_no_arrays(tmp_path):
+  np.savez(tmp_path / 'a.npz', a=np.arange(3))
+  (tmp_path / 'a.npz').rename(tmp_path / 'a.npy')
+  write(tmp_path, b_npy=b'')
+  for name in ('a.npy', 'b.npy'):
+    with pytest.raises(ValueError, match=rf'{name}: .*allowed: a \.npy file'):
+      sources.find_documents(f'{tmp_path}/{name}')
+
+
+def test_records_that_are_cut_off(tmp_path):
+  path = tmp_path / 'a.arrayrecord'
+  array_record(path, [b'one', b'two'])
+  content = path.read_bytes()
+  for damaged in (content[: len(content) // 2], ALL_BYTES * 9):
+    path.write_bytes(damaged)
+    records._record_file.cache_clear()
+    with pytest.raises(ValueError, match='is damaged, allowed: an ArrayRecord'):
+      sources.find_documents(str(path))
 
 
 def test_damaged_files_of_records(tmp_path):
