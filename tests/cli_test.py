@@ -121,6 +121,13 @@ def test_a_reader_that_leaves_is_no_error(workdir):
     (['reconstruct', 'RUN', 'FILE', '--jsn'], 'unrecognized arguments: --jsn'),
     (['reconstruct', 'DAMAGED', 'FILE'], 'this checkpoint is damaged'),
     (['split', 'RUN', 'FILE'], "invalid choice: 'split'"),
+    (['encode', 'RUN', 'FILE', '--data=FILE'], 'as well, allowed: one of them'),
+    (['encode', 'RUN', 'FILE', '--shard_bytes=9'], 'allowed: only with --data'),
+    (['encode', 'RUN', 'FILE', '--format=npz'], '--format: got npz, allowed'),
+    (
+      ['encode', 'RUN', '--data=FILE', '--shard_bytes=0'],
+      '--shard_bytes: got 0, allowed: at least 1',
+    ),
     ([], 'required: COMMAND'),
   ],
 )
@@ -184,3 +191,23 @@ def test_view_writes_a_page_once(workdir, file, tmp_path, capsys):
   assert page.read_bytes() == content
   for data in (b'text.txt', f'"run":"{workdir}","step":3'.encode()):
     assert data in content
+
+
+def test_a_page_of_a_file_whose_name_is_not_utf8(workdir, tmp_path):
+  path = os.path.join(os.fsencode(tmp_path), b'a\xff.txt')
+  with open(path, 'wb') as file:
+    file.write(TEXT)
+  page = tmp_path / 'page.html'
+  assert main(['view', workdir, os.fsdecode(path), '--html', str(page)]) == 0
+  assert b'a\\\\xff.txt' in page.read_bytes()
+
+
+@pytest.mark.parametrize('name', ['evaluate', 'encode'])
+def test_arrays_of_ids_are_refused(name, workdir, tmp_path, capsys):
+  np.save(tmp_path / 'a.npy', np.arange(100))
+  args = [f'--data={tmp_path}/a.npy']
+  if name == 'encode':
+    args.append(f'--out={tmp_path}/codes')
+  assert main([name, workdir, *args]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'a.npy: holds an array of ids, allowed: bytes' in line

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from abstractinator.commands import common
 
 ABOUT = 'Encodes a text or a corpus, prints codes or writes them to files.'
+_SHARD_BYTES = 1 << 24
+_FORMAT = 'parquet'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--shard_bytes',
     type=int,
-    default=1 << 24,
-    help='with --data: text of a shard (%(default)s)',
+    help=f'with --data: text of a shard ({_SHARD_BYTES})',
   )
   parser.add_argument(
     '--format',
     choices=('parquet', 'npz'),
-    default='parquet',
-    help='with --data: of shards (%(default)s)',
+    help=f'with --data: of shards ({_FORMAT})',
   )
 
 
@@ -43,6 +43,11 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
   """See `commands`."""
   if args.data is not None:
     return _corpus(args)
+  for name in ('shard_bytes', 'format'):
+    if getattr(args, name) is not None:
+      raise ValueError(
+        f'--{name}: got {getattr(args, name)}, allowed: only with --data'
+      )
   if args.out is not None:
     common.require_new(args.out)
   data = common.read_text(args)
@@ -78,6 +83,12 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
 
 
 def _corpus(args: argparse.Namespace) -> Iterator[str]:
+  if args.file != '-':
+    raise ValueError(f'--data: got {args.file} as well, allowed: one of them')
+  if args.shard_bytes is not None and args.shard_bytes < 1:
+    raise ValueError(
+      f'--shard_bytes: got {args.shard_bytes}, allowed: at least 1'
+    )
   if args.out is None:
     raise ValueError('--out: got none, allowed: a directory, with --data')
   from abstractinator import codes_corpus
@@ -97,8 +108,8 @@ def _corpus(args: argparse.Namespace) -> Iterator[str]:
     documents,
     lambda texts: level.encode_all(texts, number),
     about=about,
-    shard_bytes=args.shard_bytes,
-    kind=args.format,
+    shard_bytes=args.shard_bytes or _SHARD_BYTES,
+    kind=args.format or _FORMAT,
   )
   return _lines(written, args.json)
 

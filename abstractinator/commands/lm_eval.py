@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from abstractinator.commands import common
@@ -39,6 +40,14 @@ def run(args: argparse.Namespace) -> str:
   if importlib.util.find_spec('lm_eval') is None:
     raise ValueError(
       "lm_eval: is not installed; pip install 'abstractinator[eval]'"
+    )
+  for name, least in (('num_fewshot', 0), ('limit', 1)):
+    value = getattr(args, name)
+    if value is not None and value < least:
+      raise ValueError(f'--{name}: got {value}, allowed: at least {least}')
+  if args.include_path is not None and not os.path.isdir(args.include_path):
+    raise ValueError(
+      f'--include_path: got {args.include_path!r}, allowed: a directory'
     )
   common.be_quiet()
   import lm_eval

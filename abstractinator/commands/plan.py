@@ -90,15 +90,23 @@ def _load(path: str, edits: list[str]) -> 'RunConfig':
   from abstractinator.config import RunConfig
 
   path, _, argument = path.partition(':')
-  if not os.path.isfile(path):
+  if not (os.path.isfile(path) and path.endswith('.py')):
     raise ValueError(f'--config: got {path!r}, allowed: a Python file')
   # Config files import each other from the directory above theirs.
   sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(path))))
   spec = importlib.util.spec_from_file_location('config', path)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(*filter(None, [argument]))
-  values = json.loads(config.to_json_best_effort())
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(*filter(None, [argument]))
+    values = json.loads(config.to_json_best_effort())
+  # The file is the user's own code: anything can happen in it.
+  except Exception as error:
+    text = ' '.join(str(error).split())
+    raise ValueError(
+      f'--config: {path}: {type(error).__name__}: {text}, allowed: a Python'
+      ' file whose get_config() returns a config'
+    ) from error
   for edit in edits:
     _set(values, edit)
   return RunConfig.from_dict(values)

@@ -26,11 +26,13 @@ def run(args: argparse.Namespace) -> str:
   from abstractinator.view.page import page
 
   inspection = level.inspect(data)
+  name = 'standard input' if args.file == '-' else os.path.basename(args.file)
   content = page(
     inspection,
     level.config.model.levels,
-    name='standard input' if args.file == '-' else os.path.basename(args.file),
-    run=args.workdir,
+    # Names of files need not be UTF-8, a page is.
+    name=common.show(os.fsencode(name)),
+    run=common.show(os.fsencode(args.workdir)),
     step=latest_step(args.workdir) if args.step is None else args.step,
   )
   common.write_new(args.html, content)

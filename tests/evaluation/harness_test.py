@@ -192,3 +192,19 @@ def test_without_the_harness_the_extra_is_named(workdirs, capsys, monkeypatch):
   assert main(['lm-eval', workdirs['level'], '--tasks=x']) == 2
   error = capsys.readouterr().err
   assert "pip install 'abstractinator[eval]'" in error
+
+
+@pytest.mark.parametrize(
+  ('arg', 'allowed'),
+  [
+    ('--num_fewshot=-1', 'at least 0'),
+    ('--limit=-1', 'at least 1'),
+    ('--limit=0', 'at least 1'),
+    ('--include_path=/nope', 'a directory'),
+  ],
+)
+def test_wrong_options_are_refused_before_a_run_is_read(arg, allowed, capsys):
+  assert main(['lm-eval', 'no_run', '--tasks=any', arg]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'error: {arg.partition("=")[0]}: got' in line
+  assert f'allowed: {allowed}' in line
