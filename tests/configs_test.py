@@ -46,7 +46,16 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   assert said in ' '.join(header.split())
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    # On a CPU, those of the kernels trace the same.
+    pytest.param(name, marks=pytest.mark.nightly)
+    if name in ('mla_xla', 'regular_xla')
+    else name
+    for name in NAMES
+  ],
+)
 def test_a_step_keeps_the_shapes_of_the_state(name):
   config = sizes.load(name)
   # As a loop, of which one layer is traced.
