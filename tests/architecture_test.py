@@ -121,7 +121,13 @@ RULES = (
   ('training.window', (*OWN, 'metrics'), APART),
   (
     'training.model_flops',
-    (*OWN, 'training.flops', 'training.program'),
+    (
+      *OWN,
+      'training.flops',
+      'training.objective',
+      'training.program',
+      'training.state',
+    ),
     APART,
   ),
   (

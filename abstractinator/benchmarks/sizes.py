@@ -20,8 +20,7 @@ from collections.abc import Iterable
 import jax
 
 from abstractinator.config import RunConfig
-from abstractinator.training.flops import training_flops
-from abstractinator.training.model_flops import xla_program
+from abstractinator.training.model_flops import model_flops, xla_program
 
 # Takes the directory of a run.
 _LEFT_OUT = ('__init__', 'resume')
@@ -68,16 +67,14 @@ def load(name: str) -> RunConfig:
 def measure(config: RunConfig) -> Sizes:
   """Sizes of a run, as XLA computes it on one device."""
   program = xla_program(config)
-  key = jax.random.key(0)
-  state = jax.eval_shape(program.init, key)
+  state = jax.eval_shape(program.init, jax.random.key(0))
   parameters = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     parameters[_part(path)] = parameters.get(_part(path), 0) + leaf.size
   return Sizes(
     parameters,
     sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
-    # To initialize a model is to run it.
-    training_flops(program.init, key),
+    model_flops(config),
   )
 
 

@@ -39,6 +39,11 @@ class ModelConfig(Section):
       sizes.append(level.num_codes(sizes[-1]))
     return tuple(sizes)
 
+  def num_top_codes(self, sequence_length: int) -> int:
+    """Codes of the last level that a row of so many bytes has room for."""
+    sizes = self.sequence_lengths(sequence_length)
+    return self.levels[-1].num_codes(sizes[-1])
+
   def max_documents(self, sequence_length: int) -> int:
     """Documents that a row may touch, see `LevelConfig.max_documents`."""
     sizes = self.sequence_lengths(sequence_length)

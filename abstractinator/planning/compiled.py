@@ -1,7 +1,6 @@
 """The training step of a run, compiled for devices that are not at hand."""
 
 import dataclasses
-import functools
 import math
 import re
 import time
@@ -11,10 +10,14 @@ import jax
 
 from abstractinator.config import MeshConfig, RunConfig
 from abstractinator.training import sharding
-from abstractinator.training.flops import matmul_flops, training_flops
-from abstractinator.training.model_flops import xla_program
+from abstractinator.training.flops import matmul_flops
+from abstractinator.training.model_flops import (
+  abstract_batch,
+  model_flops,
+  xla_program,
+)
 from abstractinator.training.program import Program, make_program
-from abstractinator.types import Batch, PyTree
+from abstractinator.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +61,14 @@ def _program(config: RunConfig, platform: str) -> Program:
   return make_program(config, platform, config.optimizer.warmup_steps + 10**6)
 
 
-def _batch(config: RunConfig, place: sharding.Sharding | None) -> Batch:
-  data = config.data
-  make = functools.partial(jax.ShapeDtypeStruct, dtype='int32', sharding=place)
-  ids_BS = make((data.batch_size, data.sequence_length))
-  return Batch(ids_BS, ids_BS, make((data.batch_size,)))
-
-
 def sizes(config: RunConfig) -> Sizes:
   """Counts, without compiling; XLA computes what kernels would."""
   program = xla_program(config)
-  key = jax.random.key(0)
-  state = jax.eval_shape(program.init, key)
+  state = jax.eval_shape(program.init, jax.random.key(0))
   return Sizes(
     sum(x.size for x in jax.tree.leaves(state.params)),
-    # To initialize a model is to run it.
-    training_flops(program.init, key),
-    matmul_flops(program.step, state, _batch(config, None)),
+    model_flops(config),
+    matmul_flops(program.step, state, abstract_batch(config)),
   )
 
 
@@ -134,7 +128,7 @@ class Step:
     try:
       with jax.set_mesh(self._mesh):
         compiled = step.lower(
-          self._state, _batch(self._config, place)
+          self._state, abstract_batch(self._config, place)
         ).compile()
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error):

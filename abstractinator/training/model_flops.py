@@ -1,12 +1,16 @@
 """Floating point operations of a step of a run, on any platform."""
 
 import dataclasses
+import functools
 
 import jax
 
 from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.training.flops import training_flops
+from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.program import Program, make_program
+from abstractinator.training.state import variables_of
+from abstractinator.types import Batch
 
 
 def xla_program(config: RunConfig) -> Program:
@@ -26,7 +30,31 @@ def xla_program(config: RunConfig) -> Program:
   )
 
 
+def abstract_batch(
+  config: RunConfig, place: jax.sharding.Sharding | None = None
+) -> Batch:
+  """Shapes of a batch of a run, of bytes or of codes."""
+  length = config.data.sequence_length
+  if OBJECTIVES[config.objective].reads_codes:
+    length = config.model.num_top_codes(length)
+  rows = config.data.batch_size
+  make = functools.partial(jax.ShapeDtypeStruct, dtype='int32', sharding=place)
+  ids_BS = make((rows, length))
+  return Batch(ids_BS, ids_BS, make((rows,)))
+
+
 def model_flops(config: RunConfig) -> int:
-  """Of the matrix products of a step of all devices, see `training_flops`."""
-  # To initialize a model is to run it.
-  return training_flops(xla_program(config).init, jax.random.key(0))
+  """Of the matrix products of a step of all devices, see `training_flops`.
+
+  Levels that are frozen count as though they learned. The objective that runs
+  none of them counts none of them.
+  """
+  program = xla_program(config)
+  state = jax.eval_shape(program.init, jax.random.key(0))
+  forward = functools.partial(
+    program.model.apply,
+    method=program.objective.method,
+    mutable=list(state.collections),
+    rngs={'byte_dropout': jax.random.key(0)},
+  )
+  return training_flops(forward, variables_of(state), abstract_batch(config))

@@ -60,12 +60,10 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
     require_apart([train], validation, data)
   else:
     train, validation = split(train, data.validation_fraction)
-  sizes = config.model.sequence_lengths(data.sequence_length)
-  slots = levels[-1].segmentation.num_slots(sizes[-1])
   train_rows, validation_rows = (
     PackedCodes(
       documents,
-      sequence_length=slots * levels[-1].pooling.num_queries,
+      sequence_length=config.model.num_top_codes(data.sequence_length),
       end_offset=levels[-1].quantizer.num_codes,
       bytes_per_code=bytes_per_code,
     )

@@ -1,11 +1,19 @@
+import dataclasses
+import json
 import types
 
 import jax
 import pytest
 
+from abstractinator.config import RunConfig
 from abstractinator.training import device_metrics
 from abstractinator.training.device_metrics import DeviceMetrics
-from abstractinator.training.model_flops import model_flops
+from abstractinator.training.model_flops import (
+  abstract_batch,
+  model_flops,
+  xla_program,
+)
+from configs import stage2
 from tests import tiny_run
 
 
@@ -50,3 +58,25 @@ def test_flops_do_not_depend_on_what_computes():
   kernels = config.to_dict()
   kernels['model']['implementation']['attention'] = 'pallas_interpret'
   assert model_flops(type(config).from_dict(kernels)) == model_flops(config)
+
+
+def test_what_learns_from_codes_runs_the_top_lm_alone():
+  values = stage2.get_config()
+  values.model.top_lm.expand = False
+  values.load_base_from, values.data.train = 'base', 'codes'
+  values.data.batch_size, values.data.sequence_length = 2, 128
+  values.model.top_lm.stack.attention.form = 'regular'
+  all_of_it = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+  alone = dataclasses.replace(all_of_it, objective='top_lm')
+  program = xla_program(alone)
+  state = jax.eval_shape(program.init, jax.random.key(0))
+  ids = abstract_batch(alone).ids_BS.size
+  kernels = [
+    leaf.size
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    if path[0].key == 'top_lm' and path[-1].key == 'kernel'
+  ]
+  # A multiplication and an addition, in three products; attention beside them.
+  found = model_flops(alone) / (6 * ids * sum(kernels))
+  assert 1 <= found < 1.3
+  assert model_flops(alone) < model_flops(all_of_it) / 2
