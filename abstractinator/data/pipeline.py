@@ -81,8 +81,8 @@ def require_apart(
   Raises:
     ValueError: If there are some.
   """
-  places = set().union(*(part.places() for part in train))
-  both = sorted(places & validation.places())
+  held_out = validation.places()
+  both = sorted(set().union(*(held_out & part.places() for part in train)))
   if both and not config.validation:
     raise ValueError(
       f'data.train: {len(both)} documents held out of a part of the mixture'
