@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from abstractinator.config import LevelConfig, RunConfig
+from abstractinator.config.stored import completed
 from abstractinator.training import checkpoint
 from abstractinator.training.parts import Part, parts
 from abstractinator.training.state import TrainState, variables_of
@@ -97,7 +98,7 @@ def check_sources(
 
 def _check_settings(part: Part, level: LevelConfig) -> int:
   """Compares a level with that of its source; returns how many are there."""
-  stored = checkpoint.read_config(part.source)
+  stored = completed(checkpoint.read_config(part.source))
   levels = stored['model']['levels']
   if part.level >= len(levels):
     raise ValueError(

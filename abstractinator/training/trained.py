@@ -9,6 +9,7 @@ import numpy as np
 
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import ImplementationConfig, RunConfig
+from abstractinator.config.stored import completed
 from abstractinator.training import checkpoint
 from abstractinator.training.model import make_model
 from abstractinator.training.objective import OBJECTIVES
@@ -33,7 +34,7 @@ def read_trained(
   Raises:
     ValueError: If there is no such checkpoint, or it is damaged.
   """
-  config = RunConfig.from_dict(checkpoint.read_config(workdir, step))
+  config = RunConfig.from_dict(completed(checkpoint.read_config(workdir, step)))
   if config.data.vocab_size != NUM_BYTES:
     raise ValueError(
       f'{workdir}: data.vocab_size: got {config.data.vocab_size}, allowed:'

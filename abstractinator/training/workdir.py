@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from abstractinator.config import RunConfig
+from abstractinator.config.stored import completed
 
 # A run that goes on may take these anew; all else made it what it is.
 _FREE = (
@@ -38,7 +39,7 @@ def stored_config(workdir: str) -> dict[str, Any] | None:
     workdir: The directory; it need not exist.
 
   Returns:
-    What `claim` wrote.
+    What `claim` wrote, and the settings that came after it.
 
   Raises:
     ValueError: If the directory holds files of a run but not its config.
@@ -58,7 +59,7 @@ def stored_config(workdir: str) -> dict[str, Any] | None:
     return None
   try:
     with open(path, encoding='utf-8') as f:
-      return json.load(f)
+      return completed(json.load(f))
   except (OSError, ValueError) as error:
     raise ValueError(f'{path}: cannot be read as JSON ({error})') from error
 
