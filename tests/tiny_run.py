@@ -1,5 +1,6 @@
 """A run with an untrained level, for tests of what uses checkpoints."""
 
+import functools
 import json
 
 import jax
@@ -61,13 +62,18 @@ def save(
       checkpointer.save(step, state, {'next_index': step}, run_config.to_dict())
 
 
-def random_state(run_config: RunConfig, seed: int):
-  """Random numbers in the shape of a state: quicker than to initialize one."""
-  abstract = abstract_state(
+@functools.cache
+def _abstract_state(run_config: RunConfig):
+  return abstract_state(
     make_model(run_config, 'cpu'),
     run_config.data.sequence_length,
     method=OBJECTIVES[run_config.objective].init_method,
   )
+
+
+def random_state(run_config: RunConfig, seed: int):
+  """Random numbers in the shape of a state: quicker than to initialize one."""
+  abstract = _abstract_state(run_config)
   rng = np.random.default_rng(seed)
 
   def leaf(x):

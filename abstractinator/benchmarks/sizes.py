@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import jax
 
 from abstractinator.config import RunConfig
-from abstractinator.training.model_flops import model_flops, xla_program
+from abstractinator.training.model_flops import abstract_state, model_flops
 
 # Takes the directory of a run.
 _LEFT_OUT = ('__init__', 'resume')
@@ -66,8 +66,7 @@ def load(name: str) -> RunConfig:
 
 def measure(config: RunConfig) -> Sizes:
   """Sizes of a run, as XLA computes it on one device."""
-  program = xla_program(config)
-  state = jax.eval_shape(program.init, jax.random.key(0))
+  state = abstract_state(config)
   parameters = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     parameters[_part(path)] = parameters.get(_part(path), 0) + leaf.size

@@ -13,6 +13,7 @@ from abstractinator.training import sharding
 from abstractinator.training.flops import matmul_flops
 from abstractinator.training.model_flops import (
   abstract_batch,
+  abstract_state,
   model_flops,
   xla_program,
 )
@@ -63,8 +64,7 @@ def _program(config: RunConfig, platform: str) -> Program:
 
 def sizes(config: RunConfig) -> Sizes:
   """Counts, without compiling; XLA computes what kernels would."""
-  program = xla_program(config)
-  state = jax.eval_shape(program.init, jax.random.key(0))
+  program, state = xla_program(config), abstract_state(config)
   return Sizes(
     sum(x.size for x in jax.tree.leaves(state.params)),
     model_flops(config),

@@ -9,7 +9,7 @@ from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.training.flops import training_flops
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.program import Program, make_program
-from abstractinator.training.state import variables_of
+from abstractinator.training.state import TrainState, variables_of
 from abstractinator.types import Batch
 
 
@@ -28,6 +28,12 @@ def xla_program(config: RunConfig) -> Program:
     # How long the run is decides the schedule alone, which has any length.
     total_steps=config.optimizer.warmup_steps + 1,
   )
+
+
+@functools.cache
+def abstract_state(config: RunConfig) -> TrainState:
+  """Shapes of the first state of a run, which no kernel changes."""
+  return jax.eval_shape(xla_program(config).init, jax.random.key(0))
 
 
 def abstract_batch(
@@ -49,8 +55,13 @@ def model_flops(config: RunConfig) -> int:
   Levels that are frozen count as though they learned. The objective that runs
   none of them counts none of them.
   """
-  program = xla_program(config)
-  state = jax.eval_shape(program.init, jax.random.key(0))
+  state = abstract_state(config)
+  # Blocks as a loop, of which one is traced and counted as often as it runs.
+  implementation = dataclasses.replace(
+    config.model.implementation, scan_layers=True
+  )
+  model = dataclasses.replace(config.model, implementation=implementation)
+  program = xla_program(dataclasses.replace(config, model=model))
   forward = functools.partial(
     program.model.apply,
     method=program.objective.method,

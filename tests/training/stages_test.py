@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator import api, codes_corpus, top_lm_losses
+from abstractinator import api, codes_corpus, metrics, top_lm_losses
 from abstractinator.byte_vocab import PAD_ID, encode
 from abstractinator.cli import main
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packed_codes import PackedCodes
+from abstractinator.training import base as base_runs
 from abstractinator.training import checkpoint, run_rows, sharding
 from abstractinator.training.loop import Run
 from abstractinator.training.model import make_model
@@ -30,6 +31,17 @@ from configs import (
   tiny_2level,
 )
 from tests import tiny_run
+
+make_mesh = sharding.make_mesh
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """One of the devices of the tests, for which less is to compile."""
+  with pytest.MonkeyPatch.context() as patch:
+    devices = jax.devices()[:1]
+    patch.setattr(sharding, 'make_mesh', lambda c: make_mesh(c, devices))
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -85,6 +97,18 @@ def train(config, workdir):
   return first, last, tags, run
 
 
+def take_steps(config, workdir, steps=6):
+  """As `train`, without evaluation and checkpoints; metrics of a step."""
+  run = Run(config, str(workdir))
+  state = run.start()
+  first = jax.device_get(variables_of(state))
+  rows = run._train_batches(0)
+  for _ in range(steps):
+    state, found = run._step(state, sharding.shard_batch(next(rows), run._mesh))
+  found, last = jax.device_get((found, variables_of(state)))
+  return first, last, found
+
+
 def by_path(tree):
   return {
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
@@ -100,21 +124,33 @@ def changed(a, b):
 
 @pytest.fixture(scope='module')
 def base(corpus, tmp_path_factory):
+  """A run, and what it has of parameters and statistics."""
   workdir = tmp_path_factory.mktemp('base')
-  return workdir, train(small(stage1.get_config(), corpus), workdir)[1]
+  config = small(stage1.get_config(), corpus)
+  tiny_run.save(workdir, config)
+  return workdir, variables_of(tiny_run.random_state(config, seed=3))
 
 
-@pytest.mark.parametrize('mode', ['discrete', 'continuous'])
-def test_the_second_stage_trains_the_top_lm_alone(base, corpus, tmp_path, mode):
-  workdir, before = base
+@pytest.fixture(scope='module', params=['discrete', 'continuous'])
+def second(request, base, corpus, tmp_path_factory):
+  """A second stage, whose base is gone after it."""
+  folder = tmp_path_factory.mktemp('second')
+  source, workdir = folder / 'source', folder / 'run'
+  shutil.copytree(base[0], source)
 
   def edit(values):
-    values.load_base_from = str(workdir)
-    values.model.top_lm.mode = mode
+    values.load_base_from = str(source)
+    values.model.top_lm.mode = request.param
 
-  first, last, tags, run = train(
-    small(stage2.get_config(), corpus, edit), tmp_path
-  )
+  config = small(stage2.get_config(), corpus, edit)
+  trained = train(config, workdir)
+  shutil.rmtree(source)
+  return config, workdir, trained
+
+
+def test_the_second_stage_trains_the_top_lm_alone(base, second):
+  _, before = base
+  first, last, tags, run = second[2]
   loaded = by_path(first)
   for path, leaf in by_path(before).items():
     np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
@@ -131,7 +167,33 @@ def test_the_second_stage_trains_the_top_lm_alone(base, corpus, tmp_path, mode):
   assert any('/top_lm/' in path for path in moments)
 
 
-def test_averages_are_loaded_and_stay_where_frozen(corpus, tmp_path):
+def test_a_stage_goes_on_without_its_base_but_from_no_other(
+  base, second, tmp_path
+):
+  """What was loaded lies in the checkpoints of the run itself."""
+  config, finished, _ = second
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '6')
+  run = Run(config, str(workdir))
+  state = run.start()
+  assert int(state.step) == 3
+  loaded = by_path(jax.device_get(variables_of(state)))
+  for path, leaf in by_path(base[1]).items():
+    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
+  other = dataclasses.replace(config, load_base_from=str(base[0]))
+  with pytest.raises(
+    ValueError, match=r'load_base_from: got .* allowed: .*source'
+  ):
+    Run(other, str(tmp_path / 'elsewhere')).start(str(workdir))
+
+
+def test_averages_are_loaded_and_stay_where_frozen(
+  corpus, tmp_path, monkeypatch
+):
+  """On all devices."""
+  monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
+
   def average(values):
     values.optimizer.ema_decay = 0.9
 
@@ -148,6 +210,7 @@ def test_averages_are_loaded_and_stay_where_frozen(corpus, tmp_path):
   run = Run(small(stage2.get_config(), corpus, load), str(tmp_path / 'run'))
   state = run.start()
   assert not changed(state.ema, state.params)
+  assert run._mesh.devices.size > 1
   rows = run._train_batches(0)
   for _ in range(3):
     state, _ = run._step(state, sharding.shard_batch(next(rows), run._mesh))
@@ -168,13 +231,13 @@ def test_predicted_codes_teach_through_the_frozen_expander(
     values.loss.top_lm_expander = 1.0
     values.optimizer.weight_decay = 0.0
 
-  first, last, tags, _ = train(
+  first, last, found = take_steps(
     small(stage2.get_config(), corpus, edit), tmp_path
   )
   moved = changed(first, last)
   assert 'params/top_lm/code_head/logits_0/kernel' in moved
   assert 'params/top_lm/end_head/kernel' not in moved
-  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
+  assert metrics.summarize(found)['top_lm_expander_bits_per_byte'] > 0
 
 
 def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
@@ -190,7 +253,7 @@ def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
   def edit(values):
     values.model.levels[0].load_entropy_model_from = str(source)
 
-  first, last, _, _ = train(
+  first, last, _ = take_steps(
     small(entropy_frozen.get_config(), corpus, edit), workdir
   )
   for variables in (first, last):
@@ -215,7 +278,7 @@ def test_a_loaded_entropy_model_that_is_not_frozen_learns_on(corpus, tmp_path):
     level.load_entropy_model_from = str(source)
     level.freeze_entropy_model = False
 
-  first, last, _, _ = train(
+  first, last, _ = take_steps(
     small(entropy_frozen.get_config(), corpus, edit), workdir
   )
   moved = changed(first, last)
@@ -232,6 +295,14 @@ def start(config, workdir):
   return message
 
 
+@pytest.fixture(scope='module')
+def second_begun(corpus, tmp_path_factory):
+  """The state of step 0 of a second stage, and its shapes."""
+  workdir = tmp_path_factory.mktemp('begun')
+  run = Run(small(stage2.get_config(), corpus), str(workdir))
+  return run._init(jax.random.key(0)), run._abstract
+
+
 @pytest.mark.parametrize(
   ('case', 'parts'),
   [
@@ -245,7 +316,9 @@ def start(config, workdir):
     ('shape', ('quantizer/down/kernel is float32[16, 5]',)),
   ],
 )
-def test_a_base_that_does_not_fit_is_refused(case, parts, corpus, tmp_path):
+def test_a_base_that_does_not_fit_is_refused(
+  case, parts, second_begun, corpus, tmp_path
+):
   def name(values):
     values.load_base_from = {
       'nowhere': None,
@@ -284,7 +357,14 @@ def test_a_base_that_does_not_fit_is_refused(case, parts, corpus, tmp_path):
 
   if case not in ('nowhere', 'missing'):
     tiny_run.save(tmp_path / 'base', config, edit=broken)
-  message = start(wanted, tmp_path / 'run')
+  if case == 'nowhere':
+    message = start(wanted, tmp_path / 'run')
+  else:
+    # What `start` calls.
+    with pytest.raises(ValueError) as error:
+      base_runs.load(*second_begun, wanted)
+    message = str(error.value)
+  assert '\n' not in message
   for part in parts:
     assert part in message
 
@@ -308,32 +388,6 @@ def test_a_frozen_entropy_model_has_to_come_from_somewhere(corpus, tmp_path):
   config = small(entropy_frozen.get_config(), corpus)
   message = start(config, tmp_path / 'run')
   assert 'model.levels[0].load_entropy_model_from: got None' in message
-
-
-def test_a_stage_goes_on_without_its_base_but_from_no_other(
-  base, corpus, tmp_path
-):
-  """What was loaded lies in the checkpoints of the run itself."""
-  source, workdir = tmp_path / 'source', tmp_path / 'run'
-  shutil.copytree(base[0], source)
-
-  def edit(values):
-    values.load_base_from = str(source)
-
-  config = small(stage2.get_config(), corpus, edit)
-  run = Run(dataclasses.replace(config, max_steps=3), str(workdir))
-  run.train(run.start())
-  shutil.rmtree(source)
-  state = Run(config, str(workdir)).start()
-  assert int(state.step) == 3
-  loaded = by_path(jax.device_get(variables_of(state)))
-  for path, leaf in by_path(base[1]).items():
-    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
-  other = dataclasses.replace(config, load_base_from=str(base[0]))
-  with pytest.raises(
-    ValueError, match=r'load_base_from: got .* allowed: .*source'
-  ):
-    Run(other, str(tmp_path / 'elsewhere')).start(str(workdir))
 
 
 def codes_config(base, codes, edit=lambda values: None):
