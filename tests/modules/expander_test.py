@@ -350,30 +350,6 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
   )
 
 
-def test_nothing_waits_for_empty_slots(tiny_level):
-  """Steps stop with the longest segment; the others are as with all."""
-  level = tiny_level()
-  memory, lowest = make_memory(level, 4)[None], jnp.zeros((1, SLOTS), jnp.int32)
-  ids, length = level.decode_segments(level.variables, memory, lowest)
-  shortest = length[0] == length.min()
-  assert 0 < shortest.sum() < SLOTS
-  few, few_length = level.model.apply(
-    level.variables,
-    jnp.asarray(memory),
-    shortest[None],
-    lowest,
-    method=lambda m, *args: decode_segments(m.expander, *args),
-  )
-  np.testing.assert_array_equal(few_length[0], length[0] * shortest)
-  kept = int(length.min())
-  np.testing.assert_array_equal(
-    few[0, shortest, :kept], ids[0, shortest, :kept]
-  )
-  # No step was taken beyond.
-  assert not few[..., kept:].any()
-  assert ids[..., kept:].any()
-
-
 def test_decoding_never_gives_bos_or_pad(tiny_level):
   """Heads that want nothing else still give bytes and EOS."""
   level = tiny_level()
