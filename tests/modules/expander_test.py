@@ -343,7 +343,7 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
   np.testing.assert_array_equal(length, want_length)
   # Lengths differ, and so do ids: there was something to get wrong.
   assert len(set(np.ravel(length))) > 2
-  assert len(set(np.ravel(ids))) > 20
+  assert len(set(np.ravel(ids))) > 10
   is_kept = np.arange(ids.shape[-1]) < np.asarray(length)[..., None]
   np.testing.assert_array_equal(
     np.where(is_kept, ids, -1), np.where(is_kept, want_ids, -1)
