@@ -28,7 +28,9 @@ _NEW, _SHORTEST, _ROWS, _SLOTS = 24, 48, 64, 16
 
 def main() -> None:
   """Prints a table."""
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('workdir')
   parser.add_argument('--num_prompts', type=int, default=512)
   args = parser.parse_args()

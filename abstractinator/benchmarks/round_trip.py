@@ -84,7 +84,7 @@ def measure(level: api.TrainedLevel, texts: list[bytes], name: str) -> dict:
   return {
     'texts': name,
     'count': len(texts),
-    'bytes right': right / sum(map(len, texts)),
+    'bytes at the same place': right / sum(map(len, texts)),
     'ends that are ends again': common / sum(map(len, ends)),
     'ends that were ends before': common / sum(map(len, new_ends)),
     'codes that come back': same / sum(map(len, spans)),

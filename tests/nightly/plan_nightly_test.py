@@ -42,7 +42,11 @@ def test_a_small_slice():
     assert candidate['unbounded_loops'] == 0
     # Of little but the batch and the state, of a chip of 16 GB.
     assert 1e6 < candidate['memory_bytes'] < 1e8
-    assert 0 < candidate['utilisation'] < 0.1
+    step = candidate['roofline']['step']
+    most = 4 * found['topology']['chip']['flops_per_second'] * step
+    used = found['sizes']['model_flops'] / most
+    assert candidate['utilisation'] == pytest.approx(used)
+    assert 0 < used < 1
   # A gradient of all parameters is summed over the chips.
   gradient = 4 * found['sizes']['parameters']
   reduced = replicated['collectives']['all-reduce']['operand_bytes']
