@@ -18,7 +18,12 @@ ALL_BYTES = bytes(range(256))
 
 
 @pytest.fixture(
-  scope='module', params=[(0, 1), (2, 2)], ids=['alone', 'lookback2-queries2']
+  scope='module',
+  params=[
+    pytest.param((2, 2), id='lookback2-queries2'),
+    # What the commands are tested with, and codes in `tests/modules`.
+    pytest.param((0, 1), id='alone', marks=pytest.mark.nightly),
+  ],
 )
 def level(request, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
@@ -241,7 +246,12 @@ def test_step_chooses_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('context', 'ends'), [('full', 'head'), ('window', 'entropy')]
+  ('context', 'ends'),
+  [
+    ('window', 'entropy'),
+    # Decoded by the same program; contexts and ends are those of a module.
+    pytest.param('full', 'head', marks=pytest.mark.nightly),
+  ],
 )
 def test_rows_decode_id_by_id_where_segments_do_not_alone(
   tmp_path, context, ends

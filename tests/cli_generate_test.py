@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import abstractinator
+from abstractinator import level_rows
 from abstractinator.cli import main
 from abstractinator.codes import Codes
 from abstractinator.commands import generate
@@ -21,6 +22,12 @@ def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
   tiny_run.save(path, tiny_run.config())
   return str(path)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+  """Two sizes of batches, of 32 ids a row, are quicker to compile."""
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', 2 * 32)
 
 
 def show(data):

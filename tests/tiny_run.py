@@ -33,10 +33,11 @@ def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   return RunConfig.from_dict(json.loads(c.to_json_best_effort()))
 
 
-def pyramid_config() -> RunConfig:
-  """Two levels and a top LM."""
+def pyramid_config(num_levels=2) -> RunConfig:
+  """Up to two levels and a top LM."""
   c = tiny_2level.get_config()
   c.data.sequence_length = 32
+  c.model.levels = c.model.levels[:num_levels]
   for level in c.model.levels:
     level.d_model = 16
     level.quantizer.codebook_size = 16
