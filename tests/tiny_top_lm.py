@@ -40,7 +40,7 @@ def values(mode='discrete', form='regular', window=None):
     'expand': False,
     'd_model': WIDTH,
     'stack': {
-      'num_layers': 2,
+      'num_layers': 1,
       'num_heads': 2,
       'window': window,
       'ffn_dim': 24,
@@ -84,6 +84,12 @@ def quick_jit(function, **kwargs):
   )
 
 
+def quick_call(function, **kwargs):
+  """As `quick_jit`, but gives numpy arrays: to slice them compiles nothing."""
+  run = quick_jit(function, **kwargs)
+  return lambda *args: jax.device_get(run(*args))
+
+
 class TopLM:
   """A top LM, its variables, and its methods, each compiled once a shape.
 
@@ -112,16 +118,16 @@ class TopLM:
       self.initial,
     )
     apply = self.model.apply
-    self.call = quick_jit(apply)
-    self.prefill = quick_jit(apply, method='prefill')
-    self.step = quick_jit(apply, method='step')
-    self.code_logits = quick_jit(
+    self.call = quick_call(apply)
+    self.prefill = quick_call(apply, method='prefill')
+    self.step = quick_call(apply, method='step')
+    self.code_logits = quick_call(
       apply, method=lambda m, x, digits: m.code_head(x, digits)
     )
-    self.end_logits = quick_jit(apply, method='end_logits')
-    self.next_vector = quick_jit(apply, method='next_vector')
-    self.terms = quick_jit(self._terms)
-    self.loss_and_gradients = quick_jit(jax.value_and_grad(self.loss))
+    self.end_logits = quick_call(apply, method='end_logits')
+    self.next_vector = quick_call(apply, method='next_vector')
+    self.terms = quick_call(self._terms)
+    self.loss_and_gradients = quick_call(jax.value_and_grad(self.loss))
 
   def _terms(self, variables, sequence):
     return top_lm_losses.terms(self.model.apply(variables, sequence), sequence)

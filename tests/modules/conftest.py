@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import pathlib
 import runpy
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,12 +17,13 @@ from abstractinator.modules.abstractinator import Abstractinator
 from abstractinator.modules.expander_decode import decode_segments
 from abstractinator.types import Batch
 from tests.implementations import XLA
+from tests.tiny_top_lm import quick_call, quick_jit
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
 
 _TINY = {
   'd_model': 16,
-  'entropy_model.num_layers': 2,
+  'entropy_model.num_layers': 1,
   'entropy_model.num_heads': 2,
   'entropy_model.window': 5,
   'entropy_model.ffn_dim': 24,
@@ -34,7 +34,7 @@ _TINY = {
   'segmentation.max_length': 6,
   # Slots never run short: with the ends of documents, 2 ids a segment fit.
   'segmentation.capacity_length': 1.5,
-  'encoder.num_layers': 2,
+  'encoder.num_layers': 1,
   'encoder.num_heads': 2,
   'encoder.window': 4,
   'encoder.ffn_dim': 24,
@@ -54,17 +54,6 @@ def make_config(**changes: Any) -> LevelConfig:
   edits = {k.replace('__', '.'): v for k, v in changes.items()}
   level.update_from_flattened_dict(_TINY | edits)
   return LevelConfig.from_dict(level.to_dict())
-
-
-def quick_jit(function: Callable, **kwargs: Any) -> Callable:
-  """Jits `function`, partially applied, in half the usual time to compile."""
-  return jax.jit(
-    functools.partial(function, **kwargs),
-    compiler_options={
-      'xla_backend_optimization_level': 0,
-      'xla_llvm_disable_expensive_passes': True,
-    },
-  )
 
 
 class Level:
@@ -92,13 +81,13 @@ class Level:
       )
     )
     apply = self.model.apply
-    self.call = quick_jit(apply)
-    self.compress = quick_jit(apply, method='compress')
-    self.entropy_logits = quick_jit(
+    self.call = quick_call(apply)
+    self.compress = quick_call(apply, method='compress')
+    self.entropy_logits = quick_call(
       apply, method=lambda m, *args: m.compressor.entropy_model(*args).logits
     )
-    self.expand = quick_jit(apply, method=lambda m, *args: m.expander(*args))
-    self.decode_segments = quick_jit(
+    self.expand = quick_call(apply, method=lambda m, *args: m.expander(*args))
+    self.decode_segments = quick_call(
       apply,
       method=lambda m, memory, lowest: decode_segments(
         m.expander, memory, jnp.ones_like(lowest, bool), lowest

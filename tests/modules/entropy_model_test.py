@@ -9,7 +9,7 @@ SIZE = 40
 
 @pytest.fixture(scope='module')
 def level(tiny_level):
-  return tiny_level()
+  return tiny_level(entropy_model__num_layers=2)
 
 
 def test_an_id_changes_exactly_the_predictions_within_reach_after_it(

@@ -12,6 +12,7 @@ from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.ops.cross_entropy import cross_entropy
 from tests import tiny_entropy_model
+from tests.tiny_top_lm import quick_call
 
 SIZE = 24
 # Documents of rows, right-padded; one row is empty.
@@ -32,9 +33,9 @@ class Model:
       config, quick_jit
     )
     apply = self.module.apply
-    self.call = quick_jit(apply)
-    self.prefill = quick_jit(apply, method='prefill')
-    self.step = quick_jit(apply, method='step')
+    self.call = quick_call(apply)
+    self.prefill = quick_call(apply, method='prefill')
+    self.step = quick_call(apply, method='step')
     self.init_cache = functools.partial(
       apply, self.variables, method='init_cache'
     )

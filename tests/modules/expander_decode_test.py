@@ -37,15 +37,38 @@ WIRINGS = {
   'segment-entropy-mla': ('segment', 'entropy', 0, MLA),
   'full-head-code_dim': ('full', 'head', 0, {'expander__code_dim': 6}),
 }
+# Each context with each way to end, and what else there is once. Of the others
+# each setting is in one of these.
+ALWAYS = (
+  'segment-head',
+  'window-head',
+  'segment-entropy',
+  'full-entropy',
+  'window-entropy-queries',
+  'full-head-mla',
+  'full-head-code_dim',
+)
 
 
-@pytest.fixture(scope='module', params=WIRINGS)
+@pytest.fixture(
+  scope='module',
+  params=[
+    *ALWAYS,
+    *(
+      pytest.param(name, marks=pytest.mark.nightly)
+      for name in WIRINGS
+      if name not in ALWAYS
+    ),
+  ],
+)
 def level(request, tiny_level):
   context, ends, lookback, changes = WIRINGS[request.param]
   return tiny_level(
     expander__context=context,
     expander__ends=ends,
     expander__lookback=lookback,
+    # Only ends by entropy ask the entropy model.
+    **({'entropy_model__num_layers': 2} if ends == 'entropy' else {}),
     **changes,
   )
 

@@ -13,7 +13,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceOutput,
 )
 from abstractinator.ops import digits as digits_lib
-from tests import tiny_pyramid
+from tests import tiny_pyramid, tiny_quantizer
 from tests.tiny_top_lm import quick_jit
 
 SIZE = 40
@@ -34,26 +34,22 @@ def expanding(kind, mode='discrete', lower=()):
   return dataclasses.replace(config, top_lm=top_lm)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_the_mean_vector_is_that_of_all_codes(kind):
-  config = expanding(kind)
-  model, variables = (
-    tiny_pyramid.make_model(config),
-    tiny_pyramid.make_variables(config),
-  )
-  sizes = config.levels[0].quantizer.stage_sizes
+@pytest.mark.parametrize('variant', ['vq code space', 'rvq code space', 'fsq'])
+def test_the_mean_vector_is_that_of_all_codes(variant):
+  model = tiny_quantizer.model(**tiny_quantizer.VARIANTS[variant])
+  variables = quick_jit(model.init)(jax.random.key(0), *tiny_quantizer.inputs())
+  sizes = model.stage_sizes
   rng = np.random.default_rng(0)
   probabilities = tuple(
     jax.nn.softmax(jnp.asarray(rng.normal(size=(2, 3, size)), jnp.float32))
     for size in sizes
   )
 
-  def vectors(model):
-    quantizer = model.levels[0].compressor.quantizer
-    every = jnp.arange(config.levels[0].quantizer.num_codes)[None]
+  def vectors(quantizer):
+    every = jnp.arange(quantizer.num_codes)[None]
     return quantizer.expected(probabilities), quantizer.lookup(every)[0]
 
-  mean, of_code_ND = model.apply(variables, method=vectors)
+  mean, of_code_ND = quick_jit(model.apply, method=vectors)(variables)
   digits_NM = digits_lib.decompose(np.arange(len(of_code_ND)), sizes)
   joint_BPN = np.prod(
     [np.asarray(p)[..., digits_NM[:, m]] for m, p in enumerate(probabilities)],
@@ -62,8 +58,23 @@ def test_the_mean_vector_is_that_of_all_codes(kind):
   np.testing.assert_allclose(mean, joint_BPN @ of_code_ND, atol=1e-5)
 
 
-@pytest.mark.parametrize('lower', [(), ({},)], ids=['one', 'two'])
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+  ('kind', 'lower'),
+  [
+    pytest.param('fsq', (), id='fsq-one'),
+    pytest.param('rvq', ({},), id='rvq-two'),
+    # Kinds differ in `expected`, which the test above has alone.
+    *(
+      pytest.param(kind, lower, id=name, marks=pytest.mark.nightly)
+      for name, kind, lower in (
+        ('vq-one', 'vq', ()),
+        ('rvq-one', 'rvq', ()),
+        ('vq-two', 'vq', ({},)),
+        ('fsq-two', 'fsq', ({},)),
+      )
+    ),
+  ],
+)
 def test_right_predictions_expand_as_the_true_codes_do(
   kind, lower, monkeypatch
 ):

@@ -177,7 +177,7 @@ def test_valid_slots_are_the_segments(level, make_batch):
 def test_a_segment_has_a_code_of_each_query(tiny_level, make_batch):
   """Of queries that are equal, the vectors and codes are; of others, not."""
   one, two = tiny_level(), tiny_level(pooling__num_queries=2)
-  batch = make_batch([[23, 12], [3]], SIZE)
+  batch = make_batch([[23, 12], [3], [40]], SIZE)
   want = one.compress(one.variables, batch)
   query = one.variables['params']['compressor']['pooling']['query']
   pooling = one.variables['params']['compressor']['pooling']
