@@ -7,6 +7,8 @@ norms, biases, its residual wiring, and in regular attention its rotary tables,
 which are rounded to bfloat16.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,9 @@ from tests.implementations import BY_NAME
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
 
+# The reference is what ops are held against in their own tests.
+REFERENCE = pytest.param('reference', marks=pytest.mark.nightly)
+OPS = pytest.mark.parametrize('implementation', [REFERENCE, 'xla', 'dense'])
 REGULAR = AttentionConfig('regular', None, None, None)
 
 
@@ -171,7 +176,7 @@ def regular_block(p, x, group_BS, *, heads, window, implementation):
 
 
 @pytest.mark.golden('c0[12]_*')
-@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+@OPS
 def test_golden_regular_self_attention(golden, implementation, monkeypatch):
   stored_tables(monkeypatch, golden)
   use_op(monkeypatch, implementation, golden)
@@ -239,7 +244,7 @@ def latent_block(p, x, group_BS, golden, implementation):
 @pytest.mark.golden(
   'c04_*', where=lambda x: x.cfg.get('factory', '').endswith('_self_block')
 )
-@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+@OPS
 def test_golden_latent_self_attention(golden, implementation, monkeypatch):
   use_op(monkeypatch, implementation, golden)
 
@@ -273,19 +278,23 @@ def test_golden_latent_streaming(golden):
   )
   cache = cache_lib.empty_cache(rows, window + 1, widths, 1, jnp.float32)
   group = jnp.zeros((rows, first), jnp.int32)
-  attended, key_values = module.apply(
-    variables, normed[:, :first], group, window=window
-  )
+  prefill = jax.jit(functools.partial(module.apply, window=window))
+  attended, key_values = prefill(variables, normed[:, :first], group)
   cache = cache_lib.fill(cache, [key_values], group)
   outs = list(jnp.moveaxis(attended, 1, 0))
-  for t in range(first, size):
+
+  @jax.jit
+  def follow(cache, x_BD):
     cache, step = cache_lib.advance(
       cache, jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool)
     )
     out, layer = module.apply(
-      variables, normed[:, t], cache.layers[0], step, method='step'
+      variables, x_BD, cache.layers[0], step, method='step'
     )
-    cache = cache.replace(layers=(layer,))
+    return cache.replace(layers=(layer,)), out
+
+  for t in range(first, size):
+    cache, out = follow(cache, normed[:, t])
     outs.append(out)
   y = x + jnp.stack(outs, axis=1)
   y = y + swiglu(p, 'ffn.', rms_norm(y, p['norm2.weight']))
@@ -350,13 +359,8 @@ def run_cross(golden, implementation, monkeypatch, make_ours, prefix):
   hold(ours, golden, ['q', 'kv'], is_real, prefix, values_only)
 
 
-CROSS_OPS = pytest.mark.parametrize(
-  'implementation', ['reference', 'xla', 'dense']
-)
-
-
 @pytest.mark.golden('c03_*')
-@CROSS_OPS
+@OPS
 def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
   stored_tables(monkeypatch, golden, token_positions=True)
   heads, width = golden.cfg['n_heads'], golden.cfg['d_attn']
@@ -379,7 +383,7 @@ def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
 
 
 @pytest.mark.golden('c04_*', where=lambda x: 'lookback' in x.cfg)
-@CROSS_OPS
+@OPS
 def test_golden_latent_cross_attention(golden, implementation, monkeypatch):
   # The original counts positions of queries in ids.
   monkeypatch.setattr(

@@ -13,7 +13,7 @@ from abstractinator.modules.learned_query_attention import (
   LearnedQueryAttention,
 )
 from abstractinator.ops.segment_pool import segment_pool
-from tests.golden.attention_test import VALUE, hold
+from tests.golden.attention_test import REFERENCE, VALUE, hold
 from tests.golden_parts import close
 from tests.implementations import BY_NAME
 
@@ -44,7 +44,7 @@ def real_index(golden, seg_id):
 
 
 @pytest.mark.golden('c05_pool_*')
-@pytest.mark.parametrize('implementation', ['reference', 'xla'])
+@pytest.mark.parametrize('implementation', [REFERENCE, 'xla'])
 def test_golden_pooling(golden, implementation):
   cfg = golden.cfg
   index_BS = real_index(golden, golden.arrays['in/seg_id'])
@@ -69,7 +69,7 @@ def test_golden_pooling(golden, implementation):
 
 
 @pytest.mark.golden('c06_*')
-@pytest.mark.parametrize('implementation', ['reference', 'xla'])
+@pytest.mark.parametrize('implementation', [REFERENCE, 'xla'])
 def test_golden_softmax_of_what_is_not_masked(golden, implementation):
   """A row with nothing left is zero. There True is masked."""
   score_BS = jnp.asarray(golden.arrays['in/softmax_scores'])

@@ -32,7 +32,7 @@ from abstractinator.modules.layers import RMSNorm
 from abstractinator.modules.read_only import read_only
 from tests import tiny_quantizer, tiny_top_lm
 from tests.golden import quantizer_test
-from tests.golden.attention_test import GRADIENT, REGULAR, VALUE, is_scaled
+from tests.golden.attention_test import GRADIENT, OPS, REGULAR, VALUE, is_scaled
 from tests.golden_parts import (
   below,
   close,
@@ -230,7 +230,7 @@ def quantizer_of(golden, prefix, decay=0.99):
 
 
 @pytest.mark.golden('c12_*')
-@pytest.mark.parametrize('implementation', ['reference', 'xla', 'dense'])
+@OPS
 def test_golden_top_lm_states_predictions_and_gradients(
   golden, implementation, monkeypatch
 ):

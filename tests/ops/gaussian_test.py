@@ -7,6 +7,10 @@ from jax.test_util import check_grads
 from abstractinator.ops import gaussian
 from abstractinator.ops.gaussian import Mixture
 
+nll_nats = jax.jit(gaussian.nll_nats)
+entropy_bits = jax.jit(gaussian.entropy_bits, static_argnums=1)
+sample = jax.jit(gaussian.sample, static_argnums=2)
+
 
 def make_mixture(rng, *batch, components, width, spread=1.0):
   return Mixture(
@@ -40,7 +44,7 @@ def test_likelihood_is_that_of_the_formula(components):
   x = rng.normal(size=(50, 3))
   many = jax.tree.map(lambda a: jnp.broadcast_to(a, (50, *a.shape)), mixture)
   np.testing.assert_allclose(
-    gaussian.nll_nats(many, jnp.asarray(x, jnp.float32)),
+    nll_nats(many, jnp.asarray(x, jnp.float32)),
     -np.log(density(mixture, x)) / 3,
     rtol=1e-4,
     atol=1e-6,
@@ -53,7 +57,7 @@ def test_densities_integrate_to_one():
   many = jax.tree.map(
     lambda a: jnp.broadcast_to(a, (40_001, *a.shape)), mixture
   )
-  nats = gaussian.nll_nats(many, x)
+  nats = nll_nats(many, x)
   assert float(jnp.exp(-nats).sum() * 80 / 40_000) == pytest.approx(1, abs=1e-3)
 
 
@@ -64,10 +68,10 @@ def test_far_points_and_far_components_stay_finite():
     jnp.full((2, 2), -8.0),
   )
   x = jnp.array([5.0, 5.0])
-  value, grads = jax.value_and_grad(gaussian.nll_nats)(mixture, x)
+  value, grads = jax.jit(jax.value_and_grad(gaussian.nll_nats))(mixture, x)
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-  assert np.isfinite(gaussian.entropy_bits(mixture))
+  assert np.isfinite(entropy_bits(mixture))
 
 
 def test_gradients_are_those_of_differences():
@@ -75,7 +79,7 @@ def test_gradients_are_those_of_differences():
   mixture = make_mixture(rng, 2, components=3, width=4)
   x = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
   check_grads(
-    gaussian.nll_nats, (mixture, x), order=1, modes=['rev'], eps=1e-2, rtol=1e-2
+    nll_nats, (mixture, x), order=1, modes=['rev'], eps=1e-2, rtol=1e-2
   )
 
 
@@ -84,11 +88,9 @@ def test_entropy_of_one_gaussian_is_exact():
   mixture = make_mixture(rng, 5, components=1, width=6)
   log_variance = np.asarray(mixture.log_variance_JD, np.float64)[:, 0]
   want = 0.5 * (np.log2(2 * np.pi * np.e) + log_variance.mean(-1) / np.log(2))
-  np.testing.assert_allclose(gaussian.entropy_bits(mixture), want, rtol=1e-5)
+  np.testing.assert_allclose(entropy_bits(mixture), want, rtol=1e-5)
   # Twice the deviation is a bit more per dimension.
-  np.testing.assert_allclose(
-    gaussian.entropy_bits(mixture, 2.0), want + 1, rtol=1e-5
-  )
+  np.testing.assert_allclose(entropy_bits(mixture, 2.0), want + 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize('spread', [0.0, 0.5, 3.0, 50.0])
@@ -101,10 +103,10 @@ def test_entropy_of_a_mixture_is_an_upper_bound_and_tight_at_both_ends(spread):
     )
   draws = 200_000
   many = jax.tree.map(lambda a: jnp.broadcast_to(a, (draws, *a.shape)), mixture)
-  x = gaussian.sample(jax.random.key(0), many)
-  nats = np.asarray(gaussian.nll_nats(many, x), np.float64)
+  x = sample(jax.random.key(0), many)
+  nats = np.asarray(nll_nats(many, x), np.float64)
   true, error = nats.mean() / np.log(2), nats.std() / draws**0.5
-  bound = float(gaussian.entropy_bits(mixture))
+  bound = float(entropy_bits(mixture))
   assert bound > true - 5 * error
   if spread in (0.0, 50.0):
     assert bound < true + 5 * error + 1e-3
@@ -116,7 +118,7 @@ def test_draws_have_the_moments_of_the_mixture():
   many = jax.tree.map(
     lambda a: jnp.broadcast_to(a, (200_000, *a.shape)), mixture
   )
-  x = np.asarray(gaussian.sample(jax.random.key(1), many))
+  x = np.asarray(sample(jax.random.key(1), many))
   weight = np.asarray(jax.nn.softmax(mixture.logits_J))[:, None]
   mean = (weight * mixture.mean_JD).sum(0)
   second = (
@@ -125,7 +127,7 @@ def test_draws_have_the_moments_of_the_mixture():
   np.testing.assert_allclose(x.mean(0), mean, atol=0.02)
   np.testing.assert_allclose(x.var(0), second - mean**2, rtol=0.03)
   # Deviations scale with the temperature; at 0 nothing is left to chance.
-  cold = gaussian.sample(jax.random.key(1), many, 0.5)
+  cold = sample(jax.random.key(1), many, 0.5)
   spread = np.asarray(cold).var(0)
   within = (weight * np.exp(mixture.log_variance_JD)).sum(0)
   np.testing.assert_allclose(
@@ -133,10 +135,10 @@ def test_draws_have_the_moments_of_the_mixture():
   )
   top = int(np.argmax(mixture.logits_J))
   np.testing.assert_array_equal(
-    gaussian.sample(jax.random.key(1), mixture, 0.0), mixture.mean_JD[top]
+    sample(jax.random.key(1), mixture, 0.0), mixture.mean_JD[top]
   )
   with pytest.raises(ValueError, match='temperature'):
-    gaussian.sample(jax.random.key(1), mixture, -1.0)
+    sample(jax.random.key(1), mixture, -1.0)
 
 
 @pytest.mark.parametrize('components', [1, 3])
@@ -150,7 +152,7 @@ def test_entropies_are_finite_at_the_ends_of_what_is_allowed(
   mixture = mixture.replace(
     log_variance_JD=jnp.full((components, 3), log_variance)
   )
-  bits = gaussian.entropy_bits(mixture, temperature)
+  bits = entropy_bits(mixture, temperature)
   one = 0.5 * (np.log(2 * np.pi * np.e) + log_variance) + np.log(temperature)
   assert np.isfinite(bits)
   assert bits >= one / np.log(2) - 1e-3

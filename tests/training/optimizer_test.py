@@ -76,7 +76,7 @@ DECAYED = {'dense/kernel', 'pool/queries'}
 def test_decay_moves_matrices_only():
   tx = optimizer.make_optimizer(make_config(), total_steps=10)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-  updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+  updates, _ = jax.jit(tx.update)(zeros, jax.jit(tx.init)(PARAMS), PARAMS)
   moved = {
     jax.tree_util.keystr(path, simple=True, separator='/')
     for path, update in jax.tree_util.tree_leaves_with_path(updates)
