@@ -1,4 +1,4 @@
-"""A two-level pyramid with a top LM, trained for a few steps on any mesh."""
+"""A pyramid with a top LM, trained for a few steps on any mesh."""
 
 import json
 from typing import NamedTuple
@@ -24,9 +24,10 @@ MESHES = {
 }
 
 
-def make_values():
-  """The config, to be edited."""
+def make_values(levels=2):
+  """The config, to be edited, of one level or two."""
   values = tiny_2level.get_config()
+  values.model.levels = values.model.levels[:levels]
   values.data.sequence_length, values.data.batch_size = SIZE, ROWS
   values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
   values.optimizer.warmup_steps = 5

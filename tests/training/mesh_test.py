@@ -26,9 +26,11 @@ LARGE = 4096
 QUICK = ('base', 'pyramid_2level')
 
 
-@pytest.fixture(scope='module')
-def one():
-  return tiny_mesh.train(tiny_mesh.make_config())
+@functools.cache
+def on_one_device(levels):
+  return tiny_mesh.train(
+    tiny_mesh.make_config(tiny_mesh.make_values(levels=levels))
+  )
 
 
 BLOCKS = {'remat': 'blocks'}
@@ -36,13 +38,15 @@ DOTS = {'remat': 'dots', 'scan_layers': True}
 
 
 @pytest.mark.parametrize(
-  ('mesh', 'microbatches', 'layers'),
+  ('levels', 'mesh', 'microbatches', 'layers'),
   [
-    # All at once, for each costs a compilation.
-    ('all', 2, BLOCKS),
+    # All axes at once, for each mesh costs a compilation; a second level
+    # doubles it.
+    (1, 'all', 2, {}),
     *(
-      pytest.param(*case, marks=pytest.mark.nightly)
+      pytest.param(2, *case, marks=pytest.mark.nightly)
       for case in [
+        ('all', 2, BLOCKS),
         ('one', 4, {}),
         ('one', 2, DOTS),
         ('all', 1, {}),
@@ -56,9 +60,10 @@ DOTS = {'remat': 'dots', 'scan_layers': True}
     ),
   ],
 )
-def test_a_mesh_learns_as_one_device_does(mesh, microbatches, layers, one):
+def test_a_mesh_learns_as_one_device_does(levels, mesh, microbatches, layers):
   """Losses, codes and statistics of 20 steps, begun in its place."""
-  values = tiny_mesh.make_values()
+  one = on_one_device(levels)
+  values = tiny_mesh.make_values(levels)
   values.microbatches = microbatches
   values.model.implementation.update(layers)
   there = tiny_mesh.train(tiny_mesh.make_config(values), tiny_mesh.MESHES[mesh])
