@@ -9,16 +9,17 @@ import numpy as np
 from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
-from configs import tiny
+from configs import entropy_pretrain, tiny
 from tests.ops.conftest import quick_jit
 
 STEPS = 20
 
 
 def losses(attention):
-  """Of steps on random rows of two documents each."""
-  values = json.loads(tiny.get_config().to_json_best_effort())
-  config = RunConfig.from_dict(values)
+  """Of an entropy model, of steps on random rows of two documents each."""
+  values = entropy_pretrain.get_config()
+  tiny.make_small(values.model.levels[0], d_model=32)
+  config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   config = dataclasses.replace(
     config,
     model=dataclasses.replace(
