@@ -85,18 +85,32 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(('size', 'min_length', 'max_length'), SETTINGS)
-@pytest.mark.parametrize('slots', ['smallest', 'some more', 'plenty'])
-def test_agrees_with_following_the_ids_one_by_one(
-  size, min_length, max_length, slots
-):
-  """Rows whose documents need about as many slots share a call."""
+@functools.cache
+def divided(size, min_length, max_length, slots):
+  """Rows, fewest slots of each, how many there are, and their segments."""
   rng = np.random.default_rng(size + max_length)
   wants, document = make_rows(rng, 60, size)
   least = np.array([smallest_number_of_slots(d)(max_length) for d in document])
   worst = max(1, int(np.median(least)))
   num_slots = {'smallest': worst, 'some more': worst + 3, 'plenty': size}[slots]
   got = segment(wants, document, min_length, max_length, num_slots)
+  return wants, document, least, num_slots, got
+
+
+# Of the whole module, so that rows are divided once for two tests.
+@pytest.mark.parametrize(
+  ('size', 'min_length', 'max_length'), SETTINGS, scope='module'
+)
+@pytest.mark.parametrize(
+  'slots', ['smallest', 'some more', 'plenty'], scope='module'
+)
+def test_agrees_with_following_the_ids_one_by_one(
+  size, min_length, max_length, slots
+):
+  """Rows whose documents need about as many slots share a call."""
+  wants, document, least, num_slots, got = divided(
+    size, min_length, max_length, slots
+  )
   saw_bound = saw_tight = 0
   for row in range(len(wants)):
     opens, is_bound = id_by_id(
@@ -120,15 +134,17 @@ def test_agrees_with_following_the_ids_one_by_one(
     assert saw_bound == 0
 
 
-@pytest.mark.parametrize(('size', 'min_length', 'max_length'), SETTINGS)
+@pytest.mark.parametrize(
+  ('size', 'min_length', 'max_length'), SETTINGS, scope='module'
+)
+@pytest.mark.parametrize(
+  'slots', ['smallest', 'some more', 'plenty'], scope='module'
+)
 def test_starts_ends_offsets_and_counts_say_the_same(
-  size, min_length, max_length
+  size, min_length, max_length, slots
 ):
-  rng = np.random.default_rng(size)
-  wants, document = make_rows(rng, 60, size)
-  num_slots = max(1, size // max(1, max_length - 1))
-  got = segment(wants, document, min_length, max_length, num_slots)
-  for row in range(len(wants)):
+  _, document, _, _, got = divided(size, min_length, max_length, slots)
+  for row in range(len(document)):
     is_valid = document[row] >= 0
     index = got.index_BS[row]
     assert (index[~is_valid] == -1).all()
