@@ -28,11 +28,9 @@ QUANTIZERS = {
   'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
 }
 
-# One-stage codes are learned by heart in `pyramid_overfit_test`, too.
-quantizers = pytest.mark.parametrize(
-  'name',
-  ['rvq', *(pytest.param(x, marks=pytest.mark.nightly) for x in ('vq', 'fsq'))],
-)
+# `pyramid_overfit_test` learns by heart in every run, and says it from codes.
+pytestmark = pytest.mark.nightly
+quantizers = pytest.mark.parametrize('name', QUANTIZERS)
 
 
 def text_batch() -> Batch:

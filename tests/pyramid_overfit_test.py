@@ -15,7 +15,7 @@ from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import default, tiny
 
-STEPS, ROWS, SIZE = 1000, 2, 64
+STEPS, ROWS, SIZE = 500, 2, 64
 TEXT = (
   b'a code of codes says what the words below it say; and the words say what'
   b' their letters are, one level after the other, all the way down to these.'
