@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from abstractinator import metrics
 from abstractinator.config import LossConfig
 from abstractinator.training.curriculum import Curriculum
 from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import initial_state
-from abstractinator.training.step import train_step
+from abstractinator.training.step import eval_step, train_step
 from configs import default
 from tests import tiny_pyramid
 from tests.tiny_top_lm import quick_jit
@@ -75,44 +76,89 @@ def test_without_an_interval_nothing_is_held():
   assert curriculum.hold(after, {'level_1': jnp.zeros(2)}, 0) is after
 
 
-def test_a_step_leaves_alone_what_does_not_learn():
-  model = tiny_pyramid.make_model(tiny_pyramid.make_config({}, {}))
+def test_a_step_moves_all_of_what_learns_and_leaves_the_rest_alone():
+  """Of two stages and several queries, of none, and of a top LM."""
+  model = tiny_pyramid.make_model(
+    tiny_pyramid.make_config(
+      {
+        'd_model': 20,
+        'expander.byte_dropout': 0.2,
+        'quantizer.kind': 'rvq',
+        'quantizer.codebook_size': 5,
+        'pooling.num_queries': 2,
+      },
+      {'quantizer.kind': 'fsq', 'quantizer.levels': (4, 3)},
+    )
+  )
   # Decays weights that have no gradient, and has momentum for them.
   optimizer = optax.adamw(1e-2, weight_decay=0.1)
-  batch = tiny_pyramid.make_batch([[(15, 0)], [(16, 1)]], 16)
+  batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], 40)
   state = quick_jit(
     functools.partial(
       initial_state,
       model=model,
       optimizer=optimizer,
       batch_size=1,
-      sequence_length=16,
+      sequence_length=40,
     )
   )(jax.random.key(0))
+  of_step = dict(
+    model=model, weights=weights(1, True), objective=OBJECTIVES['all']
+  )
   step = quick_jit(
-    functools.partial(
-      train_step,
-      model=model,
-      optimizer=optimizer,
-      weights=weights(1, True),
-      objective=OBJECTIVES['all'],
-      seed=0,
-    )
+    functools.partial(train_step, optimizer=optimizer, seed=0, **of_step)
   )
 
   def moved(before, after):
-    found = set()
-    for tree in ('params', 'collections'):
+    """Whether each leaf has, by level, of parameters and of statistics."""
+    found = {'params': {}, 'collections': {}}
+    for tree, of_tree in found.items():
       trees = [getattr(state, tree) for state in (before, after)]
       if tree == 'params':
         trees = [{'params': x} for x in trees]
       for path, same in jax.tree_util.tree_leaves_with_path(
         jax.tree.map(np.array_equal, *trees)
       ):
-        found |= set() if same else {path[1].key}
+        of_tree.setdefault(path[1].key, []).append(not same)
     return found
 
+  losses = []
   for name in ('level_0', 'level_1', 'top_lm', 'top_lm'):
-    after, _ = step(state, batch)
-    assert moved(state, after) == {name}
+    after, found = step(state, batch)
+    found = jax.device_get(found)
+    for metric, mean in found.items():
+      assert np.isfinite(mean.total).all(), metric
+    leaves = moved(state, after)
+    for of_tree in leaves.values():
+      assert {x for x, have in of_tree.items() if any(have)} <= {name}
+    # Of single codes in a row some states are told nothing.
+    assert np.mean(leaves['params'][name]) > 0.8, name
     state = after
+    losses.append(float(found['loss_total'].total))
+  assert losses[3] < losses[2]
+  steps = [
+    int(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.collections)
+    if str(path[-1]) == '.step'
+  ]
+  # A codebook for each stage of the first level.
+  assert steps == [1, 1]
+  summary = metrics.summarize(found)
+  for level in range(2):
+    assert 0 < summary[f'level{level}/live_code_fraction'] <= 1
+  parts = [
+    f'level{level}/{part}_bits_per_byte'
+    for level in range(2)
+    for part in ('expander', 'end')
+  ]
+  parts += ['top_lm_code_bits_per_byte', 'top_lm_end_bits_per_byte']
+  np.testing.assert_allclose(
+    summary['total_bits_per_byte'],
+    sum(summary[name] for name in parts),
+    rtol=1e-6,
+  )
+  variables = {'params': state.params, **state.collections}
+  held_out = jax.eval_shape(
+    functools.partial(eval_step, **of_step), variables, batch
+  )
+  assert set(held_out) <= set(found)

@@ -179,6 +179,8 @@ def test_one_code_for_every_byte(broken, capsys):
   assert out.count('ALARM codebook_collapse: ') == 1
 
 
+# Where alarms begin is tested above, and that a run raises them.
+@pytest.mark.nightly
 def test_too_few_slots_and_too_large_steps(broken):
   def edit(values, level):
     level.segmentation.threshold = 1.0

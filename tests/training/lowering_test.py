@@ -24,8 +24,16 @@ def shallow(values):
   return list(map(shallow, values)) if isinstance(values, list) else values
 
 
-@pytest.mark.parametrize('platform', ['tpu', 'gpu'])
-@pytest.mark.parametrize('name', ['regular_pallas', 'mla_pallas'])
+@pytest.mark.parametrize(
+  ('name', 'platform'),
+  [
+    ('regular_pallas', 'tpu'),
+    ('mla_pallas', 'gpu'),
+    # Kernels are lowered for both, one by one, in their own tests.
+    pytest.param('regular_pallas', 'gpu', marks=pytest.mark.nightly),
+    pytest.param('mla_pallas', 'tpu', marks=pytest.mark.nightly),
+  ],
+)
 def test_a_step_lowers_with_its_kernels(name, platform):
   """Forward, and two backward, of each kind of attention that there is."""
   values = importlib.import_module(f'configs.{name}').get_config()

@@ -54,7 +54,11 @@ def setup_of(config):
   return init, step, model
 
 
-@pytest.mark.parametrize('mode', THREE)
+@pytest.mark.parametrize(
+  'mode',
+  # The other one is trained at night, and traced in `configs_test`.
+  ['continuous', pytest.param('discrete', marks=pytest.mark.nightly)],
+)
 def test_three_levels_have_the_shapes_of_a_step(mode):
   init, step, _ = setup_of(THREE[mode])
   state = jax.eval_shape(init, jax.random.key(0))
@@ -67,8 +71,9 @@ def test_three_levels_have_the_shapes_of_a_step(mode):
   assert ('top_lm_mse_to_target_center' in found) == (mode == 'continuous')
 
 
+@pytest.mark.nightly
 def test_a_step_moves_all_of_three_levels():
-  # `stages_test` trains the other mode.
+  # Of two, `curriculum_test` says it; `stages_test` trains the other mode.
   init, step, model = setup_of(THREE['discrete'])
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
   state = quick_jit(init)(jax.random.key(0))

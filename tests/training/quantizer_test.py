@@ -31,9 +31,13 @@ def batches():
 @pytest.mark.parametrize(
   'changes',
   [
-    dict(kind='vq'),
+    # Learned by heart in `pyramid_overfit_test`.
+    pytest.param(dict(kind='vq'), marks=pytest.mark.nightly),
     dict(kind='vq', cosine=True, start='kmeans'),
-    dict(kind='rvq', depth=3, codebook_size=16),
+    # Trained in `train_test`.
+    pytest.param(
+      dict(kind='rvq', depth=3, codebook_size=16), marks=pytest.mark.nightly
+    ),
     dict(kind='rvq', codebook='gradient'),
     dict(kind='fsq', levels=(5, 4, 3)),
   ],
