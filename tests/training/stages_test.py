@@ -20,6 +20,7 @@ from abstractinator.training import base as base_runs
 from abstractinator.training import checkpoint, run_rows, sharding
 from abstractinator.training.loop import Run
 from abstractinator.training.model import make_model
+from abstractinator.training.program import make_program
 from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import (
@@ -106,7 +107,7 @@ def take_steps(config, workdir, steps=6):
   for _ in range(steps):
     state, found = run._step(state, sharding.shard_batch(next(rows), run._mesh))
   found, last = jax.device_get((found, variables_of(state)))
-  return first, last, found
+  return first, last, found, run
 
 
 def by_path(tree):
@@ -131,8 +132,8 @@ def base(corpus, tmp_path_factory):
   return workdir, variables_of(tiny_run.random_state(config, seed=3))
 
 
-@pytest.fixture(scope='module', params=['discrete', 'continuous'])
-def second(request, base, corpus, tmp_path_factory):
+@pytest.fixture(scope='module')
+def second(base, corpus, tmp_path_factory):
   """A second stage, whose base is gone after it."""
   folder = tmp_path_factory.mktemp('second')
   source, workdir = folder / 'source', folder / 'run'
@@ -140,7 +141,6 @@ def second(request, base, corpus, tmp_path_factory):
 
   def edit(values):
     values.load_base_from = str(source)
-    values.model.top_lm.mode = request.param
 
   config = small(stage2.get_config(), corpus, edit)
   trained = train(config, workdir)
@@ -148,9 +148,7 @@ def second(request, base, corpus, tmp_path_factory):
   return config, workdir, trained
 
 
-def test_the_second_stage_trains_the_top_lm_alone(base, second):
-  _, before = base
-  first, last, tags, run = second[2]
+def assert_top_lm_alone_is_trained(before, first, last, run):
   loaded = by_path(first)
   for path, leaf in by_path(before).items():
     np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
@@ -159,12 +157,30 @@ def test_the_second_stage_trains_the_top_lm_alone(base, second):
   assert moved
   assert all(path.startswith('params/top_lm/') for path in moved)
   assert any('stack' in path for path in moved)
-  assert np.isfinite(tags['eval/loss_total'])
-  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
   moments = by_path(run._abstract.opt_state)
   kept = {path for path in moments if '/compressor/' in path}
   assert not kept
   assert any('/top_lm/' in path for path in moments)
+
+
+def test_the_second_stage_trains_the_top_lm_alone(base, second):
+  first, last, tags, run = second[2]
+  assert_top_lm_alone_is_trained(base[1], first, last, run)
+  assert np.isfinite(tags['eval/loss_total'])
+  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
+
+
+def test_steps_of_a_continuous_one_train_it_alone(base, corpus, tmp_path):
+  def edit(values):
+    values.load_base_from = str(base[0])
+    values.model.top_lm.mode = 'continuous'
+
+  config = small(stage2.get_config(), corpus, edit)
+  first, last, found, run = take_steps(config, tmp_path)
+  assert_top_lm_alone_is_trained(base[1], first, last, run)
+  summary = metrics.summarize(found)
+  assert np.isfinite(summary['loss_total'])
+  assert summary['top_lm_expander_bits_per_byte'] > 0
 
 
 def test_a_stage_goes_on_without_its_base_but_from_no_other(
@@ -231,7 +247,7 @@ def test_predicted_codes_teach_through_the_frozen_expander(
     values.loss.top_lm_expander = 1.0
     values.optimizer.weight_decay = 0.0
 
-  first, last, found = take_steps(
+  first, last, found, _ = take_steps(
     small(stage2.get_config(), corpus, edit), tmp_path
   )
   moved = changed(first, last)
@@ -253,7 +269,7 @@ def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
   def edit(values):
     values.model.levels[0].load_entropy_model_from = str(source)
 
-  first, last, _ = take_steps(
+  first, last, _, _ = take_steps(
     small(entropy_frozen.get_config(), corpus, edit), workdir
   )
   for variables in (first, last):
@@ -268,6 +284,24 @@ def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
   assert 'params/compressor/quantizer/down/kernel' in changed(first, last)
 
 
+@pytest.mark.parametrize('freeze', [True, False])
+def test_an_entropy_model_has_moments_unless_it_is_frozen(freeze, corpus):
+  """What has none is hidden from the optimizer; see the steps above."""
+
+  def edit(values):
+    level = values.model.levels[0]
+    level.load_entropy_model_from = 'elsewhere'
+    level.freeze_entropy_model = freeze
+
+  config = small(entropy_frozen.get_config(), corpus, edit)
+  program = make_program(config, 'cpu', total_steps=6)
+  state = jax.eval_shape(program.init, jax.random.key(0))
+  moments = by_path(state.opt_state)
+  assert any('/entropy_model/' in path for path in moments) != freeze
+  assert any('/encoder/' in path for path in moments)
+
+
+@pytest.mark.nightly
 def test_a_loaded_entropy_model_that_is_not_frozen_learns_on(corpus, tmp_path):
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   config = small(entropy_pretrain.get_config(), corpus)
@@ -278,7 +312,7 @@ def test_a_loaded_entropy_model_that_is_not_frozen_learns_on(corpus, tmp_path):
     level.load_entropy_model_from = str(source)
     level.freeze_entropy_model = False
 
-  first, last, _ = take_steps(
+  first, last, _, _ = take_steps(
     small(entropy_frozen.get_config(), corpus, edit), workdir
   )
   moved = changed(first, last)
