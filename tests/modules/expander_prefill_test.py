@@ -34,7 +34,19 @@ def make_rows():
   return [jnp.asarray(x, jnp.int32) for x in (ids, document, row)], length
 
 
-@pytest.mark.parametrize('wiring', WIRINGS)
+@pytest.mark.parametrize(
+  'wiring',
+  [
+    # Each context, form and number of codes; the others are made of these.
+    'segment-mla',
+    'window',
+    'full-queries',
+    *(
+      pytest.param(name, marks=pytest.mark.nightly)
+      for name in ('segment', 'full', 'full-mla')
+    ),
+  ],
+)
 def test_steps_after_a_prefill_give_the_states_of_the_row(
   tiny_level, quick_jit, wiring
 ):
