@@ -254,8 +254,9 @@ def test_step_chooses_the_checkpoint(tmp_path):
   ],
 )
 def test_rows_decode_id_by_id_where_segments_do_not_alone(
-  tmp_path, context, ends
+  tmp_path, monkeypatch, context, ends
 ):
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', LENGTH)
   tiny_run.save(tmp_path, tiny_run.config(context=context, ends=ends))
   level = abstractinator.load(str(tmp_path))
   data = random_bytes(2 * LENGTH + 9)
@@ -267,8 +268,11 @@ def test_rows_decode_id_by_id_where_segments_do_not_alone(
   assert len(set(b''.join(alone))) > 3
 
 
-def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(tmp_path):
+def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(
+  tmp_path, monkeypatch
+):
   """Decoding has no slots to run short of: it would divide otherwise."""
+  monkeypatch.setattr(level_rows, '_BATCH_IDS', LENGTH)
   config = tiny_run.config(context='window', ends='entropy')
   tiny_run.save(tmp_path, config)
   enough = abstractinator.load(str(tmp_path))

@@ -93,12 +93,15 @@ def tasks(tmp_path, monkeypatch):
 )
 def test_tasks_of_local_files(name, workdirs, tasks, capsys):
   workdir = workdirs[name]
+  # One size of batches, one compilation.
   args = ['lm-eval', workdir, f'--include_path={tasks}', '--json']
+  args += ['--batch_size=4']
   assert main([*args, '--tasks=local_choice,local_perplexity']) == 0
   figures = json.loads(capsys.readouterr().out)
   assert figures['likelihood'] == 'hierarchy'
   data = f'--data={tasks}/perplexity.jsonl'
-  assert main(['evaluate', workdir, data, '--json', '--no_decode']) == 0
+  args = ['evaluate', workdir, data, '--json', '--no_decode']
+  assert main([*args, '--batch_size=4']) == 0
   expected = json.loads(capsys.readouterr().out)
   got = figures['results']['local_perplexity']['bits_per_byte']
   assert got == pytest.approx(expected['total_bits_per_byte'], rel=1e-5)

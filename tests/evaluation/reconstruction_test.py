@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,14 +6,16 @@ from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.ops import segmentation
 from abstractinator.ops.segmentation_rules import Wishes
+from tests.tiny_top_lm import quick_jit
 
 MAX_LENGTH = 4
 SIZE, SLOTS = 20, 10
 
 
+@quick_jit
 def divided(ids_BS, wants_BS):
   """Segments of rows that are a document each, ended by EOS."""
-  document_BS = np.where(ids_BS == PAD_ID, -1, 0)
+  document_BS = jnp.where(ids_BS == PAD_ID, -1, 0)
   return segmentation.segment(
     Wishes.at(wants_BS),
     document_BS,
@@ -24,6 +25,7 @@ def divided(ids_BS, wants_BS):
   )
 
 
+@quick_jit
 def counts_of_a_level(decoded, lengths, ids_BS, segments, is_valid_BP):
   """Where the first level is the top."""
   origin_BP = np.broadcast_to(np.arange(SLOTS), lengths.shape)
@@ -66,7 +68,7 @@ def test_counts_match_plain_python(seed):
   is_valid_BP = np.arange(SLOTS) < np.asarray(segments.count_B)[:, None]
   is_valid_BP[0, 2] = False
   args = (decoded, lengths, ids_BS, segments, is_valid_BP)
-  counted = jax.jit(counts_of_a_level)(*args)
+  counted = counts_of_a_level(*args)
   assert tuple(map(int, counted)) == plain_counts(*args)
 
 
