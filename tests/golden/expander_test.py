@@ -237,7 +237,7 @@ def run(golden, ours, inputs):
   """Holds logits, and gradients where the file has them."""
   params = {k: jnp.asarray(v) for k, v in golden.group('param').items()}
   arrays = [jnp.asarray(golden.arrays[f'in/{name}']) for name in inputs]
-  outs, pullback = jax.vjp(ours, params, *arrays)
+  outs, pullback = jax.vjp(jax.jit(ours), params, *arrays)
   is_valid = golden.arrays['aux/valid']
   assert is_valid.any()
   wanted = golden.group('out')

@@ -1,5 +1,7 @@
 """Means of vectors that come one at a time against means of all at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ def make_rows(scale=1.0):
   return jnp.float32(score), jnp.float32(value), is_start
 
 
+@jax.jit
 def one_at_a_time(score, value, is_start):
   """Means [B, S, ...] after each vector, and the last pool."""
 
@@ -35,6 +38,11 @@ def one_at_a_time(score, value, is_start):
   return jnp.moveaxis(means, 0, 1), pool
 
 
+pool_all = jax.jit(
+  functools.partial(segment_pool, num_slots=SIZE, implementation='reference')
+)
+
+
 # Weights of all sizes, and of ones so far apart that all but one vanish.
 @pytest.mark.parametrize('scale', [1.0, 1e4])
 def test_means_so_far_are_those_of_the_segments_so_far(scale):
@@ -43,13 +51,7 @@ def test_means_so_far_are_those_of_the_segments_so_far(scale):
   index = np.cumsum(is_start, axis=1) - 1
   for end in range(SIZE):
     so_far = np.where(np.arange(SIZE) <= end, index, -1)
-    want = segment_pool(
-      score[:, :, None],
-      value,
-      jnp.int32(so_far),
-      num_slots=SIZE,
-      implementation='reference',
-    )
+    want = pool_all(score[:, :, None], value, jnp.int32(so_far))
     want = want[np.arange(ROWS), index[:, end], 0]
     np.testing.assert_allclose(means[:, end], want, atol=1e-6)
   # The pool of the last segments at once is the one that came by steps.
