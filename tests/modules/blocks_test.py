@@ -10,6 +10,7 @@ import pytest
 from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
 from tests.implementations import BY_NAME, XLA
+from tests.tiny_top_lm import quick_call, quick_jit
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24
 ATTENTION = {
@@ -23,8 +24,10 @@ forms = pytest.mark.parametrize('form', ATTENTION)
 windows = pytest.mark.parametrize('window', [None, WINDOW])
 
 
-def make_stack(form, window, implementation='xla', dtype='float32'):
-  config = StackConfig(2, HEADS, window, 24, ATTENTION[form])
+def make_stack(
+  form, window, implementation='xla', dtype='float32', num_layers=2
+):
+  config = StackConfig(num_layers, HEADS, window, 24, ATTENTION[form])
   return Stack(config, WIDTH, BY_NAME[implementation], jnp.dtype(dtype))
 
 
@@ -38,16 +41,24 @@ def make_rows(seed=0):
   return jnp.asarray(x, jnp.float32), jnp.asarray(document)
 
 
+@functools.cache
+def variables_of(form, num_layers):
+  """They do not depend on what else a stack has."""
+  stack = make_stack(form, WINDOW, num_layers=num_layers)
+  return quick_jit(stack.init)(jax.random.key(1), *make_rows())
+
+
 class Compiled:
   """A stack, its variables, and its methods, each compiled once a shape."""
 
   def __init__(self, *args, **kwargs):
     self.stack = make_stack(*args, **kwargs)
-    self.variables = quick_jit(self.stack.init)(jax.random.key(1), *make_rows())
-    self.apply = quick_jit(self.stack.apply)
-    self.prefill = quick_jit(self.stack.apply, method='prefill')
-    self.step = quick_jit(self.stack.apply, method='step')
-    self.both = quick_jit(self._both)
+    config = self.stack.config
+    self.variables = variables_of(config.attention.form, config.num_layers)
+    self.apply = quick_call(self.stack.apply)
+    self.prefill = quick_call(self.stack.apply, method='prefill')
+    self.step = quick_call(self.stack.apply, method='step')
+    self.both = quick_call(self._both)
 
   def _both(self, variables, x, document, direction):
     """What comes out, and gradients of its product with a direction."""
@@ -55,16 +66,6 @@ class Compiled:
       lambda v, x: self.stack.apply(v, x, document), variables, x
     )
     return out, pullback(direction)
-
-
-def quick_jit(function, **kwargs):
-  return jax.jit(
-    functools.partial(function, **kwargs),
-    compiler_options={
-      'xla_backend_optimization_level': 0,
-      'xla_llvm_disable_expensive_passes': True,
-    },
-  )
 
 
 compiled = functools.cache(Compiled)
@@ -105,11 +106,10 @@ def test_implementations_give_the_same(form, window, is_padded):
     document = jnp.zeros_like(document)
   is_real = np.asarray(document) >= 0
   direction = jnp.where(is_real[..., None], x[::-1], 0)
-  variables = compiled(form, window).variables
   results = []
   for implementation in ('reference', 'xla'):
-    stack = compiled(form, window, implementation)
-    out, grads = stack.both(variables, x, document, direction)
+    stack = compiled(form, window, implementation, num_layers=1)
+    out, grads = stack.both(stack.variables, x, document, direction)
     results.append((np.asarray(out)[is_real], *grads))
   (want, *want_grads), (got, *got_grads) = results
   np.testing.assert_allclose(got, want, atol=1e-5)
@@ -144,7 +144,7 @@ def test_an_id_reads_no_later_id_nor_another_document(form, window):
 @windows
 def test_gradients_hold_numerically(form, window):
   x, document = make_rows()
-  stack = compiled(form, window)
+  stack = compiled(form, window, num_layers=1)
   is_real = (document >= 0)[..., None]
 
   def run(variables, x):
@@ -239,7 +239,7 @@ def test_an_id_beyond_the_capacity_is_no_number(form):
 @forms
 def test_a_cache_holds_bfloat16(form):
   x, document = make_rows()
-  stack = compiled(form, WINDOW, dtype='bfloat16')
+  stack = compiled(form, WINDOW, dtype='bfloat16', num_layers=1)
   cache = stack.stack.init_cache(len(x), SIZE, jnp.bfloat16)
   args = (x[:, 0].astype(jnp.bfloat16), document[:, 0], cache)
   out, cache = stack.step(stack.variables, *args, np.ones(3, bool))
@@ -271,7 +271,7 @@ def compiled_cross(form, implementation, lookback):
   return (
     quick_jit(module.init, **at),
     functools.partial(module.apply, **at),
-    quick_jit(both),
+    quick_call(both),
   )
 
 
@@ -288,9 +288,10 @@ def test_cross_attention_in_both_implementations(form, lookback, is_padded):
     index = np.where(np.arange(9) < 6, index, -1)
   index, lowest = jnp.asarray(index), jnp.asarray(lowest)
   results = []
+  init, *_ = compiled_cross(form, 'xla', lookback)
+  variables = init(jax.random.key(0), x, memory, index, lowest)
   for implementation in ('reference', 'xla'):
-    init, call, both = compiled_cross(form, implementation, lookback)
-    variables = init(jax.random.key(0), x, memory, index, lowest)
+    _, call, both = compiled_cross(form, implementation, lookback)
     out, grads = both(variables, x, memory, index, lowest)
     results.append((out, grads))
     np.testing.assert_array_equal(out[index < 0], 0)

@@ -12,7 +12,7 @@ from abstractinator.modules.abstractinator import Abstractinator, advance
 from abstractinator.types import Batch, Special
 from tests import tiny_pyramid
 from tests.implementations import XLA
-from tests.tiny_top_lm import quick_jit
+from tests.tiny_top_lm import quick_call, quick_jit
 
 SIZE = 40
 TWO = tiny_pyramid.make_config({}, {'d_model': 20})
@@ -33,6 +33,12 @@ FORMS = {
 }
 
 
+# Levels on levels; what codes of `fsq` cost is tested always.
+kinds = pytest.mark.parametrize(
+  'kind', ['vq', 'rvq', pytest.param('fsq', marks=pytest.mark.nightly)]
+)
+
+
 class Pyramid:
   """A pyramid and its methods, each compiled once."""
 
@@ -43,12 +49,12 @@ class Pyramid:
       edit, tiny_pyramid.make_variables(config)
     )
     apply = functools.partial(self.model.apply, self.variables)
-    self.call = quick_jit(apply)
+    self.call = quick_call(apply)
     self.expand = [
-      quick_jit(apply, method=functools.partial(expand, number=number))
+      quick_call(apply, method=functools.partial(expand, number=number))
       for number in range(len(config.levels))
     ]
-    self.decode = quick_jit(
+    self.decode = quick_call(
       lambda *args: apply(*args, SIZE, method='decode_all')
     )
 
@@ -70,6 +76,12 @@ def expand(pyramid, output, number):
 
 
 make = functools.cache(Pyramid)
+
+
+def make_rows(*documents):
+  """Three rows, for one compilation: those not given are empty."""
+  rows = [*documents, *[[]] * (3 - len(documents))]
+  return tiny_pyramid.make_batch(rows, SIZE)
 
 
 def paths(tree):
@@ -125,11 +137,10 @@ def test_parameters_of_a_level_over_codes():
   assert modules == {'level_0', 'level_1', 'top_lm'}
 
 
-@pytest.mark.parametrize('kind', FORMS)
+@kinds
 def test_codes_of_a_level_are_the_ids_of_the_next(kind):
   pyramid = make(FORMS[kind])
-  batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)], []], SIZE)
-  output = pyramid.call(batch)
+  output = pyramid.call(make_rows([(23, 0), (12, 1)], [(40, 2)]))
   child, ids = output.levels[0].compressed, output.batches[1]
   queries = pyramid.config.levels[0].pooling.num_queries
   num_codes = pyramid.config.levels[0].quantizer.num_codes
@@ -142,7 +153,7 @@ def test_codes_of_a_level_are_the_ids_of_the_next(kind):
     assert (ids.ids_BS[row, count:] == num_codes + Special.PAD).all()
     assert (ids.document_BS[row, count:] == -1).all()
     starts = np.asarray(child.segments.is_start_BS[row])
-    documents = np.asarray(batch.document_BS[row])[starts]
+    documents = np.asarray(output.batches[0].document_BS[row])[starts]
     np.testing.assert_array_equal(
       ids.document_BS[row, :count], documents.repeat(queries)
     )
@@ -157,7 +168,7 @@ def test_codes_of_a_level_are_the_ids_of_the_next(kind):
 
 
 def test_a_document_that_the_row_cuts_off_does_not_end():
-  batch = tiny_pyramid.make_batch([[(23, 0), (17, 1)]], SIZE)
+  batch = make_rows([(23, 0), (17, 1)])
   cut = batch.replace(ids_BS=batch.ids_BS.at[0, -1].set(7))
   output = make(TWO).call(cut)
   assert int(output.top_codes.is_end_BP.sum()) == 1
@@ -200,11 +211,11 @@ def changed_at(batch, position):
   return batch.replace(ids_BS=ids)
 
 
-@pytest.mark.parametrize('kind', FORMS)
+@kinds
 def test_no_prediction_knows_what_comes_after_it(kind):
   """Changing a byte changes nothing before it, at any level."""
   pyramid = make(FORMS[kind])
-  batch = tiny_pyramid.make_batch([[(29, 0), (11, 1)]], SIZE)
+  batch = make_rows([(29, 0), (11, 1)])
   before = pyramid.call(batch)
   reached = 0
   for position in (3, 10, 17, 26):
@@ -251,11 +262,11 @@ def test_no_prediction_knows_what_comes_after_it(kind):
   assert reached > 0
 
 
-@pytest.mark.parametrize('kind', FORMS)
+@kinds
 def test_documents_rows_and_padding_do_not_touch_each_other(kind):
   pyramid = make(FORMS[kind])
-  together = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)], []], SIZE)
-  alone = tiny_pyramid.make_batch([[(12, 1)], [(40, 2)], [(23, 0)]], SIZE)
+  together = make_rows([(23, 0), (12, 1)], [(40, 2)])
+  alone = make_rows([(12, 1)], [(40, 2)], [(23, 0)])
   a, b = pyramid.call(together), pyramid.call(alone)
   of_a, of_b = pyramid_losses.terms(a), pyramid_losses.terms(b)
   assert set(of_a) > {'level1/expander', 'top_lm_code', 'top_lm_end'}
@@ -272,22 +283,32 @@ def test_documents_rows_and_padding_do_not_touch_each_other(kind):
     np.testing.assert_array_equal(codes_of(a, *at), codes_of(b, *other))
 
 
-def gradient_paths(term, config):
-  """Parameters that a term moves."""
+TERMS = ('level1/entropy_model', 'level1/expander', 'top_lm_code')
+
+
+@functools.cache
+def gradient_of_terms(config):
+  """Of parameters, of a sum of terms by their weights: one compilation."""
   pyramid = make(config)
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
   rest = {k: v for k, v in pyramid.variables.items() if k != 'params'}
 
-  @quick_jit
-  def gradient(params):
-    def loss(params):
-      output = pyramid.model.apply({'params': params, **rest}, batch)
-      return pyramid_losses.terms(output)[term]
+  def loss(params, weights):
+    output = pyramid.model.apply({'params': params, **rest}, batch)
+    terms = pyramid_losses.terms(output)
+    return sum(
+      weight * terms[term] for term, weight in zip(TERMS, weights, strict=True)
+    )
 
-    return jax.grad(loss)(params)
+  gradient = quick_jit(jax.grad(loss))
+  return lambda weights: gradient(pyramid.variables['params'], weights)
 
+
+def gradient_paths(term, config):
+  """Parameters that a term moves."""
+  weights = jnp.asarray([float(term == other) for other in TERMS])
   found = jax.tree_util.tree_leaves_with_path(
-    gradient(pyramid.variables['params'])
+    gradient_of_terms(config)(weights)
   )
   for _, leaf in found:
     assert np.isfinite(leaf).all()
@@ -347,7 +368,11 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
   output, whole = apply({'params': params, **start}, batch)
   parts = start
   for row in (2, 0, 1):
-    micro = jax.tree.map(lambda x, row=row: x[row : row + 1], batch)
+    # Its row alone, and empty ones for one compilation.
+    is_other = jnp.arange(3)[:, None] != row
+    micro = batch.replace(
+      document_BS=jnp.where(is_other, -1, batch.document_BS)
+    )
     _, parts = apply({'params': params, **parts}, micro)
   for a, b in ((whole, parts), (advance(whole), advance(parts))):
     state_a, state_b = (
@@ -412,8 +437,7 @@ def test_documents_decode_as_they_do_alone(config):
 
 def test_top_slots_follow_the_segments():
   pyramid = make(TWO)
-  batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)]], SIZE)
-  output = pyramid.call(batch)
+  output = pyramid.call(make_rows([(23, 0), (12, 1)]))
   index_0, index_1 = (
     np.asarray(level.compressed.segments.index_BS[0]) for level in output.levels
   )
