@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
@@ -15,9 +16,9 @@ from tests.ops.conftest import quick_jit
 STEPS = 20
 
 
-def losses(attention):
-  """Of an entropy model, of steps on random rows of two documents each."""
-  values = entropy_pretrain.get_config()
+def losses(config, attention):
+  """Of steps on random rows of two documents each."""
+  values = config.get_config()
   tiny.make_small(values.model.levels[0], d_model=32)
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   config = dataclasses.replace(
@@ -45,7 +46,16 @@ def losses(attention):
   return np.array(jax.device_get(found))
 
 
-def test_losses_do_not_depend_on_what_computes_attention():
-  xla, kernel = losses('xla'), losses('pallas_interpret')
+@pytest.mark.parametrize(
+  'config',
+  [
+    # The same op, once instead of in every part of a level.
+    entropy_pretrain,
+    pytest.param(tiny, marks=pytest.mark.nightly),
+  ],
+  ids=lambda config: config.__name__,
+)
+def test_losses_do_not_depend_on_what_computes_attention(config):
+  xla, kernel = losses(config, 'xla'), losses(config, 'pallas_interpret')
   assert len(set(xla)) == STEPS
   np.testing.assert_allclose(kernel, xla, rtol=0, atol=1e-5)

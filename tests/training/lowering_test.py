@@ -27,11 +27,9 @@ def shallow(values):
 @pytest.mark.parametrize(
   ('name', 'platform'),
   [
-    ('regular_pallas', 'tpu'),
-    ('mla_pallas', 'gpu'),
-    # Kernels are lowered for both, one by one, in their own tests.
-    pytest.param('regular_pallas', 'gpu', marks=pytest.mark.nightly),
-    pytest.param('mla_pallas', 'tpu', marks=pytest.mark.nightly),
+    (name, platform)
+    for name in ('regular_pallas', 'mla_pallas')
+    for platform in KERNELS
   ],
 )
 def test_a_step_lowers_with_its_kernels(name, platform):
