@@ -39,16 +39,6 @@ def level(context, ends='head', lookback=0, queries=1, **changes):
 
 
 WIRINGS = {
-  'two-window-entropy-rvq-full-mla': (
-    level(
-      'window',
-      'entropy',
-      lookback=2,
-      queries=2,
-      **{'quantizer.kind': 'rvq', 'quantizer.codebook_size': 4},
-    ),
-    level('full', **MLA),
-  ),
   'segment-head': (level('segment', lookback=1),),
   'full-head-mla': (level('full', **MLA),),
   'window-entropy-queries': (level('window', 'entropy', 2, 2),),
@@ -76,9 +66,8 @@ FURTHER = {
   for ends in ('head', 'entropy')
   for form, latent in (('regular', {}), ('mla', MLA))
 }
-# Two contexts, both ways to end, both forms, several digits and codes of a
-# segment, and two levels, of which one alone has no more.
-ALWAYS = ('two-window-entropy-rvq-full-mla',)
+# Between them, each context, end and form, and one level and two.
+ALWAYS = ('window-entropy-queries', 'two-segment-rvq-full-mla')
 SIZE, LIMIT, ROWS = 24, 64, 16
 CAPACITY = SIZE + LIMIT
 LENGTHS = [*range(1, SIZE, 2), 0, 8, 16, SIZE]
