@@ -155,6 +155,17 @@ RULES = (
   ),
   ('planning', (*OWN, 'planning', 'training'), APART),
   ('compression.container', (), ('jax', 'flax', 'numpy')),
+  (
+    'compression.hierarchy_model',
+    (*BASE, 'compression', 'ops', 'modules', 'training'),
+    ('optax', 'ml_collections', 'grain', 'orbax'),
+  ),
+  (
+    'compression.code_unigram',
+    ('compression', 'evaluation.unigram', 'ops.digits'),
+    ('jax', 'flax', 'optax', 'ml_collections'),
+  ),
+  ('compression.segment_coder', (), ('jax', 'flax', 'ml_collections')),
   ('compression', ('compression',), ('flax', 'optax', 'ml_collections')),
   ('alignment', (), ('jax', 'flax')),
   ('codes', BASE, ('jax', 'flax')),

@@ -21,8 +21,12 @@ import jax
 
 from abstractinator import byte_vocab
 from abstractinator.benchmarks.table import markdown
+from abstractinator.compression import codec, hierarchy_codec
 from abstractinator.compression.byte_model import ByteModel
-from abstractinator.compression.codec import compress, decompress
+from abstractinator.compression.hierarchy_model import (
+  HierarchyModel,
+  unsupported,
+)
 from abstractinator.config import RunConfig
 from abstractinator.data.pipeline import open_data
 from abstractinator.evaluation.evaluator import Evaluator, open_run
@@ -79,18 +83,23 @@ def rows(
     A row for each.
 
   Raises:
-    ValueError: If what `codec.compress` wrote reads as another text.
+    ValueError: If what `compress` wrote reads as another text.
   """
   found = []
   for name, program in programs().items():
     since = time.process_time()
     found.append(_row(name, data, len(program(data)), since))
-  model = ByteModel(evaluator.config, evaluator.variables)
-  since = time.process_time()
-  content = compress(model, data, lanes)
-  found.append(_row('`abstractinator compress`', data, len(content), since))
-  if decompress(model, content) != data:
-    raise ValueError('what was compressed reads as another text')
+  run = evaluator.config, evaluator.variables
+  models = {'`abstractinator compress`': (codec, ByteModel(*run), (lanes,))}
+  if unsupported(evaluator.config) is None:
+    name = '`abstractinator compress --model hierarchy`'
+    models[name] = (hierarchy_codec, HierarchyModel(*run), ())
+  for name, (how, model, options) in models.items():
+    since = time.process_time()
+    content = how.compress(model, data, *options)
+    found.append(_row(name, data, len(content), since))
+    if how.decompress(model, content) != data:
+      raise ValueError(f'{name}: what was compressed reads as another text')
   since = time.process_time()
   passage = Passage(byte_vocab.encode(data))
   kinds = {'entropy model (likelihood)': True}

@@ -1,14 +1,11 @@
-"""`abstractinator compress`: a file, smaller, under the entropy model."""
+"""`abstractinator compress`: a file, smaller, under a run."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import Any
 
 from abstractinator.commands import common
 
-if TYPE_CHECKING:
-  from abstractinator.compression.byte_model import ByteModel
-
-ABOUT = 'Compresses a file without loss under the entropy model of a run.'
+ABOUT = 'Compresses a file without loss under the models of a run.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +13,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   common.add_run(parser)
   add_files(parser)
   parser.add_argument(
+    '--model',
+    choices=('entropy_model', 'hierarchy'),
+    default='entropy_model',
+    help='what predicts: the next byte, or codes and bytes given them',
+  )
+  parser.add_argument(
     '--lanes',
     type=int,
-    help='parts coded at once: more are faster, fewer smaller; 1 for 16 kB',
+    help='parts coded at once: more are faster, fewer smaller; 1 for 16 kB; of'
+    ' the entropy model only',
   )
 
 
@@ -31,22 +35,30 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
   """See `commands`."""
   common.require_new(args.out)
+  is_hierarchy = args.model == 'hierarchy'
+  if is_hierarchy and args.lanes is not None:
+    raise ValueError(
+      f'--lanes: got {args.lanes}, allowed: with --model entropy_model only'
+    )
   with open(args.file, 'rb') as file:
     data = file.read()
-  model = open_model(args)
-  from abstractinator.compression.codec import compress
-
-  content = compress(model, data, args.lanes)
+  codec, model = open_codec(args, is_hierarchy)
+  lanes = () if is_hierarchy else (args.lanes,)
+  content = codec.compress(model, data, *lanes)
   common.write_new(args.out, content)
   bits = 8 * len(content) / max(len(data), 1)
   return f'{len(data)} bytes in {len(content)}, {bits:.3f} bits/byte'
 
 
-def open_model(args: argparse.Namespace) -> 'ByteModel':
-  """The entropy model of `workdir` and `--step`."""
+def open_codec(args: argparse.Namespace, is_hierarchy: bool) -> tuple[Any, Any]:
+  """What compresses, and the model of `workdir` and `--step` that it takes."""
   common.be_quiet()
+  from abstractinator.compression import codec, hierarchy_codec
   from abstractinator.compression.byte_model import ByteModel
-  from abstractinator.evaluation.evaluator import open_run
+  from abstractinator.compression.hierarchy_model import HierarchyModel
+  from abstractinator.training.trained import read_trained
 
-  evaluator = open_run(args.workdir, args.step)
-  return ByteModel(evaluator.config, evaluator.variables)
+  config, variables = read_trained(args.workdir, args.step)
+  if is_hierarchy:
+    return hierarchy_codec, HierarchyModel(config, variables)
+  return codec, ByteModel(config, variables)

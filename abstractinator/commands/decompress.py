@@ -18,12 +18,19 @@ def run(args: argparse.Namespace) -> str:
   common.require_new(args.out)
   with open(args.file, 'rb') as file:
     content = file.read()
-  model = compress.open_model(args)
-  from abstractinator.compression.codec import decompress
-
   try:
-    data = decompress(model, content)
+    data = _decompress(args, content)
   except ValueError as error:
     raise ValueError(f'{args.file}: {error}') from error
   common.write_new(args.out, data)
   return f'{len(content)} bytes were {len(data)}'
+
+
+def _decompress(args: argparse.Namespace, content: bytes) -> bytes:
+  common.be_quiet()
+  from abstractinator.compression import container
+
+  header, _ = container.unpack(content)
+  is_hierarchy = header.model == container.HIERARCHY
+  codec, model = compress.open_codec(args, is_hierarchy)
+  return codec.decompress(model, content)

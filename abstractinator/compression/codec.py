@@ -7,13 +7,18 @@ without context, so few lanes compress better and many are faster.
 
 import zlib
 
-import jax
 import numpy as np
 
 from abstractinator.compression import container
 from abstractinator.compression.byte_model import ByteModel
 from abstractinator.compression.coder import Decoder, Encoder
-from abstractinator.compression.container import CODED, RAW, Block, Header
+from abstractinator.compression.container import (
+  CODED,
+  ENTROPY_MODEL,
+  RAW,
+  Header,
+)
+from abstractinator.compression.writer import other_floats, writer
 
 _LANE_BYTES = 16384
 _MAX_LANES = 256
@@ -52,6 +57,7 @@ def compress(
     block_steps=max(_BLOCK_BYTES // num_lanes, 1),
     fingerprint=model.fingerprint,
     writer=writer(),
+    model=ENTROPY_MODEL,
   )
   lanes = _Lanes(header)
   lanes_BT = lanes.empty()
@@ -64,11 +70,8 @@ def compress(
       frequencies_BV = predict(lanes_BT, step)
       count = lanes.num_active(step)
       encoder.add(lanes_BT[:count, step], frequencies_BV[:count])
-    raw, payload = lanes.join(lanes_BT, start, stop), encoder.finish()
-    kind = CODED if len(payload) < len(raw) else RAW
-    blocks.append(
-      Block(kind, payload if kind == CODED else raw, zlib.crc32(raw))
-    )
+    raw = lanes.join(lanes_BT, start, stop)
+    blocks.append(container.block(raw, encoder.finish()))
   return container.pack(header, blocks)
 
 
@@ -87,18 +90,10 @@ def decompress(model: ByteModel, content: bytes) -> bytes:
       floats are rounded otherwise.
   """
   header, blocks = container.unpack(content)
-  if header.fingerprint != model.fingerprint:
-    raise ValueError(
-      f'got a file of model {header.fingerprint.hex()}, allowed: the checkpoint'
-      f' that wrote it; this one is {model.fingerprint.hex()}'
-    )
+  container.require_model(header, ENTROPY_MODEL, model.fingerprint)
   lanes = _Lanes(header)
   spans = list(lanes.blocks())
-  if len(spans) != len(blocks):
-    raise ValueError(
-      f'got {len(blocks)} blocks, allowed: {len(spans)}; the file is cut short'
-      ' or damaged'
-    )
+  container.require_blocks(blocks, len(spans))
   lanes_BT = lanes.empty()
   predict = _Predictions(model, header.num_lanes)
   # What comes after the last coded block needs no model.
@@ -115,22 +110,12 @@ def decompress(model: ByteModel, content: bytes) -> bytes:
         frequencies_BV = predict(lanes_BT, step)
         if decoder is not None:
           count = lanes.num_active(step)
-          lanes_BT[:count, step] = decoder.take(frequencies_BV[:count])
+          lanes_BT[:count, step] = decoder.take(frequencies_BV[:count], count)
       if zlib.crc32(lanes.join(lanes_BT, start, stop)) != block.crc:
         raise ValueError('the checksum of the bytes differs')
     except ValueError as error:
-      raise ValueError(
-        f'block {number} decodes to something else: floats differ between'
-        f' {header.writer}, where it was written, and {writer()}; allowed: the'
-        ' same machine and version'
-      ) from error
+      raise other_floats(number, header) from error
   return lanes_BT.reshape(-1)[: header.length].tobytes()
-
-
-def writer() -> str:
-  """What computes floats here."""
-  device = jax.devices()[0]
-  return f'jax {jax.__version__} on {device.platform} {device.device_kind}'
 
 
 class _Predictions:

@@ -1,4 +1,4 @@
-"""Bytes to words and back under integer frequencies.
+"""Symbols to words and back under integer frequencies.
 
 The range coder is that of `constriction`, a library in Rust. It is given the
 frequencies over 2^PRECISION_BITS, which float32 holds exactly, and makes its
@@ -21,17 +21,17 @@ def _constriction():
 
 
 class Encoder:
-  """Takes bytes in the order in which `Decoder` gives them back."""
+  """Takes symbols in the order in which `Decoder` gives them back."""
 
   def __init__(self):
     stream = _constriction()
     self._coder = stream.queue.RangeEncoder()
-    self._family = stream.model.Categorical(perfect=False)
+    self._model = stream.model.Categorical
 
-  def add(self, bytes_N: np.ndarray, frequencies_NV: np.ndarray) -> None:
-    """Writes bytes [N] uint8 of frequencies [N, 256] int32."""
+  def add(self, symbols_N: np.ndarray, frequencies: np.ndarray) -> None:
+    """Writes symbols [N] of frequencies [N, V] int32, or [V] of them all."""
     self._coder.encode(
-      bytes_N.astype(np.int32), self._family, _probabilities(frequencies_NV)
+      symbols_N.astype(np.int32), *_arguments(self._model, frequencies)
     )
 
   def finish(self) -> bytes:
@@ -40,26 +40,39 @@ class Encoder:
 
 
 class Decoder:
-  """Gives bytes back."""
+  """Gives symbols back."""
 
   def __init__(self, payload: bytes):
     stream = _constriction()
     words = np.frombuffer(payload, '<u4').astype(np.uint32)
     self._coder = stream.queue.RangeDecoder(words)
-    self._family = stream.model.Categorical(perfect=False)
+    self._model = stream.model.Categorical
 
-  def take(self, frequencies_NV: np.ndarray) -> np.ndarray:
-    """Reads bytes [N] uint8 of frequencies [N, 256] int32.
+  def take(self, frequencies: np.ndarray, count: int) -> np.ndarray:
+    """Reads symbols.
+
+    Args:
+      frequencies: [N, V] int32, or [V] of them all.
+      count: N.
+
+    Returns:
+      [N] int32.
 
     Raises:
-      ValueError: If no bytes of such frequencies were written like that.
+      ValueError: If no symbols of such frequencies were written like that.
     """
+    arguments = _arguments(self._model, frequencies)
+    if frequencies.ndim == 1:
+      arguments.append(count)
     try:
-      found_N = self._coder.decode(self._family, _probabilities(frequencies_NV))
+      return self._coder.decode(*arguments)
     except AssertionError as error:  # How the library says so.
-      raise ValueError('no bytes of these frequencies') from error
-    return found_N.astype(np.uint8)
+      raise ValueError('no symbols of these frequencies') from error
 
 
-def _probabilities(frequencies_NV: np.ndarray) -> np.ndarray:
-  return np.ldexp(frequencies_NV.astype(np.float32), -PRECISION_BITS)
+def _arguments(model, frequencies: np.ndarray) -> list:
+  """A model of the library, or a family of them and one for each symbol."""
+  p = np.ldexp(frequencies.astype(np.float32), -PRECISION_BITS)
+  if p.ndim == 1:
+    return [model(p, perfect=False)]
+  return [model(perfect=False), p]

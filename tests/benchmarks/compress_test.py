@@ -11,10 +11,14 @@ def test_every_way_has_a_row(tmp_path, monkeypatch, capsys):
   evaluator = open_run(str(tmp_path))
   data = b'A text that repeats, a text that repeats. ' * 9
   found = {row['by']: row for row in compress.rows(evaluator, data, lanes=4)}
-  assert len(found) == 6
+  assert len(found) == 7
   size = len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
   assert found['`xz -9e`']['bytes'] == size
   assert found['`xz -9e`']['bits/byte'] == 8 * size / len(data)
   # Of an untrained model; the file is of four lanes with a header.
   model = found['entropy model (likelihood)']['bytes']
   assert model < found['`abstractinator compress`']['bytes'] < 1.3 * model + 200
+  bound = found['codes, ends and bytes of segments (bound)']['bytes']
+  written = found['`abstractinator compress --model hierarchy`']['bytes']
+  # What the model makes larger is kept as it is.
+  assert len(data) < written < min(bound, len(data) + 120)

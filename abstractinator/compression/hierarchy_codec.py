@@ -1,0 +1,148 @@
+"""Texts to files and back, under the levels of a run.
+
+Of each block the top codes come first, under a unigram that learns as it goes,
+and then, from the top level to the bytes, the ids of segments given their codes
+and where the segments end.
+"""
+
+import struct
+import zlib
+
+import numpy as np
+
+from abstractinator.compression import container
+from abstractinator.compression.code_unigram import CodeUnigram
+from abstractinator.compression.coder import Decoder, Encoder
+from abstractinator.compression.container import CODED, HIERARCHY, RAW, Header
+from abstractinator.compression.hierarchy_model import HierarchyModel
+from abstractinator.compression.segment_coder import Segments, code_segments
+from abstractinator.compression.writer import other_floats, writer
+
+_BLOCK_BYTES = 65536
+_SIZE = struct.Struct('<I')
+
+
+def compress(model: HierarchyModel, data: bytes) -> bytes:
+  """Writes a text as a file that `decompress` reads.
+
+  Args:
+    model: Of the run.
+    data: Any bytes, none too.
+
+  Returns:
+    The content of the file. Of parts that do not shrink it has the bytes.
+
+  Raises:
+    ValueError: If the model predicts no numbers.
+  """
+  header = Header(
+    length=len(data),
+    num_lanes=1,
+    block_steps=_BLOCK_BYTES,
+    fingerprint=model.fingerprint,
+    writer=writer(),
+    model=HIERARCHY,
+  )
+  codes, blocks = CodeUnigram(model.stage_sizes), []
+  for start in range(0, len(data), _BLOCK_BYTES):
+    raw = data[start : start + _BLOCK_BYTES]
+    after = codes.copy()
+    block = container.block(raw, write_block(model, after, raw))
+    blocks.append(block)
+    if block.kind == CODED:
+      # Who reads knows nothing of the codes of the others.
+      codes = after
+  return container.pack(header, blocks)
+
+
+def decompress(model: HierarchyModel, content: bytes) -> bytes:
+  """Reads a file that `compress` has written; see `codec.decompress`."""
+  header, blocks = container.unpack(content)
+  container.require_model(header, HIERARCHY, model.fingerprint)
+  sizes = [
+    min(header.block_steps, header.length - start)
+    for start in range(0, header.length, header.block_steps)
+  ]
+  container.require_blocks(blocks, len(sizes))
+  codes, parts = CodeUnigram(model.stage_sizes), []
+  for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
+    raw = block.payload
+    try:
+      if block.kind != RAW:
+        raw = read_block(model, codes, block.payload, size)
+      if len(raw) != size or zlib.crc32(raw) != block.crc:
+        raise ValueError('the checksum of the bytes differs')
+    except ValueError as error:
+      raise other_floats(number, header) from error
+    parts.append(raw)
+  return b''.join(parts)
+
+
+def write_block(
+  model: HierarchyModel, unigram: CodeUnigram, raw: bytes
+) -> bytes:
+  """Codes of bytes, and bytes given those.
+
+  Args:
+    model: Of the run.
+    unigram: Of top codes, which learns these.
+    raw: At least one byte.
+
+  Returns:
+    How many top codes there are and the segments of a lane of each level, top
+    first, u32 each, and then what the coder makes of all.
+  """
+  encoder = Encoder()
+
+  def code(frequencies, symbols_N):
+    encoder.add(symbols_N, frequencies)
+    return symbols_N
+
+  segments_of_levels, codes_N = model.encode(raw)
+  unigram.code(codes_N, code)
+  head = [len(codes_N)]
+  for level, segments in zip(
+    reversed(model.levels), reversed(segments_of_levels), strict=True
+  ):
+    ids_N = segments.joined()
+    lane_segments = level.lane_segments(len(segments.length_P), len(ids_N))
+    head.append(lane_segments)
+    codes_PQ = codes_N.reshape(-1, level.queries)
+    code_segments(level, codes_PQ, lane_segments, segments, code)
+    codes_N = ids_N
+  return b''.join(map(_SIZE.pack, head)) + encoder.finish()
+
+
+def read_block(
+  model: HierarchyModel, unigram: CodeUnigram, payload: bytes, size: int
+) -> bytes:
+  """Undoes `write_block`.
+
+  Args:
+    model: Of the run.
+    unigram: Of top codes, as it was when they were written.
+    payload: What was written.
+    size: How many bytes there were.
+
+  Returns:
+    The bytes.
+
+  Raises:
+    ValueError: If nothing of such a model was written so.
+  """
+  at = _SIZE.size * (1 + len(model.levels))
+  num_codes, *lanes = (x for (x,) in _SIZE.iter_unpack(payload[:at]))
+  decoder = Decoder(payload[at:])
+
+  def code(frequencies, symbols_N):
+    return decoder.take(frequencies, len(symbols_N))
+
+  ids_N = unigram.code(np.zeros(num_codes, np.int32), code)
+  for level, lane_segments in zip(reversed(model.levels), lanes, strict=True):
+    codes_PQ = ids_N.reshape(-1, level.queries)
+    segments = Segments.empty(len(codes_PQ), level.length)
+    code_segments(level, codes_PQ, lane_segments, segments, code)
+    ids_N = segments.joined()
+    if len(ids_N) > size:
+      raise ValueError(f'got {len(ids_N)} ids, allowed: {size}')
+  return ids_N.astype(np.uint8).tobytes()

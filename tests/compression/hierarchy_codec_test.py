@@ -1,0 +1,228 @@
+import dataclasses
+import json
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+from abstractinator.cli import main
+from abstractinator.compression import (
+  codec,
+  container,
+  hierarchy_codec,
+  hierarchy_model,
+)
+from abstractinator.compression.byte_model import ByteModel
+from abstractinator.compression.code_unigram import CodeUnigram
+from abstractinator.compression.container import CODED, RAW, Block
+from abstractinator.compression.hierarchy_codec import (
+  compress,
+  decompress,
+  read_block,
+  write_block,
+)
+from abstractinator.compression.hierarchy_model import HierarchyModel
+from abstractinator.config import RunConfig
+from abstractinator.evaluation.unigram import CodeCounts
+from abstractinator.training.state import variables_of
+from abstractinator.types import Batch
+from tests import tiny_run
+from tests.tiny_top_lm import quick_jit
+
+ROW = 128
+
+
+def make(config, seed=3):
+  """A model, and the variables it was made with."""
+  variables = variables_of(tiny_run.random_state(config, seed))
+  return HierarchyModel(config, variables), variables
+
+
+def pyramid_config():
+  values = json.loads(json.dumps(tiny_run.pyramid_config().to_dict()))
+  values['model']['top_lm'] = None
+  for level in values['model']['levels']:
+    level['quantizer'] |= {'kind': 'rvq', 'codebook_size': 8, 'depth': 2}
+  return RunConfig.from_dict(values)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+  monkeypatch.setattr(hierarchy_model, '_ROW_IDS', ROW)
+  monkeypatch.setattr(hierarchy_model, '_BATCH_IDS', ROW)
+
+
+@pytest.fixture(scope='module')
+def model():
+  return make(tiny_run.config())[0]
+
+
+@pytest.fixture
+def always_coded(monkeypatch):
+  """Whatever it takes: models here have learned nothing."""
+  monkeypatch.setattr(
+    container,
+    'block',
+    lambda raw, x: Block(CODED, x, zlib.crc32(raw)),
+  )
+
+
+TEXTS = {
+  'empty': b'',
+  'one byte': b'x',
+  'all values': bytes(range(256)),
+  'random': np.random.default_rng(1).bytes(1500),
+  'invalid UTF-8': b'\xff\xfe\xc3(' * 50 + b'\x80',
+}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+@pytest.mark.usefixtures('always_coded')
+def test_any_bytes_come_back(model, name):
+  content = compress(model, TEXTS[name])
+  assert decompress(model, content) == TEXTS[name]
+
+
+def test_what_does_not_shrink_is_kept_as_it_is(model):
+  data = TEXTS['random']
+  content = compress(model, data)
+  assert data in content
+  assert decompress(model, content) == data
+
+
+def test_codes_of_blocks_that_are_kept_are_not_learned(model, monkeypatch):
+  kinds = iter([CODED, RAW, CODED])
+
+  def block(raw, payload):
+    kind = next(kinds)
+    stored = payload if kind == CODED else raw
+    return Block(kind, stored, zlib.crc32(raw))
+
+  monkeypatch.setattr(container, 'block', block)
+  monkeypatch.setattr(hierarchy_codec, '_BLOCK_BYTES', 400)
+  data = b'some words, and others ' * 40
+  content = compress(model, data)
+  assert [b.kind for b in container.unpack(content)[1]] == [CODED, RAW, CODED]
+  assert decompress(model, content) == data
+
+
+def config_of(context='segment', **kwargs):
+  """Of rows that are one lane."""
+  config = tiny_run.config(context=context, **kwargs)
+  (level,) = config.model.levels
+  expander = dataclasses.replace(level.expander, window=16)
+  level = dataclasses.replace(level, expander=expander)
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sequence_length=ROW),
+    model=dataclasses.replace(config.model, levels=(level,)),
+  )
+
+
+CONFIGS = {
+  'window': lambda: config_of('window', lookback=2, queries=2),
+  'two levels of two digits': pyramid_config,
+  'segment': lambda: config_of(lookback=2),
+  'full': lambda: config_of('full', lookback=1),
+}
+NIGHTLY = ('segment', 'full')
+
+
+def bits_of(model, variables, ids_N):
+  """What a row costs, all ids predicted in one call of the pyramid."""
+  ids_BS = ids_N[None]
+  zeros_BS = np.zeros_like(ids_BS)
+  output = quick_jit(model._model.apply)(
+    variables, Batch(ids_BS, zeros_BS, zeros_BS[:, 0])
+  )
+  nats = 0.0
+  for number, (level, batch) in enumerate(
+    zip(output.levels, output.batches, strict=True)
+  ):
+    is_id_BS = np.asarray(batch.document_BS) >= 0
+    nats_BS = np.asarray(level.expanded.nats_BS)
+    if number == 0:
+      # Nothing but bytes comes in a file.
+      logits_BSV = level.expanded.logits[0]
+      nats_BS += jax.nn.logsumexp(logits_BSV[..., :256], axis=-1)
+      nats_BS -= jax.nn.logsumexp(logits_BSV, axis=-1)
+    nats += nats_BS[is_id_BS].sum()
+    end_BS = np.asarray(level.compressed.segments.is_end_BS)
+    sign_BS = np.where(end_BS, -1, 1)
+    end_nats_BS = jax.nn.softplus(sign_BS * level.expanded.end_logits_BS)
+    nats += np.asarray(end_nats_BS)[
+      is_id_BS & ~np.asarray(level.expanded.end_is_certain_BS)
+    ].sum()
+  counts = CodeCounts(model.stage_sizes)
+  codes = output.top_codes
+  counts.add(np.asarray(codes.codes_BP)[np.asarray(codes.document_BP) >= 0])
+  return nats / np.log(2) + counts.bits()
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.nightly] * (name in NIGHTLY))
+    for name in CONFIGS
+  ],
+)
+def test_files_take_what_the_pyramid_says(name):
+  """And are read back: within 1%, and 3 words that the coder may need."""
+  model, variables = make(CONFIGS[name]())
+  data = np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8)
+  payload = write_block(model, CodeUnigram(model.stage_sizes), data.tobytes())
+  unigram = CodeUnigram(model.stage_sizes)
+  assert read_block(model, unigram, payload, ROW) == data.tobytes()
+  bits = bits_of(model, variables, data.astype(np.int32))
+  written = 8 * len(payload) - 32 * (1 + len(model.levels))
+  assert bits - 1 <= written < 1.01 * bits + 96
+
+
+def test_files_say_which_model_wrote_them(model, tmp_path):
+  config = tiny_run.config()
+  bytes_model = ByteModel(config, make(config)[1])
+  small = codec.compress(bytes_model, b'text')
+  assert small[4] == 1
+  assert compress(model, b'text')[4] == 2
+  with pytest.raises(ValueError, match='got a file of model entropy_model'):
+    decompress(model, small)
+  with pytest.raises(ValueError, match='got a file of model hierarchy'):
+    codec.decompress(bytes_model, compress(model, b'text'))
+
+
+@pytest.mark.usefixtures('always_coded')
+def test_another_checkpoint_is_refused(model):
+  content = compress(model, b'some text')
+  other, _ = make(tiny_run.config(), seed=4)
+  with pytest.raises(ValueError, match='allowed: the checkpoint that wrote it'):
+    decompress(other, content)
+  other.fingerprint = model.fingerprint
+  with pytest.raises(ValueError, match='decodes to something else: floats'):
+    decompress(other, content)
+
+
+def test_runs_that_are_not_supported_are_refused():
+  variables = {'params': {}}
+  with pytest.raises(ValueError, match=r"expander\.ends: got 'entropy'"):
+    HierarchyModel(tiny_run.config(ends='entropy'), variables)
+  config = dataclasses.replace(tiny_run.config(), objective='entropy_model')
+  with pytest.raises(ValueError, match="objective: got 'entropy_model'"):
+    HierarchyModel(config, variables)
+  with pytest.raises(ValueError, match=r"top_lm\.mode: got 'discrete'"):
+    HierarchyModel(tiny_run.pyramid_config(), variables)
+
+
+def test_commands(tmp_path, capsys):
+  tiny_run.save(tmp_path / 'run', tiny_run.config())
+  run, text, small, back = (
+    str(tmp_path / x) for x in ('run', 'text', 'small', 'back')
+  )
+  with open(text, 'wb') as file:
+    file.write(b'a' * 500)
+  how = ['--model', 'hierarchy']
+  assert main(['compress', run, text, small, *how, '--lanes=2']) == 2
+  assert 'allowed: with --model entropy_model only' in capsys.readouterr().err
+  assert main(['compress', run, text, small, *how]) == 0
+  assert main(['decompress', run, small, back]) == 0
+  assert (tmp_path / 'back').read_bytes() == b'a' * 500
