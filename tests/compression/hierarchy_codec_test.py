@@ -8,6 +8,7 @@ import pytest
 
 from abstractinator.cli import main
 from abstractinator.compression import (
+  code_unigram,
   codec,
   container,
   hierarchy_codec,
@@ -33,9 +34,21 @@ from tests.tiny_top_lm import quick_jit
 ROW = 128
 
 
+def louder(variables):
+  """Predictions that depend on all that they are given."""
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if 'expander' not in name:
+      return x
+    return x + 2 if name.endswith('log_scale') else x * 1.7
+
+  return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
 def make(config, seed=3):
   """A model, and the variables it was made with."""
-  variables = variables_of(tiny_run.random_state(config, seed))
+  variables = louder(variables_of(tiny_run.random_state(config, seed)))
   return HierarchyModel(config, variables), variables
 
 
@@ -167,8 +180,10 @@ def bits_of(model, variables, ids_N):
     for name in CONFIGS
   ],
 )
-def test_files_take_what_the_pyramid_says(name):
-  """And are read back: within 1%, and 3 words that the coder may need."""
+def test_files_take_what_the_pyramid_says(name, monkeypatch):
+  """But for the last words of the coder. And they are read back."""
+  # Each code is learned from before the next.
+  monkeypatch.setattr(code_unigram, '_MOST', 1)
   model, variables = make(CONFIGS[name]())
   data = np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8)
   payload = write_block(model, CodeUnigram(model.stage_sizes), data.tobytes())
@@ -176,7 +191,7 @@ def test_files_take_what_the_pyramid_says(name):
   assert read_block(model, unigram, payload, ROW) == data.tobytes()
   bits = bits_of(model, variables, data.astype(np.int32))
   written = 8 * len(payload) - 32 * (1 + len(model.levels))
-  assert bits - 1 <= written < 1.01 * bits + 96
+  assert bits - 1 <= written <= 1.001 * bits + 64
 
 
 def test_files_say_which_model_wrote_them(model, tmp_path):
