@@ -149,6 +149,11 @@ RULES = (
     ('ml_collections',),
   ),
   (
+    'compression.hierarchy_level',
+    (*BASE, 'compression.byte_model', 'ops', 'modules'),
+    ('optax', 'ml_collections', 'grain', 'orbax'),
+  ),
+  (
     'compression.byte_model',
     (*BASE, 'ops', 'modules'),
     ('optax', 'ml_collections', 'grain', 'orbax'),
@@ -157,7 +162,7 @@ RULES = (
   ('compression.container', (), ('jax', 'flax', 'numpy')),
   (
     'compression.hierarchy_model',
-    (*BASE, 'compression', 'ops', 'modules', 'training'),
+    (*BASE, 'compression', 'training'),
     ('optax', 'ml_collections', 'grain', 'orbax'),
   ),
   (
