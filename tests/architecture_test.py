@@ -154,6 +154,11 @@ RULES = (
     ('optax', 'ml_collections', 'grain', 'orbax'),
   ),
   (
+    'compression.code_top_lm',
+    (*BASE, 'compression', 'ops', 'modules'),
+    ('optax', 'ml_collections', 'grain', 'orbax'),
+  ),
+  (
     'compression.byte_model',
     (*BASE, 'ops', 'modules'),
     ('optax', 'ml_collections', 'grain', 'orbax'),

@@ -1,8 +1,8 @@
 """Texts to files and back, under the levels of a run.
 
-Of each block the top codes come first, under a unigram that learns as it goes,
-and then, from the top level to the bytes, the ids of segments given their codes
-and where the segments end.
+Of each block the top codes come first, under a discrete top LM, or where there
+is none a unigram that learns as it goes, and then, from the top level to the
+bytes, the ids of segments given their codes and where the segments end.
 """
 
 import struct
@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 
 from abstractinator.compression import container
+from abstractinator.compression.code_top_lm import CodeTopLM
 from abstractinator.compression.code_unigram import CodeUnigram
 from abstractinator.compression.coder import Decoder, Encoder
 from abstractinator.compression.container import CODED, HIERARCHY, RAW, Header
@@ -43,7 +44,7 @@ def compress(model: HierarchyModel, data: bytes) -> bytes:
     writer=writer(),
     model=HIERARCHY,
   )
-  codes, blocks = CodeUnigram(model.stage_sizes), []
+  codes, blocks = model.new_codes(), []
   for start in range(0, len(data), _BLOCK_BYTES):
     raw = data[start : start + _BLOCK_BYTES]
     after = codes.copy()
@@ -64,7 +65,7 @@ def decompress(model: HierarchyModel, content: bytes) -> bytes:
     for start in range(0, header.length, header.block_steps)
   ]
   container.require_blocks(blocks, len(sizes))
-  codes, parts = CodeUnigram(model.stage_sizes), []
+  codes, parts = model.new_codes(), []
   for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
     raw = block.payload
     try:
@@ -79,13 +80,13 @@ def decompress(model: HierarchyModel, content: bytes) -> bytes:
 
 
 def write_block(
-  model: HierarchyModel, unigram: CodeUnigram, raw: bytes
+  model: HierarchyModel, codes: CodeUnigram | CodeTopLM, raw: bytes
 ) -> bytes:
   """Codes of bytes, and bytes given those.
 
   Args:
     model: Of the run.
-    unigram: Of top codes, which learns these.
+    codes: Of the model; a unigram learns these.
     raw: At least one byte.
 
   Returns:
@@ -99,7 +100,7 @@ def write_block(
     return symbols_N
 
   segments_of_levels, codes_N = model.encode(raw)
-  unigram.code(codes_N, code)
+  codes.code(codes_N, code)
   head = [len(codes_N)]
   for level, segments in zip(
     reversed(model.levels), reversed(segments_of_levels), strict=True
@@ -114,13 +115,16 @@ def write_block(
 
 
 def read_block(
-  model: HierarchyModel, unigram: CodeUnigram, payload: bytes, size: int
+  model: HierarchyModel,
+  codes: CodeUnigram | CodeTopLM,
+  payload: bytes,
+  size: int,
 ) -> bytes:
   """Undoes `write_block`.
 
   Args:
     model: Of the run.
-    unigram: Of top codes, as it was when they were written.
+    codes: Of the model, as it was when they were written.
     payload: What was written.
     size: How many bytes there were.
 
@@ -137,7 +141,7 @@ def read_block(
   def code(frequencies, symbols_N):
     return decoder.take(frequencies, len(symbols_N))
 
-  ids_N = unigram.code(np.zeros(num_codes, np.int32), code)
+  ids_N = codes.code(np.zeros(num_codes, np.int32), code)
   for level, lane_segments in zip(reversed(model.levels), lanes, strict=True):
     codes_PQ = ids_N.reshape(-1, level.queries)
     segments = Segments.empty(len(codes_PQ), level.length)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.compression.code_top_lm import CodeTopLM
+from abstractinator.compression.code_unigram import CodeUnigram
 from abstractinator.compression.hierarchy_level import HierarchyLevel
 from abstractinator.compression.segment_coder import Segments
 from abstractinator.config import RunConfig
@@ -43,7 +45,7 @@ class HierarchyModel:
       raise ValueError(f'{reason}, to compress under the hierarchy')
     self._model = make_model(config, jax.default_backend())
     self._variables = jax.device_put(variables)
-    size = config.data.sequence_length
+    self._sequence_length = size = config.data.sequence_length
     self.levels = [
       HierarchyLevel(self._model, self._variables, number, size_of_level)
       for number, size_of_level in enumerate(
@@ -53,6 +55,13 @@ class HierarchyModel:
     self.stage_sizes = config.model.levels[-1].quantizer.stage_sizes
     self.fingerprint = bytes.fromhex(fingerprint(config, variables))[:16]
     self._row_ids = _ROW_IDS if _has_windows(config) else size
+
+  def new_codes(self) -> CodeUnigram | CodeTopLM:
+    """What predicts top codes: a discrete top LM if there is one."""
+    top_lm = self._model.config.top_lm
+    if top_lm is None or top_lm.mode != 'discrete':
+      return CodeUnigram(self.stage_sizes)
+    return CodeTopLM(self._model, self._variables, self._sequence_length)
 
   def encode(self, data: bytes) -> tuple[list[Segments], np.ndarray]:
     """A text in segments of every level, bottom first, and its top codes [N].
@@ -130,7 +139,4 @@ def unsupported(config: RunConfig) -> str | None:
   ends = config.model.levels[0].expander.ends
   if ends != 'head':
     return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
-  top_lm = config.model.top_lm
-  if top_lm is not None and top_lm.mode == 'discrete':
-    return "model.top_lm.mode: got 'discrete', allowed: no top LM, 'continuous'"
   return None

@@ -15,7 +15,7 @@ import numpy as np
 Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # Lanes of a step: a program is compiled for each.
-_WIDTHS = (32, 128, 512, 2048)
+WIDTHS = (32, 128, 512, 2048)
 
 
 @dataclasses.dataclass
@@ -76,8 +76,8 @@ def code_segments(
     ValueError: If what is read was not written so.
   """
   count = len(codes_PQ)
-  for start in range(0, count, lane_segments * _WIDTHS[-1]):
-    stop = min(start + lane_segments * _WIDTHS[-1], count)
+  for start in range(0, count, lane_segments * WIDTHS[-1]):
+    stop = min(start + lane_segments * WIDTHS[-1], count)
     first_N = np.arange(start, stop, lane_segments)
     lanes = _Lanes(first_N, np.minimum(first_N + lane_segments, stop), level)
     cache = level.start(len(lanes.at_N), lane_segments)
@@ -100,7 +100,7 @@ class _Lanes:
   """
 
   def __init__(self, first_N, stop_N, level: LevelTables):
-    size = _width(len(first_N))
+    size = width_of(len(first_N))
     missing = size - len(first_N)
     self.at_N = np.pad(first_N, (0, missing))
     self.stop_N = np.pad(stop_N, (0, missing))
@@ -110,7 +110,7 @@ class _Lanes:
 
   def narrow(self) -> np.ndarray | None:
     """Drops lanes that are done if few are left; numbers of those kept."""
-    size = _width(int(self.is_active_N.sum()))
+    size = width_of(int(self.is_active_N.sum()))
     if size == len(self.is_active_N):
       return None
     kept_N = np.argsort(~self.is_active_N, kind='stable')[:size]
@@ -119,8 +119,9 @@ class _Lanes:
     return kept_N
 
 
-def _width(count: int) -> int:
-  return next(size for size in _WIDTHS if size >= count)
+def width_of(count: int) -> int:
+  """Lanes of a step that has so many to code."""
+  return next(size for size in WIDTHS if size >= count)
 
 
 def _one_step(level, codes_PQ, lanes, segments, code, cache):
@@ -138,21 +139,20 @@ def _one_step(level, codes_PQ, lanes, segments, code, cache):
   (active_A,) = np.nonzero(lanes.is_active_N)
   at_A, offset_A = lanes.at_N[active_A], lanes.offset_N[active_A]
   wanted_A = segments.ids_PL[at_A, offset_A]
-  ids_N = np.zeros_like(lanes.fed_N)
-  value = 1
-  for stage, size in enumerate(level.sizes):
-    if stage:
-      table = level.digit(stage, x_ND, ids_N.copy())
-    digits_A = wanted_A // value % size
-    ids_N[active_A] += value * code(_whole(table)[active_A], digits_A)
-    value *= size
+
+  def digit(stage, ids_N):
+    return level.digit(stage, x_ND, ids_N) if stage else table
+
+  ids_N = code_digits(
+    level.sizes, len(lanes.fed_N), active_A, wanted_A, digit, code
+  )
   is_end_A = offset_A == level.length - 1
   (asked_A,) = np.nonzero(~is_end_A)
   if len(asked_A):
-    table = _whole(level.ends(x_ND, ids_N))
+    end_table = _whole(level.ends(x_ND, ids_N))
     says_A = offset_A + 1 == segments.length_P[at_A]
     is_end_A[asked_A] = code(
-      table[active_A[asked_A]], says_A[asked_A].astype(np.int32)
+      end_table[active_A[asked_A]], says_A[asked_A].astype(np.int32)
     )
   segments.ids_PL[at_A, offset_A] = ids_N[active_A]
   segments.length_P[at_A[is_end_A]] = offset_A[is_end_A] + 1
@@ -161,6 +161,38 @@ def _one_step(level, codes_PQ, lanes, segments, code, cache):
   lanes.at_N[active_A] += is_end_A
   lanes.is_active_N &= lanes.at_N < lanes.stop_N
   return cache
+
+
+def code_digits(
+  sizes: tuple[int, ...],
+  num_lanes: int,
+  active_A: np.ndarray,
+  wanted_A: np.ndarray,
+  table_of: Callable[[int, np.ndarray], Any],
+  code: Code,
+) -> np.ndarray:
+  """Codes one id of each active lane, digit by digit.
+
+  Args:
+    sizes: Values of each digit.
+    num_lanes: N.
+    active_A: [A] int, numbers of lanes that have an id.
+    wanted_A: [A] int32, the ids, of no concern to who reads.
+    table_of: From the number of a digit, and ids [N] of the digits before it,
+      to frequencies [N, K].
+    code: What writes or reads.
+
+  Returns:
+    [N] int32, 0 in other lanes.
+  """
+  ids_N, value = np.zeros(num_lanes, np.int32), 1
+  for stage, size in enumerate(sizes):
+    table_NK = _whole(table_of(stage, ids_N.copy()))
+    ids_N[active_A] += value * code(
+      table_NK[active_A], wanted_A // value % size
+    )
+    value *= size
+  return ids_N
 
 
 def _whole(table) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from abstractinator import top_lm_losses
 from abstractinator.cli import main
 from abstractinator.compression import (
   code_unigram,
@@ -15,7 +16,6 @@ from abstractinator.compression import (
   hierarchy_model,
 )
 from abstractinator.compression.byte_model import ByteModel
-from abstractinator.compression.code_unigram import CodeUnigram
 from abstractinator.compression.container import CODED, RAW, Block
 from abstractinator.compression.hierarchy_codec import (
   compress,
@@ -39,7 +39,7 @@ def louder(variables):
 
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if 'expander' not in name:
+    if 'expander' not in name and 'top_lm' not in name:
       return x
     return x + 2 if name.endswith('log_scale') else x * 1.7
 
@@ -54,7 +54,7 @@ def make(config, seed=3):
 
 def pyramid_config():
   values = json.loads(json.dumps(tiny_run.pyramid_config().to_dict()))
-  values['model']['top_lm'] = None
+  values['data']['sequence_length'] = ROW
   for level in values['model']['levels']:
     level['quantizer'] |= {'kind': 'rvq', 'codebook_size': 8, 'depth': 2}
   return RunConfig.from_dict(values)
@@ -135,7 +135,7 @@ def config_of(context='segment', **kwargs):
 
 CONFIGS = {
   'window': lambda: config_of('window', lookback=2, queries=2),
-  'two levels of two digits': pyramid_config,
+  'two levels of two digits, a top LM': pyramid_config,
   'segment': lambda: config_of(lookback=2),
   'full': lambda: config_of('full', lookback=1),
 }
@@ -167,8 +167,12 @@ def bits_of(model, variables, ids_N):
     nats += np.asarray(end_nats_BS)[
       is_id_BS & ~np.asarray(level.expanded.end_is_certain_BS)
     ].sum()
-  counts = CodeCounts(model.stage_sizes)
   codes = output.top_codes
+  if output.top_lm is not None:
+    nats_BU = top_lm_losses.code_nats(output.top_lm, codes.codes_BP)
+    nats += np.asarray(nats_BU)[np.asarray(codes.document_BP) >= 0].sum()
+    return nats / np.log(2)
+  counts = CodeCounts(model.stage_sizes)
   counts.add(np.asarray(codes.codes_BP)[np.asarray(codes.document_BP) >= 0])
   return nats / np.log(2) + counts.bits()
 
@@ -186,12 +190,16 @@ def test_files_take_what_the_pyramid_says(name, monkeypatch):
   monkeypatch.setattr(code_unigram, '_MOST', 1)
   model, variables = make(CONFIGS[name]())
   data = np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8)
-  payload = write_block(model, CodeUnigram(model.stage_sizes), data.tobytes())
-  unigram = CodeUnigram(model.stage_sizes)
-  assert read_block(model, unigram, payload, ROW) == data.tobytes()
+  payload = write_block(model, model.new_codes(), data.tobytes())
+  back = read_block(model, model.new_codes(), payload, ROW)
+  assert back == data.tobytes()
   bits = bits_of(model, variables, data.astype(np.int32))
   written = 8 * len(payload) - 32 * (1 + len(model.levels))
   assert bits - 1 <= written <= 1.001 * bits + 64
+  longer = 3 * data.tobytes()
+  payload = write_block(model, model.new_codes(), longer)
+  back = read_block(model, model.new_codes(), payload, len(longer))
+  assert back == longer
 
 
 def test_files_say_which_model_wrote_them(model, tmp_path):
@@ -224,8 +232,6 @@ def test_runs_that_are_not_supported_are_refused():
   config = dataclasses.replace(tiny_run.config(), objective='entropy_model')
   with pytest.raises(ValueError, match="objective: got 'entropy_model'"):
     HierarchyModel(config, variables)
-  with pytest.raises(ValueError, match=r"top_lm\.mode: got 'discrete'"):
-    HierarchyModel(tiny_run.pyramid_config(), variables)
 
 
 def test_commands(tmp_path, capsys):
