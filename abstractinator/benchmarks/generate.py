@@ -98,7 +98,7 @@ def _line(model, variables, context, rows, num_calls):
 def _reading_ms(model, variables) -> float:
   """Time to read all parameters once, in the type that is computed in."""
   count = sum(x.size for x in jax.tree.leaves(variables['params']))
-  return 1000 * count * model.dtype.itemsize / timing.copy_rate()
+  return 1000 * count * jnp.dtype(model.dtype).itemsize / timing.copy_rate()
 
 
 def _programs() -> int:

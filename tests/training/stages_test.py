@@ -510,7 +510,9 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
 
 
 def test_codes_of_another_model_are_refused(base, codes, corpus, tmp_path):
-  tiny_run.save(tmp_path / 'other', small(stage1.get_config(), corpus))
+  # What is saved at another step is another draw of all parameters.
+  config = small(stage1.get_config(), corpus)
+  tiny_run.save(tmp_path / 'other', config, steps=(4,))
   config = codes_config(tmp_path / 'other', codes)
   with pytest.raises(ValueError, match=r'data\.train: got .* codes of model'):
     Run(config, str(tmp_path / 'run'))
