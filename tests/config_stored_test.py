@@ -10,6 +10,7 @@ import pytest
 
 from abstractinator.config import RunConfig
 from abstractinator.config.stored import completed
+from abstractinator.training import workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 _CONFIG = runpy.run_path(str(ROOT / 'configs' / 'default.py'))['get_config']()
@@ -66,3 +67,13 @@ def test_what_was_always_there_is_missed(path):
 def test_what_is_no_config_is_left_to_be_refused(stored):
   with pytest.raises(ValueError):
     RunConfig.from_dict(completed(stored))
+
+
+def test_a_run_of_before_goes_on_as_it_is_configured_now(tmp_path):
+  workdir.claim(str(tmp_path), CONFIG)
+  stored = without(('health',))
+  (tmp_path / 'config.json').write_text(json.dumps(stored))
+  assert CONFIG.health.alarms
+  workdir.check(str(tmp_path), CONFIG)
+  with pytest.raises(ValueError, match=r'^seed: got 1'):
+    workdir.check(str(tmp_path), dataclasses.replace(CONFIG, seed=1))

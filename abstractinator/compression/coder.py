@@ -30,6 +30,8 @@ class Encoder:
 
   def add(self, symbols_N: np.ndarray, frequencies: np.ndarray) -> None:
     """Writes symbols [N] of frequencies [N, V] int32, or [V] of them all."""
+    if frequencies.shape[-1] == 1:  # Says nothing, and the library takes none.
+      return
     self._coder.encode(
       symbols_N.astype(np.int32), *_arguments(self._model, frequencies)
     )
@@ -61,6 +63,8 @@ class Decoder:
     Raises:
       ValueError: If no symbols of such frequencies were written like that.
     """
+    if frequencies.shape[-1] == 1:
+      return np.zeros(count, np.int32)
     arguments = _arguments(self._model, frequencies)
     if frequencies.ndim == 1:
       arguments.append(count)

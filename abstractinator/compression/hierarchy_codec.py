@@ -5,6 +5,8 @@ is none a unigram that learns as it goes, and then, from the top level to the
 bytes, the ids of segments given their codes and where the segments end.
 """
 
+import itertools
+import operator
 import struct
 import zlib
 
@@ -135,18 +137,32 @@ def read_block(
     ValueError: If nothing of such a model was written so.
   """
   at = _SIZE.size * (1 + len(model.levels))
+  if len(payload) < at:
+    raise ValueError(f'got {len(payload)} bytes, allowed: at least {at}')
   num_codes, *lanes = (x for (x,) in _SIZE.iter_unpack(payload[:at]))
+  # A segment has an id at least, and each so many codes: the ids of a level,
+  # bottom first, and the top codes are at most so many.
+  queries = [level.queries for level in model.levels]
+  *most_ids, most_codes = itertools.accumulate(
+    queries, operator.mul, initial=size
+  )
+  if num_codes > most_codes or num_codes % queries[-1]:
+    raise ValueError(f'got {num_codes} codes, allowed: {most_codes} at most')
   decoder = Decoder(payload[at:])
 
   def code(frequencies, symbols_N):
     return decoder.take(frequencies, len(symbols_N))
 
   ids_N = codes.code(np.zeros(num_codes, np.int32), code)
-  for level, lane_segments in zip(reversed(model.levels), lanes, strict=True):
+  for level, most, lane_segments in zip(
+    reversed(model.levels), reversed(most_ids), lanes, strict=True
+  ):
     codes_PQ = ids_N.reshape(-1, level.queries)
+    if not 0 < lane_segments <= max(len(codes_PQ), 1):
+      raise ValueError(f'got lanes of {lane_segments} segments')
     segments = Segments.empty(len(codes_PQ), level.length)
     code_segments(level, codes_PQ, lane_segments, segments, code)
     ids_N = segments.joined()
-    if len(ids_N) > size:
-      raise ValueError(f'got {len(ids_N)} ids, allowed: {size}')
+    if len(ids_N) > most:
+      raise ValueError(f'got {len(ids_N)} ids, allowed: {most}')
   return ids_N.astype(np.uint8).tobytes()

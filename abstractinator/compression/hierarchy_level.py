@@ -57,14 +57,21 @@ class HierarchyLevel:
     return int(np.prod(self.sizes)) + Special.BOS
 
   def lane_segments(self, num_segments: int, num_ids: int) -> int:
-    """How many segments see each other: one lane has so many."""
+    """How many segments see each other: one lane has so many.
+
+    All of them, or a power of two: of other sizes programs would be compiled
+    for block after block.
+    """
     c = self._config.expander
     if c.context == 'segment':
       return 1
     wanted = self.sequence_length
     if c.context == 'window':
       wanted = _LANE_WINDOWS * c.window
-    return max(wanted * num_segments // max(num_ids, 1), 1)
+    fit = max(wanted * num_segments // max(num_ids, 1), 1)
+    if fit >= num_segments:
+      return max(num_segments, 1)
+    return 1 << (fit.bit_length() - 1)
 
   def start(self, num_lanes: int, lane_segments: int) -> Cache:
     """Of lanes before their first ids."""

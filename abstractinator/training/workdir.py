@@ -18,6 +18,8 @@ _FREE = (
   'checkpoint_interval',
   'max_to_keep',
   'microbatches',
+  'health.alarms',
+  'health.after_steps',
   'data.read_threads',
   'data.prefetch_batches',
   'mesh.data',

@@ -223,6 +223,35 @@ def test_files_take_what_the_pyramid_says(name, monkeypatch):
   assert back == longer
 
 
+def test_more_codes_between_levels_than_bytes_come_back():
+  values = json.loads(json.dumps(pyramid_config().to_dict()))
+  values['model']['top_lm'] = None
+  values['model']['levels'][0]['pooling']['num_queries'] = 4
+  # Of these, one symbol is all that there is.
+  values['model']['levels'][1]['quantizer'] |= {
+    'kind': 'vq',
+    'codebook_size': 1,
+  }
+  model, _ = make(RunConfig.from_dict(values))
+  data = bytes(np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8))
+  segments, _ = model.encode(data)
+  assert len(segments[1].joined()) > len(data)
+  payload = write_block(model, model.new_codes(), data)
+  assert read_block(model, model.new_codes(), payload, len(data)) == data
+
+
+def test_what_was_not_written_so_is_refused(model):
+  payload = write_block(model, model.new_codes(), b'some words')
+  many = (2**31).to_bytes(4, 'little')
+  for broken, message in (
+    (payload[:5], 'got 5 bytes'),
+    (many + payload[4:], 'got 2147483648 codes'),
+    (payload[:4] + many + payload[8:], 'got lanes of 2147483648'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      read_block(model, model.new_codes(), broken, 10)
+
+
 def test_files_say_which_model_wrote_them(model, tmp_path):
   config = tiny_run.config()
   bytes_model = ByteModel(config, make(config)[1])
