@@ -21,7 +21,8 @@ import numpy as np
 
 from abstractinator.benchmarks import table, timing
 from abstractinator.benchmarks.generate import make_level, make_variables
-from abstractinator.modules.expander_decode import decode_rows, decode_segments
+from abstractinator.modules.expander_decode import decode_rows
+from abstractinator.modules.expander_lanes import decode_segments
 
 
 def programs(model, variables, slots, size):

@@ -1,8 +1,8 @@
 """A level of a run, id by id in lanes of segments."""
 
-import dataclasses
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,14 +16,21 @@ from abstractinator.types import Array, PyTree, Special
 _LANE_WINDOWS = 32
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class HierarchyLevel:
-  """A level, id by id in lanes; see `segment_coder.LevelTables`."""
+  """A level, id by id in lanes; see `segment_coder.LevelTables`.
 
-  model: AbstractinatorPyramid
+  Attributes:
+    variables: `params` and the collections of the whole model.
+    model: Of all levels.
+    number: Of this one, 0 at the bottom.
+    sequence_length: Ids of a row that it was trained on.
+  """
+
   variables: PyTree
-  number: int
-  sequence_length: int
+  model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
+  number: int = flax.struct.field(pytree_node=False)
+  sequence_length: int = flax.struct.field(pytree_node=False)
 
   @property
   def _config(self):
@@ -75,21 +82,22 @@ class HierarchyLevel:
 
   def start(self, num_lanes: int, lane_segments: int) -> Cache:
     """Of lanes before their first ids."""
-    return _start(
-      self.model,
-      self.variables,
-      self.number,
-      num_lanes,
-      lane_segments * self.length,
-    )
+    capacity = lane_segments * self.length
 
+    def run(pyramid):
+      expander = pyramid.levels[self.number].expander
+      return expander.init_cache(num_lanes, capacity)
+
+    return self.model.apply(self.variables, method=run)
+
+  @functools.partial(jax.jit, donate_argnames='cache')
   def step(
     self,
-    fed_N: np.ndarray,
-    offset_N: np.ndarray,
-    is_active_N: np.ndarray,
-    codes_NU: np.ndarray,
-    lowest_N: np.ndarray,
+    fed_N: Array,
+    offset_N: Array,
+    is_active_N: Array,
+    codes_NU: Array,
+    lowest_N: Array,
     cache: Cache,
   ) -> tuple[Array, Array, Cache]:
     """Predicts the next id of each lane; see `expander.step`.
@@ -105,103 +113,61 @@ class HierarchyLevel:
     Returns:
       [N, K] int32 frequencies of the first digit, states [N, D], the cache.
     """
-    return _step(
-      self.model,
-      self.number,
-      self.variables,
-      fed_N,
-      offset_N,
-      is_active_N,
-      codes_NU,
-      lowest_N,
-      cache,
-    )
 
-  def digit(self, stage: int, x_ND: Array, ids_N: np.ndarray) -> Array:
+    def run(pyramid):
+      level, codebooks = self._parts(pyramid)
+      vectors_NUD = level.compressor.quantizer.lookup(codes_NU)
+      own_N1 = jnp.full_like(lowest_N, self.lookback)[:, None]
+      x_ND, new = level.expander.step(
+        fed_N,
+        offset_N,
+        jnp.zeros_like(fed_N),
+        cache,
+        is_active_N,
+        (vectors_NUD, own_N1, lowest_N[:, None]),
+        codebooks,
+      )
+      predicted = level.expander.vocabulary.predict(x_ND, None, codebooks)
+      # What is no id, such as EOS, is never coded.
+      return frequencies(predicted.logits[0][:, : self.sizes[0]]), x_ND, new
+
+    return self.model.apply(self.variables, method=run)
+
+  @functools.partial(jax.jit, static_argnames='stage')
+  def digit(self, stage: int, x_ND: Array, ids_N: Array) -> Array:
     """[N, K] int32 frequencies of a digit, given ids of those before it."""
-    return _digit(self.model, self.number, stage, self.variables, x_ND, ids_N)
 
-  def ends(self, x_ND: Array, ids_N: np.ndarray) -> Array:
+    def run(pyramid):
+      level, codebooks = self._parts(pyramid)
+      predicted = level.expander.vocabulary.predict(x_ND, ids_N, codebooks)
+      return frequencies(predicted.logits[stage])
+
+    return self.model.apply(self.variables, method=run)
+
+  @jax.jit
+  def ends(self, x_ND: Array, ids_N: Array) -> Array:
     """[N, 2] int32 frequencies of that segments go on, and end, after ids."""
-    return _ends(self.model, self.number, self.variables, x_ND, ids_N)
+
+    def run(pyramid):
+      level, codebooks = self._parts(pyramid)
+      log_odds_N = level.expander.end_logits(x_ND, ids_N, codebooks)
+      goes_on_N = jnp.zeros_like(log_odds_N)
+      return frequencies(jnp.stack([goes_on_N, log_odds_N], axis=-1))
+
+    return self.model.apply(self.variables, method=run)
 
   def take(self, cache: Cache, kept_N: np.ndarray) -> Cache:
     """The cache of some lanes."""
     return _take(cache, kept_N)
 
-
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _start(model, variables, number, num_lanes, capacity):
-  return model.apply(
-    variables,
-    method=lambda m: m.levels[number].expander.init_cache(num_lanes, capacity),
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
-def _step(
-  model,
-  number,
-  variables,
-  fed_N,
-  offset_N,
-  is_active_N,
-  codes_NU,
-  lowest_N,
-  cache,
-):
-  def run(pyramid):
-    level, codebooks = pyramid.levels[number], _codebooks(pyramid, number)
-    own_N1 = jnp.full_like(lowest_N, level.config.expander.lookback)[:, None]
-    x_ND, new = level.expander.step(
-      fed_N,
-      offset_N,
-      jnp.zeros_like(fed_N),
-      cache,
-      is_active_N,
-      (
-        level.compressor.quantizer.lookup(codes_NU),
-        own_N1,
-        lowest_N[:, None],
-      ),
-      codebooks,
-    )
-    predicted = level.expander.vocabulary.predict(x_ND, None, codebooks)
-    size = level.expander.sizes[0]
-    return frequencies(predicted.logits[0][:, :size]), x_ND, new
-
-  return model.apply(variables, method=run)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _digit(model, number, stage, variables, x_ND, ids_N):
-  def run(pyramid):
-    predicted = pyramid.levels[number].expander.vocabulary.predict(
-      x_ND, ids_N, _codebooks(pyramid, number)
-    )
-    return frequencies(predicted.logits[stage])
-
-  return model.apply(variables, method=run)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _ends(model, number, variables, x_ND, ids_N):
-  def run(pyramid):
-    log_odds_N = pyramid.levels[number].expander.end_logits(
-      x_ND, ids_N, _codebooks(pyramid, number)
-    )
-    goes_on_N = jnp.zeros_like(log_odds_N)
-    return frequencies(jnp.stack([goes_on_N, log_odds_N], axis=-1))
-
-  return model.apply(variables, method=run)
+  def _parts(self, pyramid):
+    """The bound level, and the codebooks of the one below."""
+    if self.number == 0:
+      return pyramid.levels[0], None
+    below = pyramid.levels[self.number - 1].compressor.quantizer
+    return pyramid.levels[self.number], below.codebooks()
 
 
 @jax.jit
 def _take(cache, kept_N):
   return jax.tree.map(lambda x: x[kept_N], cache)
-
-
-def _codebooks(pyramid, number):
-  if number == 0:
-    return None
-  return pyramid.levels[number - 1].compressor.quantizer.codebooks()

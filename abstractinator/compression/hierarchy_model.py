@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.compression.byte_model import PRECISION_BITS
 from abstractinator.compression.code_top_lm import CodeTopLM
 from abstractinator.compression.code_unigram import CodeUnigram
 from abstractinator.compression.hierarchy_level import HierarchyLevel
@@ -19,6 +20,8 @@ from abstractinator.types import Batch, PyTree
 _BATCH_IDS = 8192
 # Ids of a row that is encoded, where every stack has a window.
 _ROW_IDS = 4096
+# Of a table, half of whose frequencies are left to be given by likelihood.
+_MOST_CODES = 1 << (PRECISION_BITS - 1)
 
 
 class HierarchyModel:
@@ -47,7 +50,7 @@ class HierarchyModel:
     self._variables = jax.device_put(variables)
     self._sequence_length = size = config.data.sequence_length
     self.levels = [
-      HierarchyLevel(self._model, self._variables, number, size_of_level)
+      HierarchyLevel(self._variables, self._model, number, size_of_level)
       for number, size_of_level in enumerate(
         config.model.sequence_lengths(size)
       )
@@ -139,4 +142,11 @@ def unsupported(config: RunConfig) -> str | None:
   ends = config.model.levels[0].expander.ends
   if ends != 'head':
     return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
+  for number, level in enumerate(config.model.levels):
+    largest = max(level.quantizer.stage_sizes)
+    if largest > _MOST_CODES:
+      return (
+        f'model.levels[{number}].quantizer: got a codebook of {largest},'
+        f' allowed: {_MOST_CODES} at most'
+      )
   return None

@@ -12,7 +12,8 @@ from abstractinator.modules.expander import (
   DecoderOnlyExpanderRVQ,
   ExpanderOutput,
 )
-from abstractinator.modules.expander_decode import decode_rows, decode_segments
+from abstractinator.modules.expander_decode import decode_rows
+from abstractinator.modules.expander_lanes import decode_segments
 from abstractinator.modules.segment_compressor import (
   Below,
   CompressorOutput,

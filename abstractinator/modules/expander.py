@@ -50,7 +50,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   With `context='segment'` an id sees the ids of its own segment only, and a
   segment starts from BOS. With 'window' it sees the last `window` ids of its
-  document, with 'full' all of them. `expander_decode` decodes from codes alone.
+  document, with 'full' all of them. `expander_lanes` decodes from codes alone.
 
   Attributes:
     config: Sizes of the level.

@@ -14,7 +14,7 @@ import pytest
 from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.config import LevelConfig
 from abstractinator.modules.abstractinator import Abstractinator
-from abstractinator.modules.expander_decode import decode_segments
+from abstractinator.modules.expander_lanes import decode_segments
 from abstractinator.types import Batch
 from tests.implementations import XLA
 from tests.tiny_top_lm import quick_call, quick_jit

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from abstractinator.modules import expander_decode
+from abstractinator.modules import expander_lanes
 from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
 
 ROWS, SLOTS = 2, 64
@@ -28,13 +28,11 @@ def test_lanes_of_segments_that_are_done_are_taken_away(
     """Of the slots with a segment: ids, lengths, the lanes of each step."""
     run = quick_jit(
       level.model.apply,
-      method=lambda m, *args: expander_decode.decode_segments(
-        m.expander, *args
-      ),
+      method=lambda m, *args: expander_lanes.decode_segments(m.expander, *args),
     )
 
     def call(is_valid_BP):
-      monkeypatch.setattr(expander_decode, '_FEW_LANES', few_lanes)
+      monkeypatch.setattr(expander_lanes, '_FEW_LANES', few_lanes)
       lanes.clear()
       ids, length = run(
         level.variables, memory.astype(np.float32), is_valid_BP, lowest
@@ -74,8 +72,8 @@ def test_lanes_of_segments_that_are_done_are_taken_away(
 
 
 def test_how_many_lanes():
-  widths = expander_decode._widths
-  few = expander_decode._FEW_LANES
+  widths = expander_lanes._widths
+  few = expander_lanes._FEW_LANES
   assert widths(1, 100) == [100]
   assert widths(4, few - 1) == [few - 1]
   assert widths(4, few) == [few, few // 4]

@@ -7,7 +7,7 @@ import pytest
 from abstractinator import losses
 from abstractinator.byte_vocab import BOS_ID, EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
-from abstractinator.modules.expander_decode import decode_segments
+from abstractinator.modules.expander_lanes import decode_segments
 from abstractinator.types import Segments
 from tests.implementations import XLA
 
