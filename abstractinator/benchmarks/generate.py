@@ -12,8 +12,11 @@ at a temperature of 1: the likeliest end of such weights is the first byte, and
 so many segments of one byte are the cheapest of all. Reading the prompt is
 timed apart; "anew" is one whole call, of which the original needs several.
 Contexts of the expander: 'segment' decodes segments side by side, 'window' byte
-after byte. `--config` takes another model, with its top LM if it has one; the
-roofline is the time to read all of its parameters once for each byte of a row.
+after byte. `--config` takes another model of one level, with its top LM if it
+has one. The roofline of a row is the time to read the parameters that its bytes
+need at least: the top LM once a segment, the expander once a byte, or where
+segments are decoded side by side, once for the bytes at one place in all of a
+call.
 """
 
 import argparse
@@ -91,14 +94,31 @@ def _line(model, variables, context, rows, num_calls):
   return (
     f'{rows} | {context} | {1000 / wall:.0f} | {cpu:.3f} | {anew:.2f}'
     f' | {of_original} | {prompt:.1f} | {length:.1f} | {count}'
-    f' | {_reading_ms(model, variables) / (rows * wall):.2%}'
+    f' | {_reading_ms(model, variables, length) / (rows * wall):.2%}'
   )
 
 
-def _reading_ms(model, variables) -> float:
-  """Time to read all parameters once, in the type that is computed in."""
-  count = sum(x.size for x in jax.tree.leaves(variables['params']))
+def _reading_ms(model, variables, length) -> float:
+  """Time to read what a byte needs, in the type that is computed in.
+
+  Args:
+    model: Of one level.
+    variables: Its.
+    length: Bytes of a segment.
+
+  Returns:
+    Milliseconds.
+  """
+  (level,), params = model.config.levels, variables['params']
+  count = _size(params['expander'])
+  if level.expander.context == 'segment':
+    count /= programs.SLOTS
+  count += _size(params.get('top_lm', {})) / length
   return 1000 * count * jnp.dtype(model.dtype).itemsize / timing.copy_rate()
+
+
+def _size(params) -> int:
+  return sum(x.size for x in jax.tree.leaves(params))
 
 
 def _programs() -> int:
@@ -198,7 +218,10 @@ def make_level(context: str) -> AbstractinatorPyramid:
 
 
 def _of_config(name):
-  return make_model(sizes.load(name), jax.default_backend())
+  config = sizes.load(name)
+  if (count := len(config.model.levels)) > 1:
+    raise SystemExit(f'--config: got {name!r} of {count} levels, allowed: one')
+  return make_model(config, jax.default_backend())
 
 
 def make_variables(model: AbstractinatorPyramid) -> PyTree:

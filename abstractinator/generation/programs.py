@@ -16,7 +16,7 @@ from abstractinator.types import PyTree
 
 # Segments of the top level, or bytes of the entropy model, of a call. More of
 # them are fewer calls, and more that nobody asked for at the end.
-_SLOTS = 16
+SLOTS = 16
 _BYTES = 64
 _SMALLEST = 64
 
@@ -96,7 +96,7 @@ def start(
     method = functools.partial(entropy.start, capacity=bucket.capacity)
   else:
     method = functools.partial(
-      pyramid.start, capacity=bucket.capacity, num_slots=_SLOTS
+      pyramid.start, capacity=bucket.capacity, num_slots=SLOTS
     )
   return model.apply(
     variables, ids_BS, count_B, request, method=lambda m, *x: method(m, *x)
@@ -129,7 +129,7 @@ def extend(
   if entropy_model_only:
     method = functools.partial(entropy.extend, num_bytes=_BYTES)
   else:
-    method = functools.partial(pyramid.extend, num_slots=_SLOTS)
+    method = functools.partial(pyramid.extend, num_slots=SLOTS)
   extension, state = model.apply(
     variables, state, stopped_B, method=lambda m, *x: method(m, *x)
   )
