@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator import metrics
 from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.config import ModelConfig
 from abstractinator.modules.pyramid import AbstractinatorPyramid
@@ -111,3 +112,26 @@ def make_variables(config: ModelConfig, size=16):
 
   params = jax.tree_util.tree_map_with_path(louder, variables['params'])
   return variables | {'params': params}
+
+
+def assert_metrics_agree(found, num_levels):
+  """Checks the metrics of a step, whose bits are the sum of their parts.
+
+  Args:
+    found: Means by name, those of a discrete top LM among them.
+    num_levels: At least two, without which levels have no names.
+  """
+  for name, mean in found.items():
+    assert np.isfinite(mean.total).all(), name
+  summary = metrics.summarize(found)
+  parts = ['top_lm_code_bits_per_byte', 'top_lm_end_bits_per_byte']
+  for number in range(num_levels):
+    assert 0 < summary[f'level{number}/live_code_fraction'] <= 1
+    parts += [
+      f'level{number}/{part}_bits_per_byte' for part in ('expander', 'end')
+    ]
+  np.testing.assert_allclose(
+    summary['total_bits_per_byte'],
+    sum(summary[name] for name in parts),
+    rtol=1e-6,
+  )
