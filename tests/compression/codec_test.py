@@ -14,7 +14,7 @@ from abstractinator.compression.byte_model import (
 )
 from abstractinator.compression.codec import compress, decompress
 from abstractinator.training.state import variables_of
-from tests import tiny_run
+from tests import tiny_run, tiny_texts
 from tests.tiny_top_lm import quick_jit
 
 
@@ -73,14 +73,8 @@ def test_what_the_model_expects_takes_what_it_says(model):
   assert len(content) < 0.9 * len(data)
 
 
-TEXTS = {
-  'empty': b'',
-  'one byte': b'x',
-  'all values': bytes(range(256)),
-  'random': np.random.default_rng(1).bytes(5000),
-  'invalid UTF-8': b'\xff\xfe\xc3(' * 50 + b'\x80',
-  'fewer than lanes': b'abcdefghi',
-}
+TEXTS = tiny_texts.of_any_bytes(num_random=5000)
+TEXTS |= {'fewer than lanes': b'abcdefghi'}
 
 
 @pytest.mark.parametrize('name', TEXTS)

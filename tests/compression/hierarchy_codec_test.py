@@ -29,7 +29,7 @@ from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
-from tests import tiny_run
+from tests import tiny_run, tiny_texts
 from tests.tiny_top_lm import quick_jit
 
 ROW = 128
@@ -84,13 +84,7 @@ def always_coded(monkeypatch):
   )
 
 
-TEXTS = {
-  'empty': b'',
-  'one byte': b'x',
-  'all values': bytes(range(256)),
-  'random': np.random.default_rng(1).bytes(1500),
-  'invalid UTF-8': b'\xff\xfe\xc3(' * 50 + b'\x80',
-}
+TEXTS = tiny_texts.of_any_bytes(num_random=1500)
 
 
 @pytest.mark.parametrize('name', TEXTS)
