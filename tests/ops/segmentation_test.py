@@ -97,13 +97,18 @@ def divided(size, min_length, max_length, slots):
   return wants, document, least, num_slots, got
 
 
-# Of the whole module, so that rows are divided once for two tests.
-@pytest.mark.parametrize(
-  ('size', 'min_length', 'max_length'), SETTINGS, scope='module'
-)
-@pytest.mark.parametrize(
-  'slots', ['smallest', 'some more', 'plenty'], scope='module'
-)
+def on_rows(test):
+  """Runs a test on all rows; they are divided once for the module's tests."""
+  of_slots = pytest.mark.parametrize(
+    'slots', ['smallest', 'some more', 'plenty'], scope='module'
+  )
+  of_sizes = pytest.mark.parametrize(
+    ('size', 'min_length', 'max_length'), SETTINGS, scope='module'
+  )
+  return of_sizes(of_slots(test))
+
+
+@on_rows
 def test_agrees_with_following_the_ids_one_by_one(
   size, min_length, max_length, slots
 ):
@@ -134,12 +139,7 @@ def test_agrees_with_following_the_ids_one_by_one(
     assert saw_bound == 0
 
 
-@pytest.mark.parametrize(
-  ('size', 'min_length', 'max_length'), SETTINGS, scope='module'
-)
-@pytest.mark.parametrize(
-  'slots', ['smallest', 'some more', 'plenty'], scope='module'
-)
+@on_rows
 def test_starts_ends_offsets_and_counts_say_the_same(
   size, min_length, max_length, slots
 ):
