@@ -14,7 +14,7 @@ from abstractinator.modules.generation.request import Request
 from abstractinator.modules.segment_compressor import Below
 from abstractinator.ops.draw import Filters
 from abstractinator.types import Batch, Segments
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 SLOTS = 3
 
@@ -96,9 +96,9 @@ class Generator:
         method=lambda m, *args: generation.extend(m, *args, num_slots=SLOTS),
       )
 
-    self.start, self.extend = quick_jit(start), quick_jit(extend)
+    self.start, self.extend = jit(start), jit(extend)
     self.compress = [
-      quick_jit(model.apply, method=functools.partial(_compress, number=number))
+      jit(model.apply, method=functools.partial(_compress, number=number))
       for number in range(len(model.config.levels))
     ]
 
@@ -263,7 +263,7 @@ def whole_calls(model, number):
       batch.ids_BS, batch.document_BS, segments, memory_BUD, None, below
     )
 
-  return quick_jit(model.apply, method=call)
+  return jit(model.apply, method=call)
 
 
 @functools.cache
@@ -274,7 +274,7 @@ def whole_top(model):
       CodeSequence(codes_BU, vectors_BUD, document_BU, document_BU < -1)
     )
 
-  return quick_jit(model.apply, method=call)
+  return jit(model.apply, method=call)
 
 
 def pad(rows, size):

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.entropy_model import EntropyModel
 from tests.implementations import XLA
+from tests.jitted import jit
 
 
-def make(config, quick_jit):
+def make(config):
   """The model of a level's config, its first variables, and telling ones."""
   module = EntropyModel(
     config.entropy_model,
@@ -19,7 +20,7 @@ def make(config, quick_jit):
     jnp.dtype('float32'),
   )
   zeros = jnp.zeros((1, 4), jnp.int32)
-  initial = quick_jit(module.init)(jax.random.key(0), zeros, zeros)
+  initial = jit(module.init)(jax.random.key(0), zeros, zeros)
   # Initial predictions are nearly the same for all ids; these are not.
   telling = jax.tree_util.tree_map_with_path(
     lambda path, x: x * 20 if 'head' in str(path) else x, initial

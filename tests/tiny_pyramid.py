@@ -15,7 +15,7 @@ from abstractinator.config import ModelConfig
 from abstractinator.modules.pyramid import AbstractinatorPyramid
 from abstractinator.types import Batch
 from tests.implementations import XLA, XLA_CONFIG
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 _DEFAULT = runpy.run_path(
   str(pathlib.Path(__file__).parents[1] / 'configs' / 'default.py')
@@ -102,7 +102,7 @@ def make_variables(config: ModelConfig, size=16):
   """Parameters whose predictions say something."""
   zeros = jnp.zeros((1, size), jnp.int32)
   batch = Batch(zeros, zeros, zeros[:, 0])
-  variables = dict(quick_jit(make_model(config).init)(jax.random.key(0), batch))
+  variables = dict(jit(make_model(config).init)(jax.random.key(0), batch))
 
   def louder(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')

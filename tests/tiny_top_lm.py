@@ -13,6 +13,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceTransformer,
 )
 from tests.implementations import XLA
+from tests.jitted import jit, jit_to_numpy
 
 D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
 # Codes of one stage, of three, and of one that leaves two digits out.
@@ -73,23 +74,6 @@ def make_sequence(kind='rvq', seed=0):
   )
 
 
-def quick_jit(function, **kwargs):
-  """Jits a function in half the usual time to compile."""
-  return jax.jit(
-    functools.partial(function, **kwargs),
-    compiler_options={
-      'xla_backend_optimization_level': 0,
-      'xla_llvm_disable_expensive_passes': True,
-    },
-  )
-
-
-def quick_call(function, **kwargs):
-  """As `quick_jit`, but gives numpy arrays: to slice them compiles nothing."""
-  run = quick_jit(function, **kwargs)
-  return lambda *args: jax.device_get(run(*args))
-
-
 class TopLM:
   """A top LM, its variables, and its methods, each compiled once a shape.
 
@@ -108,9 +92,7 @@ class TopLM:
       XLA,
       jnp.float32,
     )
-    self.initial = quick_jit(self.model.init)(
-      jax.random.key(1), make_sequence(kind)
-    )
+    self.initial = jit(self.model.init)(jax.random.key(1), make_sequence(kind))
     self.variables = jax.tree_util.tree_map_with_path(
       lambda path, x: (
         15 * x if 'logits' in str(path) or 'end_head' in str(path) else x
@@ -118,16 +100,16 @@ class TopLM:
       self.initial,
     )
     apply = self.model.apply
-    self.call = quick_call(apply)
-    self.prefill = quick_call(apply, method='prefill')
-    self.step = quick_call(apply, method='step')
-    self.code_logits = quick_call(
+    self.call = jit_to_numpy(apply)
+    self.prefill = jit_to_numpy(apply, method='prefill')
+    self.step = jit_to_numpy(apply, method='step')
+    self.code_logits = jit_to_numpy(
       apply, method=lambda m, x, digits: m.code_head(x, digits)
     )
-    self.end_logits = quick_call(apply, method='end_logits')
-    self.next_vector = quick_call(apply, method='next_vector')
-    self.terms = quick_call(self._terms)
-    self.loss_and_gradients = quick_call(jax.value_and_grad(self.loss))
+    self.end_logits = jit_to_numpy(apply, method='end_logits')
+    self.next_vector = jit_to_numpy(apply, method='next_vector')
+    self.terms = jit_to_numpy(self._terms)
+    self.loss_and_gradients = jit_to_numpy(jax.value_and_grad(self.loss))
 
   def _terms(self, variables, sequence):
     return top_lm_losses.terms(self.model.apply(variables, sequence), sequence)

@@ -15,7 +15,7 @@ from abstractinator.compression.byte_model import (
 from abstractinator.compression.codec import compress, decompress
 from abstractinator.training.state import variables_of
 from tests import tiny_run, tiny_texts
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 
 def louder(state):
@@ -122,7 +122,7 @@ def test_frequencies_are_whole_and_add_up():
   logits = np.random.default_rng(0).normal(size=(20, 256)) * 10
   logits[0] = 0
   logits[1, 7] = 1e4
-  got = np.asarray(quick_jit(frequencies)(logits.astype(np.float32)))
+  got = np.asarray(jit(frequencies)(logits.astype(np.float32)))
   assert got.dtype == np.int32
   assert got.min() == 1
   assert (got.sum(axis=1) == 2**PRECISION_BITS).all()

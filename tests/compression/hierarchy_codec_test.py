@@ -30,7 +30,7 @@ from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from tests import tiny_run, tiny_texts
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 ROW = 128
 
@@ -157,7 +157,7 @@ def bits_of(model, variables, ids_N):
   """What a row costs, all ids predicted in one call of the pyramid."""
   ids_BS = ids_N[None]
   zeros_BS = np.zeros_like(ids_BS)
-  output = quick_jit(model._model.apply)(
+  output = jit(model._model.apply)(
     variables, Batch(ids_BS, zeros_BS, zeros_BS[:, 0])
   )
   nats = 0.0

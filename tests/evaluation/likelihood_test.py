@@ -18,7 +18,7 @@ from abstractinator.evaluation.windows import Passage
 from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from tests import tiny_pyramid, tiny_run
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 SIZE, STRIDE = 24, 10
 
@@ -68,23 +68,25 @@ class Decoder:
     model, self.variables = evaluator.model, evaluator.variables
     self.num_short = 0
 
-    def jit(method):
-      return quick_jit(model.apply, method=method)
+    def compiled(method):
+      return jit(model.apply, method=method)
 
-    self.compress = jit('compress_all')
+    self.compress = compiled('compress_all')
     self.expander_steps = [
-      jit(lambda m, *a, level=level: m.levels[level].expander.step(*a))
+      compiled(lambda m, *a, level=level: m.levels[level].expander.step(*a))
       for level in range(2)
     ]
     self.predict = [
-      jit(lambda m, *a, level=level: _predicted(m.levels[level].expander, *a))
+      compiled(
+        lambda m, *a, level=level: _predicted(m.levels[level].expander, *a)
+      )
       for level in range(2)
     ]
     self.books, self.empty, self.top_empty, self.top_start = jax.device_get(
-      jit(_start)(self.variables)
+      compiled(_start)(self.variables)
     )
-    self.top_step = jit(lambda m, *a: m.top_lm.step(*a))
-    self.top_heads = jit(
+    self.top_step = compiled(lambda m, *a: m.top_lm.step(*a))
+    self.top_heads = compiled(
       lambda m, x, digits: (
         m.top_lm.code_head(x, digits),
         m.top_lm.end_logits(x),

@@ -6,13 +6,13 @@ from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.ops import segmentation
 from abstractinator.ops.segmentation_rules import Wishes
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 MAX_LENGTH = 4
 SIZE, SLOTS = 20, 10
 
 
-@quick_jit
+@jit
 def divided(ids_BS, wants_BS):
   """Segments of rows that are a document each, ended by EOS."""
   document_BS = jnp.where(ids_BS == PAD_ID, -1, 0)
@@ -25,7 +25,7 @@ def divided(ids_BS, wants_BS):
   )
 
 
-@quick_jit
+@jit
 def counts_of_a_level(decoded, lengths, ids_BS, segments, is_valid_BP):
   """Where the first level is the top."""
   origin_BP = np.broadcast_to(np.arange(SLOTS), lengths.shape)

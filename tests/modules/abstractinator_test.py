@@ -19,6 +19,7 @@ from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Batch
 from tests.implementations import XLA, XLA_CONFIG
+from tests.jitted import jit
 
 SIZE = 40
 WEIGHTS = LossConfig(
@@ -187,12 +188,12 @@ def test_an_empty_row_is_finite_and_counts_for_nothing(level, make_batch):
 
 
 def test_collections_after_microbatches_are_those_of_the_batch(
-  level, make_batch, quick_jit
+  level, make_batch
 ):
   """Four microbatches, in another order, then one step of the states."""
   batch = make_batch([[23, 12], [40], [5, 5, 5], [31]], SIZE)
   mutable = ['vq', 'calibration']
-  apply = quick_jit(level.model.apply, method='compress', mutable=mutable)
+  apply = jit(level.model.apply, method='compress', mutable=mutable)
   params = level.variables['params']
   start = {name: level.variables[name] for name in mutable}
   output, whole = apply({'params': params, **start}, batch)
@@ -209,7 +210,7 @@ def test_collections_after_microbatches_are_those_of_the_batch(
       part.quantized.codes_BP[row, is_valid],
       output.quantized.codes_BP[row, is_valid],
     )
-  step = quick_jit(advance)
+  step = jit(advance)
   moved = step(whole)
   for a, b in ((whole, parts), (moved, step(parts))):
     jax.tree.map(

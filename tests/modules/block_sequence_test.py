@@ -11,7 +11,7 @@ import pytest
 from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import Stack
 from tests.implementations import XLA
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 ATTENTION = {
   'regular': AttentionConfig('regular', None, None, None),
@@ -40,7 +40,7 @@ def make_rows(size=SIZE):
 @functools.cache
 def variables_of(form, num_layers):
   init = make_stack(form, num_layers).init
-  return quick_jit(init)(jax.random.key(0), *make_rows())
+  return jit(init)(jax.random.key(0), *make_rows())
 
 
 def loss(variables, x_BSD, group_BS, stack):
@@ -48,7 +48,7 @@ def loss(variables, x_BSD, group_BS, stack):
 
 
 def gradients(stack, form):
-  run = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)), stack=stack)
+  run = jit(jax.value_and_grad(loss, argnums=(0, 1)), stack=stack)
   return run(variables_of(form, 2), *make_rows())
 
 
@@ -74,7 +74,7 @@ def test_a_loop_remembers_rows_for_the_next_step():
   caches = []
   for stack in (make_stack(), make_stack(scan_layers=True)):
     cache = stack.init_cache(ROWS, SIZE, jnp.float32)
-    prefill = quick_jit(stack.apply, method='prefill')
+    prefill = jit(stack.apply, method='prefill')
     caches.append(prefill(variables_of('regular', 2), *make_rows(), cache))
   close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
   jax.tree.map(close, *caches)

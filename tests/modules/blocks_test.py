@@ -10,7 +10,7 @@ import pytest
 from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
 from tests.implementations import BY_NAME, XLA
-from tests.tiny_top_lm import quick_call, quick_jit
+from tests.jitted import jit, jit_to_numpy
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24
 ATTENTION = {
@@ -45,7 +45,7 @@ def make_rows(seed=0):
 def variables_of(form, num_layers):
   """They do not depend on what else a stack has."""
   stack = make_stack(form, WINDOW, num_layers=num_layers)
-  return quick_jit(stack.init)(jax.random.key(1), *make_rows())
+  return jit(stack.init)(jax.random.key(1), *make_rows())
 
 
 class Compiled:
@@ -55,10 +55,10 @@ class Compiled:
     self.stack = make_stack(*args, **kwargs)
     config = self.stack.config
     self.variables = variables_of(config.attention.form, config.num_layers)
-    self.apply = quick_call(self.stack.apply)
-    self.prefill = quick_call(self.stack.apply, method='prefill')
-    self.step = quick_call(self.stack.apply, method='step')
-    self.both = quick_call(self._both)
+    self.apply = jit_to_numpy(self.stack.apply)
+    self.prefill = jit_to_numpy(self.stack.apply, method='prefill')
+    self.step = jit_to_numpy(self.stack.apply, method='step')
+    self.both = jit_to_numpy(self._both)
 
   def _both(self, variables, x, document, direction):
     """What comes out, and gradients of its product with a direction."""
@@ -92,7 +92,7 @@ def hold_gradient(function, *args):
     lambda x: jnp.float32(0.1 * rng.normal(size=x.shape)), args
   )
   cotangent = jnp.float32(rng.normal(size=shape))
-  got, want = quick_jit(both)(args, direction, cotangent)
+  got, want = jit(both)(args, direction, cotangent)
   assert abs(want) > 0.1
   np.testing.assert_allclose(got, want, rtol=5e-3)
 
@@ -269,9 +269,9 @@ def compiled_cross(form, implementation, lookback):
     return out, pullback(jnp.cos(out + 1))
 
   return (
-    quick_jit(module.init, **at),
+    jit(module.init, **at),
     functools.partial(module.apply, **at),
-    quick_call(both),
+    jit_to_numpy(both),
   )
 
 
@@ -320,10 +320,10 @@ def test_scores_of_segments_depend_on_their_distance_alone(form):
   index = jnp.array([[0, 1, 2, 3]])
   module = make_cross(form, 'xla')
   args = dict(lookback=3, method='cross')
-  variables = quick_jit(module.init, **args)(
+  variables = jit(module.init, **args)(
     jax.random.key(0), x, memory, index, index * 0
   )
-  run = quick_jit(module.apply, **args)
+  run = jit(module.apply, **args)
   out = run(variables, x, memory, index, index * 0)
   later = jnp.pad(memory, ((0, 0), (9, 0), (0, 0)))
   shifted = run(variables, x, later, index + 9, index * 0 + 9)
@@ -378,10 +378,8 @@ def test_latent_scores_start_at_unit_scale():
   module = FORMS['mla'](128, 2, 64, 1, config, XLA, jnp.float32)
   x = jax.random.normal(jax.random.key(0), (4, 64, 128))
   position = jnp.arange(64)
-  variables = quick_jit(module.init, method='project')(
-    jax.random.key(1), x, position
-  )
-  q, k, v = quick_jit(module.apply, method='project')(variables, x, position)
+  variables = jit(module.init, method='project')(jax.random.key(1), x, position)
+  q, k, v = jit(module.apply, method='project')(variables, x, position)
   assert module.scale == 0.25
   for part in (q, k, v):
     assert 0.7 < float(jnp.std(part)) < 1.3

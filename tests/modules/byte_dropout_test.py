@@ -13,6 +13,7 @@ from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.state import TrainState
 from abstractinator.training.step import eval_step, train_step
 from tests.implementations import XLA, XLA_CONFIG
+from tests.jitted import jit
 
 SIZE = 24
 WEIGHTS = LossConfig(
@@ -42,12 +43,10 @@ def test_a_row_has_the_same_ids_hidden_wherever_it_is_computed():
   ].any()
 
 
-def test_hidden_ids_are_fed_as_pad_and_first_ids_are_not_hidden(
-  level, batch, quick_jit
-):
+def test_hidden_ids_are_fed_as_pad_and_first_ids_are_not_hidden(level, batch):
   """Changing a hidden id changes nothing after it; others do."""
   compressed = level.compress(level.variables, batch)
-  expand = quick_jit(level.model.apply, method=lambda m, *a: m.expander(*a))
+  expand = jit(level.model.apply, method=lambda m, *a: m.expander(*a))
 
   def nats(ids, hidden):
     return np.asarray(
@@ -77,8 +76,8 @@ def test_hidden_ids_are_fed_as_pad_and_first_ids_are_not_hidden(
   )
 
 
-def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level, quick_jit):
-  apply = quick_jit(level.model.apply)
+def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level):
+  apply = jit(level.model.apply)
   without = apply(level.variables, batch).expanded.nats_BS
   plain = tiny_level(expander__context='full')
   np.testing.assert_array_equal(
@@ -94,7 +93,7 @@ def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level, quick_jit):
     np.testing.assert_allclose(got, hidden[jnp.array(rows)], atol=2e-5)
 
 
-def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
+def test_a_training_step_hides_by_seed_and_step(level, batch):
   # A pyramid of one level has the variables of that level.
   pyramid = AbstractinatorPyramid(
     ModelConfig((level.config,), None, 'float32', XLA_CONFIG),
@@ -114,7 +113,7 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
     return float(metrics['loss_expander'].total)
 
   # A run has one seed; for two of them, one compilation.
-  run = quick_jit(
+  run = jit(
     train_step,
     model=pyramid,
     optimizer=optimizer,
@@ -125,7 +124,7 @@ def test_a_training_step_hides_by_seed_and_step(level, batch, quick_jit):
   assert len(set(found)) == 3
   assert loss(1, 0) == found[1]
   # Evaluation hides nothing.
-  scores = quick_jit(
+  scores = jit(
     eval_step, model=pyramid, weights=WEIGHTS, objective=OBJECTIVES['all']
   )(level.variables, batch)
   output = level.call(level.variables, batch)

@@ -16,7 +16,8 @@ from abstractinator.modules.code_sequence_transformer import (
 )
 from tests import tiny_top_lm
 from tests.implementations import XLA
-from tests.tiny_top_lm import SIZES, SLOTS, make, make_sequence, quick_jit
+from tests.jitted import jit
+from tests.tiny_top_lm import SIZES, SLOTS, make, make_sequence
 
 modes = pytest.mark.parametrize('mode', ['discrete', 'continuous'])
 kinds = pytest.mark.parametrize('kind', list(SIZES))
@@ -170,7 +171,7 @@ class Owner(nn.Module):
 def test_a_module_that_owns_a_top_lm_makes_its_cache(form):
   lm, sequence = make('discrete', 'rvq', form), make_sequence()
   variables = {'params': {'top': lm.variables['params']}}
-  got = quick_jit(Owner(lm.model).apply)(variables, sequence)
+  got = jit(Owner(lm.model).apply)(variables, sequence)
   cache = lm.model.init_cache(len(sequence.codes_BP), SLOTS)
   want = lm.prefill(
     lm.variables, sequence.vectors_BPD, sequence.document_BP, cache
@@ -327,7 +328,7 @@ def test_no_gradient_reaches_inputs_and_targets(mode):
   def run(vectors):
     return lm.loss(lm.variables, sequence.replace(vectors_BPD=vectors))
 
-  run, gradient = quick_jit(run), quick_jit(jax.grad(run))
+  run, gradient = jit(run), jit(jax.grad(run))
   assert not np.any(gradient(sequence.vectors_BPD))
   moved = run(sequence.vectors_BPD.at[0, 1].add(0.5))
   assert abs(moved - run(sequence.vectors_BPD)) > 1e-3
@@ -364,7 +365,7 @@ def test_gradients_hold_numerically(mode, form):
       jax.tree.map(lambda x: jnp.abs(x).max(), grads),
     )
 
-  got, want, sizes = quick_jit(both)(lm.initial, direction)
+  got, want, sizes = jit(both)(lm.initial, direction)
   assert abs(want) > 0.1
   np.testing.assert_allclose(got, want, rtol=5e-3)
   assert min(jax.tree.leaves(sizes)) > 0
@@ -381,7 +382,7 @@ def test_sampled_codes_follow_their_distribution():
   p = np.ones(16)
   for m, x in enumerate(logits):
     p *= np.asarray(jax.nn.softmax(x))[np.arange(16), np.asarray(digits[:, m])]
-  codes = quick_jit(lm.model.apply, method='next_code')(
+  codes = jit(lm.model.apply, method='next_code')(
     lm.variables,
     jax.random.key(4),
     jnp.broadcast_to(state, (draws, tiny_top_lm.WIDTH)),
@@ -397,7 +398,7 @@ def test_filters_act_on_every_stage():
   states = jax.random.normal(jax.random.key(2), (200, tiny_top_lm.WIDTH))
 
   def draw(seed, **filters):
-    apply = quick_jit(lm.model.apply, method='next_code', **filters)
+    apply = jit(lm.model.apply, method='next_code', **filters)
     return np.asarray(apply(lm.variables, jax.random.key(seed), states))
 
   greedy = draw(0, temperature=0.0)
@@ -459,7 +460,7 @@ def test_predictions_are_float32_whatever_the_compute_type():
   model = CodeSequenceTransformer(
     **args, implementation=XLA, dtype=jnp.bfloat16
   )
-  output = quick_jit(model.apply)(lm.initial, sequence)
+  output = jit(model.apply)(lm.initial, sequence)
   assert {x.dtype for x in jax.tree.leaves(output)} == {jnp.dtype('float32')}
   want = lm.call(lm.initial, sequence)
   is_real = sequence.document_BP >= 0
@@ -503,7 +504,7 @@ def test_a_deterministic_sequence_is_learned(kind):
       step, (variables, optimizer.init(variables)), None, length=150
     )
 
-  (variables, _), _ = quick_jit(train)(lm.initial)
+  (variables, _), _ = jit(train)(lm.initial)
   output = lm.call(variables, sequence)
   terms = lm.terms(variables, sequence)
   is_told = np.arange(12) % 4 > 0
@@ -522,7 +523,7 @@ def test_a_deterministic_sequence_is_learned(kind):
     lm.model.init_cache(3, SLOTS),
   )
   state = state[:, 0]
-  greedy = quick_jit(lm.model.apply, method='next_code', temperature=0.0)
+  greedy = jit(lm.model.apply, method='next_code', temperature=0.0)
   for slot in range(1, 4):
     assert (lm.end_logits(variables, state) < 0).all()
     code = greedy(variables, jax.random.key(0), state)

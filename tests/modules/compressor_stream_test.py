@@ -18,6 +18,7 @@ from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules import compressor_prefill, compressor_stream
 from abstractinator.modules.segment_compressor import SegmentCompressor
 from tests.implementations import XLA
+from tests.jitted import jit
 
 SIZE, ROWS, STEPS = 40, 215, 66
 # Of entropies and code distances that decide; errors are below a tenth.
@@ -133,13 +134,11 @@ class Compared:
     is_safe: [B] bool, no decision hangs on the last bits.
   """
 
-  def __init__(self, rule, config, quick_jit):
+  def __init__(self, rule, config):
     self.config = config
     module = SegmentCompressor(config, NUM_BYTES, XLA, jnp.float32)
     zeros = jnp.zeros((1, 8), jnp.int32)
-    variables = quick_jit(module.init)(
-      jax.random.key(0), zeros, zeros, zeros[:, 0]
-    )
+    variables = jit(module.init)(jax.random.key(0), zeros, zeros, zeros[:, 0])
     # Initial predictions are nearly uniform; these say something.
     params = jax.tree_util.tree_map_with_path(
       lambda path, x: x * 20 if 'head' in str(path) else x, variables['params']
@@ -152,10 +151,8 @@ class Compared:
     (whole, y, entries), streamed = jax.tree.map(
       np.asarray,
       (
-        quick_jit(module.apply, method=run_whole)(
-          variables, ids, self.document
-        ),
-        quick_jit(module.apply, method=run_stream)(
+        jit(module.apply, method=run_whole)(variables, ids, self.document),
+        jit(module.apply, method=run_stream)(
           variables, ids, self.document, is_last, cut, schedule
         ),
       ),
@@ -261,7 +258,7 @@ def _units(bits):
 
 
 @pytest.fixture(scope='module')
-def compare(tiny_config, quick_jit):
+def compare(tiny_config):
   @functools.cache
   def build(rule):
     changes = {
@@ -271,7 +268,7 @@ def compare(tiny_config, quick_jit):
       'segmentation__capacity_length': 1.0,
     }
     config = tiny_config(**(changes | SETTINGS[rule]))
-    return Compared(rule, config, quick_jit)
+    return Compared(rule, config)
 
   return build
 
@@ -315,9 +312,7 @@ def test_ids_one_at_a_time_give_what_the_whole_row_gives(compare, rule):
   assert whole.entropy_bits_BS[kept].std() > 0.01
 
 
-def test_a_start_predicts_what_comes_first_and_has_no_open_segment(
-  tiny_config, quick_jit
-):
+def test_a_start_predicts_what_comes_first_and_has_no_open_segment(tiny_config):
   module = SegmentCompressor(tiny_config(), NUM_BYTES, XLA, jnp.float32)
   zeros = jnp.zeros((2, 4), jnp.int32)
 
@@ -328,7 +323,7 @@ def test_a_start_predicts_what_comes_first_and_has_no_open_segment(
     end = module.apply(variables, state, method=compressor_stream.finish)
     return whole, state, end
 
-  whole, state, end = quick_jit(run)(jax.random.key(0))
+  whole, state, end = jit(run)(jax.random.key(0))
   assert state.opens_B.all()
   assert not end.is_end_B.any()
   np.testing.assert_allclose(

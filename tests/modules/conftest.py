@@ -17,7 +17,7 @@ from abstractinator.modules.abstractinator import Abstractinator
 from abstractinator.modules.expander_lanes import decode_segments
 from abstractinator.types import Batch
 from tests.implementations import XLA
-from tests.tiny_top_lm import quick_call, quick_jit
+from tests.jitted import jit, jit_to_numpy
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
 
@@ -81,13 +81,13 @@ class Level:
       )
     )
     apply = self.model.apply
-    self.call = quick_call(apply)
-    self.compress = quick_call(apply, method='compress')
-    self.entropy_logits = quick_call(
+    self.call = jit_to_numpy(apply)
+    self.compress = jit_to_numpy(apply, method='compress')
+    self.entropy_logits = jit_to_numpy(
       apply, method=lambda m, *args: m.compressor.entropy_model(*args).logits
     )
-    self.expand = quick_call(apply, method=lambda m, *args: m.expander(*args))
-    self.decode_segments = quick_call(
+    self.expand = jit_to_numpy(apply, method=lambda m, *args: m.expander(*args))
+    self.decode_segments = jit_to_numpy(
       apply,
       method=lambda m, memory, lowest: decode_segments(
         m.expander, memory, jnp.ones_like(lowest, bool), lowest
@@ -100,7 +100,7 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   model = Abstractinator(config, NUM_BYTES, XLA, jnp.float32)
   zeros = jnp.zeros((1, 8), jnp.int32)
   variables = dict(
-    quick_jit(model.init)(jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))
+    jit(model.init)(jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))
   )
   # Initial predictions are nearly uniform; these say something, so that
   # entropies jump and greedy ids and lengths differ.
@@ -132,12 +132,6 @@ def tiny_level():
     return _make_level(make_config(**changes), dtype)
 
   return build
-
-
-@pytest.fixture(scope='session', name='quick_jit')
-def _quick_jit():
-  """Jits a function, partially applied, in half the usual time to compile."""
-  return quick_jit
 
 
 @pytest.fixture(scope='session')

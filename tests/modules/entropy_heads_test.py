@@ -12,6 +12,7 @@ from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.modules.entropy_output import EntropyOutput, sample_next
 from abstractinator.ops import gaussian
 from tests import tiny_entropy_model
+from tests.jitted import jit
 
 SIZE = 12
 NUM_DRAWS = 4000
@@ -20,12 +21,12 @@ NUM_DRAWS = 4000
 class Model:
   """An entropy model with a Gaussian head, and its variables."""
 
-  def __init__(self, config, quick_jit):
-    self.module, _, variables = tiny_entropy_model.make(config, quick_jit)
+  def __init__(self, config):
+    self.module, _, variables = tiny_entropy_model.make(config)
     self.params = variables['params']
-    self.nats = quick_jit(self._nats)
-    self.grad = quick_jit(jax.grad(lambda *args: jnp.sum(self._nats(*args))))
-    self.grad_of_constant = quick_jit(jax.grad(self._nats_of_constant))
+    self.nats = jit(self._nats)
+    self.grad = jit(jax.grad(lambda *args: jnp.sum(self._nats(*args))))
+    self.grad_of_constant = jit(jax.grad(self._nats_of_constant))
 
   def _nats(self, params, ids_BS, document_BS):
     def run(module):
@@ -40,14 +41,14 @@ class Model:
 
 
 @pytest.fixture(scope='module')
-def make_model(tiny_config, quick_jit):
+def make_model(tiny_config):
   @functools.cache
   def build(**changes):
     settings = {
       f'entropy_heads__{name}': value
       for name, value in (dict(gaussian_components=2) | changes).items()
     }
-    return Model(tiny_config(**settings), quick_jit)
+    return Model(tiny_config(**settings))
 
   return build
 
@@ -88,13 +89,11 @@ def test_an_id_is_scored_at_its_place_given_those_before_it(
 
 
 def test_a_score_is_the_density_of_the_embedding_of_the_id(
-  make_model, make_batch, quick_jit
+  make_model, make_batch
 ):
   model, batch = make_model(), make_batch([[SIZE]], SIZE)
   variables = {'params': model.params}
-  output = quick_jit(model.module.apply)(
-    variables, batch.ids_BS, batch.document_BS
-  )
+  output = jit(model.module.apply)(variables, batch.ids_BS, batch.document_BS)
   target = model.params['embed']['embedding'][batch.ids_BS]
   np.testing.assert_allclose(
     model.nats(model.params, batch.ids_BS, batch.document_BS),

@@ -12,7 +12,7 @@ from abstractinator.config.attention import AttentionConfig
 from abstractinator.modules.entropy_output import predictive_entropy_bits
 from abstractinator.ops.cross_entropy import cross_entropy
 from tests import tiny_entropy_model
-from tests.tiny_top_lm import quick_call
+from tests.jitted import jit_to_numpy
 
 SIZE = 24
 # Documents of rows, right-padded; one row is empty.
@@ -28,21 +28,19 @@ MLA = AttentionConfig('mla', kv_dim=6, query_dim=5, retrieval_dim=4)
 class Model:
   """An entropy model, its variables, and its methods compiled."""
 
-  def __init__(self, config, quick_jit):
-    self.module, self.initial, self.variables = tiny_entropy_model.make(
-      config, quick_jit
-    )
+  def __init__(self, config):
+    self.module, self.initial, self.variables = tiny_entropy_model.make(config)
     apply = self.module.apply
-    self.call = quick_call(apply)
-    self.prefill = quick_call(apply, method='prefill')
-    self.step = quick_call(apply, method='step')
+    self.call = jit_to_numpy(apply)
+    self.prefill = jit_to_numpy(apply, method='prefill')
+    self.step = jit_to_numpy(apply, method='step')
     self.init_cache = functools.partial(
       apply, self.variables, method='init_cache'
     )
 
 
 @pytest.fixture(scope='module')
-def make_model(tiny_config, quick_jit):
+def make_model(tiny_config):
   @functools.cache
   def build(form, **changes):
     forms = {
@@ -53,7 +51,7 @@ def make_model(tiny_config, quick_jit):
     }
     if form == 'mla':
       changes = changes | forms
-    return Model(tiny_config(**changes), quick_jit)
+    return Model(tiny_config(**changes))
 
   return build
 

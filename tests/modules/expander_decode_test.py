@@ -8,6 +8,7 @@ import pytest
 from abstractinator.byte_vocab import BOS_ID, EOS_ID, PAD_ID
 from abstractinator.modules.expander_decode import decode_rows
 from abstractinator.types import Batch, Segments
+from tests.jitted import jit
 from tests.modules.expander_test import LATENT
 
 SIZE, SLOTS = 18, 14
@@ -84,8 +85,8 @@ def is_valid():
   return jnp.arange(SLOTS) < jnp.array(COUNTS)[:, None]
 
 
-def decoder(level, quick_jit):
-  decode = quick_jit(
+def decoder(level):
+  decode = jit(
     level.model.apply,
     method=lambda m, *args: decode_rows(m, *args, sequence_length=SIZE),
   )
@@ -164,9 +165,9 @@ def loop_decode(level, variables, memory_BUD):
   ]
 
 
-def test_decoding_equals_a_loop_of_teacher_forced_calls(level, quick_jit):
+def test_decoding_equals_a_loop_of_teacher_forced_calls(level):
   variables, memory = with_eos(level), memories(level)
-  ids, length = decoder(level, quick_jit)(variables, memory)
+  ids, length = decoder(level)(variables, memory)
   want = loop_decode(level, variables, memory)
   for row, segments in enumerate(want):
     segments = segments if COUNTS[row] else []
@@ -188,8 +189,8 @@ def test_decoding_equals_a_loop_of_teacher_forced_calls(level, quick_jit):
     assert EOS_ID not in flat
 
 
-def test_a_code_changes_nothing_before_its_segment(level, quick_jit):
-  decode, memory = decoder(level, quick_jit), memories(level)
+def test_a_code_changes_nothing_before_its_segment(level):
+  decode, memory = decoder(level), memories(level)
   ids, length = decode(level.variables, memory)
   slot, queries = 2, level.config.pooling.num_queries
   # Of its codes, the last.
@@ -203,9 +204,7 @@ def test_a_code_changes_nothing_before_its_segment(level, quick_jit):
 
 
 @pytest.mark.parametrize('lookback', [0, 2])
-def test_a_code_changes_what_looks_back_at_it_only(
-  tiny_level, quick_jit, lookback
-):
+def test_a_code_changes_what_looks_back_at_it_only(tiny_level, lookback):
   level = tiny_level(expander__context='segment', expander__lookback=lookback)
   memory, slot = memories(level), 1
   changed = memory.at[:, slot].multiply(-1.0)
@@ -219,16 +218,16 @@ def test_a_code_changes_what_looks_back_at_it_only(
   assert is_other[:, slot].all()
   assert not is_other[:, ~may_see].any()
   # One after the other they are the same, up to where a full row is cut.
-  row_ids, row_length = decoder(level, quick_jit)(level.variables, memory)
+  row_ids, row_length = decoder(level)(level.variables, memory)
   assert row_length[1, :4].tolist() == length[1, :4].tolist()
   for s in range(4):
     n = length[1, s]
     np.testing.assert_array_equal(row_ids[1, s, :n], ids[1, s, :n])
 
 
-def test_slots_below_the_lowest_are_not_looked_at(tiny_level, quick_jit):
+def test_slots_below_the_lowest_are_not_looked_at(tiny_level):
   level = tiny_level(expander__context='full', expander__lookback=2)
-  decode = quick_jit(
+  decode = jit(
     level.model.apply,
     method=lambda m, *args: decode_rows(m, *args, sequence_length=SIZE),
   )

@@ -5,12 +5,13 @@ import numpy as np
 
 from abstractinator.modules import expander_lanes
 from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
+from tests.jitted import jit
 
 ROWS, SLOTS = 2, 64
 
 
 def test_lanes_of_segments_that_are_done_are_taken_away(
-  tiny_level, quick_jit, monkeypatch
+  tiny_level, monkeypatch
 ):
   level = tiny_level(expander__lookback=1)
   rng = np.random.default_rng(3)
@@ -26,7 +27,7 @@ def test_lanes_of_segments_that_are_done_are_taken_away(
 
   def decoder(few_lanes):
     """Of the slots with a segment: ids, lengths, the lanes of each step."""
-    run = quick_jit(
+    run = jit(
       level.model.apply,
       method=lambda m, *args: expander_lanes.decode_segments(m.expander, *args),
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from abstractinator.byte_vocab import BOS_ID, EOS_ID
+from tests.jitted import jit
 from tests.modules.expander_test import LATENT
 
 ROWS, SIZE = 3, 24
@@ -47,15 +48,13 @@ def make_rows():
     ),
   ],
 )
-def test_steps_after_a_prefill_give_the_states_of_the_row(
-  tiny_level, quick_jit, wiring
-):
+def test_steps_after_a_prefill_give_the_states_of_the_row(tiny_level, wiring):
   context, lookback, changes = WIRINGS[wiring]
   level = tiny_level(
     expander__context=context, expander__lookback=lookback, **changes
   )
   batch, length = make_rows()
-  run = quick_jit(level.model.apply, method=_whole_and_stepped)
+  run = jit(level.model.apply, method=_whole_and_stepped)
   for cut in (0, 7, 12):
     cut_B = np.minimum(cut, length - 2)
     whole, stepped = run(level.variables, *batch, cut_B)
@@ -65,11 +64,11 @@ def test_steps_after_a_prefill_give_the_states_of_the_row(
 
 
 @pytest.mark.parametrize('context', ['segment', 'window', 'full'])
-def test_an_id_beyond_the_capacity_is_no_number(tiny_level, quick_jit, context):
+def test_an_id_beyond_the_capacity_is_no_number(tiny_level, context):
   """With all ids in sight; the other rows, and other contexts, go on."""
   level = tiny_level(expander__context=context)
   batch, _ = make_rows()
-  run = quick_jit(level.model.apply, method=_step_into_full_caches)
+  run = jit(level.model.apply, method=_step_into_full_caches)
   out = run(level.variables, *batch)
   is_beyond = np.array([False, True, False]) & (context == 'full')
   np.testing.assert_array_equal(np.isnan(out).all(1), is_beyond)

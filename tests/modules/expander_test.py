@@ -10,6 +10,7 @@ from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
 from abstractinator.modules.expander_lanes import decode_segments
 from abstractinator.types import Segments
 from tests.implementations import XLA
+from tests.jitted import jit
 
 SIZE = 36
 # Three documents of three, one, and four segments, then padding.
@@ -371,14 +372,14 @@ def test_decoding_never_gives_bos_or_pad(tiny_level):
   assert not np.isin(ids, [BOS_ID, PAD_ID]).any()
 
 
-def test_codes_decode_as_their_vectors_do(tiny_level, quick_jit):
+def test_codes_decode_as_their_vectors_do(tiny_level):
   level = tiny_level()
   codes = jnp.arange(SLOTS)[None] % level.config.quantizer.codebook_size
   vectors = level.model.apply(
     level.variables, codes, method=lambda m, c: m.compressor.quantizer.lookup(c)
   )
   lowest = jnp.zeros((1, SLOTS), jnp.int32)
-  decode = quick_jit(level.model.apply, method='decode', sequence_length=9)
+  decode = jit(level.model.apply, method='decode', sequence_length=9)
   is_valid = jnp.arange(SLOTS)[None] < SLOTS - 2
   ids, length = decode(level.variables, codes, is_valid, lowest)
   want_ids, want_length = level.decode_segments(
@@ -406,9 +407,7 @@ def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
   assert float(losses.terms(output, batch)['end']) == 0.0
 
 
-def test_digits_of_given_codebooks_are_predicted_and_decoded(
-  tiny_config, quick_jit
-):
+def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
   """As of a level above: ids of two digits, entries of another's codebooks."""
   config = tiny_config(expander__code_dim=6)
   expander = DecoderOnlyExpanderRVQ(
@@ -428,9 +427,7 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(
     None,
     codebooks,
   )
-  output, variables = quick_jit(expander.init_with_output)(
-    jax.random.key(0), *args
-  )
+  output, variables = jit(expander.init_with_output)(jax.random.key(0), *args)
   assert [x.shape[-1] for x in output.logits] == [10, 5]
   assert set(variables['params']['vocabulary']) == {
     'kernel',
@@ -450,5 +447,5 @@ def test_digits_of_given_codebooks_are_predicted_and_decoded(
     ),
     expander,
   )
-  decoded, _ = quick_jit(decode)(variables)
+  decoded, _ = jit(decode)(variables)
   assert 0 <= int(decoded.min()) <= int(decoded.max()) <= 36

@@ -14,7 +14,7 @@ from abstractinator.modules.code_sequence_transformer import (
 )
 from abstractinator.ops import digits as digits_lib
 from tests import tiny_pyramid, tiny_quantizer
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 SIZE = 40
 KINDS = {
@@ -37,7 +37,7 @@ def expanding(kind, mode='discrete', lower=()):
 @pytest.mark.parametrize('variant', ['vq code space', 'rvq code space', 'fsq'])
 def test_the_mean_vector_is_that_of_all_codes(variant):
   model = tiny_quantizer.model(**tiny_quantizer.VARIANTS[variant])
-  variables = quick_jit(model.init)(jax.random.key(0), *tiny_quantizer.inputs())
+  variables = jit(model.init)(jax.random.key(0), *tiny_quantizer.inputs())
   sizes = model.stage_sizes
   rng = np.random.default_rng(0)
   probabilities = tuple(
@@ -49,7 +49,7 @@ def test_the_mean_vector_is_that_of_all_codes(variant):
     every = jnp.arange(quantizer.num_codes)[None]
     return quantizer.expected(probabilities), quantizer.lookup(every)[0]
 
-  mean, of_code_ND = quick_jit(model.apply, method=vectors)(variables)
+  mean, of_code_ND = jit(model.apply, method=vectors)(variables)
   digits_NM = digits_lib.decompose(np.arange(len(of_code_ND)), sizes)
   joint_BPN = np.prod(
     [np.asarray(p)[..., digits_NM[:, m]] for m, p in enumerate(probabilities)],
@@ -95,7 +95,7 @@ def test_right_predictions_expand_as_the_true_codes_do(
 
   top_lm = 'abstractinator.modules.code_sequence_transformer'
   monkeypatch.setattr(f'{top_lm}.CodeSequenceTransformer.__call__', knowing)
-  output = quick_jit(model.apply)(variables, batch)
+  output = jit(model.apply)(variables, batch)
   real = np.asarray(output.batches[-1].document_BS >= 0)
   np.testing.assert_allclose(
     output.top_lm_expanded.nats_BS[real],
@@ -120,9 +120,7 @@ def test_what_it_costs_teaches_the_top_lm_and_moves_no_codebook(mode):
     terms = pyramid_losses.terms(output)
     return terms.get('top_lm_expander', jnp.zeros(())), after
 
-  run = quick_jit(
-    jax.grad(functools.partial(cost, config=config), has_aux=True)
-  )
+  run = jit(jax.grad(functools.partial(cost, config=config), has_aux=True))
   grads, after = run(variables['params'])
   assert model.config.top_lm.expand
   head = 'code_head' if mode == 'discrete' else 'vector_head'
@@ -133,7 +131,5 @@ def test_what_it_costs_teaches_the_top_lm_and_moves_no_codebook(mode):
   silent = dataclasses.replace(
     config, top_lm=dataclasses.replace(config.top_lm, expand=False)
   )
-  _, without = quick_jit(functools.partial(cost, config=silent))(
-    variables['params']
-  )
+  _, without = jit(cost, config=silent)(variables['params'])
   jax.tree.map(np.testing.assert_array_equal, after, without)

@@ -12,7 +12,7 @@ from abstractinator.modules.abstractinator import Abstractinator, advance
 from abstractinator.types import Batch, Special
 from tests import tiny_pyramid
 from tests.implementations import XLA
-from tests.tiny_top_lm import quick_call, quick_jit
+from tests.jitted import jit, jit_to_numpy
 
 SIZE = 40
 TWO = tiny_pyramid.make_config({}, {'d_model': 20})
@@ -49,12 +49,12 @@ class Pyramid:
       edit, tiny_pyramid.make_variables(config)
     )
     apply = functools.partial(self.model.apply, self.variables)
-    self.call = quick_call(apply)
+    self.call = jit_to_numpy(apply)
     self.expand = [
-      quick_call(apply, method=functools.partial(expand, number=number))
+      jit_to_numpy(apply, method=functools.partial(expand, number=number))
       for number in range(len(config.levels))
     ]
-    self.decode = quick_call(
+    self.decode = jit_to_numpy(
       lambda *args: apply(*args, SIZE, method='decode_all')
     )
 
@@ -184,7 +184,7 @@ def test_codes_have_a_probability_that_adds_up_to_one(kind):
   child, level = pyramid.config.levels
   num_codes = child.quantizer.num_codes
 
-  @quick_jit
+  @jit
   def nats(states_D):
     def all_codes(pyramid):
       level = pyramid.levels[1]
@@ -304,7 +304,7 @@ def gradient_of_terms(config):
       weight * terms[term] for term, weight in zip(TERMS, weights, strict=True)
     )
 
-  gradient = quick_jit(jax.grad(loss))
+  gradient = jit(jax.grad(loss))
   return lambda weights: gradient(pyramid.variables['params'], weights)
 
 
@@ -366,7 +366,7 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
     [[(23, 0), (12, 1)], [(40, 2)], [(31, 3)]], 40
   )
   mutable = ['vq', 'calibration']
-  apply = quick_jit(pyramid.model.apply, method='compress_all', mutable=mutable)
+  apply = jit(pyramid.model.apply, method='compress_all', mutable=mutable)
   params = pyramid.variables['params']
   start = {name: pyramid.variables[name] for name in mutable}
   output, whole = apply({'params': params, **start}, batch)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
+from tests.jitted import jit
 
 SIZE = 40
 
@@ -212,9 +213,7 @@ def test_a_segment_has_a_code_of_each_query(tiny_level, make_batch):
   assert not np.asarray(other.pooled_BUD)[~np.asarray(got.is_code_BU)].any()
 
 
-def test_entropy_and_compression_paths_share_no_gradient(
-  level, make_batch, quick_jit
-):
+def test_entropy_and_compression_paths_share_no_gradient(level, make_batch):
   batch = make_batch([[23, 12]], SIZE)
 
   def gradients(params):
@@ -238,20 +237,16 @@ def test_entropy_and_compression_paths_share_no_gradient(
       for name, tree in grads.items()
       if any(bool(x.any()) for x in jax.tree.leaves(tree))
     }
-    for grads in quick_jit(gradients)(level.variables['params'])
+    for grads in jit(gradients)(level.variables['params'])
   )
   assert of_logits == {'entropy_model'}
   assert of_vectors == {'embed', 'encoder', 'pooling', 'quantizer'}
   assert of_entropies == set()
 
 
-def test_a_pass_counts_lengths_only_with_calibration_mutable(
-  level, make_batch, quick_jit
-):
+def test_a_pass_counts_lengths_only_with_calibration_mutable(level, make_batch):
   batch = make_batch([[23, 12], [8]], SIZE)
-  compress = quick_jit(
-    level.model.apply, method='compress', mutable=['calibration']
-  )
+  compress = jit(level.model.apply, method='compress', mutable=['calibration'])
   output, collections = compress(level.variables, batch)
   state = collections['calibration']['compressor']['threshold']
   assert float(state.num_ids) == 43

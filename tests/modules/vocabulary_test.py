@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from abstractinator.modules.vocabulary import Vocabulary
 from abstractinator.types import Special
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 WIDTH = 8
 
@@ -92,7 +92,7 @@ def initialized(form):
     return module.predict(h, ids, codebooks)
 
   zeros = jnp.zeros((1,), jnp.int32)
-  return quick_jit(form.init, method=everything)(
+  return jit(form.init, method=everything)(
     jax.random.key(0), zeros, jnp.zeros((1, form.d_model)), codebooks_of(form)
   )['params']
 
@@ -335,7 +335,7 @@ def test_codebooks_that_are_given_get_no_gradient():
     cost = form.apply({'params': params}, out, ids, method='nats')
     return jnp.sum(cost) + jnp.sum(x * h)
 
-  of_params, of_codebooks = quick_jit(jax.grad(loss, argnums=(0, 1)))(
+  of_params, of_codebooks = jit(jax.grad(loss, argnums=(0, 1)))(
     params, codebooks_of(form)
   )
   for grad in of_codebooks:

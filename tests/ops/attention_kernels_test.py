@@ -17,8 +17,9 @@ from abstractinator.ops.attention import (
   reference,
   splash,
 )
+from tests.jitted import jit
 from tests.lowering import lowered
-from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
+from tests.ops.conftest import TOLERANCES, assert_close
 
 # Interpreted but on their own platform.
 PLATFORM = jax.default_backend()
@@ -141,7 +142,7 @@ def value_and_pullback(function):
 def compiled(platform, case):
   """Of a kernel, jitted once for all tests."""
   both = value_and_pullback(KERNELS[platform])
-  return quick_jit(functools.partial(both, window=case.window))
+  return jit(both, window=case.window)
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,7 @@ def _one_block_after_the_other(request, monkeypatch):
 
 
 # Its window is an argument, so that it is compiled once for all of a shape.
-ORACLE = quick_jit(value_and_pullback(reference.attention))
+ORACLE = jit(value_and_pullback(reference.attention))
 
 
 def hold(platform, case, arrays, dtype='float32'):
@@ -242,14 +243,14 @@ def test_is_the_same_on_many_devices():
   run = functools.partial(attention, implementation='pallas_interpret')
   both = functools.partial(value_and_pullback(run), window=case.window)
   args = q, k, v, grad, make_groups(case.size)[:8]
-  alone = quick_jit(both)(*args)
+  alone = jit(both)(*args)
   mesh = jax.make_mesh(
     (2, 2, 2),
     ('data', 'fsdp', 'tensor'),
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
   with jax.set_mesh(mesh):
-    split = quick_jit(both)(*args)
+    split = jit(both)(*args)
   assert split[0].sharding.shard_shape(split[0].shape)[::2] == (2, 1)
   for a, b in zip(alone, split, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)

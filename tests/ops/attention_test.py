@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from abstractinator.ops.attention import attention
-from tests.ops.conftest import quick_jit
+from tests.jitted import jit
 
 IMPLEMENTATIONS = ['xla']
 ROWS, HEADS, WIDTH, VALUE_WIDTH = 3, 2, 6, 4
@@ -116,7 +116,7 @@ def test_ids_of_no_group_get_zeros_and_zero_gradients(implementation, window):
   group = make_groups('holes', 40)
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(40)]
 
-  @quick_jit
+  @jit
   def run(*args):
     out, pullback = jax.vjp(at(implementation, group, window), *args)
     return out, pullback(jnp.ones_like(out))
@@ -136,7 +136,7 @@ def test_a_window_counts_the_ids_before_an_id(implementation):
   """Equal scores: each output is the mean of the values it sees."""
   size, window = 7, 2
   group = jnp.array([[0, 0, 0, 0, 1, 1, -1]])
-  out = quick_jit(at(implementation, group, window, scale=1.0))(
+  out = jit(at(implementation, group, window, scale=1.0))(
     jnp.zeros((1, size, 1, 2)),
     jnp.zeros((1, size, 1, 2)),
     jnp.eye(size)[None, :, None],
@@ -169,13 +169,11 @@ def test_the_reference_agrees_with_jax(window):
   # jax wants values as wide as keys.
   q, k, v = args
   wide = jnp.pad(v, ((0, 0),) * 3 + ((0, WIDTH - VALUE_WIDTH),))
-  want = quick_jit(
-    functools.partial(
-      jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
-    )
+  want = jit(
+    jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
   )(q, k, wide)
   np.testing.assert_allclose(
-    quick_jit(at('reference', group, window, scale=0.3))(q, k, v),
+    jit(at('reference', group, window, scale=0.3))(q, k, v),
     want[..., :VALUE_WIDTH],
     atol=2e-6,
   )
@@ -245,7 +243,7 @@ def test_heads_may_share_keys_or_values(
   )
   # A shared head is the same as a copy of it for each.
   wide = [jnp.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
-  run = quick_jit(at('reference', group, window))
+  run = jit(at('reference', group, window))
   np.testing.assert_allclose(
     run(*map(jnp.float32, args)), run(*map(jnp.float32, wide)), atol=1e-6
   )
@@ -283,8 +281,8 @@ def test_a_window_of_everything_is_full_causal():
   args = [jnp.float32(x) for x in make_inputs(50)]
   for implementation in ('reference', *IMPLEMENTATIONS):
     np.testing.assert_allclose(
-      quick_jit(at(implementation, group, None))(*args),
-      quick_jit(at(implementation, group, 49))(*args),
+      jit(at(implementation, group, None))(*args),
+      jit(at(implementation, group, 49))(*args),
       atol=2e-6,
     )
 

@@ -5,19 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.jitted import jit
+
 # Values and gradients, relative to the largest number of the oracle.
 TOLERANCES = {'float32': (2e-6, 1e-5), 'bfloat16': (2e-2, 2e-2)}
-
-
-def quick_jit(function):
-  """Jits for one use: in half the usual time, to slower code."""
-  return jax.jit(
-    function,
-    compiler_options={
-      'xla_backend_optimization_level': 0,
-      'xla_llvm_disable_expensive_passes': True,
-    },
-  )
 
 
 def assert_close(got, want, tolerance, what):
@@ -62,7 +53,7 @@ def hold_against():
       },
     )
     got, got_grads = run(*given)
-    want, want_grads = quick_jit(lambda *args: both(oracle, args))(*exact)
+    want, want_grads = jit(lambda *args: both(oracle, args))(*exact)
     assert got.dtype == jnp.dtype(dtype)
     assert_close(got, want, tolerance, 'value')
     assert len(got_grads) == len(want_grads) > 0
@@ -71,9 +62,3 @@ def hold_against():
       assert_close(a, b, grad_tolerance, f'gradient of argument {i}')
 
   return check
-
-
-@pytest.fixture(scope='session', name='quick_jit')
-def _quick_jit():
-  """Jits for one use: in half the usual time, to slower code."""
-  return quick_jit

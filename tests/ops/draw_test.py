@@ -11,6 +11,7 @@ from abstractinator.ops.draw import (
   draw_ids,
   filter_rows,
 )
+from tests.jitted import jit
 
 ROWS, IDS = 8, 13
 SETTINGS = (
@@ -56,9 +57,9 @@ def test_rows_are_filtered_as_each_alone():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_draw_does_not_depend_on_the_rows_beside_it(quick_jit):
+def test_a_draw_does_not_depend_on_the_rows_beside_it():
   logits, draws = make_logits(), make_draws(SETTINGS).fold(3)
-  draw = quick_jit(draw_ids)
+  draw = jit(draw_ids)
   ids = draw(draws, logits)
   for row in (0, 2, 7):
     alone = jax.tree.map(lambda x, row=row: x[row : row + 1], draws)
@@ -68,19 +69,19 @@ def test_a_draw_does_not_depend_on_the_rows_beside_it(quick_jit):
     assert ids[row] == best[row]
 
 
-def test_draws_have_the_frequencies_they_should(quick_jit):
+def test_draws_have_the_frequencies_they_should():
   count = 4000
   draws = make_draws([{'temperature': 0.5}] * count)
   logits = jnp.broadcast_to(make_logits()[0], (count, IDS))
-  ids = quick_jit(draw_ids)(draws, logits)
+  ids = jit(draw_ids)(draws, logits)
   got = np.bincount(ids, minlength=IDS) / count
   want = np.asarray(jax.nn.softmax(2 * logits[0]))
   np.testing.assert_allclose(got, want, atol=0.03)
   odds = jnp.full((count,), -0.4)
-  share = np.mean(quick_jit(draw_bools)(draws, odds))
+  share = np.mean(jit(draw_bools)(draws, odds))
   np.testing.assert_allclose(share, jax.nn.sigmoid(-0.8), atol=0.03)
   # With other numbers, other draws.
-  again = quick_jit(draw_ids)(draws.fold(1), logits)
+  again = jit(draw_ids)(draws.fold(1), logits)
   assert np.mean(again == ids) < 0.9
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.segment_cross import segment_cross_attention
+from tests.jitted import jit
 from tests.lowering import lowered
-from tests.ops.conftest import quick_jit
 
 IMPLEMENTATIONS = ['gather', 'halo']
 ALL = ['reference', *IMPLEMENTATIONS]
@@ -124,7 +124,7 @@ def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
   """Equal scores: each output is the mean of the values it sees."""
   index = [[0, 1, 2, 3, 3, 4, -1, 5]]
   lowest = [[0, 0, 0, 0, 3, 3, 3, 5]]
-  out = quick_jit(at(implementation, index, lowest, 2))(
+  out = jit(at(implementation, index, lowest, 2))(
     jnp.zeros((1, 8, 1, 2)), jnp.zeros((1, 5, 1, 2)), jnp.eye(5)[None, :, None]
   )
   third = 1 / 3
@@ -149,7 +149,7 @@ def test_a_query_sees_its_slot_and_those_within_lookback_of_its_document(
 def test_a_query_sees_every_row_of_a_slot(implementation, lookback):
   """Equal scores: the mean of the rows of its slot and of those before."""
   run = at(implementation, [[0, 1, 2, -1, 3]], 0, lookback, rows_per_slot=2)
-  out = quick_jit(run)(
+  out = jit(run)(
     jnp.zeros((1, 5, 1, 2)), jnp.zeros((1, 6, 1, 2)), jnp.eye(6)[None, :, None]
   )
   own = np.kron(np.eye(3), [[0.5, 0.5]])
@@ -164,12 +164,12 @@ def test_the_reference_agrees_with_jax():
   index, lowest = INDEX[..., None], LOWEST[..., None]
   sees = (p <= index) & (p >= index - 2) & (p >= lowest) & (index < SLOTS)
   wide = jnp.pad(v, ((0, 0),) * 3 + ((0, WIDTH - VALUE_WIDTH),))
-  want = quick_jit(
+  want = jit(
     functools.partial(
       jax.nn.dot_product_attention, mask=jnp.asarray(sees[:, None]), scale=0.3
     )
   )(q, k, wide)
-  got = quick_jit(at('reference', lookback=2, scale=0.3))(q, k, v)
+  got = jit(at('reference', lookback=2, scale=0.3))(q, k, v)
   is_seen = sees.any(-1)
   np.testing.assert_allclose(
     got[is_seen], want[..., :VALUE_WIDTH][is_seen], atol=2e-6
@@ -180,7 +180,7 @@ def test_the_reference_agrees_with_jax():
 @pytest.mark.parametrize('implementation', ALL)
 def test_without_lookback_there_is_no_query_or_key(implementation):
   v = jnp.asarray(make_inputs()[2], jnp.float32)
-  out = quick_jit(at(implementation, lookback=0))(None, None, v)
+  out = jit(at(implementation, lookback=0))(None, None, v)
   has_slot = (INDEX >= 0) & (INDEX < SLOTS)
   slot = np.where(has_slot, INDEX, 0)
   want = np.take_along_axis(np.asarray(v), slot[..., None, None], axis=1)
@@ -207,7 +207,7 @@ def test_heads_may_share_keys_or_values(
   q, k, v = make_inputs()
   args = q, k[:, :, :key_heads], v[:, :, :value_heads]
   hold_against(at(implementation), at('reference'), args)
-  run = quick_jit(at('reference'))
+  run = jit(at('reference'))
   # A shared head is the same as a copy of it for each.
   wide = [np.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
   np.testing.assert_allclose(
@@ -223,8 +223,8 @@ def test_halo_gives_zeros_to_what_it_does_not_reach():
   index[1, :128], index[1, 64:100] = 5, 4  # Step back.
   index[1, 128:] = 5
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(256, 256, rows=2)]
-  got = np.asarray(quick_jit(at('halo', index, 0))(*args))
-  want = np.array(quick_jit(at('reference', index, 0))(*args))
+  got = np.asarray(jit(at('halo', index, 0))(*args))
+  want = np.array(jit(at('reference', index, 0))(*args))
   assert np.abs(want).min(axis=(2, 3)).max() > 0
   want[0, 100:128] = want[1, 64:100] = 0
   np.testing.assert_allclose(got, want, atol=2e-6)
@@ -238,7 +238,7 @@ def test_eight_devices_give_what_one_does(implementation):
     out, pullback = jax.vjp(at(implementation), *args)
     return out, *pullback(jnp.cos(out))
 
-  alone = quick_jit(both)(*args)
+  alone = jit(both)(*args)
   mesh = jax.make_mesh(
     (2, 2, 2),
     ('data', 'fsdp', 'tensor'),
@@ -247,7 +247,7 @@ def test_eight_devices_give_what_one_does(implementation):
   spec = jax.sharding.PartitionSpec(('data', 'fsdp'), None, 'tensor')
   with jax.set_mesh(mesh):
     split = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in args]
-    split = quick_jit(both)(*split)
+    split = jit(both)(*split)
   for a, b in zip(alone, split, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 

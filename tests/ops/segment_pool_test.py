@@ -11,8 +11,9 @@ from abstractinator.ops.segment_pool import (
   pallas_triton,
   segment_pool,
 )
+from tests.jitted import jit
 from tests.lowering import lowered
-from tests.ops.conftest import TOLERANCES, assert_close, quick_jit
+from tests.ops.conftest import TOLERANCES, assert_close
 
 ALL = [
   'reference',
@@ -83,7 +84,7 @@ def value_and_pullback(implementation):
     )
     return out, *pullback(grad.astype(out.dtype))
 
-  return quick_jit(both)
+  return jit(both)
 
 
 def compute(implementation, score, value, dtype='float32', index=INDEX):
@@ -217,12 +218,12 @@ def test_tiles_of_heads_give_the_same(monkeypatch):
     out, pullback = jax.vjp(pool, score, value)
     return out, *pullback(jnp.cos(out))
 
-  whole = quick_jit(both)(score, value)
+  whole = jit(both)(score, value)
   plan = pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True)
   assert (plan.groups, plan.lanes) == (1, 256)
   monkeypatch.setattr(pallas_plan, '_MAX_BYTES', plan.memory_bytes - 1)
   assert pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True).groups == 2
-  for a, b in zip(whole, quick_jit(both)(score, value), strict=True):
+  for a, b in zip(whole, jit(both)(score, value), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6)
   monkeypatch.setattr(pallas_plan, '_MAX_BYTES', 1000)
   with pytest.raises(ValueError, match=r'70 slots and 2 queries of 4 heads'):
@@ -250,14 +251,14 @@ def test_eight_devices_give_what_one_does(implementation):
     )
     return out, *pullback(jnp.cos(out))
 
-  alone = quick_jit(both)(score, value)
+  alone = jit(both)(score, value)
   mesh = jax.make_mesh(
     (2, 2, 2),
     ('data', 'fsdp', 'tensor'),
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
   with jax.set_mesh(mesh):
-    split = quick_jit(both)(score, value)
+    split = jit(both)(score, value)
   assert {x.sharding.shard_shape(x.shape)[0] for x in split} == {1}
   assert split[0].sharding.shard_shape(split[0].shape)[3] == 1
   for a, b in zip(alone, split, strict=True):

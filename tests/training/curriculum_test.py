@@ -13,7 +13,7 @@ from abstractinator.training.state import initial_state
 from abstractinator.training.step import eval_step, train_step
 from configs import default
 from tests import tiny_pyramid
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 INTERVAL = 10
 
@@ -92,21 +92,17 @@ def test_a_step_moves_all_of_what_learns_and_leaves_the_rest_alone():
   # Decays weights that have no gradient, and has momentum for them.
   optimizer = optax.adamw(1e-2, weight_decay=0.1)
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], 40)
-  state = quick_jit(
-    functools.partial(
-      initial_state,
-      model=model,
-      optimizer=optimizer,
-      batch_size=1,
-      sequence_length=40,
-    )
+  state = jit(
+    initial_state,
+    model=model,
+    optimizer=optimizer,
+    batch_size=1,
+    sequence_length=40,
   )(jax.random.key(0))
   of_step = dict(
     model=model, weights=weights(1, True), objective=OBJECTIVES['all']
   )
-  step = quick_jit(
-    functools.partial(train_step, optimizer=optimizer, seed=0, **of_step)
-  )
+  step = jit(train_step, optimizer=optimizer, seed=0, **of_step)
 
   def moved(before, after):
     """Whether each leaf has, by level, of parameters and of statistics."""

@@ -11,7 +11,7 @@ from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
-from tests.ops.conftest import quick_jit
+from tests.jitted import jit
 
 STEPS = 20
 
@@ -32,8 +32,8 @@ def losses(config, attention):
     data=dataclasses.replace(config.data, batch_size=2, sequence_length=96),
   )
   program = make_program(config, 'cpu', total_steps=10_000)
-  state = quick_jit(program.init)(jax.random.key(0))
-  step = quick_jit(program.step)
+  state = jit(program.init)(jax.random.key(0))
+  step = jit(program.step)
   rng = np.random.default_rng(0)
   found = []
   for _ in range(STEPS):

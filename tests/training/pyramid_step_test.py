@@ -14,7 +14,7 @@ from abstractinator.training.state import initial_state
 from abstractinator.training.step import eval_step, train_step
 from configs import default
 from tests import tiny_pyramid
-from tests.tiny_top_lm import quick_jit
+from tests.jitted import jit
 
 SIZE = 40
 WEIGHTS = LossConfig.from_dict(default.get_config().loss.to_dict())
@@ -75,8 +75,8 @@ def test_a_step_moves_all_of_three_levels():
   # Of two, `curriculum_test` says it; `stages_test` trains the other mode.
   init, step, model = setup_of(THREE['discrete'])
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
-  state = quick_jit(init)(jax.random.key(0))
-  after, found = quick_jit(step)(state, batch)
+  state = jit(init)(jax.random.key(0))
+  after, found = jit(step)(state, batch)
   found = jax.device_get(found)
   tiny_pyramid.assert_metrics_agree(found, num_levels=3)
   moved = {}
@@ -97,7 +97,7 @@ def test_a_step_moves_all_of_three_levels():
   # One codebook, two stages and none; or one codebook a level.
   assert len(steps) == 3
   variables = {'params': after.params, **after.collections}
-  held_out = quick_jit(
+  held_out = jit(
     eval_step, model=model, weights=WEIGHTS, objective=OBJECTIVES['all']
   )(variables, batch)
   assert set(held_out) <= set(found)

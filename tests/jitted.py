@@ -1,0 +1,16 @@
+"""Functions compiled for a test; `tests/xla_flags.py` says how well."""
+
+import functools
+
+import jax
+
+
+def jit(function, **kwargs):
+  """Jits a function, partially applied, that is traced for this use alone."""
+  return jax.jit(functools.partial(function, **kwargs))
+
+
+def jit_to_numpy(function, **kwargs):
+  """As `jit`, but gives numpy arrays: to slice them compiles nothing."""
+  run = jit(function, **kwargs)
+  return lambda *args: jax.device_get(run(*args))
