@@ -17,9 +17,9 @@ from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import layers
 from tests.golden.attention_test import latent_block, regular_block
 from tests.golden.pool_test import pool, real_index
-from tests.golden.quantizer_test import module, state_of
 from tests.golden.segmentation_test import divide
 from tests.golden_parts import below, close, dense_attention, in_order
+from tests.golden_quantizers import module, state_of
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 

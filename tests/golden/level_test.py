@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden import quantizer_test
+from tests import golden_quantizers
 from tests.golden.segmentation_test import divide_by_any
 from tests.golden_levels import ENTROPY_BRANCH, levels
 from tests.golden_parts import close
@@ -115,13 +115,13 @@ def test_golden_statistics_of_codes_after_a_step(golden):
     for prefix, state, (digit, got) in zip(
       prefixes,
       states,
-      quantizer_test.moved_stages(states, output.digits_BPM, pooled),
+      golden_quantizers.moved_stages(states, output.digits_BPM, pooled),
       strict=True,
     ):
       is_cold = not state.ema_count_K.any()
-      stays = quantizer_test.staying(state, digit, quantizer_test.PAD)
+      stays = golden_quantizers.staying(state, digit, golden_quantizers.PAD)
       if level.after:
-        quantizer_test.assert_moved(
+        golden_quantizers.assert_moved(
           got,
           level.after,
           prefix,
@@ -133,7 +133,7 @@ def test_golden_statistics_of_codes_after_a_step(golden):
       forbidden = level.params[f'hi_quantizer.{prefix}forbidden_mask']
       unused = np.flatnonzero(forbidden).tolist()
       for when, counts in (('before', state), ('after', got)):
-        found[when] *= quantizer_test.perplexity(counts.ema_count_K, unused)
+        found[when] *= golden_quantizers.perplexity(counts.ema_count_K, unused)
     for when, want in level.perplexity.items():
       np.testing.assert_allclose(found[when], want, rtol=2e-4, err_msg=when)
 
@@ -143,7 +143,7 @@ def test_golden_losses_and_gradients(golden):
   """Of the level as a whole, where the file has its expander."""
   for level in levels(golden):
     losses, objective = level.losses, level.objective
-    # Codebooks are no parameters of ours: see `quantizer_test`.
+    # Codebooks are no parameters of ours: see `golden_quantizers`.
     names = ('compressor.', 'expander.', 'dec_vq.codebook')
     if not level.has_expander:
       names, objective = ENTROPY_BRANCH, functools.partial(entropy_loss, level)

@@ -30,8 +30,7 @@ from abstractinator.modules.code_sequence_transformer import (
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.modules.layers import RMSNorm
 from abstractinator.modules.read_only import read_only
-from tests import tiny_quantizer, tiny_top_lm
-from tests.golden import quantizer_test
+from tests import golden_quantizers, tiny_quantizer, tiny_top_lm
 from tests.golden.attention_test import GRADIENT, OPS, REGULAR, VALUE, is_scaled
 from tests.golden_parts import (
   below,
@@ -223,7 +222,8 @@ def quantizer_of(golden, prefix, decay=0.99):
     ),
   )
   states = [
-    {'state': quantizer_test.state_of(param, stage, decay)} for stage in stages
+    {'state': golden_quantizers.state_of(param, stage, decay)}
+    for stage in stages
   ]
   named = {f'stage{m}': state for m, state in enumerate(states)}
   return model.bind({'vq': named if is_residual else states[0]}), len(stages)
@@ -293,7 +293,7 @@ def test_golden_top_lm_states_predictions_and_gradients(
   if quantized is not None:
     loss = (1 + BETA) * np.mean(quantized.distance_BP)
     close(loss, golden.arrays['out/vq_loss'], VALUE, 'vq_loss')
-  # Codebooks are no parameters of ours: see `quantizer_test`.
+  # Codebooks are no parameters of ours: see `golden_quantizers`.
   trained = {k: x for k, x in original.params.items() if k[:3] != 'vq.'}
   got, got_x = jax.jit(jax.grad(objective, argnums=(0, 1)))(trained, x)
   for name, grad in got.items():
