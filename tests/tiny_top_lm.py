@@ -1,10 +1,12 @@
 """A top LM small enough to follow every one of its codes."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from abstractinator import top_lm_losses
 from abstractinator.config.top_lm import TopLMConfig
@@ -32,6 +34,27 @@ ATTENTION = {
   },
   'mla': {'form': 'mla', 'kv_dim': 6, 'query_dim': 5, 'retrieval_dim': 4},
 }
+
+modes = pytest.mark.parametrize('mode', ['discrete', 'continuous'])
+kinds = pytest.mark.parametrize('kind', list(SIZES))
+# All pairs of settings; all triples at night.
+_PAIRS = (
+  ('discrete', 'regular', None),
+  ('continuous', 'mla', None),
+  ('discrete', 'mla', WINDOW),
+  ('continuous', 'regular', WINDOW),
+)
+variants = pytest.mark.parametrize(
+  ('mode', 'form', 'window'),
+  [
+    pytest.param(*x, marks=[] if x in _PAIRS else [pytest.mark.nightly])
+    for x in itertools.product(
+      ('discrete', 'continuous'),
+      ('regular', 'mla'),
+      (None, WINDOW),
+    )
+  ],
+)
 
 
 def values(mode='discrete', form='regular', window=None):
