@@ -3,7 +3,7 @@
 Values of each part start from what the file recorded before it, so that one
 departure does not hide another; gradients run through all of the compression
 path. Blocks are the original's around our attention and SwiGLU, as in
-`attention_test`; the entropy model has tests of its own.
+`golden_attention`; the entropy model has tests of its own.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ import pytest
 
 from abstractinator.modules import attention as attention_lib
 from abstractinator.modules import layers
-from tests.golden.attention_test import latent_block, regular_block
 from tests.golden.pool_test import pool, real_index
 from tests.golden.segmentation_test import divide
+from tests.golden_attention import latent_block, regular_block
 from tests.golden_parts import below, close, dense_attention, in_order
 from tests.golden_quantizers import module, state_of
 

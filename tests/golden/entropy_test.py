@@ -2,7 +2,7 @@
 
 The trunk is made of our attention and feed-forward layers with the original's
 weights, wired in its way (norms, biases, rotary tables rounded to bfloat16),
-as in `attention_test`. On it stand our heads, with the original's weights.
+as in `golden_attention`. On it stand our heads, with the original's weights.
 
 The original feeds id t and names t what it then knows of id t + 1; in ours
 position s is the prediction of id s. States go straight to our heads here, so
@@ -26,7 +26,7 @@ from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling
 from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Special
-from tests.golden.attention_test import REGULAR, is_scaled
+from tests.golden_attention import REGULAR, is_scaled
 from tests.golden_parts import (
   below,
   close,

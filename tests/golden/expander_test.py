@@ -5,8 +5,8 @@ with its weights: vocabulary, attention, cross-attention, feed-forward layers.
 Its layer is x + Block(norm x), Block a whole layer with a residual and a
 feed-forward layer of its own, then cross-attention, then a second feed-forward
 layer; ours has each of them once. What else differs on purpose is done around
-our parts as in `attention_test`: norms, biases, masks of padding, positions of
-queries in cross-attention counted in ids, rotary tables rounded to bfloat16.
+our parts as in `golden_attention`: norms, biases, masks of padding, positions
+of queries in cross-attention counted in ids, rotary tables rounded to bfloat16.
 """
 
 import re

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules.learned_query_attention import (
-  LearnedQueryAttention,
-)
+from abstractinator.modules.learned_query_attention import LearnedQueryAttention
 from abstractinator.ops.segment_pool import segment_pool
-from tests.golden.attention_test import REFERENCE, VALUE, hold
+from tests.golden_attention import REFERENCE, VALUE, hold
 from tests.golden_parts import close
 from tests.implementations import BY_NAME
 

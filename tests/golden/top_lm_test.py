@@ -31,7 +31,7 @@ from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.modules.layers import RMSNorm
 from abstractinator.modules.read_only import read_only
 from tests import golden_quantizers, tiny_quantizer, tiny_top_lm
-from tests.golden.attention_test import GRADIENT, OPS, REGULAR, VALUE, is_scaled
+from tests.golden_attention import GRADIENT, OPS, REGULAR, VALUE, is_scaled
 from tests.golden_parts import (
   below,
   close,
