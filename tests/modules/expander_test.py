@@ -1,21 +1,20 @@
-import flax.linen as nn
-import jax
+"""What the expander reads for a prediction, and what it says of ends."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from abstractinator import losses
-from abstractinator.byte_vocab import BOS_ID, EOS_ID, NUM_BYTES, PAD_ID
-from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
-from abstractinator.modules.expander_lanes import decode_segments
+from abstractinator.byte_vocab import EOS_ID, NUM_BYTES, PAD_ID
 from abstractinator.types import Segments
-from tests.implementations import XLA
-from tests.jitted import jit
-
-SIZE = 36
-# Three documents of three, one, and four segments, then padding.
-LENGTHS = ((5, 2, 6), (4,), (1, 6, 3, 3))
-SLOTS = 11
+from tests.tiny_segments import (
+  SIZE,
+  SLOTS,
+  make_memory,
+  make_row,
+  num_rows,
+  rows,
+)
 
 # Context, lookback, form of attention, codes of a segment.
 WIRINGS = [
@@ -48,49 +47,6 @@ def level(request, tiny_level):
     pooling__num_queries=queries,
     **(LATENT if form == 'mla' else {}),
   )
-
-
-def make_row():
-  """One row: ids, documents and segments by hand, no model involved."""
-  document = np.full(SIZE, -1, np.int32)
-  index = np.full(SIZE, -1, np.int32)
-  offset = np.zeros(SIZE, np.int32)
-  position = slot = 0
-  for number, lengths in enumerate(LENGTHS):
-    for length in lengths:
-      here = slice(position, position + length)
-      document[here], index[here] = number, slot
-      offset[here] = np.arange(length)
-      position, slot = position + length, slot + 1
-  is_start = (index >= 0) & (offset == 0)
-  is_end = (index >= 0) & (index != np.append(index[1:], -1))
-  ids = np.random.default_rng(0).integers(0, NUM_BYTES, SIZE)
-  ids = np.where(index >= 0, ids, PAD_ID)
-  for number in range(len(LENGTHS)):
-    ids[np.nonzero(document == number)[0][-1]] = EOS_ID
-  segments = Segments(
-    index_BS=index,
-    is_start_BS=is_start,
-    is_end_BS=is_end,
-    offset_BS=offset,
-    count_B=np.int32(slot),
-    is_capacity_bound_BS=np.zeros(SIZE, bool),
-  )
-  return ids.astype(np.int32), document, segments
-
-
-def rows(x, count):
-  return jnp.repeat(jnp.asarray(x)[None], count, axis=0)
-
-
-def num_rows(level):
-  return SLOTS * level.config.pooling.num_queries
-
-
-def make_memory(level, seed=3):
-  rng = np.random.default_rng(seed)
-  shape = (num_rows(level), level.config.d_model)
-  return rng.normal(size=shape).astype(np.float32)
 
 
 def expand(level, ids_BS, memory_BUD):
@@ -275,123 +231,6 @@ def test_a_document_is_predicted_alike_wherever_it_lies(level):
     )
 
 
-def loop_decode(level, memory_BUD, document_BP):
-  """Greedy decoding by teacher-forced calls over the ids decoded so far."""
-  batch, slots = document_BP.shape
-  longest = level.config.segmentation.max_length
-  size = slots * longest
-  index = np.arange(size) // longest
-  offset = np.arange(size) % longest
-  segments = Segments(
-    index_BS=rows(index, batch),
-    is_start_BS=rows(offset == 0, batch),
-    is_end_BS=rows(offset == longest - 1, batch),
-    offset_BS=rows(offset, batch),
-    count_B=jnp.full((batch,), slots),
-    is_capacity_bound_BS=jnp.zeros((batch, size), bool),
-  )
-  ids = np.zeros((batch, slots, longest), np.int32)
-  length = np.zeros((batch, slots), np.int32)
-
-  def predict():
-    output = level.expand(
-      level.variables,
-      jnp.asarray(ids.reshape(batch, size)),
-      jnp.asarray(np.repeat(document_BP, longest, axis=1)),
-      segments,
-      memory_BUD,
-    )
-    return (
-      np.array(output.logits[0]).reshape(*ids.shape, -1),
-      np.asarray(output.end_logits_BS).reshape(ids.shape),
-      np.asarray(output.end_is_certain_BS).reshape(ids.shape),
-    )
-
-  for step in range(longest):
-    logits, _, _ = predict()
-    logits[..., [BOS_ID, PAD_ID]] = -np.inf
-    ids[..., step] = np.argmax(logits[:, :, step], axis=-1)
-    _, ends, is_certain = predict()
-    is_end = (ends[..., step] > 0) | is_certain[..., step]
-    length = np.where((length == 0) & is_end, step + 1, length)
-  return ids, length
-
-
-@pytest.mark.parametrize(
-  ('lookback', 'queries'), [(0, 1), (2, 1), (0, 2), (1, 3)]
-)
-def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
-  tiny_level, lookback, queries
-):
-  level = tiny_level(
-    expander__context='segment',
-    expander__lookback=lookback,
-    pooling__num_queries=queries,
-  )
-  rng = np.random.default_rng(5)
-  memory = 2 * rng.normal(size=(2, num_rows(level), level.config.d_model))
-  memory = memory.astype(np.float32)
-  document = np.array(
-    [[0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3], [0] * 6 + [1] * 5], np.int32
-  )
-  lowest = np.array(
-    [[np.argmax(row == d) for d in row] for row in document], np.int32
-  )
-  ids, length = level.decode_segments(
-    level.variables, jnp.asarray(memory), jnp.asarray(lowest)
-  )
-  want_ids, want_length = loop_decode(level, memory, document)
-  np.testing.assert_array_equal(length, want_length)
-  # Lengths differ, and so do ids: there was something to get wrong.
-  assert len(set(np.ravel(length))) > 2
-  assert len(set(np.ravel(ids))) > 10
-  is_kept = np.arange(ids.shape[-1]) < np.asarray(length)[..., None]
-  np.testing.assert_array_equal(
-    np.where(is_kept, ids, -1), np.where(is_kept, want_ids, -1)
-  )
-
-
-def test_decoding_never_gives_bos_or_pad(tiny_level):
-  """Heads that want nothing else still give bytes and EOS."""
-  level = tiny_level()
-  vocabulary = level.variables['params']['expander']['vocabulary']
-  kernel = vocabulary['head']['kernel']
-  wish = 1e3 * jnp.sign(jnp.sum(kernel, axis=1))
-  eager = jnp.stack([wish, -wish], axis=1)
-  params = dict(level.variables['params'])
-  kernel = kernel.at[:, jnp.array([BOS_ID, PAD_ID])].set(eager)
-  params['expander'] = params['expander'] | {
-    'vocabulary': vocabulary | {'head': {'kernel': kernel}}
-  }
-  memory = np.stack([make_memory(level, seed) for seed in range(2)])
-  ids, _ = level.decode_segments(
-    level.variables | {'params': params},
-    jnp.asarray(memory),
-    jnp.zeros((2, SLOTS), jnp.int32),
-  )
-  assert not np.isin(ids, [BOS_ID, PAD_ID]).any()
-
-
-def test_codes_decode_as_their_vectors_do(tiny_level):
-  level = tiny_level()
-  codes = jnp.arange(SLOTS)[None] % level.config.quantizer.codebook_size
-  vectors = level.model.apply(
-    level.variables, codes, method=lambda m, c: m.compressor.quantizer.lookup(c)
-  )
-  lowest = jnp.zeros((1, SLOTS), jnp.int32)
-  decode = jit(level.model.apply, method='decode', sequence_length=9)
-  is_valid = jnp.arange(SLOTS)[None] < SLOTS - 2
-  ids, length = decode(level.variables, codes, is_valid, lowest)
-  want_ids, want_length = level.decode_segments(
-    level.variables, vectors, lowest
-  )
-  np.testing.assert_array_equal(length, jnp.where(is_valid, want_length, 0))
-  is_kept = np.arange(ids.shape[-1]) < np.asarray(length)[..., None]
-  np.testing.assert_array_equal(
-    np.where(is_kept, ids, -1), np.where(is_kept, want_ids, -1)
-  )
-
-
 def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
   tiny_level, make_batch
 ):
@@ -405,47 +244,3 @@ def test_ends_of_the_entropy_model_need_no_head_and_cost_nothing(
   output = level.call(level.variables, batch)
   assert output.expanded.end_logits_BS is None
   assert float(losses.terms(output, batch)['end']) == 0.0
-
-
-def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
-  """As of a level above: ids of two digits, entries of another's codebooks."""
-  config = tiny_config(expander__code_dim=6)
-  expander = DecoderOnlyExpanderRVQ(
-    config, (7, 5), XLA, jnp.float32, has_tables=False
-  )
-  rng = np.random.default_rng(0)
-  codebooks = tuple(
-    jnp.asarray(rng.normal(size=(size, 6)), jnp.float32) for size in (7, 5)
-  )
-  ids, document, segments = make_row()
-  ids = np.where(ids < NUM_BYTES, ids % 35, ids - NUM_BYTES + 35)
-  args = (
-    rows(ids, 1),
-    rows(document, 1),
-    Segments(**{k: rows(v, 1) for k, v in vars(segments).items()}),
-    rng.normal(size=(1, SLOTS, config.d_model)).astype(np.float32),
-    None,
-    codebooks,
-  )
-  output, variables = jit(expander.init_with_output)(jax.random.key(0), *args)
-  assert [x.shape[-1] for x in output.logits] == [10, 5]
-  assert set(variables['params']['vocabulary']) == {
-    'kernel',
-    'log_scale',
-    'special',
-  }
-  real = document >= 0
-  uniform = np.log(10) + np.log(5) * np.mean(ids[real] < 35)
-  assert abs(float(output.nats_BS[0, real].mean()) - uniform) < 0.5
-  decode = nn.apply(
-    lambda m: decode_segments(
-      m,
-      args[3],
-      jnp.ones((1, SLOTS), bool),
-      jnp.zeros((1, SLOTS), jnp.int32),
-      codebooks,
-    ),
-    expander,
-  )
-  decoded, _ = jit(decode)(variables)
-  assert 0 <= int(decoded.min()) <= int(decoded.max()) <= 36
