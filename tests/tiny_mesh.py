@@ -1,6 +1,7 @@
 """A pyramid with a top LM, trained for a few steps on any mesh."""
 
 import json
+import random
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from abstractinator.types import Batch
 from configs import tiny, tiny_2level
 
 SIZE, ROWS = 48, 16
+# Of which levels have odd numbers of slots, 23 and 19.
+TEXT_SIZE = 32
 MESHES = {
   'one': (1, 1, 1),
   'data': (8, 1, 1),
@@ -65,6 +68,17 @@ def make_batch(step: int, rows: int = ROWS) -> Batch:
   return Batch(ids, document, (step * rows + np.arange(rows)).astype(np.int32))
 
 
+def make_text(step: int, rows: int, size: int = TEXT_SIZE) -> Batch:
+  """Rows of a few words, in which segments come again and again."""
+  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
+  rng = random.Random(step)
+  lines = (' '.join(rng.choices(words, k=size)) for _ in range(rows))
+  ids = np.array([list(line.encode()[:size]) for line in lines], np.int32)
+  return Batch(
+    ids, np.zeros_like(ids), (step * rows + np.arange(rows)).astype(np.int32)
+  )
+
+
 class Trained(NamedTuple):
   """What a few steps on a mesh come to.
 
@@ -81,7 +95,9 @@ class Trained(NamedTuple):
   state: object
 
 
-def train(config: RunConfig, sizes=MESHES['one'], steps: int = 20) -> Trained:
+def train(
+  config: RunConfig, sizes=MESHES['one'], steps: int = 20, batch_of=make_batch
+) -> Trained:
   """Initializes a state in its place and trains it."""
   devices = jax.devices()[: int(np.prod(sizes))]
   mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
@@ -113,7 +129,7 @@ def train(config: RunConfig, sizes=MESHES['one'], steps: int = 20) -> Trained:
   with jax.set_mesh(mesh):
     state = jax.jit(program.init, out_shardings=of_state)(key)
     for step in range(steps):
-      rows = make_batch(step, config.data.batch_size)
+      rows = batch_of(step, config.data.batch_size)
       batch = sharding.shard_batch(rows, mesh)
       state, found, of_step = step_fn(state, batch)
       found, of_step = jax.device_get((found, of_step))

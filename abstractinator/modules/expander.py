@@ -14,6 +14,7 @@ from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation import document_starts, first_slots
+from abstractinator.ops.shards import by_rows
 from abstractinator.types import Array, Segments, Special
 
 
@@ -140,8 +141,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       document_BS: [B, S] int32, -1 on padding.
       segments: Their division.
       memory_BUD: [B, U, D], vectors of the codes.
-      hidden_BS: [B, S] bool, ids that are fed PAD in place of the id before
-        them, which is so hidden; one fed BOS stays so. None for none.
+      hidden_BS: [B, S] bool, ids fed PAD, not the id before, unless it is BOS.
       codebooks: See `Vocabulary`.
 
     Returns:
@@ -270,8 +270,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     self, x: Array, ids: Array, codebooks: Codebooks | None = None
   ) -> Array:
     """See `ExpanderOutput`, of states and ids of any shape."""
-    of_ids = self.vocabulary.embed(ids, codebooks)
-    hidden = nn.silu(self.end_hidden(jnp.concatenate([x, of_ids], axis=-1)))
+    both = jnp.concatenate([x, self.vocabulary.embed(ids, codebooks)], axis=-1)
+    hidden = nn.silu(self.end_hidden(by_rows(both)))
     return self.end_head(hidden)[..., 0].astype(jnp.float32)
 
   def end_is_certain(self, ids: Array, offset: Array) -> Array:

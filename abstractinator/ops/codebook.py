@@ -15,6 +15,8 @@ from abstractinator.types import Array
 
 _KMEANS_PLACES = 4
 _KMEANS_ITERATIONS = 10
+# Of their length, the distance of vectors that are the same but for rounding.
+_ALIKE = 1e-3
 
 
 @flax.struct.dataclass
@@ -161,7 +163,7 @@ def advance(state: CodebookState) -> CodebookState:
   with the counts smoothed as in van den Oord et al., arXiv:1711.00937, appendix
   A.1; an entry without hits stays where it is. Then, every
   `reset_interval_steps`, dead entries become vectors of the reservoir, each
-  another one that none has been before, as far as it reaches.
+  another one that no entry is or has been, as far as it reaches.
   """
   is_new_R = state.priority_R > 0
   keep = jnp.float32(state.decay)
@@ -225,11 +227,19 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   least = state.reset_usage * jnp.mean(state.ema_count_K)
   is_dead_K = (age_K >= state.reset_after_steps) | (state.ema_count_K < least)
   is_dead_K &= ~_is_protected(state)
-  # The n-th dead entry takes the n-th of the freshest vectors.
-  order_R = jnp.argsort(-state.reservoir_step_R)
+  # The n-th dead entry takes the n-th of the freshest vectors that are no entry
+  # yet: of two entries alike, rounding would say which one wins.
+  rank_R = jnp.where(state.reservoir_step_R < 0, 1, -state.reservoir_step_R)
+  is_first_N = _is_first(
+    jnp.concatenate([state.codebook_KC, state.reservoir_RC]),
+    jnp.concatenate([jnp.where(is_dead_K, 1, -state.step), rank_R]),
+  )
+  is_new_R = is_first_N[state.hits_K.size :] & (state.reservoir_step_R >= 0)
+  new_step_R = jnp.where(is_new_R, state.reservoir_step_R, -1)
+  order_R = jnp.argsort(-new_step_R)
   rank_K = jnp.cumsum(is_dead_K) - 1
   source_K = order_R[jnp.maximum(rank_K, 0)]
-  is_reset_K = is_dead_K & (state.reservoir_step_R[source_K] >= 0)
+  is_reset_K = is_dead_K & is_new_R[source_K]
   vector_KC = state.reservoir_RC[source_K]
   reset = is_reset_K[:, None]
   places = state.reservoir_step_R.shape[0]
@@ -244,8 +254,26 @@ def _replace_dead(state: CodebookState) -> CodebookState:
       reset, vector_KC * jnp.maximum(least, 1.0), state.ema_sum_KC
     ),
     last_hit_step_K=jnp.where(is_reset_K, state.step, state.last_hit_step_K),
-    reservoir_step_R=state.reservoir_step_R.at[used_K].set(-1, mode='drop'),
+    reservoir_step_R=new_step_R.at[used_K].set(-1, mode='drop'),
   )
+
+
+def _is_first(x_NC: Array, rank_N: Array) -> Array:
+  """Whether no vector of a lower rank or index is the same.
+
+  But for rounding. Vectors alike are neighbours along any direction, so that
+  nothing but neighbours is compared.
+  """
+  count, width = x_NC.shape
+  order_N = jnp.argsort(x_NC @ jnp.sin(1.0 + jnp.arange(width)))
+  x_NC = x_NC[order_N]
+  distance_N = jnp.sum(jnp.square(x_NC[1:] - x_NC[:-1]), axis=1)
+  is_other_N = distance_N > _ALIKE**2 * jnp.sum(jnp.square(x_NC[1:]), axis=1)
+  group_N = jnp.pad(jnp.cumsum(is_other_N), (1, 0))
+  place_N = jnp.argsort(jnp.argsort(rank_N))[order_N]
+  first_N = jax.ops.segment_min(place_N, group_N, num_segments=count)
+  is_first_N = place_N == first_N[group_N]
+  return jnp.zeros((count,), bool).at[order_N].set(is_first_N)
 
 
 def _hash(x: Array) -> Array:

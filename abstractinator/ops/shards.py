@@ -89,10 +89,10 @@ def over_shards(
 def by_rows(x: Array) -> Array:
   """Keeps an array split by its rows over the batch axes, and by nothing else.
 
-  For the states between layers. Left to itself the partitioner of XLA may split
-  their width as the weights are, and then move parts about, slowly; where each
-  device has a single row, on a mesh with all of its axes, jax 0.10.2 even adds
-  parts that do not belong together.
+  For the states between layers, and what is put together of two. Left to itself
+  the partitioner of XLA may split their width as the weights are, and then move
+  parts about, slowly; on a mesh with all of its axes jax 0.10.2 and 0.11.2 even
+  add parts that do not belong together.
 
   Args:
     x: [B, ...].

@@ -171,6 +171,39 @@ def test_dead_entries_become_other_real_vectors_when_due():
   assert {s: c for s, c in changed.items() if c} == {6: rest, 12: rest}
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_dead_entries_do_not_become_the_same_vector(seed):
+  """Which of two that differ by rounding is nearer, rounding would say."""
+  size, copies = 40, 6
+  rng = np.random.default_rng(seed)
+  vectors = np.random.default_rng(9).normal(size=(5, WIDTH))
+
+  def step(state):
+    noise = rng.uniform(-1e-7, 1e-7, (5 * copies, WIDTH))
+    x = np.tile(vectors, (copies, 1)) * (1 + noise)
+    return advance(
+      observe(
+        state,
+        x.astype(np.float32),
+        np.zeros(len(x), np.int32),
+        np.ones(len(x), bool),
+        np.arange(len(x), dtype=np.uint32),
+      )
+    )
+
+  state = step(new_state(size, interval=1, after=3))
+  distance = np.linalg.norm(state.codebook_KC[:, None] - vectors, axis=-1)
+  entries, which = np.nonzero(distance < 1e-5)
+  # Each once, in an order that has nothing to do with the noise.
+  assert sorted(which) == [0, 1, 2, 3, 4]
+  np.testing.assert_array_equal(entries, [1, 2, 3, 4, 5])
+  expected = step(new_state(size, interval=1, after=3)).codebook_KC
+  np.testing.assert_allclose(state.codebook_KC[1:], expected[1:], atol=1e-5)
+  # Nor what an entry is already, while others are dead.
+  after = step(state)
+  np.testing.assert_array_equal(after.codebook_KC[1:], state.codebook_KC[1:])
+
+
 def test_a_dead_entry_stays_where_the_reservoir_is_empty():
   state = make_state(interval=1, after=1)
   state = state.replace(last_hit_step_K=state.last_hit_step_K - 1)

@@ -19,6 +19,7 @@ from abstractinator.modules.code_sequence_transformer import (
 )
 from abstractinator.training import sharding
 from abstractinator.training.program import make_program
+from configs import tiny_2level
 from tests import tiny_mesh, tiny_top_lm
 from tests.implementations import XLA
 
@@ -79,6 +80,31 @@ def test_a_mesh_learns_as_one_device_does(levels, mesh, microbatches, layers):
   num_devices = math.prod(tiny_mesh.MESHES[mesh])
   if num_devices > 1:
     assert_spread(there.state, num_devices)
+
+
+@functools.cache
+def config_on(mesh):
+  """`configs/tiny_2level.py` itself, all of its parts at once."""
+  values = tiny_2level.get_config()
+  values.data.sequence_length = tiny_mesh.TEXT_SIZE
+  values.data.batch_size = 8
+  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
+  values.optimizer.warmup_steps = 1
+  return tiny_mesh.train(
+    tiny_mesh.make_config(values),
+    tiny_mesh.MESHES[mesh],
+    batch_of=tiny_mesh.make_text,
+  )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('mesh', ['data', 'fsdp', 'all'])
+def test_a_config_of_two_levels_learns_the_same_on_a_mesh(mesh):
+  """As wide as it is, and where many vectors of a batch are the same."""
+  one, there = config_on('one'), config_on(mesh)
+  np.testing.assert_allclose(there.losses, one.losses, rtol=0, atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, there.codes, one.codes)
+  assert_spread(there.state, math.prod(tiny_mesh.MESHES[mesh]))
 
 
 def assert_spread(state, num_devices):

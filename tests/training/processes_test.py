@@ -68,6 +68,19 @@ def test_two_processes_learn_as_one(finished, finished_by_two):
   )
 
 
+@pytest.mark.nightly
+def test_two_processes_learn_two_levels_as_one_device(corpus, tmp_path):
+  args = settings(corpus, 'tiny_2level')
+  args += ['--config.loss.curriculum_steps=0']
+  args += ['--config.loss.curriculum_stops=False']
+  run([*args, f'--workdir={tmp_path}/one'], devices=1)
+  run([*args, f'--workdir={tmp_path}/two'], processes=2, devices=4)
+  assert len(losses(tmp_path / 'one')) == STEPS
+  np.testing.assert_allclose(
+    losses(tmp_path / 'two'), losses(tmp_path / 'one'), rtol=0, atol=1e-5
+  )
+
+
 def test_a_signal_to_one_of_two_stops_both_at_one_step(corpus, tmp_path):
   """And the run goes on from there in one process, to the same losses."""
   workdir = tmp_path / 'run'
