@@ -1,0 +1,129 @@
+"""A top LM that learns from codes alone."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from abstractinator import api, codes_corpus, top_lm_losses
+from abstractinator.byte_vocab import PAD_ID, encode
+from abstractinator.cli import main
+from abstractinator.data.documents import Documents, MemoryDocument
+from abstractinator.data.packed_codes import PackedCodes
+from abstractinator.training import run_rows
+from abstractinator.training.loop import Run
+from abstractinator.training.model import make_model
+from abstractinator.training.state import variables_of
+from abstractinator.types import Batch
+from configs import stage1, stage2
+from tests import tiny_run
+from tests.tiny_stages import by_path, changed, small, train
+
+
+def codes_config(base, codes, edit=lambda values: None):
+  """Of a top LM that learns from codes alone."""
+
+  def edit_all(values):
+    values.objective, values.load_base_from = 'top_lm', str(base)
+    values.model.top_lm.expand = False
+    values.data.train = str(codes)
+    edit(values)
+
+  return small(stage2.get_config(), codes, edit_all)
+
+
+@pytest.fixture(scope='module')
+def codes(base, corpus, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('codes') / 'out'
+  args = [f'--data={corpus}/*.txt', f'--out={directory}', '--format=npz']
+  assert main(['encode', str(base[0]), *args, '--shard_bytes=4000']) == 0
+  return directory
+
+
+def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
+  workdir, before = base
+  config = codes_config(workdir, codes)
+  first, last, tags, run = train(config, tmp_path / 'run')
+  loaded = by_path(first)
+  for path, leaf in by_path(before).items():
+    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
+  moved = changed(first, last)
+  assert moved
+  assert all(path.startswith('params/top_lm/') for path in moved)
+  # Every code is in a row.
+  rows = [run._train_rows, run._validation_rows]
+  texts = [x for shard in codes_corpus.read_corpus(str(codes)) for x in shard]
+  assert len(texts) == sum(x.num_documents for x in rows) == 20
+  assert 0 < tags['eval/top_lm_code_bits_per_code'] < 5
+  # It is a whole model, which goes on with texts.
+  level = api.load(str(tmp_path / 'run'))
+  ((text,),) = level.generate(b'the', max_new_bytes=4)
+  assert isinstance(text, bytes)
+  assert main(['evaluate', str(tmp_path / 'run')]) == 2
+  assert '--data: got none' in capsys.readouterr().err
+
+
+def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
+  config = codes_config(base[0], codes)
+  state = tiny_run.random_state(config, seed=1)
+  model, variables = make_model(config, 'cpu'), variables_of(state)
+  texts = [b'the lazy dog', b'jumps', b'over and over again, so']
+  ids_BS = np.full((3, 32), PAD_ID, np.int32)
+  for row, text in enumerate(texts):
+    ids_BS[row, : len(text) + 1] = encode(text)
+  document_BS = np.where(ids_BS == PAD_ID, -1, 0)
+  batch = Batch(ids_BS, document_BS, np.arange(3))
+  output = jax.jit(model.apply)(variables, batch)
+  expected = top_lm_losses.terms(output.top_lm, output.top_codes)
+  is_code_BU = np.asarray(output.top_codes.document_BP) >= 0
+  codes_BU = np.asarray(output.top_codes.codes_BP)
+  documents = [
+    MemoryDocument(str(i), codes_U[is_code_U].astype(np.int32).tobytes())
+    for i, (codes_U, is_code_U) in enumerate(
+      zip(codes_BU, is_code_BU, strict=True)
+    )
+  ]
+  # All in one row, one after the other.
+  (row,) = PackedCodes(
+    Documents(documents),
+    sequence_length=int(is_code_BU.sum()) + 3,
+    end_offset=16,
+    bytes_per_code=2.0,
+  )
+  row = Batch(row['ids'][None], row['document'][None], row['row'][None])
+  predicted = jax.jit(functools.partial(model.apply, method='predict_codes'))(
+    variables, row
+  )
+  found = top_lm_losses.terms(predicted.top_lm, predicted.top_codes)
+  assert expected['top_lm_code'] > 1
+  assert expected['top_lm_end'] > 1
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_codes_of_another_model_are_refused(base, codes, corpus, tmp_path):
+  # What is saved at another step is another draw of all parameters.
+  config = small(stage1.get_config(), corpus)
+  tiny_run.save(tmp_path / 'other', config, steps=(4,))
+  config = codes_config(tmp_path / 'other', codes)
+  with pytest.raises(ValueError, match=r'data\.train: got .* codes of model'):
+    Run(config, str(tmp_path / 'run'))
+
+  def thaw(values):
+    values.model.levels[0].freeze = False
+    values.load_base_from = None
+
+  with pytest.raises(ValueError, match="objective: got 'top_lm', allowed"):
+    codes_config(base[0], codes, thaw)
+  config = codes_config(base[0], corpus)
+  with pytest.raises(ValueError, match=r'has no manifest\.json'):
+    Run(config, str(tmp_path / 'run'))
+
+
+def test_codes_that_are_held_out_are_not_trained_on(base, codes):
+  def edit(values):
+    values.data.validation = str(codes)
+
+  with pytest.raises(ValueError, match=r'data\.validation: 20 of its 20'):
+    run_rows.open_code_rows(codes_config(base[0], codes, edit))
