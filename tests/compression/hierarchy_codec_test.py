@@ -13,7 +13,6 @@ from abstractinator.compression import (
   codec,
   container,
   hierarchy_codec,
-  hierarchy_model,
 )
 from abstractinator.compression.byte_model import PRECISION_BITS, ByteModel
 from abstractinator.compression.coder import Encoder
@@ -27,46 +26,10 @@ from abstractinator.compression.hierarchy_codec import (
 from abstractinator.compression.hierarchy_model import HierarchyModel
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
-from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from tests import tiny_run, tiny_texts
 from tests.jitted import jit
-
-ROW = 128
-
-
-def louder(variables):
-  """Predictions that depend on all that they are given."""
-
-  def leaf(path, x):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    if 'top_lm' in name:
-      return x * 1.7
-    if 'expander' not in name:
-      return x
-    return x + 2 if name.endswith('log_scale') else x * 1.7
-
-  return jax.tree_util.tree_map_with_path(leaf, variables)
-
-
-def make(config, seed=3):
-  """A model, and the variables it was made with."""
-  variables = louder(variables_of(tiny_run.random_state(config, seed)))
-  return HierarchyModel(config, variables), variables
-
-
-def pyramid_config():
-  values = json.loads(json.dumps(tiny_run.pyramid_config().to_dict()))
-  values['data']['sequence_length'] = ROW
-  for level in values['model']['levels']:
-    level['quantizer'] |= {'kind': 'rvq', 'codebook_size': 8, 'depth': 2}
-  return RunConfig.from_dict(values)
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-  monkeypatch.setattr(hierarchy_model, '_ROW_IDS', ROW)
-  monkeypatch.setattr(hierarchy_model, '_BATCH_IDS', ROW)
+from tests.tiny_hierarchy import ROW, config_of, make, pyramid_config
 
 
 @pytest.fixture(scope='module')
@@ -115,19 +78,6 @@ def test_codes_of_blocks_that_are_kept_are_not_learned(model, monkeypatch):
   content = compress(model, data)
   assert [b.kind for b in container.unpack(content)[1]] == [CODED, RAW, CODED]
   assert decompress(model, content) == data
-
-
-def config_of(context='segment', **kwargs):
-  """Of rows that are one lane."""
-  config = tiny_run.config(context=context, **kwargs)
-  (level,) = config.model.levels
-  expander = dataclasses.replace(level.expander, window=16)
-  level = dataclasses.replace(level, expander=expander)
-  return dataclasses.replace(
-    config,
-    data=dataclasses.replace(config.data, sequence_length=ROW),
-    model=dataclasses.replace(config.model, levels=(level,)),
-  )
 
 
 CONFIGS = {
