@@ -41,6 +41,7 @@ from abstractinator.training.model import make_model
 from abstractinator.types import Batch, PyTree
 
 _ORIGINAL_MS = {128: 28.0, 512: 78.0, 2048: 1332.0}
+_LONGEST = 1 << 16
 _AUTO = ImplementationConfig.everywhere('auto')
 
 
@@ -174,8 +175,10 @@ def _cached(model, variables, context, rows, num_calls):
 
 
 def _prompts(rows: int, context: int) -> np.ndarray:
+  """The ends of the same texts, so that all contexts are continued alike."""
   rng = np.random.default_rng(0)
-  return rng.integers(32, 127, (rows, context)).astype(np.int32)
+  size = max(context, _LONGEST)
+  return rng.integers(32, 127, (rows, size))[:, -context:].astype(np.int32)
 
 
 def _anew(model, variables, context, rows, repeats=3):

@@ -99,6 +99,9 @@ def test_one_compilation_a_bucket(lone):
       assert new_programs() == [1, 1]
   lone.generate(b'a', **DRAWN)
   assert new_programs() == [2, 2]
+  # What is remembered has its own size: of longer texts, a byte costs the same.
+  lone.generate(b'a', **DRAWN | {'max_new_bytes': 500})
+  assert new_programs() == [3, 2]
 
 
 def test_of_long_prompts_the_end_is_read(pyramid):
