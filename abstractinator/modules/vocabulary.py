@@ -12,6 +12,7 @@ from abstractinator.modules import layers
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops import stage_logits
 from abstractinator.ops.cross_entropy import cross_entropy
+from abstractinator.ops.likeliest import likeliest
 from abstractinator.types import Array, Special
 
 Codebooks = tuple[Array, ...]
@@ -226,7 +227,7 @@ class Vocabulary(nn.Module):
       logits = self.head(h_D).astype(jnp.float32)
       choice = _allow(logits, allowed_K)
       if choose is None:
-        best = jnp.argmax(choice, axis=-1).astype(jnp.int32)
+        best = likeliest(choice)
       else:
         best = choose(0, choice)
       return IdLogits((logits,), best)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.likeliest import likeliest
 from abstractinator.types import Array
 
 
@@ -90,7 +91,7 @@ def draw_ids(draws: Draws, logits_BV: Array) -> Array:
     ids_B = jax.vmap(jax.random.categorical)(key_B, filtered_BV)
     return ids_B.astype(jnp.int32)
 
-  best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  best_B = likeliest(logits_BV)
   return draws.unless_greedy(draw, best_B)
 
 

@@ -6,6 +6,7 @@ import flax.struct
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.likeliest import likeliest
 from abstractinator.types import Array
 
 
@@ -65,7 +66,7 @@ def stage_logits(
     if stage == 0 and allowed_K is not None:
       choice_K = jnp.where(allowed_K, choice_K, -jnp.inf)
     if choose is None:
-      best.append(jnp.argmax(choice_K, axis=-1).astype(jnp.int32))
+      best.append(likeliest(choice_K))
     else:
       best.append(choose(stage, choice_K))
     if residual_conditioning:

@@ -19,6 +19,7 @@ from abstractinator.modules.pyramid_output import (
   CodePredictions,
   PyramidOutput,
 )
+from abstractinator.ops.likeliest import likeliest
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.pyramid_metrics import pyramid_metrics
 from abstractinator.types import Array, Mean, PyTree
@@ -83,7 +84,7 @@ def _measure_bytes(
   del variables
   batch = output.batch
   is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < model.num_ids)
-  is_right_BS = jnp.argmax(output.logits_BSV, axis=-1) == batch.ids_BS
+  is_right_BS = likeliest(output.logits_BSV) == batch.ids_BS
   num_bytes, num_right = (
     jnp.sum(mask_BS, dtype=jnp.float32)
     for mask_BS in (is_byte_BS, is_byte_BS & is_right_BS)
