@@ -1,4 +1,4 @@
-"""What one accelerator makes of the big configs: tests, steps, generation.
+"""What one GPU makes of the big configs: tests, steps, generation.
 
     python -m abstractinator.benchmarks.accelerator --output docs/accelerator.md
 
@@ -12,6 +12,7 @@ failed.
 import argparse
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,11 +109,13 @@ def run(part: Part, workdir: str) -> tuple[str, bool]:
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    # So that what it has started itself is stopped with it.
+    start_new_session=True,
   )
   try:
     output, _ = process.communicate(timeout=part.limit)
   except subprocess.TimeoutExpired:
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate()
     output += f'\nstopped after {part.limit} s'
   seconds = time.perf_counter() - began

@@ -114,7 +114,9 @@ def _reading_ms(model, variables, length) -> float:
   count = _size(params['expander'])
   if level.expander.context == 'segment':
     count /= programs.SLOTS
-  count += _size(params.get('top_lm', {})) / length
+  # A step of the top LM makes a code.
+  codes = level.pooling.num_queries / length
+  count += _size(params.get('top_lm', {})) * codes
   return 1000 * count * jnp.dtype(model.dtype).itemsize / timing.copy_rate()
 
 

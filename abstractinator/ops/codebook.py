@@ -16,7 +16,7 @@ from abstractinator.types import Array
 _KMEANS_PLACES = 4
 _KMEANS_ITERATIONS = 10
 # Of their length, the distance of vectors that are the same but for rounding.
-_ALIKE = 1e-3
+_ALIKE = 1e-5
 
 
 @flax.struct.dataclass
@@ -232,7 +232,7 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   rank_R = jnp.where(state.reservoir_step_R < 0, 1, -state.reservoir_step_R)
   is_first_N = _is_first(
     jnp.concatenate([state.codebook_KC, state.reservoir_RC]),
-    jnp.concatenate([jnp.where(is_dead_K, 1, -state.step), rank_R]),
+    jnp.concatenate([jnp.full(is_dead_K.shape, -state.step), rank_R]),
   )
   is_new_R = is_first_N[state.hits_K.size :] & (state.reservoir_step_R >= 0)
   new_step_R = jnp.where(is_new_R, state.reservoir_step_R, -1)
@@ -261,14 +261,17 @@ def _replace_dead(state: CodebookState) -> CodebookState:
 def _is_first(x_NC: Array, rank_N: Array) -> Array:
   """Whether no vector of a lower rank or index is the same.
 
-  But for rounding. Vectors alike are neighbours along any direction, so that
-  nothing but neighbours is compared.
+  But for rounding in float32. Vectors alike are neighbours along any direction,
+  but for chance, so that nothing but neighbours is compared: what is missed is
+  one more entry that nothing may hit.
   """
   count, width = x_NC.shape
-  order_N = jnp.argsort(x_NC @ jnp.sin(1.0 + jnp.arange(width)))
+  along_N = jnp.sum(x_NC * jnp.sin(1.0 + jnp.arange(width)), axis=1)
+  order_N = jnp.argsort(along_N)
   x_NC = x_NC[order_N]
   distance_N = jnp.sum(jnp.square(x_NC[1:] - x_NC[:-1]), axis=1)
-  is_other_N = distance_N > _ALIKE**2 * jnp.sum(jnp.square(x_NC[1:]), axis=1)
+  least_N = _ALIKE**2 * jnp.sum(jnp.square(x_NC[1:]), axis=1)
+  is_other_N = ~(distance_N <= least_N)
   group_N = jnp.pad(jnp.cumsum(is_other_N), (1, 0))
   place_N = jnp.argsort(jnp.argsort(rank_N))[order_N]
   first_N = jax.ops.segment_min(place_N, group_N, num_segments=count)

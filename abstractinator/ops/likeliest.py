@@ -13,10 +13,9 @@ def likeliest(logits: Array) -> Array:
     logits: [..., V]; V >= 1.
 
   Returns:
-    [...] int32, the first of those that are largest; some id where there is a
-    NaN.
+    [...] int32, the first of those that are largest; 0 where there is a NaN.
   """
   logits, size = lax.stop_gradient(logits), logits.shape[-1]
-  is_largest = logits == jnp.max(logits, axis=-1, keepdims=True)
-  ids = jnp.where(is_largest, jnp.arange(size, dtype=jnp.int32), size - 1)
+  is_less = logits < jnp.max(logits, axis=-1, keepdims=True)
+  ids = jnp.where(~is_less, jnp.arange(size, dtype=jnp.int32), size - 1)
   return jnp.min(ids, axis=-1)

@@ -199,9 +199,11 @@ def test_dead_entries_do_not_become_the_same_vector(seed):
   np.testing.assert_array_equal(entries, [1, 2, 3, 4, 5])
   expected = step(new_state(size, interval=1, after=3)).codebook_KC
   np.testing.assert_allclose(state.codebook_KC[1:], expected[1:], atol=1e-5)
-  # Nor what an entry is already, while others are dead.
-  after = step(state)
-  np.testing.assert_array_equal(after.codebook_KC[1:], state.codebook_KC[1:])
+  # Nor what an entry is already, which may be dead itself.
+  turned = jnp.roll(state.codebook_KC, 7, axis=0)
+  for again in (state, state.replace(codebook_KC=turned, reset_usage=2.0)):
+    after = step(again)
+    np.testing.assert_array_equal(after.codebook_KC[1:], again.codebook_KC[1:])
 
 
 def test_a_dead_entry_stays_where_the_reservoir_is_empty():
