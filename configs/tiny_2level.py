@@ -9,7 +9,7 @@ meaning once something predicts them. A code of the first level is 1.5 bytes,
 one of the second 1.34 codes: even strides, because codes that begin at jumps of
 the entropy, as those of the other configs do, are the hardest to predict from
 the ones before. How well the top LM does depends on the codes that come about:
-22% below their unigram entropy with this seed, 13% with seed 0.
+19% below their unigram entropy with this seed, others from 13 to 22%.
 """
 
 import ml_collections
