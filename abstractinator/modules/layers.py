@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.ops.take_rows import take_rows
 from abstractinator.types import Array
 
 
@@ -54,11 +55,19 @@ def shift_right(ids_BS: Array, is_first_BS: Array, first_id: int) -> Array:
   return jnp.where(is_first_BS, first_id, previous)
 
 
+class Embed(nn.Embed):
+  """`nn.Embed` whose gradient is added up in float32; see `take_rows`."""
+
+  def __call__(self, ids: Array) -> Array:
+    """[...] int32 to [..., D]."""
+    return take_rows(self.embedding, ids, self.dtype)
+
+
 def embed(
   num: int, width: int, dtype: jnp.dtype, name: str | None = None
-) -> nn.Embed:
+) -> Embed:
   """A table of `num` vectors, normal with standard deviation 1/2."""
-  return nn.Embed(
+  return Embed(
     num,
     width,
     dtype=dtype,

@@ -13,6 +13,7 @@ from abstractinator.ops import digits as digits_lib
 from abstractinator.ops import stage_logits
 from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.ops.likeliest import likeliest
+from abstractinator.ops.take_rows import take_rows
 from abstractinator.types import Array, Special
 
 Codebooks = tuple[Array, ...]
@@ -132,9 +133,9 @@ class Vocabulary(nn.Module):
       return self.table(ids)
     digits_M, is_special = self._digits(ids)
     first, *others = self._tables(codebooks)
-    entry_C = jnp.take(first, digits_M[..., 0], axis=0)
+    entry_C = take_rows(first, digits_M[..., 0], first.dtype)
     for stage, table_KC in enumerate(others, start=1):
-      of_digit_C = jnp.take(table_KC, digits_M[..., stage], axis=0)
+      of_digit_C = take_rows(table_KC, digits_M[..., stage], first.dtype)
       entry_C += jnp.where(is_special[..., None], 0, of_digit_C)
     entry_C = entry_C.astype(self.dtype)
     if self.code_dim is None:
