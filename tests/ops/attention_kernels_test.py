@@ -73,7 +73,10 @@ CASES = {
     'short row': Case(3, size=5),
   },
   'splash': {'beyond a block': Case(129, (2, 2, 1), (6, 6))},
-  'cudnn': {'beyond a block': Case(129, (2, 2, 1))},
+  'cudnn': {
+    'beyond a block': Case(129, (2, 2, 1)),
+    'odd row': Case(30, size=71),
+  },
 }
 # cuDNN takes no float32.
 # In steps, one has no window, and the other is held in bfloat16.
@@ -196,6 +199,7 @@ def test_agrees_with_the_reference(platform, name):
     ('tpu', 'in steps'),
     ('triton', 'beyond a block'),
     ('cudnn', 'beyond a block'),
+    ('cudnn', 'odd row'),
   ],
 )
 def test_agrees_with_the_reference_in_bfloat16(platform, name):
@@ -306,3 +310,26 @@ def test_what_it_cannot_take_is_an_error(implementation):
   if implementation == 'pallas_tpu':
     with pytest.raises(NotImplementedError, match=r'128 heads .* 64 MiB'):
       run('float32', 256, heads=128)
+
+
+@pytest.mark.parametrize('size', [70, 71])
+def test_cudnn_is_given_rows_of_even_length(monkeypatch, size):
+  """Of odd ones it has no gradient."""
+  attend, lengths = jax.nn.dot_product_attention, []
+
+  def observed(q, k, v, **kwargs):
+    lengths.extend(x.shape[1] for x in (q, k, v))
+    return attend(q, k, v, **kwargs)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', observed)
+  shape = jax.ShapeDtypeStruct((1, size, 2, 8), 'bfloat16')
+  call = functools.partial(
+    cudnn.attention, window=30, scale=1.0, implementation='xla'
+  )
+  out = jax.eval_shape(
+    lambda x, group: call(x, x, x, group_BS=group),
+    shape,
+    jax.ShapeDtypeStruct((1, size), 'int32'),
+  )
+  assert out.shape[1] == size
+  assert lengths == 3 * [size + size % 2]

@@ -30,12 +30,18 @@ def attention(
 
   Scores of other groups that are more than `_GAP` nats above those of the own
   would be seen. What heads share is copied to each, and the narrower of keys
-  and values is padded to the wider.
+  and values is padded to the wider, rows to an even number of ids.
 
   Raises:
     NotImplementedError: If heads and the code are wider than 256.
   """
-  heads = q_BSHA.shape[2]
+  length, heads = q_BSHA.shape[1:3]
+  # What is last is seen by nothing before it.
+  q_BSHA, k_BSGA, v_BSGE = (
+    jnp.pad(x, ((0, 0), (0, length % 2), (0, 0), (0, 0)))
+    for x in (q_BSHA, k_BSGA, v_BSGE)
+  )
+  group_BS = jnp.pad(group_BS, ((0, 0), (0, length % 2)), constant_values=-1)
   width = max(q_BSHA.shape[3] + _BITS, v_BSGE.shape[3])
   width = -(-width // _MULTIPLE) * _MULTIPLE
   if width > _MAX_WIDTH:
@@ -62,4 +68,4 @@ def attention(
     local_window_size=None if window is None else (window, 0),
     implementation=implementation,
   )[..., : v_BSGE.shape[3]]
-  return jnp.where((group_BS >= 0)[:, :, None, None], out, 0)
+  return jnp.where((group_BS >= 0)[:, :, None, None], out, 0)[:, :length]
