@@ -6,11 +6,11 @@ import importlib
 import jax
 import pytest
 
-from abstractinator.benchmarks import sizes
+from abstractinator.benchmarks import named_configs, sizes
 from abstractinator.training import model_flops
 from abstractinator.training.program import make_program
 
-NAMES = sizes.names()
+NAMES = named_configs.names()
 # On a CPU, those of kernels trace the same; the others have the parts and
 # settings of those that stay, in other sizes.
 SAME_STEPS = (
@@ -50,7 +50,7 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   assert f'--config=configs/{name}.py' in header or name == 'default'
   assert 'python train.py' in header
   assert '\nHardware: ' in header
-  found = sizes.measure(sizes.load(name))
+  found = sizes.measure(named_configs.load(name))
   said = f'Parameters: {sum(found.parameters.values()):,}. Expect: '
   said += f'{sizes.with_prefix(found.state_bytes)}B of state, '
   said += f'{sizes.with_prefix(found.step_flops)}FLOP a step.'
@@ -68,7 +68,7 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   scope='module',
 )
 def test_a_step_keeps_the_shapes_of_the_state(name):
-  config = sizes.load(name)
+  config = named_configs.load(name)
   state = model_flops.abstract_state(config)
   # As a loop, of which one layer is traced.
   of_model = dataclasses.replace(
@@ -95,19 +95,21 @@ def test_the_command_measures_what_is_named(capsys):
   assert tiny.startswith('tiny: Parameters: 82,304 (')
   assert 'expander 31,552' in tiny
   # It has the entropy model of the config that loads it, and nothing else.
-  size = sizes.measure(sizes.load('entropy_frozen')).parameters['entropy_model']
+  size = sizes.measure(named_configs.load('entropy_frozen')).parameters[
+    'entropy_model'
+  ]
   start = 'entropy_pretrain: Parameters: '
   assert entropy.startswith(f'{start}{size:,} (entropy_model {size:,}). Expect')
 
 
 def test_a_state_is_parameters_two_moments_of_each_and_little_else():
-  found = sizes.measure(sizes.load('entropy_pretrain'))
+  found = sizes.measure(named_configs.load('entropy_pretrain'))
   moments = 3 * 4 * sum(found.parameters.values())
   assert moments < found.state_bytes < 1.01 * moments
 
 
 def test_frozen_parts_have_no_moments():
-  found = sizes.measure(sizes.load('stage2'))
+  found = sizes.measure(named_configs.load('stage2'))
   num_frozen = sum(found.parameters.values()) - found.parameters['top_lm']
   moments = 4 * (3 * found.parameters['top_lm'] + num_frozen)
   # The codebook and its statistics.

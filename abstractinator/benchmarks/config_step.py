@@ -10,10 +10,7 @@ matrix products, counted once: what `remat` computes anew is not in them.
 """
 
 import argparse
-import ast
 import dataclasses
-import importlib
-import json
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator import huge_pages
-from abstractinator.benchmarks import table, timing
+from abstractinator.benchmarks import named_configs, table, timing
 from abstractinator.benchmarks.baseline import random_batch
 from abstractinator.config import RunConfig
 from abstractinator.training.chips import chip_of
@@ -48,20 +45,6 @@ class Step:
   take: Callable[[], Any]
   flops: int
   memory_bytes: int
-
-
-def load(name: str, settings: Mapping[str, Any]) -> RunConfig:
-  """A config of `configs/` with some of its settings changed.
-
-  Raises:
-    ValueError: If there is no such config or setting, or a value is bad.
-  """
-  try:
-    values = importlib.import_module(f'configs.{name}').get_config()
-    values.update_from_flattened_dict(settings)
-  except (ImportError, KeyError, TypeError) as error:
-    raise ValueError(f'{name}: {error}') from error
-  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
 def compile_step(config: RunConfig) -> Step:
@@ -134,16 +117,6 @@ def measure(steps: Mapping[str, Step], num_steps: int) -> list[dict[str, Any]]:
   return rows
 
 
-def _setting(text: str) -> tuple[str, Any]:
-  path, is_given, value = text.partition('=')
-  if not is_given:
-    raise argparse.ArgumentTypeError(f'got {text!r}, allowed: PATH=VALUE')
-  try:
-    return path, ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    return path, value
-
-
 def main(argv: Sequence[str]) -> None:
   """Prints a table."""
   parser = argparse.ArgumentParser(
@@ -152,17 +125,8 @@ def main(argv: Sequence[str]) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('name', nargs='+', help='configs')
-  parser.add_argument(
-    '--set', type=_setting, action='append', default=[], metavar='PATH=VALUE'
-  )
-  parser.add_argument(
-    '--vary',
-    metavar='PATH=VALUE',
-    type=_setting,
-    action='append',
-    default=[],
-    help='each config once more with it',
-  )
+  named_configs.add_settings(parser)
+  named_configs.add_settings(parser, '--vary', 'each config once more with it')
   parser.add_argument('--steps', type=int, default=10, help='timed, of each')
   parser.add_argument('--json', metavar='FILE', help='append JSON lines to it')
   args = parser.parse_args(argv)
@@ -172,9 +136,9 @@ def main(argv: Sequence[str]) -> None:
   for name in args.name:
     for extra in [None, *args.vary]:
       label = name if extra is None else f'{name}, {extra[0]} {extra[1]}'
-      settings = dict(args.set) | dict([extra] if extra else [])
+      settings = [*args.set, *([extra] if extra else [])]
       try:
-        config = load(name, settings)
+        config = named_configs.load(name, settings)
       except ValueError as error:
         parser.error(str(error))
       print(f'compiling {label}', file=sys.stderr)

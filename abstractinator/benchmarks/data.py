@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from abstractinator import huge_pages
-from abstractinator.benchmarks import sizes
+from abstractinator.benchmarks import named_configs
 from abstractinator.benchmarks.table import markdown
 from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import RunConfig
@@ -210,7 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prog='python -m abstractinator.benchmarks.data',
     description='Speed of the input pipeline.',
   )
-  parser.add_argument('--config', default='default', choices=sizes.names())
+  parser.add_argument(
+    '--config', default='default', choices=named_configs.names()
+  )
   parser.add_argument('--formats', default=','.join(FORMATS))
   parser.add_argument('--seconds', type=float, default=3.0, help='a format')
   parser.add_argument('--steps', type=int, default=8, help='timed')
@@ -220,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for name in formats:
     if name not in FORMATS:
       parser.error(f'--formats: got {name!r}, allowed: {", ".join(FORMATS)}')
-  config = sizes.load(args.config)
+  config = named_configs.load(args.config)
   step = step_speed(config, standard_library(), args.steps)
   measurements = measure(config, formats, args.seconds, step)
   print(table(measurements, step))

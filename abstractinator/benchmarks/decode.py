@@ -1,12 +1,15 @@
-"""Segments decoded side by side against id after id.
+r"""Segments decoded side by side against id after id.
 
     python -m abstractinator.benchmarks.decode
+    python -m abstractinator.benchmarks.decode --config regular_pallas_512 \
+      --set model.dtype=float32
 
 One row of codes, as many as make so many bytes, goes through the same expander
 both ways: all segments at once, in as many steps as the longest segment has,
 and in a loop over the ids of the row. A level of random weights, of the size of
-`benchmarks.generate`; it ends segments where it likes, so the bytes are those
-that came. The two take turns.
+`benchmarks.generate`, or that of a config; it ends segments where it likes, so
+the bytes are those that came. The two take turns, with products in full
+precision, else they would not decode the same.
 """
 
 import argparse
@@ -20,7 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator.benchmarks import table, timing
-from abstractinator.benchmarks.generate import make_level, make_variables
+from abstractinator.benchmarks.generate import (
+  add_model,
+  chosen_model,
+  make_level,
+  make_variables,
+)
 from abstractinator.modules.expander_decode import decode_rows
 from abstractinator.modules.expander_lanes import decode_segments
 
@@ -58,8 +66,10 @@ def main() -> None:
   )
   parser.add_argument('--bytes', type=int, default=4096, help='about so many')
   parser.add_argument('--repeats', type=int, default=5)
+  add_model(parser)
   args = parser.parse_args()
-  model = make_level('segment')
+  jax.config.update('jax_default_matmul_precision', 'highest')
+  model = chosen_model(parser, args) or make_level('segment')
   variables = make_variables(model)
   slots = probe(model, variables, args.bytes)
   compiled, memory_BUD = programs(model, variables, slots, 2 * args.bytes)

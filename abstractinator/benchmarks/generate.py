@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.benchmarks import sizes, timing
+from abstractinator.benchmarks import named_configs, timing
 from abstractinator.benchmarks.baseline import LEVEL
 from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
 from abstractinator.config import ImplementationConfig, ModelConfig
@@ -55,7 +55,7 @@ def main() -> None:
   parser.add_argument(
     '--expanders', nargs='+', default=['segment', 'window'], help='contexts'
   )
-  parser.add_argument('--config', help='of configs/, instead of that level')
+  add_model(parser)
   parser.add_argument(
     '--contexts', type=int, nargs='+', default=[128, 256, 512, 2048, 4096]
   )
@@ -76,7 +76,7 @@ def main() -> None:
   )
   print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
   for expander in [args.config] if args.config else args.expanders:
-    model = (_of_config if args.config else make_level)(expander)
+    model = chosen_model(parser, args) or make_level(expander)
     variables = _endless(make_variables(model))
     for rows in args.batches:
       for context in args.contexts:
@@ -225,10 +225,24 @@ def make_level(context: str) -> AbstractinatorPyramid:
   )
 
 
-def _of_config(name):
-  config = sizes.load(name)
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of `chosen_model`."""
+  parser.add_argument('--config', help='of configs/, instead of that level')
+  named_configs.add_settings(parser, about='of that config')
+
+
+def chosen_model(
+  parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> AbstractinatorPyramid | None:
+  """The model of a config, of one level, if one is given."""
+  if args.config is None:
+    return None
+  try:
+    config = named_configs.load(args.config, args.set)
+  except ValueError as error:
+    parser.error(str(error))
   if (count := len(config.model.levels)) > 1:
-    raise SystemExit(f'--config: got {name!r} of {count} levels, allowed: one')
+    parser.error(f'--config: got {args.config!r} of {count} levels, allowed: 1')
   return make_model(config, jax.default_backend())
 
 

@@ -10,20 +10,16 @@ optimizer, codebooks), and the floating point operations of a step.
 
 import argparse
 import dataclasses
-import importlib
-import json
 import math
-import pathlib
 import sys
 from collections.abc import Iterable
 
 import jax
 
+from abstractinator.benchmarks import named_configs
 from abstractinator.config import RunConfig
 from abstractinator.training.model_flops import abstract_state, model_flops
 
-# Takes the directory of a run.
-_LEFT_OUT = ('__init__', 'resume')
 _PREFIXES = ('', 'k', 'M', 'G', 'T', 'P')
 
 
@@ -49,19 +45,6 @@ class Sizes:
       f' {with_prefix(self.state_bytes)}B of state,'
       f' {with_prefix(self.step_flops)}FLOP a step.'
     )
-
-
-def names() -> list[str]:
-  """Of all configs that need no argument."""
-  configs = pathlib.Path(__file__).parents[2] / 'configs'
-  found = sorted(path.stem for path in configs.glob('*.py'))
-  return [name for name in found if name not in _LEFT_OUT]
-
-
-def load(name: str) -> RunConfig:
-  """The run that a config describes."""
-  values = importlib.import_module(f'configs.{name}').get_config()
-  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
 def measure(config: RunConfig) -> Sizes:
@@ -97,12 +80,13 @@ def main(argv: list[str]) -> None:
   """Prints a line a config."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('name', nargs='*', help='configs; all if none is given')
-  chosen = parser.parse_args(argv).name or names()
+  chosen = parser.parse_args(argv).name or named_configs.names()
+  allowed = named_configs.names()
   for name in chosen:
-    if name not in names():
-      parser.error(f'name: got {name!r}, allowed: {", ".join(names())}')
+    if name not in allowed:
+      parser.error(f'name: got {name!r}, allowed: {", ".join(allowed)}')
   for name in chosen:
-    print(f'{name}: {measure(load(name))}')
+    print(f'{name}: {measure(named_configs.load(name))}')
 
 
 if __name__ == '__main__':

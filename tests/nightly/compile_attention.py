@@ -17,7 +17,7 @@ from tests.nightly.one_chip import OneChip  # noqa: I001
 
 import jax
 
-from abstractinator.benchmarks import config_step
+from abstractinator.benchmarks import named_configs
 from abstractinator.ops.attention import attention
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
@@ -61,7 +61,9 @@ def program(shape, chip):
 def step(name, chip):
   """The training step of a config and its arguments."""
   # Compiled once for all layers of a stack, which otherwise takes many minutes.
-  config = config_step.load(name, {'model.implementation.scan_layers': True})
+  config = named_configs.load(
+    name, [('model.implementation.scan_layers', True)]
+  )
   run = make_program(config, chip.platform, total_steps=10_000)
   state = jax.eval_shape(run.init, jax.random.key(0))
   state = jax.tree.map(lambda x: chip.array(x.shape, x.dtype), state)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from abstractinator import metrics
-from abstractinator.benchmarks import sizes
+from abstractinator.benchmarks import named_configs
 from abstractinator.config import ImplementationConfig, MeshConfig
 from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.modules.code_sequence_transformer import (
@@ -159,7 +159,7 @@ def test_states_of_single_rows_are_added_up_right():
 @functools.cache
 def abstract(name):
   """Shapes of the state of a config, which depend on no kernel."""
-  config = sizes.load(name)
+  config = named_configs.load(name)
   xla = ImplementationConfig.everywhere('xla')
   config = dataclasses.replace(
     config,
@@ -183,7 +183,7 @@ def bytes_per_device(state, shardings):
   'name',
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly)
-    for name in sizes.names()
+    for name in named_configs.names()
   ],
 )
 def test_every_large_parameter_of_a_config_is_split(name):
