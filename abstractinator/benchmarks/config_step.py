@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator import huge_pages
-from abstractinator.benchmarks import named_configs, table, timing
+from abstractinator.benchmarks import named_configs, table, timing, turns
 from abstractinator.benchmarks.baseline import random_batch
 from abstractinator.config import RunConfig
 from abstractinator.training.chips import chip_of
@@ -143,7 +143,8 @@ def main(argv: Sequence[str]) -> None:
         parser.error(str(error))
       print(f'compiling {label}', file=sys.stderr)
       steps[label] = compile_step(config)
-  rows = measure(steps, args.steps)
+  with turns.turn():
+    rows = measure(steps, args.steps)
   about = dict(
     command=' '.join((parser.prog, *argv)),
     device=jax.devices()[0].device_kind,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.benchmarks import table, timing
+from abstractinator.benchmarks import table, timing, turns
 from abstractinator.benchmarks.generate import (
   add_model,
   chosen_model,
@@ -74,11 +74,12 @@ def main() -> None:
   slots = probe(model, variables, args.bytes)
   compiled, memory_BUD = programs(model, variables, slots, 2 * args.bytes)
   lengths, seconds = {}, {name: [] for name in compiled}
-  for i in range(args.repeats + 1):
-    for name, run in compiled.items():
-      call = functools.partial(run, variables, memory_BUD)
-      lengths[name] = np.asarray(call()[1])
-      seconds[name] += timing.seconds(call, 1) if i else []
+  with turns.turn():
+    for i in range(args.repeats + 1):
+      for name, run in compiled.items():
+        call = functools.partial(run, variables, memory_BUD)
+        lengths[name] = np.asarray(call()[1])
+        seconds[name] += timing.seconds(call, 1) if i else []
   np.testing.assert_array_equal(*lengths.values())
   count = int(lengths['one_by_one'].sum())
   longest = int(lengths['one_by_one'].max())

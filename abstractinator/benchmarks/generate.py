@@ -22,6 +22,8 @@ call.
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import os
 import platform
 import time
@@ -31,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.benchmarks import named_configs, timing
+from abstractinator.benchmarks import named_configs, timing, turns
 from abstractinator.benchmarks.baseline import LEVEL
 from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
 from abstractinator.config import ImplementationConfig, ModelConfig
@@ -75,21 +77,30 @@ def main() -> None:
     ' | of roofline |'
   )
   print('|---|---|---|---|---|---|---|---|---|---|---|', flush=True)
-  for expander in [args.config] if args.config else args.expanders:
-    model = chosen_model(parser, args) or make_level(expander)
-    variables = _endless(make_variables(model))
-    for rows in args.batches:
-      for context in args.contexts:
-        line = _line(model, variables, context, rows, args.num_calls)
-        print(f'| {expander} | {line} |', flush=True)
+  models = {}
+  for name in [args.config] if args.config else args.expanders:
+    model = chosen_model(parser, args) or make_level(name)
+    models[name] = model, _endless(make_variables(model))
+  cases = list(itertools.product(models, args.batches, args.contexts))
+  counts = [_compile(*models[name], *case) for name, *case in cases]
+  with turns.turn():
+    for (name, *case), count in zip(cases, counts, strict=True):
+      line = _line(*models[name], *case, args.num_calls, count)
+      print(f'| {name} | {line} |', flush=True)
 
 
-def _line(model, variables, context, rows, num_calls):
+def _compile(model, variables, rows, context) -> int:
+  """Runs what is timed; how many programs go on with texts."""
   before = _programs()
+  _cached(model, variables, context, rows, num_calls=1, repeats=1)
+  _anew(model, variables, context, rows, repeats=1)
+  return _programs() - before
+
+
+def _line(model, variables, rows, context, num_calls, count):
   wall, cpu, prompt, length = _cached(
     model, variables, context, rows, num_calls
   )
-  count = _programs() - before
   anew = _anew(model, variables, context, rows)
   is_its_size = model.config.top_lm is None and rows == 1
   original = _ORIGINAL_MS.get(context) if is_its_size else None
@@ -130,7 +141,7 @@ def _programs() -> int:
   return programs.start._cache_size() + programs.extend._cache_size()
 
 
-def _cached(model, variables, context, rows, num_calls):
+def _cached(model, variables, context, rows, num_calls, repeats=5):
   """Times in ms, and bytes of a segment.
 
   Returns:
@@ -176,7 +187,7 @@ def _cached(model, variables, context, rows, num_calls):
     .slot_B
   )
   clock()
-  return tuple(map(min, zip(*(clock() for _ in range(5)), strict=True)))
+  return tuple(map(min, zip(*(clock() for _ in range(repeats)), strict=True)))
 
 
 def _prompts(rows: int, context: int) -> np.ndarray:
@@ -191,19 +202,21 @@ def _anew(model, variables, context, rows, repeats=3):
   ids_BS = _prompts(rows, context)
   document_BS = np.zeros_like(ids_BS)
 
-  @jax.jit
-  def call(variables, ids_BS, document_BS):
-    batch = Batch(ids_BS, document_BS, ids_BS[:, 0])
-    output = model.apply(variables, batch)
-    return output.levels[0].expanded.best_BS[:, -1]
-
-  jax.block_until_ready(call(variables, ids_BS, document_BS))
+  call = functools.partial(_whole_call, variables, model=model)
+  jax.block_until_ready(call(ids_BS, document_BS))
   timings = []
   for _ in range(repeats):
     start = time.process_time()
-    jax.block_until_ready(call(variables, ids_BS, document_BS))
+    jax.block_until_ready(call(ids_BS, document_BS))
     timings.append(time.process_time() - start)
   return 1000 * min(timings) / rows
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _whole_call(variables, ids_BS, document_BS, *, model):
+  batch = Batch(ids_BS, document_BS, ids_BS[:, 0])
+  output = model.apply(variables, batch)
+  return output.levels[0].expanded.best_BS[:, -1]
 
 
 def make_level(context: str) -> AbstractinatorPyramid:
