@@ -79,3 +79,14 @@ def changed(a, b):
   a, b = by_path(a), by_path(b)
   assert a.keys() == b.keys()
   return {path for path in a if not np.array_equal(a[path], b[path])}
+
+
+def assert_top_lm_alone_moved(before, first, last):
+  """A run began with the variables of its base, and changed a top LM only."""
+  loaded = by_path(first)
+  for path, leaf in by_path(before).items():
+    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
+  moved = changed(first, last)
+  # Learned weights of codes that no row has may stay.
+  assert any('stack' in path for path in moved)
+  assert all(path.startswith('params/top_lm/') for path in moved)

@@ -229,10 +229,11 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   is_dead_K &= ~_is_protected(state)
   # The n-th dead entry takes the n-th of the freshest vectors that are no entry
   # yet: of two entries alike, rounding would say which one wins.
-  rank_R = jnp.where(state.reservoir_step_R < 0, 1, -state.reservoir_step_R)
   is_first_N = _is_first(
     jnp.concatenate([state.codebook_KC, state.reservoir_RC]),
-    jnp.concatenate([jnp.full(is_dead_K.shape, -state.step), rank_R]),
+    jnp.concatenate(
+      [jnp.full(is_dead_K.shape, -state.step), -state.reservoir_step_R]
+    ),
   )
   is_new_R = is_first_N[state.hits_K.size :] & (state.reservoir_step_R >= 0)
   new_step_R = jnp.where(is_new_R, state.reservoir_step_R, -1)

@@ -11,6 +11,7 @@ from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
 from tests.implementations import BY_NAME, XLA
 from tests.jitted import jit, jit_to_numpy
+from tests.streams import stream
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24
 ATTENTION = {
@@ -153,26 +154,9 @@ def test_gradients_hold_numerically(form, window):
   hold_gradient(run, stack.variables, x)
 
 
-def stream(stack, x, document, first):
-  """Prefills `first` ids of each row and steps through the others."""
-  position = np.asarray(first)
-  length = np.asarray((document >= 0).sum(1))
-  begin = np.arange(SIZE) < position[:, None]
+def streamed(stack, x, document, first):
   cache = stack.stack.init_cache(len(x), SIZE, jnp.float32)
-  out, cache = stack.prefill(
-    stack.variables, x, jnp.where(begin, document, -1), cache
-  )
-  outs, rows = np.array(out), np.arange(len(x))
-  while (position < length).any():
-    active = position < length
-    # What rows that are through are given must not matter.
-    at = np.minimum(position, SIZE - 1)
-    out, cache = stack.step(
-      stack.variables, x[rows, at], document[rows, at], cache, active
-    )
-    outs[rows[active], at[active]] = out[active]
-    position = position + active
-  return outs, cache
+  return stream(stack, x, document, first, cache)
 
 
 @forms
@@ -183,7 +167,7 @@ def test_streaming_gives_what_the_whole_row_gives(form, window, first):
   x, document = make_rows()
   stack = compiled(form, window)
   want = stack.apply(stack.variables, x, document)
-  got, cache = stream(stack, x, document, first)
+  got, cache = streamed(stack, x, document, first)
   is_real = np.asarray(document) >= 0
   np.testing.assert_allclose(got[is_real], want[is_real], atol=1e-5)
   np.testing.assert_array_equal(cache.length_B, is_real.sum(1))
@@ -196,7 +180,7 @@ def test_streaming_gives_what_the_whole_row_gives(form, window, first):
 def test_rows_that_are_not_active_stay_as_they_are(form, window):
   x, document = make_rows()
   stack = compiled(form, window)
-  _, cache = stream(stack, x, document, (19, 15, 2))
+  _, cache = streamed(stack, x, document, (19, 15, 2))
   active = np.array([False, True, False])
   group = np.full(3, 7, np.int32)
   _, after = stack.step(stack.variables, x[:, 0], group, cache, active)

@@ -10,6 +10,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceTransformer,
 )
 from tests.jitted import jit
+from tests.streams import stream
 from tests.tiny_top_lm import SLOTS, make, make_sequence, variants
 
 
@@ -36,29 +37,10 @@ def test_a_module_that_owns_a_top_lm_makes_its_cache(form):
     np.testing.assert_array_equal(a, b)
 
 
-def stream(lm, sequence, first):
-  """States of codes, `first` of each row prefilled and the others stepped."""
-  position = np.asarray(first)
-  length = np.asarray((sequence.document_BP >= 0).sum(1))
+def states_of(lm, sequence, first):
   document, vectors = sequence.document_BP, sequence.vectors_BPD
-  begin = np.arange(SLOTS) < position[:, None]
-  rows = np.arange(len(length))
-  states, cache = lm.prefill(
-    lm.variables,
-    vectors,
-    jnp.where(begin, document, -1),
-    lm.model.init_cache(len(length), SLOTS),
-  )
-  states = np.array(states)
-  while (position < length).any():
-    active = position < length
-    at = np.minimum(position, SLOTS - 1)
-    state, cache = lm.step(
-      lm.variables, vectors[rows, at], document[rows, at], cache, active
-    )
-    states[rows[active], at[active]] = state[active]
-    position = position + active
-  return states
+  cache = lm.model.init_cache(len(document), SLOTS)
+  return stream(lm, vectors, document, first, cache)[0]
 
 
 @variants
@@ -68,7 +50,7 @@ def test_step_after_prefill_gives_what_the_whole_row_gives(
 ):
   lm, sequence = make(mode, 'rvq', form, window), make_sequence()
   want = lm.call(lm.variables, sequence)
-  states = jnp.asarray(stream(lm, sequence, first))
+  states = jnp.asarray(states_of(lm, sequence, first))
   is_real = np.asarray(sequence.document_BP >= 0)
   ends = lm.end_logits(lm.variables, states)
   np.testing.assert_allclose(

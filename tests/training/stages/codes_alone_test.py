@@ -18,7 +18,7 @@ from abstractinator.training.state import variables_of
 from abstractinator.types import Batch
 from configs import stage1, stage2
 from tests import tiny_run
-from tests.tiny_stages import by_path, changed, small, train
+from tests.tiny_stages import assert_top_lm_alone_moved, small, train
 
 
 def codes_config(base, codes, edit=lambda values: None):
@@ -45,12 +45,7 @@ def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   workdir, before = base
   config = codes_config(workdir, codes)
   first, last, tags, run = train(config, tmp_path / 'run')
-  loaded = by_path(first)
-  for path, leaf in by_path(before).items():
-    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
-  moved = changed(first, last)
-  assert moved
-  assert all(path.startswith('params/top_lm/') for path in moved)
+  assert_top_lm_alone_moved(before, first, last)
   # Every code is in a row.
   rows = [run._train_rows, run._validation_rows]
   texts = [x for shard in codes_corpus.read_corpus(str(codes)) for x in shard]

@@ -15,6 +15,7 @@ from abstractinator.training.state import variables_of
 from configs import entropy_frozen, entropy_pretrain, stage1, stage2
 from tests import tiny_run
 from tests.tiny_stages import (
+  assert_top_lm_alone_moved,
   by_path,
   changed,
   make_mesh,
@@ -41,14 +42,7 @@ def second(base, corpus, tmp_path_factory):
 
 
 def assert_top_lm_alone_is_trained(before, first, last, run):
-  loaded = by_path(first)
-  for path, leaf in by_path(before).items():
-    np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
-  moved = changed(first, last)
-  # Learned weights of codes that no row has may stay.
-  assert moved
-  assert all(path.startswith('params/top_lm/') for path in moved)
-  assert any('stack' in path for path in moved)
+  assert_top_lm_alone_moved(before, first, last)
   moments = by_path(run._abstract.opt_state)
   kept = {path for path in moments if '/compressor/' in path}
   assert not kept
