@@ -1,6 +1,8 @@
 """`abstractinator plan`: what a run would take on chips not at hand."""
 
 import argparse
+import ast
+import contextlib
 import importlib.util
 import json
 import os
@@ -123,7 +125,9 @@ def _set(values: dict[str, Any], edit: str) -> None:
       f'--set: got {edit!r}, allowed: PATH=VALUE of a setting of the config,'
       ' such as data.batch_size=512'
     )
-  try:
-    node[name] = json.loads(text)
-  except ValueError:
-    node[name] = text
+  node[name] = text
+  # As in JSON, and as `train.py` takes them.
+  for parse in (json.loads, ast.literal_eval):
+    with contextlib.suppress(ValueError, SyntaxError):
+      node[name] = parse(text)
+      break

@@ -11,6 +11,7 @@ from abstractinator.ops.segment_pool import (
   pallas_triton,
   segment_pool,
 )
+from abstractinator.ops.segment_pool.support import SUPPORT
 from tests.jitted import jit
 from tests.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close
@@ -23,6 +24,12 @@ ALL = [
   'pallas_triton',
 ]
 FAST = ALL[1:]
+# On GPU some add up in any order.
+SAME_TWICE = [
+  name
+  for name in ALL
+  if jax.default_backend() != 'gpu' or 'gpu' in SUPPORT[name].is_reproducible_on
+]
 SIZE, SLOTS, HEADS, WIDTH = 301, 400, 2, 3
 
 
@@ -170,7 +177,7 @@ def test_a_slot_is_the_mean_of_its_segment_weighted_by_softmax(implementation):
   np.testing.assert_array_equal(out[1:], 0)
 
 
-@pytest.mark.parametrize('implementation', ALL)
+@pytest.mark.parametrize('implementation', SAME_TWICE)
 def test_ids_without_slot_are_not_read_and_get_zero_gradients(implementation):
   is_out = (INDEX < 0) | (INDEX >= SLOTS)
   is_out |= np.maximum.accumulate(INDEX, axis=1) > INDEX
@@ -187,7 +194,7 @@ def test_ids_without_slot_are_not_read_and_get_zero_gradients(implementation):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('implementation', FAST)
+@pytest.mark.parametrize('implementation', SAME_TWICE[1:])
 def test_gives_the_same_twice_and_whatever_stands_in_other_rows(implementation):
   args = make_inputs()
   first, second = (compute(implementation, *args) for _ in range(2))

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from abstractinator import cli
+from abstractinator.commands import plan as plan_command
 from abstractinator.config import MeshConfig, RunConfig
 from abstractinator.planning import compiled, plan
 from abstractinator.planning.topology import parse
@@ -150,6 +151,22 @@ def test_what_is_computed_again_counts_in_the_step_only():
   # Blocks a fourth time, beside their own and twice as much for gradients.
   again = twice.step_flops - once.step_flops
   assert 0.1 < again / twice.model_flops < 1 / 3
+
+
+@pytest.mark.parametrize(
+  ('text', 'value'),
+  [
+    ('true', True),
+    ('True', True),
+    ('None', None),
+    ('2', 2),
+    ('blocks', 'blocks'),
+  ],
+)
+def test_settings_are_those_of_json_and_of_python(text, value):
+  values = {'model': {'remat': 0}}
+  plan_command._set(values, f'model.remat={text}')
+  assert values == {'model': {'remat': value}}
 
 
 @pytest.mark.parametrize(
