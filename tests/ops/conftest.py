@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import xla_flags
 from tests.jitted import jit
 
 # Values and gradients, relative to the largest number of the oracle.
@@ -44,13 +45,9 @@ def hold_against():
       direction = jnp.asarray(rng.normal(size=out.shape), 'bfloat16')
       return out, pullback(direction.astype(out.dtype))
 
-    # As users run it, for tolerances near rounding; see `tests/xla_flags.py`.
+    # For tolerances near rounding.
     run = jax.jit(
-      lambda *args: both(function, args),
-      compiler_options={
-        'xla_backend_optimization_level': 3,
-        'xla_llvm_disable_expensive_passes': False,
-      },
+      lambda *args: both(function, args), compiler_options=xla_flags.AS_USERS
     )
     got, got_grads = run(*given)
     want, want_grads = jit(lambda *args: both(oracle, args))(*exact)
