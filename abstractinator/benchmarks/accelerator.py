@@ -1,23 +1,22 @@
-"""What one accelerator makes of the big configs: steps, generation, tests.
+"""What one GPU makes of the big configs: steps, generation, tests.
 
     python -m abstractinator.benchmarks.accelerator > accelerator.txt
 
 Run from the repository. Compilation takes minutes, most of it on one core: all
 parts compile at once, each in a process of its own, then have the device one
-after the other. `--parts step_256 step_512` leaves the others out. The tests
-come last. Ends with an error if a part failed.
+after the other; what is not compiled by half of the time is not waited for.
+`--parts step_256 step_512` leaves the others out. The tests come last, with
+five minutes of their own. Ends with an error if a part failed.
 """
 
 import argparse
-import functools
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from concurrent import futures
+from collections.abc import Iterator, Mapping, Sequence
 
 from abstractinator.benchmarks import turns
 
@@ -42,52 +41,75 @@ TESTS = (
   'tests/modules/generation_test.py',
   'tests/training/implementation_test.py',
 )
-_SHARED = {
-  'PYTHONUNBUFFERED': '1',
-  # The memory of a device is for whoever has it.
-  'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
-  # Tried out, products would take most of the time, and beside others it would
-  # say little: those of cuBLAS as it suggests them.
-  'XLA_FLAGS': (
-    '--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0'
-  ),
-}
+# To try products out takes most of the time of a compilation, and beside others
+# it says little: those of cuBLAS, as it suggests them.
+_QUICK = '--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0'
 # Products in float32 in full, as the tests expect.
 _EXACT = {
   'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
   'JAX_PLATFORMS': 'cuda,cpu',
 }
-_LINES = 40
+_TEST_SECONDS = 300.0
+_LINES = 60
 
 
-def _run(
-  command: Sequence[str],
+def run(
+  commands: Mapping[str, Sequence[str]],
   environment: Mapping[str, str],
-  end: float,
-  turns_at: str | None,
-) -> tuple[str, bool]:
-  """Runs a command; its last lines, and whether it ended well."""
-  process = subprocess.Popen(
-    (sys.executable, *command),
-    env=os.environ | _SHARED | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    # So that what it has started itself is stopped with it.
-    start_new_session=True,
-  )
+  seconds: float,
+) -> Iterator[tuple[str, str, bool]]:
+  """Runs commands of Python side by side; those that share take turns.
+
+  Args:
+    commands: By name.
+    environment: Added to that of this process.
+    seconds: After which they are stopped.
+
+  Yields:
+    The name of each as it ends, its last lines, and whether it ended well.
+  """
+  end = time.monotonic() + seconds
+  with tempfile.TemporaryDirectory() as directory:
+    shared = turns.environment(directory, len(commands), seconds / 2)
+    files = {name: open(f'{directory}/{name}.out', 'w+') for name in commands}
+    processes = {
+      name: subprocess.Popen(
+        (sys.executable, *command),
+        env=os.environ | shared | environment,
+        stdout=files[name],
+        stderr=subprocess.STDOUT,
+        # So that what it has started itself is stopped with it.
+        start_new_session=True,
+      )
+      for name, command in commands.items()
+    }
+    try:
+      while processes:
+        time.sleep(0.1)
+        is_over = time.monotonic() > end
+        for name, process in list(processes.items()):
+          if process.poll() is None and not is_over:
+            continue
+          del processes[name]
+          status = process.poll()
+          _stop(process)
+          turns.give_up(directory, process.pid)
+          files[name].seek(0)
+          lines = files[name].read().strip().splitlines()[-_LINES:]
+          if status != 0:
+            lines.append('stopped: out of time' if status is None else 'FAILED')
+          yield name, '\n'.join(lines), status == 0
+    finally:
+      for process in processes.values():
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen) -> None:
   try:
-    output, _ = process.communicate(timeout=max(end - time.monotonic(), 0))
-  except subprocess.TimeoutExpired:
     os.killpg(process.pid, signal.SIGKILL)
-    output, _ = process.communicate()
-    output += '\nstopped: out of time'
-  if turns_at is not None:
-    turns.give_up(turns_at, process.pid)
-  # Of what goes wrong, the end says most; tables are printed last, too.
-  lines = output.strip().splitlines()[-_LINES:]
-  is_well = process.returncode == 0
-  return '\n'.join(lines) + ('' if is_well else '\nFAILED'), is_well
+  except ProcessLookupError:
+    pass
+  process.wait()
 
 
 def main() -> int:
@@ -97,30 +119,30 @@ def main() -> int:
   )
   parts = [*MEASURED, 'tests']
   parser.add_argument('--parts', nargs='+', choices=parts, default=parts)
-  parser.add_argument('--minutes', type=float, default=15.0, help='for all')
+  parser.add_argument(
+    '--minutes', type=float, default=15.0, help='of all but the tests'
+  )
   args = parser.parse_args()
-  end = time.monotonic() + 60 * args.minutes
+  # Else what was started would go on.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   failed = []
 
-  def show(name, command, output, is_well):
-    shown = ' '.join(('python', *command))
-    print(f'## {name}\n\n    {shown}\n\n{output}\n', flush=True)
-    failed.extend([] if is_well else [name])
+  def show(commands, environment, seconds):
+    for name, output, is_well in run(commands, environment, seconds):
+      shown = ' '.join(('python', *commands[name]))
+      print(f'## {name}\n\n    {shown}\n\n{output}\n', flush=True)
+      if not is_well:
+        failed.append(name)
 
-  chosen = {name: MEASURED[name] for name in MEASURED if name in args.parts}
-  with (
-    tempfile.TemporaryDirectory() as directory,
-    futures.ThreadPoolExecutor(len(MEASURED)) as threads,
-  ):
-    shared = turns.environment(directory, len(chosen))
-    run = functools.partial(_run, environment=shared, end=end)
-    results = threads.map(
-      lambda command: run(command, turns_at=directory), chosen.values()
-    )
-    for (name, command), result in zip(chosen.items(), results, strict=True):
-      show(name, command, *result)
+  measured = {name: MEASURED[name] for name in MEASURED if name in args.parts}
+  quick = {
+    # The memory of the device is for whoever has it.
+    'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+    'XLA_FLAGS': f'{_QUICK} {os.environ.get("XLA_FLAGS", "")}',
+  }
+  show(measured, quick, 60 * args.minutes)
   if 'tests' in args.parts:
-    show('tests', TESTS, *_run(TESTS, _EXACT, end, None))
+    show({'tests': TESTS}, _EXACT, _TEST_SECONDS)
   if failed:
     print(f'failed: {", ".join(failed)}', file=sys.stderr)
   return 1 if failed else 0

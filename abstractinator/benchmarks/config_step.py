@@ -143,8 +143,8 @@ def main(argv: Sequence[str]) -> None:
         parser.error(str(error))
       print(f'compiling {label}', file=sys.stderr)
       steps[label] = compile_step(config)
-  with turns.turn():
-    rows = measure(steps, args.steps)
+  turns.take()
+  rows = measure(steps, args.steps)
   about = dict(
     command=' '.join((parser.prog, *argv)),
     device=jax.devices()[0].device_kind,

@@ -8,8 +8,8 @@ One row of codes, as many as make so many bytes, goes through the same expander
 both ways: all segments at once, in as many steps as the longest segment has,
 and in a loop over the ids of the row. A level of random weights, of the size of
 `benchmarks.generate`, or that of a config; it ends segments where it likes, so
-the bytes are those that came. The two take turns, with products in full
-precision, else they would not decode the same.
+the bytes are those that came. The two take turns, in float32 with products in
+full, else they would not decode the same.
 """
 
 import argparse
@@ -70,16 +70,18 @@ def main() -> None:
   args = parser.parse_args()
   jax.config.update('jax_default_matmul_precision', 'highest')
   model = chosen_model(parser, args) or make_level('segment')
+  if model.dtype != jnp.float32:
+    parser.error(f'model.dtype: got {model.config.dtype!r}, allowed: float32')
   variables = make_variables(model)
   slots = probe(model, variables, args.bytes)
   compiled, memory_BUD = programs(model, variables, slots, 2 * args.bytes)
   lengths, seconds = {}, {name: [] for name in compiled}
-  with turns.turn():
-    for i in range(args.repeats + 1):
-      for name, run in compiled.items():
-        call = functools.partial(run, variables, memory_BUD)
-        lengths[name] = np.asarray(call()[1])
-        seconds[name] += timing.seconds(call, 1) if i else []
+  turns.take()
+  for i in range(args.repeats + 1):
+    for name, run in compiled.items():
+      call = functools.partial(run, variables, memory_BUD)
+      lengths[name] = np.asarray(call()[1])
+      seconds[name] += timing.seconds(call, 1) if i else []
   np.testing.assert_array_equal(*lengths.values())
   count = int(lengths['one_by_one'].sum())
   longest = int(lengths['one_by_one'].max())

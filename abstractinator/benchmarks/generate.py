@@ -83,14 +83,14 @@ def main() -> None:
     models[name] = model, _endless(make_variables(model))
   cases = list(itertools.product(models, args.batches, args.contexts))
   counts = [_compile(*models[name], *case) for name, *case in cases]
-  with turns.turn():
-    for (name, *case), count in zip(cases, counts, strict=True):
-      line = _line(*models[name], *case, args.num_calls, count)
-      print(f'| {name} | {line} |', flush=True)
+  turns.take()
+  for (name, *case), count in zip(cases, counts, strict=True):
+    line = _line(*models[name], *case, args.num_calls, count)
+    print(f'| {name} | {line} |', flush=True)
 
 
 def _compile(model, variables, rows, context) -> int:
-  """Runs what is timed; how many programs go on with texts."""
+  """Runs once what is timed; counts programs compiled to go on with texts."""
   before = _programs()
   _cached(model, variables, context, rows, num_calls=1, repeats=1)
   _anew(model, variables, context, rows, repeats=1)
@@ -155,7 +155,6 @@ def _cached(model, variables, context, rows, num_calls, repeats=5):
   none_B = np.zeros(bucket.rows, bool)
   request = programs.request_of(options, np.arange(bucket.rows))
   # Nothing but the number of calls ends a text: random weights end it anywhere.
-  # At odds of 1 the likelier is that a text goes on, for a top LM.
   request = request.replace(limit_B=np.full(bucket.rows, 1 << 30, np.int32))
 
   def clock():
@@ -249,6 +248,8 @@ def chosen_model(
 ) -> AbstractinatorPyramid | None:
   """The model of a config, of one level, if one is given."""
   if args.config is None:
+    if args.set:
+      parser.error('--set: got a setting without --config')
     return None
   try:
     config = named_configs.load(args.config, args.set)
@@ -267,7 +268,10 @@ def make_variables(model: AbstractinatorPyramid) -> PyTree:
 
 
 def _endless(variables: PyTree) -> PyTree:
-  """With odds of 1 that a text ends after a code of the top LM."""
+  """With a top LM that ends no text where it does what is likelier.
+
+  It ends one at odds above 1, and gives 1.
+  """
   flat = flax.traverse_util.flatten_dict(variables)
   path = ('params', 'top_lm', 'end_head', 'kernel')
   if path in flat:

@@ -1,14 +1,13 @@
 """The configs of `configs/`, by name, with some settings changed."""
 
 import argparse
-import ast
 import importlib
 import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from abstractinator.config import RunConfig
+from abstractinator.config import RunConfig, setting_text
 
 # Takes the directory of a run.
 _LEFT_OUT = ('__init__', 'resume')
@@ -32,23 +31,22 @@ def load(name: str, settings: Iterable[Setting] = ()) -> RunConfig:
   Raises:
     ValueError: If there is no such config or setting, or a value is bad.
   """
+  if name not in names():
+    raise ValueError(f'config: got {name!r}, allowed: {", ".join(names())}')
+  values = importlib.import_module(f'configs.{name}').get_config()
   try:
-    values = importlib.import_module(f'configs.{name}').get_config()
     values.update_from_flattened_dict(dict(settings))
-  except (ImportError, KeyError, TypeError) as error:
+  except (KeyError, TypeError) as error:
     raise ValueError(f'{name}: {error}') from error
   return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
 def setting(text: str) -> Setting:
-  """For `argparse`: PATH=VALUE, the value as in Python or as text."""
+  """For `argparse`: PATH=VALUE, see `setting_text`."""
   path, is_given, value = text.partition('=')
   if not is_given:
     raise argparse.ArgumentTypeError(f'got {text!r}, allowed: PATH=VALUE')
-  try:
-    return path, ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    return path, value
+  return path, setting_text.parse(value)
 
 
 def add_settings(

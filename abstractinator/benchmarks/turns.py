@@ -1,19 +1,29 @@
 """Benchmarks that compile side by side and measure one after the other."""
 
-import contextlib
 import fcntl
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 
 _VARIABLE = 'BENCHMARK_TURNS'
 _SECONDS = 0.2
+# Open to the end of the process.
+_held = []
 
 
-def environment(directory: str, count: int) -> dict[str, str]:
-  """What tells so many processes to share an empty directory."""
-  (pathlib.Path(directory) / 'count').write_text(str(count))
+def environment(directory: str, count: int, seconds: float) -> dict[str, str]:
+  """What tells processes to share an empty directory, and so a device.
+
+  Args:
+    directory: Has to be there until they end.
+    count: How many there are.
+    seconds: After which those that are ready begin without the others.
+
+  Returns:
+    Variables of their environment.
+  """
+  text = f'{count} {time.time() + seconds}'
+  (pathlib.Path(directory) / 'awaited').write_text(text)
   return {_VARIABLE: directory}
 
 
@@ -22,18 +32,24 @@ def give_up(directory: str, pid: int) -> None:
   (pathlib.Path(directory) / f'{pid}.ready').touch()
 
 
-@contextlib.contextmanager
-def turn() -> Iterator[None]:
-  """Has the device alone, once all have compiled; at once for who is alone."""
+def take() -> None:
+  """Waits until all are ready, and for the device, which it has to its end.
+
+  What a process allocates goes with it only. Once a process; at once for one
+  that shares with nobody.
+
+  Raises:
+    FileNotFoundError: If the directory is gone.
+  """
   name = os.environ.get(_VARIABLE)
   if name is None:
-    yield
     return
   give_up(name, os.getpid())
   directory = pathlib.Path(name)
-  count = int((directory / 'count').read_text())
-  while len(list(directory.glob('*.ready'))) < count:
+  count, deadline = (directory / 'awaited').read_text().split()
+  while time.time() < float(deadline):
+    if sum(path.endswith('.ready') for path in os.listdir(name)) >= int(count):
+      break
     time.sleep(_SECONDS)
-  with open(directory / 'lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
+  _held.append(open(directory / 'lock', 'w'))
+  fcntl.flock(_held[-1], fcntl.LOCK_EX)

@@ -1,8 +1,6 @@
 """`abstractinator plan`: what a run would take on chips not at hand."""
 
 import argparse
-import ast
-import contextlib
 import importlib.util
 import json
 import os
@@ -115,6 +113,8 @@ def _load(path: str, edits: list[str]) -> 'RunConfig':
 
 
 def _set(values: dict[str, Any], edit: str) -> None:
+  from abstractinator.config import setting_text
+
   path, equals, text = edit.partition('=')
   *parents, name = path.split('.')
   node = values
@@ -125,9 +125,4 @@ def _set(values: dict[str, Any], edit: str) -> None:
       f'--set: got {edit!r}, allowed: PATH=VALUE of a setting of the config,'
       ' such as data.batch_size=512'
     )
-  node[name] = text
-  # As in JSON, and as `train.py` takes them.
-  for parse in (json.loads, ast.literal_eval):
-    with contextlib.suppress(ValueError, SyntaxError):
-      node[name] = parse(text)
-      break
+  node[name] = setting_text.parse(text)

@@ -56,7 +56,11 @@ def shift_right(ids_BS: Array, is_first_BS: Array, first_id: int) -> Array:
 
 
 class Embed(nn.Embed):
-  """`nn.Embed` whose gradient is added up in float32; see `take_rows`."""
+  """`nn.Embed` whose gradient is added up in float32; see `take_rows`.
+
+  Attributes:
+    dtype: Has to be given.
+  """
 
   def __call__(self, ids: Array) -> Array:
     """[...] int32 to [..., D]."""

@@ -5,46 +5,83 @@ import subprocess
 import sys
 import time
 
-from abstractinator.benchmarks import turns
+import pytest
 
-_SCRIPT = """
-import sys, time
-from abstractinator.benchmarks import turns
-with turns.turn():
-  print('begin', time.time(), flush=True)
-  time.sleep(0.3)
-  print('end', time.time(), flush=True)
-"""
+from abstractinator.benchmarks import accelerator, turns
+
+_TURN = (
+  'import time; from abstractinator.benchmarks import turns; turns.take();'
+  ' print(time.time()); time.sleep(0.3); print(time.time())'
+)
 
 
-def _start(environment):
-  return subprocess.Popen(
-    [sys.executable, '-c', _SCRIPT],
-    env=os.environ | environment,
-    stdout=subprocess.PIPE,
+def _overlap(outputs) -> bool:
+  (_, end), (begin, _) = sorted(
+    [float(line) for line in output.splitlines()[:2]] for output in outputs
+  )
+  return begin < end
+
+
+def test_turns_do_not_overlap_and_nobody_waits_for_one_that_failed():
+  commands = {
+    'one': ('-c', _TURN),
+    'two': ('-c', _TURN),
+    'early': ('-c', 'raise SystemExit(3)'),
+    'late': ('-c', f'{_TURN}; raise SystemExit(4)'),
+  }
+  found = list(accelerator.run(commands, {}, 120.0))
+  assert found[0][0] == 'early'
+  assert {name: is_well for name, _, is_well in found} == {
+    'one': True,
+    'two': True,
+    'early': False,
+    'late': False,
+  }
+  outputs = {name: output for name, output, _ in found}
+  assert outputs['early'] == 'FAILED'
+  assert not _overlap([outputs['one'], outputs['two']])
+  assert not _overlap([outputs['one'], outputs['late']])
+
+
+def test_one_that_hangs_costs_the_others_nothing():
+  commands = {
+    'hangs': ('-c', 'import time; print("x", flush=True); time.sleep(1000)'),
+    'ready': ('-c', _TURN),
+  }
+  (first, _, is_well), last = accelerator.run(commands, {}, 12.0)
+  assert (first, is_well) == ('ready', True)
+  assert last == ('hangs', 'x\nstopped: out of time', False)
+
+
+def test_what_was_started_ends_with_who_started_it(tmp_path):
+  script = f'import os, time; open({str(tmp_path / "pid")!r}, "w").write('
+  script += 'str(os.getpid())); time.sleep(1000)'
+  parts = accelerator.run({'a': ('-c', ''), 'b': ('-c', script)}, {}, 100.0)
+  assert next(parts)[0] == 'a'
+  while not (tmp_path / 'pid').exists() or not (tmp_path / 'pid').read_text():
+    time.sleep(0.05)
+  parts.close()
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / 'pid').read_text()), 0)
+
+
+def test_a_directory_that_is_gone_is_an_error(tmp_path):
+  shared = turns.environment(str(tmp_path / '.'), 2, 60.0)
+  process = subprocess.Popen(
+    [sys.executable, '-c', _TURN],
+    env=os.environ | shared,
+    stderr=subprocess.PIPE,
     text=True,
   )
-
-
-def _times(process):
-  output, _ = process.communicate(timeout=60)
-  assert process.returncode == 0
-  return [float(line.split()[1]) for line in output.splitlines()]
-
-
-def test_turns_begin_when_all_are_ready_and_do_not_overlap(tmp_path):
-  shared = turns.environment(str(tmp_path), 3)
-  processes = [_start(shared) for _ in range(2)]
-  while len(list(tmp_path.glob('*.ready'))) < 2:
+  while not list(tmp_path.glob('*.ready')):
+    assert process.poll() is None
     time.sleep(0.05)
-  # The third has failed.
-  ready = time.time()
-  turns.give_up(str(tmp_path), 0)
-  (begin, end), (later, _) = sorted(map(_times, processes))
-  assert ready <= begin
-  assert end <= later
+  for path in tmp_path.iterdir():
+    path.unlink()
+  tmp_path.rmdir()
+  _, error = process.communicate(timeout=30)
+  assert 'FileNotFoundError' in error
 
 
 def test_who_is_alone_does_not_wait():
-  begin, end = _times(_start({}))
-  assert begin < end
+  subprocess.run([sys.executable, '-c', _TURN], check=True, timeout=60)

@@ -36,7 +36,8 @@ def attention(
     NotImplementedError: If heads and the code are wider than 256.
   """
   length, heads = q_BSHA.shape[1:3]
-  # What is last is seen by nothing before it.
+  # jax refuses a backward pass over rows of odd length. What is last is seen by
+  # nothing before it.
   q_BSHA, k_BSGA, v_BSGE = (
     jnp.pad(x, ((0, 0), (0, length % 2), (0, 0), (0, 0)))
     for x in (q_BSHA, k_BSGA, v_BSGE)
