@@ -142,9 +142,13 @@ def _starts(
 
   Whether an id opens a segment depends on the length so far, and so on all ids
   before. Following it id by id would take S steps. Instead blocks of ids are
-  followed at once from every possible length, then the blocks are chained, then
-  followed again from the right one: about 2 sqrt(S) steps. What a segment has
-  collected follows from its length, since its first id is known by it.
+  followed at once from every possible length, then the blocks are chained, and
+  of each block the right walk is kept: about 2 sqrt(S) steps. What a segment
+  has collected follows from its length, since its first id is known by it.
+
+  A second walk, from the right lengths alone, would need less memory. But XLA
+  may compute wishes anew for it, and round differently: of an id that hangs by
+  a rounding the walks disagree, and segments become too long.
   """
   batch, size = is_first_BS.shape
   block = 1 << max(3, (size.bit_length() + 1) // 2)
@@ -169,7 +173,7 @@ def _starts(
   from_id = jnp.maximum(begin[:, None] - length_L + 1, 0)
   collected = total[:, begin, None] - total[:, from_id]
   entry = jnp.broadcast_to(length_L, collected.shape)
-  (leave, _), _ = lax.scan(
+  (leave, _), is_start = lax.scan(
     follow, (entry, collected), jax.tree.map(lambda x: x[..., None], ids)
   )
 
@@ -179,9 +183,8 @@ def _starts(
 
   first_B = jnp.ones((batch,), jnp.int32)
   _, length = lax.scan(chain, first_B, jnp.moveaxis(leave, 1, 0))
-  length = length.T[..., None]
-  collected = jnp.take_along_axis(collected, length - 1, axis=2)
-  _, is_start = lax.scan(follow, (length[..., 0], collected[..., 0]), ids)
+  chosen = (length.T - 1)[None, ..., None]
+  is_start = jnp.take_along_axis(is_start, chosen, axis=3)[..., 0]
   return jnp.moveaxis(is_start, 0, 2).reshape(batch, -1)[:, :size]
 
 
