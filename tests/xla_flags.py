@@ -7,10 +7,13 @@ _OPTIONS = {
   'xla_backend_optimization_level': (0, 3),
   'xla_llvm_disable_expensive_passes': (True, False),
 }
-# They pass through MLIR, which takes half the time of a compilation. From 0.11
-# on they cannot be turned off.
 if metadata.version('jaxlib').startswith('0.10.'):
+  # They pass through MLIR, which takes half the time of a compilation. From
+  # 0.11 on they cannot be turned off.
   _OPTIONS['xla_cpu_use_fusion_emitters'] = (False, True)
+  # Parts to compile at once. To divide a program into them takes longer, where
+  # other tests have the other cores.
+  _OPTIONS['xla_cpu_parallel_codegen_split_count'] = (1, 32)
 QUICK = tuple(f'--{k}={str(v).lower()}' for k, (v, _) in _OPTIONS.items())
 # For `jax.jit(compiler_options=...)`.
 AS_USERS = {k: v for k, (_, v) in _OPTIONS.items()}
