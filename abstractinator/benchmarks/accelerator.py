@@ -108,7 +108,7 @@ def _stop(process: subprocess.Popen) -> None:
   try:
     os.killpg(process.pid, signal.SIGKILL)
   except ProcessLookupError:
-    pass
+    pass  # It has ended, and all that it has started.
   process.wait()
 
 

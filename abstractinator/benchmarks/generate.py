@@ -55,7 +55,10 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    '--expanders', nargs='+', default=['segment', 'window'], help='contexts'
+    '--expanders',
+    nargs='+',
+    default=['segment', 'window'],
+    help='contexts of that level, not read with --config',
   )
   add_model(parser)
   parser.add_argument(

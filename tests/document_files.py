@@ -1,0 +1,18 @@
+"""Files of documents, written and read."""
+
+
+def write(root, **files):
+  """Writes files by name, '__' standing for '/' and '_' for '.'."""
+  for name, content in files.items():
+    path = root / name.replace('__', '/').replace('_', '.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  return root
+
+
+def names(documents):
+  return [documents.name(i) for i in range(documents.num_documents)]
+
+
+def contents(documents):
+  return [documents.read(i, 0, n) for i, n in enumerate(documents.lengths)]
