@@ -12,12 +12,15 @@ from abstractinator.ops.rope import rope_table, rotate
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.types import Array
 
+# Keys, if there is need of them, and values of a memory.
+Remembered = tuple[Array | None, Array]
+
 
 class Attention(nn.Module):
   """What all forms of attention share: the ops, and how to reach them.
 
-  A form says how queries, keys and values are made (`project` and
-  `project_memory`), how scores are scaled, and what becomes of the result
+  A form says how queries, keys and values are made (`project`, `project_query`
+  and `project_memory`), how scores are scaled, and what becomes of the result
   (`merge`). One instance serves either as self-attention or as
   cross-attention: parameters exist for what is called.
 
@@ -57,27 +60,21 @@ class Attention(nn.Module):
     """Queries, keys and values of ids at positions, [S] or [B, S] int32."""
     raise NotImplementedError
 
-  def project_memory(
-    self,
-    x_BTD: Array,
-    memory_BUD: Array,
-    index_BT: Array | None,
-    rows_per_slot: int,
-  ) -> tuple[Array | None, Array | None, Array]:
-    """Queries of ids, keys and values of a memory.
+  def project_query(self, x_BTD: Array, position_BT: Array) -> Array:
+    """Queries of cross-attention, [B, T, H, A], at positions [B, T] int32."""
+    raise NotImplementedError
 
-    Positions are counted in segments on both sides, so that a score depends on
-    the distance between segments alone.
+  def project_memory(
+    self, memory_BUD: Array, position_U: Array | None
+  ) -> tuple[Array | None, Array]:
+    """Keys and values of cross-attention.
 
     Args:
-      x_BTD: [B, T, D].
-      memory_BUD: [B, U, M] of any width M, vectors of segments.
-      index_BT: [B, T] int32, the segment of each id; None where each id sees
-        one vector, so that there is no need of queries and keys.
-      rows_per_slot: Vectors of a segment; they share its position.
+      memory_BUD: [B, U, M] of any width M.
+      position_U: [U] int32; None where there is no need of keys.
 
     Returns:
-      Queries, keys and values; None for what there is no need of.
+      [B, U, G, A], None without positions, and [B, U, G, E].
     """
     raise NotImplementedError
 
@@ -87,7 +84,7 @@ class Attention(nn.Module):
 
   def __call__(
     self, x_BSD: Array, group_BS: Array, *, window: int | None
-  ) -> tuple[Array, KeyValues]:
+  ) -> tuple[Array, tuple[Array, Array]]:
     """Causal self-attention within groups.
 
     Args:
@@ -96,7 +93,8 @@ class Attention(nn.Module):
       window: How many ids before itself an id sees, None for all.
 
     Returns:
-      [B, S, D] of the compute type, and keys and values by position.
+      [B, S, D] of the compute type, and keys [B, S, G, A] and values
+      [B, S, G, E] by position.
     """
     q, k, v = self.project(x_BSD, jnp.arange(x_BSD.shape[1]))
     out = attention(
@@ -108,7 +106,7 @@ class Attention(nn.Module):
       scale=self.scale,
       implementation=self.implementation.attention,
     )
-    return self.merge(out), KeyValues(k, v)
+    return self.merge(out), (k, v)
 
   def step(
     self, x_BD: Array, layer: KeyValues, step: Step
@@ -127,17 +125,43 @@ class Attention(nn.Module):
     layer = cache_lib.write(layer, k[:, 0], v[:, 0], step)
     out = cached_attention(
       q[:, 0],
-      layer.key_BWGA,
-      layer.value_BWGE,
+      layer.key_BGWA,
+      layer.value_BGWE,
       sees_BW=step.sees_BW,
       scale=self.scale,
     )
     return self.merge(out[:, None])[:, 0], layer
 
+  def remember(
+    self, memory_BUD: Array, *, lookback: int, rows_per_slot: int = 1
+  ) -> Remembered:
+    """What `cross` reads of a memory, the same for all ids that attend to it.
+
+    Positions are counted in segments on both sides, so that a score depends on
+    the distance between segments alone.
+
+    Args:
+      memory_BUD: [B, U, M], vectors of segments, those of one side by side.
+      lookback: How many segments before its own an id sees.
+      rows_per_slot: Vectors of a segment; they share its position.
+
+    Returns:
+      Keys [B, U, G, A] and values [B, U, G, E]. Where an id sees one vector,
+      whose weight is 1, there are no keys, and its results are the values:
+      [B, U, 1, D].
+    """
+    if lookback or rows_per_slot > 1:
+      slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
+      return self.project_memory(memory_BUD, slot_U)
+    _, v = self.project_memory(memory_BUD, None)
+    # One value that all heads share is the value of each.
+    shape = (*v.shape[:2], self.num_heads, v.shape[3])
+    return None, self.merge(jnp.broadcast_to(v, shape))[:, :, None]
+
   def cross(
     self,
     x_BTD: Array,
-    memory_BUD: Array,
+    remembered: Remembered,
     index_BT: Array,
     lowest_BT: Array,
     *,
@@ -148,24 +172,18 @@ class Attention(nn.Module):
 
     Args:
       x_BTD: [B, T, D], normalised; not read where one vector is visible.
-      memory_BUD: [B, U, M], vectors of segments, those of one side by side.
+      remembered: From `remember`, with the same lookback and rows.
       index_BT: [B, T] int32, the segment of each id.
       lowest_BT: [B, T] int32, the first segment it may see.
-      lookback: How many segments before its own an id sees. With 0, and one
-        vector a segment, the result is a projection of the one visible vector.
+      lookback: How many segments before its own an id sees.
       rows_per_slot: Vectors of a segment.
 
     Returns:
       [B, T, D] of the compute type.
     """
-    q, k, v = self.project_memory(
-      x_BTD,
-      memory_BUD,
-      index_BT if lookback or rows_per_slot > 1 else None,
-      rows_per_slot,
-    )
+    k, v = remembered
     out = segment_cross_attention(
-      q,
+      None if k is None else self.project_query(x_BTD, index_BT),
       k,
       v,
       index_BT=index_BT,
@@ -175,9 +193,7 @@ class Attention(nn.Module):
       scale=self.scale,
       implementation=self.implementation.segment_cross,
     )
-    # Of one visible value that all heads share comes one result.
-    shape = (*out.shape[:2], self.num_heads, out.shape[3])
-    return self.merge(jnp.broadcast_to(out, shape))
+    return out[:, :, 0] if k is None else self.merge(out)
 
 
 class RegularAttention(Attention):
@@ -222,21 +238,19 @@ class RegularAttention(Attention):
     table = rope_table(position, self.head_dim)
     return rotate(q, table), rotate(k, table), v
 
+  def project_query(self, x_BTD: Array, position_BT: Array) -> Array:
+    """See `Attention`."""
+    return rotate(self.q(x_BTD), rope_table(position_BT, self.head_dim))
+
   def project_memory(
-    self,
-    x_BTD: Array,
-    memory_BUD: Array,
-    index_BT: Array | None,
-    rows_per_slot: int,
-  ) -> tuple[Array | None, Array | None, Array]:
+    self, memory_BUD: Array, position_U: Array | None
+  ) -> tuple[Array | None, Array]:
     """See `Attention`."""
     v = self.v(memory_BUD)
-    if index_BT is None:
-      return None, None, v
-    slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
-    q = rotate(self.q(x_BTD), rope_table(index_BT, self.head_dim))
-    k = rotate(self.k(memory_BUD), rope_table(slot_U, self.head_dim))
-    return q, k, v
+    if position_U is None:
+      return None, v
+    table = rope_table(position_U, self.head_dim)
+    return rotate(self.k(memory_BUD), table), v
 
   def merge(self, out_BSHE: Array) -> Array:
     """See `Attention`."""

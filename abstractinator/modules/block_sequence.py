@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abstractinator.modules.attention import Remembered
 from abstractinator.ops import cache as cache_lib
-from abstractinator.ops.cache import Cache, KeyValues
+from abstractinator.ops.cache import Cache
 from abstractinator.ops.shards import by_rows
 from abstractinator.types import Array
 
-# See `Block`.
+# See `Block`: of whole rows, and of steps, with what each block remembers.
 Memory = tuple[Array, Array, Array]
+StepMemory = tuple[Sequence[Remembered], Array, Array]
 
 # What a block keeps for the backward pass: its input, or the results of matrix
 # products with parameters as well.
@@ -32,7 +34,7 @@ def forward(
   x_BSD: Array,
   group_BS: Array,
   memory: Memory | None = None,
-) -> tuple[Array, list[KeyValues]]:
+) -> tuple[Array, list[tuple[Array, Array]]]:
   """[B, S, D] to [B, S, D], and keys and values of each block by position.
 
   What the backward pass keeps, and whether blocks are compiled once for all of
@@ -119,7 +121,7 @@ def step(
   group_B: Array,
   cache: Cache,
   active_B: Array,
-  memory: Memory | None = None,
+  memory: StepMemory | None = None,
 ) -> tuple[Array, Cache]:
   """The next id of each row.
 
@@ -130,7 +132,7 @@ def step(
     cache: Of the blocks, after the ids before.
     active_B: [B] bool, rows that have an id. Of the others the cache stays as
       it is and the output means nothing.
-    memory: See `Block.step`.
+    memory: What each block remembers, and the indices; see `Block.step`.
 
   Returns:
     [B, D], NaN for an id beyond the capacity of blocks without window, and the
@@ -139,8 +141,9 @@ def step(
   is_beyond_B = cache.length_B >= cache.group_BW.shape[1]
   cache, place = cache_lib.advance(cache, group_B, active_B)
   key_values = []
-  for block, layer in zip(blocks, cache.layers, strict=True):
-    x_BD, layer = block.step(x_BD, layer, place, memory=memory)
+  for i, (block, layer) in enumerate(zip(blocks, cache.layers, strict=True)):
+    of_block = memory and (memory[0][i], *memory[1:])
+    x_BD, layer = block.step(x_BD, layer, place, memory=of_block)
     key_values.append(layer)
   if blocks[0].window is None:
     # Sizes are not known to the compiler: say it where nobody can miss it.

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 
 from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules import block_sequence, layers
-from abstractinator.modules.attention import RegularAttention, output_init
+from abstractinator.modules.attention import (
+  RegularAttention,
+  Remembered,
+  output_init,
+)
 from abstractinator.modules.latent_attention import LatentAttention
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops.cache import Cache, KeyValues, Step
@@ -111,7 +115,7 @@ class Block(nn.Module):
     group_BS: Array,
     *,
     memory: tuple[Array, Array, Array] | None = None,
-  ) -> tuple[Array, KeyValues]:
+  ) -> tuple[Array, tuple[Array, Array]]:
     """One block.
 
     Args:
@@ -126,7 +130,16 @@ class Block(nn.Module):
     out, key_values = self.attention(
       self.attention_norm(x_BSD), group_BS, window=self.window
     )
+    if self.lookback is not None:
+      memory_BUD, *indices = memory
+      memory = self.remember(memory_BUD), *indices
     return self._after_attention(x_BSD + out, memory), key_values
+
+  def remember(self, memory_BUD: Array) -> Remembered:
+    """What `step` reads of vectors [B, U, D], with cross-attention."""
+    return self.cross.remember(
+      memory_BUD, lookback=self.lookback, rows_per_slot=self.rows_per_slot
+    )
 
   def step(
     self,
@@ -134,7 +147,7 @@ class Block(nn.Module):
     layer: KeyValues,
     step: Step,
     *,
-    memory: tuple[Array, Array, Array] | None = None,
+    memory: tuple[Remembered, Array, Array] | None = None,
   ) -> tuple[Array, KeyValues]:
     """The block for one id a row.
 
@@ -142,8 +155,9 @@ class Block(nn.Module):
       x_BD: [B, D] residual stream.
       layer: Keys and values by slot of a cache.
       step: From `ops.cache.advance`.
-      memory: As of a call. Its rows may be fewer, R x T = B: then it has the
-        indices of T ids each, which are the rows of `x_BD` in order.
+      memory: As of a call, with what `remember` made of the vectors. Its rows
+        may be fewer, R x T = B: then it has the indices of T ids each, which
+        are the rows of `x_BD` in order.
 
     Returns:
       [B, D], and `layer` with the step.
@@ -153,13 +167,13 @@ class Block(nn.Module):
 
   def _after_attention(self, x, memory):
     if self.lookback is not None:
-      memory_BUD, index_BT, lowest_BT = memory
+      remembered, index_BT, lowest_BT = memory
       rows = x.reshape(*index_BT.shape, -1)
       if self.lookback > 0 or self.rows_per_slot > 1:
         rows = self.cross_norm(rows)
       out = self.cross.cross(
         rows,
-        memory_BUD,
+        remembered,
         index_BT,
         lowest_BT,
         lookback=self.lookback,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
 from abstractinator.modules import block_sequence, layers
+from abstractinator.modules.attention import Remembered
 from abstractinator.modules.blocks import FORMS, Block
 from abstractinator.modules.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops import cache as cache_lib
@@ -219,6 +220,10 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       self.dtype,
     )
 
+  def remember(self, memory_BUD: Array) -> list[Remembered]:
+    """What the blocks of `step` read of the vectors of codes, [B, U, D]."""
+    return [block.remember(memory_BUD) for block in self.blocks]
+
   def step(
     self,
     fed_B: Array,
@@ -226,7 +231,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     group_B: Array,
     cache: Cache,
     active_B: Array,
-    memory: tuple[Array, Array, Array],
+    memory: block_sequence.StepMemory,
     codebooks: Codebooks | None = None,
   ) -> tuple[Array, Cache]:
     """The state that the next id of each row is predicted from.
@@ -238,7 +243,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
         document.
       cache: From `init_cache`, `prefill` or the step before.
       active_B: [B] bool, rows that have a next id.
-      memory: See `Block.step`.
+      memory: What `remember` made of the codes, and the slots of each row; see
+        `Block.step`.
       codebooks: See `Vocabulary`.
 
     Returns:

@@ -72,6 +72,7 @@ def decode_rows(
   batch, slots = is_valid_BP.shape
   num_segments_B = jnp.sum(is_valid_BP, axis=1, dtype=jnp.int32)
   row_B = jnp.arange(batch)
+  remembered = expander.remember(memory_BUD)
   zero_B = jnp.zeros((batch,), jnp.int32)
   bos, eos = (level.num_ids + x for x in (Special.BOS, Special.EOS))
 
@@ -103,7 +104,7 @@ def decode_rows(
       slot_B if is_alone else document_B,
       state.cache,
       is_active_B,
-      (memory_BUD, own_B[:, None], lowest_BP[row_B, own_B][:, None]),
+      (remembered, own_B[:, None], lowest_BP[row_B, own_B][:, None]),
       codebooks,
     )
     ids_B = level.expander.greedy(x_BD, codebooks)

@@ -64,6 +64,7 @@ def decode_segments(
   batch, slots = lowest_BP.shape
   max_length = expander.config.segmentation.max_length
   row_B1 = jnp.arange(batch)[:, None]
+  remembered = expander.remember(memory_BUD)
 
   def goes_on(state, fewest):
     count_B = jnp.sum(state.is_active_BQ, axis=1)
@@ -78,7 +79,7 @@ def decode_segments(
       jnp.zeros(lanes, jnp.int32),
       state.cache,
       state.is_active_BQ.reshape(lanes),
-      (memory_BUD, state.slot_BQ, lowest_BP[row_B1, state.slot_BQ]),
+      (remembered, state.slot_BQ, lowest_BP[row_B1, state.slot_BQ]),
       codebooks,
     )
     ids_N = module.greedy(x_ND, codebooks)

@@ -96,31 +96,27 @@ class LatentAttention(Attention):
   ) -> tuple[Array, Array, Array]:
     """See `Attention`."""
     latent_BSE = self.kv(x_BSD)
-    q = self._queries(x_BSD, position)
+    q = self.project_query(x_BSD, position)
     return q, self._keys(latent_BSE, position), latent_BSE[:, :, None]
 
+  def project_query(self, x_BTD: Array, position_BT: Array) -> Array:
+    """See `Attention`; of any shape of positions."""
+    q = self.query_up(self.query_down(self.q(x_BTD)))
+    return rotate(q, rope_table(position_BT, self.config.retrieval_dim))
+
   def project_memory(
-    self,
-    x_BTD: Array,
-    memory_BUD: Array,
-    index_BT: Array | None,
-    rows_per_slot: int,
-  ) -> tuple[Array | None, Array | None, Array]:
+    self, memory_BUD: Array, position_U: Array | None
+  ) -> tuple[Array | None, Array]:
     """See `Attention`."""
     latent_BUE = self.kv(memory_BUD)
     v = latent_BUE[:, :, None]
-    if index_BT is None:
-      return None, None, v
-    slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
-    return self._queries(x_BTD, index_BT), self._keys(latent_BUE, slot_U), v
+    if position_U is None:
+      return None, v
+    return self._keys(latent_BUE, position_U), v
 
   def merge(self, out_BSHE: Array) -> Array:
     """See `Attention`."""
     return self.out(self.value_up(out_BSHE))
-
-  def _queries(self, x_BSD: Array, position: Array) -> Array:
-    q = self.query_up(self.query_down(self.q(x_BSD)))
-    return rotate(q, rope_table(position, self.config.retrieval_dim))
 
   def _keys(self, latent_BSE: Array, position: Array) -> Array:
     table = rope_table(position, self.config.retrieval_dim)

@@ -15,15 +15,18 @@ from abstractinator.types import Array
 
 @flax.struct.dataclass
 class KeyValues:
-  """Keys and values of one layer, by position or by slot of a cache.
+  """Keys and values of one layer, by slot.
+
+  Heads before slots: of each head, what a row holds lies side by side, which
+  makes attention to it a plain product.
 
   Attributes:
-    key_BWGA: [B, W, G, A], rotated to their positions.
-    value_BWGE: [B, W, G, E]; its G may differ from that of the keys.
+    key_BGWA: [B, G, W, A], rotated to their positions.
+    value_BGWE: [B, G, W, E]; its G may differ from that of the keys.
   """
 
-  key_BWGA: Array
-  value_BWGE: Array
+  key_BGWA: Array
+  value_BGWE: Array
 
 
 @flax.struct.dataclass
@@ -79,7 +82,7 @@ def empty_cache(
   def layer():
     # Of its own: an array that stands twice in a cache cannot be donated.
     return KeyValues(
-      *(jnp.zeros((batch_size, slots, *width), dtype) for width in widths)
+      *(jnp.zeros((batch_size, g, slots, a), dtype) for g, a in widths)
     )
 
   return Cache(
@@ -89,7 +92,9 @@ def empty_cache(
   )
 
 
-def fill(cache: Cache, layers: Sequence[KeyValues], group_BS: Array) -> Cache:
+def fill(
+  cache: Cache, layers: Sequence[tuple[Array, Array]], group_BS: Array
+) -> Cache:
   """The cache after the ids of whole rows, with nothing of before.
 
   Args:
@@ -108,19 +113,18 @@ def fill(cache: Cache, layers: Sequence[KeyValues], group_BS: Array) -> Cache:
   is_held_BW = position_BW >= 0
   row_B1 = jnp.arange(group_BS.shape[0])[:, None]
 
-  def held(x_BSX, old_BWX):
-    shape = (*is_held_BW.shape, *(1,) * (x_BSX.ndim - 2))
-    taken = x_BSX[row_B1, jnp.where(is_held_BW, position_BW, 0)]
-    return jnp.where(is_held_BW.reshape(shape), taken, 0).astype(old_BWX.dtype)
+  from_BW = jnp.where(is_held_BW, position_BW, 0)
+
+  def held(x_BSGA, old_BGWA):
+    taken = jnp.where(is_held_BW[..., None, None], x_BSGA[row_B1, from_BW], 0)
+    return jnp.swapaxes(taken, 1, 2).astype(old_BGWA.dtype)
 
   return Cache(
     layers=tuple(
-      KeyValues(
-        held(new.key_BWGA, old.key_BWGA), held(new.value_BWGE, old.value_BWGE)
-      )
-      for new, old in zip(layers, cache.layers, strict=True)
+      KeyValues(held(key, old.key_BGWA), held(value, old.value_BGWE))
+      for (key, value), old in zip(layers, cache.layers, strict=True)
     ),
-    group_BW=jnp.where(is_held_BW, held(group_BS, cache.group_BW), -1),
+    group_BW=jnp.where(is_held_BW, group_BS[row_B1, from_BW], -1),
     length_B=length_B,
   )
 
@@ -164,11 +168,11 @@ def write(
   """Puts the keys and values of a step into their slots."""
   row_B = jnp.arange(step.slot_B.shape[0])
 
-  def put(x_BWX, new_BX):
-    return x_BWX.at[row_B, step.slot_B].set(
-      new_BX.astype(x_BWX.dtype), mode='drop', unique_indices=True
+  def put(x_BGWA, new_BGA):
+    return x_BGWA.at[row_B, :, step.slot_B].set(
+      new_BGA.astype(x_BGWA.dtype), mode='drop', unique_indices=True
     )
 
   return KeyValues(
-    put(layer.key_BWGA, key_BGA), put(layer.value_BWGE, value_BGE)
+    put(layer.key_BGWA, key_BGA), put(layer.value_BGWE, value_BGE)
   )

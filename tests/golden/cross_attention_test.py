@@ -23,6 +23,7 @@ from tests.golden_parts import (
   regular_cross_params,
 )
 from tests.implementations import BY_NAME
+from tests.remembering import remember_and_cross
 
 
 def cross_visible(golden):
@@ -70,7 +71,7 @@ def run_cross(golden, implementation, monkeypatch, make_ours, prefix):
       jnp.asarray(own),
       jnp.asarray(lowest, jnp.int32),
       lookback=golden.cfg['lookback'],
-      method='cross',
+      method=remember_and_cross,
     )
 
   hold(ours, golden, ['q', 'kv'], is_real, prefix, values_only)

@@ -27,6 +27,7 @@ from abstractinator.ops.rope import rope_table
 from abstractinator.types import Special
 from tests import golden_parts as parts
 from tests.implementations import XLA
+from tests.remembering import remember_and_cross
 
 # Absolute, of logits and of gradients; the tables of attention of a decoder.
 VALUE, GRADIENT = 1e-4, 1e-3
@@ -153,7 +154,7 @@ class Original:
       variables = self.latent_params(p, 'kv_comp.weight', 'mla.')
     own = jnp.asarray(self.own)
     return module.apply(
-      variables, x, memory, own, own * 0, lookback=1, method='cross'
+      variables, x, memory, own, own * 0, lookback=1, method=remember_and_cross
     )
 
   def decode(self, params, x, memory):

@@ -180,8 +180,8 @@ def test_golden_latent_streaming(golden):
   close(y, golden.arrays['out/prefill_then_steps'], VALUE)
   # What the ring holds is the end of what the original holds.
   slots = np.arange(max(0, size - window - 1), size)
-  held = np.asarray(cache.layers[0].value_BWGE)[:, slots % (window + 1), 0]
+  held = np.asarray(cache.layers[0].value_BGWE)[:, 0, slots % (window + 1)]
   close(held, golden.arrays['out/cache_kv_c'][:, slots], VALUE)
-  keys = np.asarray(cache.layers[0].key_BWGA)[:, slots % (window + 1)]
+  keys = np.asarray(cache.layers[0].key_BGWA)[:, :, slots % (window + 1)]
   want = half_split(golden.arrays['out/cache_k_r'], -1)
-  close(keys, jnp.moveaxis(want, 1, 2)[:, slots], VALUE)
+  close(keys, want[:, :, slots], VALUE)

@@ -11,6 +11,7 @@ from abstractinator.config.attention import AttentionConfig, StackConfig
 from abstractinator.modules.blocks import FORMS, Block, Stack
 from tests.implementations import BY_NAME, XLA
 from tests.jitted import jit, jit_to_numpy
+from tests.remembering import remember_and_cross
 from tests.streams import stream
 
 WIDTH, HEADS, WINDOW, SIZE = 16, 2, 4, 24
@@ -243,7 +244,7 @@ def make_cross(form, implementation):
 def compiled_cross(form, implementation, lookback):
   """Initializes; calls; and calls with the pullback of something."""
   module = make_cross(form, implementation)
-  at = dict(lookback=lookback, method='cross')
+  at = dict(lookback=lookback, method=remember_and_cross)
 
   def both(variables, x, memory, *where):
     def call(*args):
@@ -303,7 +304,7 @@ def test_scores_of_segments_depend_on_their_distance_alone(form):
   memory = jnp.float32(rng.normal(size=(1, 4, 7)))
   index = jnp.array([[0, 1, 2, 3]])
   module = make_cross(form, 'xla')
-  args = dict(lookback=3, method='cross')
+  args = dict(lookback=3, method=remember_and_cross)
   variables = jit(module.init, **args)(
     jax.random.key(0), x, memory, index, index * 0
   )

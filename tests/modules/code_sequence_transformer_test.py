@@ -183,4 +183,4 @@ def test_predictions_are_float32_whatever_the_compute_type():
   np.testing.assert_allclose(
     output.end_logits_BP[is_real], want.end_logits_BP[is_real], atol=0.02
   )
-  assert model.init_cache(2, 5).layers[0].key_BWGA.dtype == jnp.bfloat16
+  assert model.init_cache(2, 5).layers[0].key_BGWA.dtype == jnp.bfloat16

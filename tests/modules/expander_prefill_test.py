@@ -85,7 +85,7 @@ def _step_into_full_caches(model, ids, document, row):
   )
   cache = cache.replace(length_B=jnp.array([SIZE - 1, SIZE, SIZE]))
   zero = jnp.zeros(ROWS, jnp.int32)
-  own = (memory, zero[:, None], zero[:, None])
+  own = (expander.remember(memory), zero[:, None], zero[:, None])
   active = jnp.array([True, True, False])
   return expander.step(ids[:, 0], zero, zero, cache, active, own)[0]
 
@@ -117,6 +117,7 @@ def _whole_and_stepped(model, ids, document, row, cut_B):
   compressed, expander = model.compressor(ids, document, row), model.expander
   segments, memory = compressed.segments, compressed.quantized.vectors_BPD
   cache = expander.init_cache(ROWS, SIZE)
+  remembered = expander.remember(memory)
   whole, _ = expander.prefill(ids, document, segments, memory, cache)
   is_in = jnp.arange(SIZE) < cut_B[:, None]
   states, cache = expander.prefill(
@@ -145,7 +146,7 @@ def _whole_and_stepped(model, ids, document, row, cut_B):
       group[row, at],
       cache,
       active,
-      (memory, segments.index_BS[row, at, None], lowest[row, at, None]),
+      (remembered, segments.index_BS[row, at, None], lowest[row, at, None]),
     )
     kept = states.at[row, jnp.where(active, at, SIZE)].set(state, mode='drop')
     return (kept, cache, number + 1), None

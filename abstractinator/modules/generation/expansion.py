@@ -108,8 +108,9 @@ def expand(
   known_BU = jnp.concatenate([state.recent_BU, codes_BU], axis=1)
   slots = codes_BU.shape[1] // queries
   own_P = jnp.arange(lookback, lookback + slots)
+  vectors_BUD = level.compressor.quantizer.lookup(known_BU)
   memory = Memory(
-    vectors_BUD=level.compressor.quantizer.lookup(known_BU),
+    remembered=level.expander.remember(vectors_BUD),
     own_BP=jnp.broadcast_to(own_P, (len(count_B), slots)),
     lowest_BP=jnp.broadcast_to(
       lookback - jnp.minimum(lookback, state.slot_B)[:, None],
@@ -161,7 +162,7 @@ def _expand_segments(level, state, memory, count_B, draws, codebooks):
       group_N,
       cache,
       is_active_N,
-      (memory.vectors_BUD, memory.own_BP, memory.lowest_BP),
+      (memory.remembered, memory.own_BP, memory.lowest_BP),
       codebooks,
     )
     of_id = draws.fold(slot_N * longest + number)

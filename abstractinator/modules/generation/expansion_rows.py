@@ -127,7 +127,7 @@ def expand(
       rows.cache,
       is_active_B,
       (
-        memory.vectors_BUD,
+        memory.remembered,
         memory.own_BP[row_B, own_B][:, None],
         memory.lowest_BP[row_B, own_B][:, None],
       ),

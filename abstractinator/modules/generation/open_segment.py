@@ -200,7 +200,7 @@ def _follow(level, state, codes_NQ, codebooks, needs_state=False):
   known_NU = jnp.concatenate([state.recent_BU, codes_NQ], axis=1)
   lowest_N1 = lookback - jnp.minimum(lookback, state.slot_B)[:, None]
   memory = (
-    level.compressor.quantizer.lookup(known_NU),
+    expander.remember(level.compressor.quantizer.lookup(known_NU)),
     jnp.full((lanes, 1), lookback),
     lowest_N1,
   )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops.draw import Draws, draw_bools, draw_ids
-from abstractinator.types import Array
+from abstractinator.types import Array, PyTree
 
 
 @flax.struct.dataclass
@@ -31,12 +31,12 @@ class Memory:
   """Codes that segments see.
 
   Attributes:
-    vectors_BUD: [B, U, D].
+    remembered: From `remember` of the expander.
     own_BP: [B, P] int32, slot of each segment.
     lowest_BP: [B, P] int32, first slot that it may see.
   """
 
-  vectors_BUD: Array
+  remembered: PyTree
   own_BP: Array
   lowest_BP: Array
 
