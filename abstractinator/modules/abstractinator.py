@@ -22,6 +22,7 @@ from abstractinator.modules.segment_compressor import (
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, codebook
 from abstractinator.ops.byte_dropout import hidden_ids
+from abstractinator.ops.first_alike import codes_in_sight, first_alike
 from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, PyTree
 
@@ -118,9 +119,9 @@ class Abstractinator(nn.Module):
     sequence_length: int,
     codebooks: Codebooks | None = None,
   ) -> tuple[Array, Array]:
-    """Codes to ids: all segments at once where the config allows it.
+    """Codes to ids: segments side by side where the config allows it.
 
-    That is, with context 'segment' and ends 'head', in `max_length` steps; else
+    That is, with context 'segment' and ends 'head'; see `expander_lanes`. Else
     id by id, in up to S steps.
 
     Args:
@@ -137,8 +138,18 @@ class Abstractinator(nn.Module):
     """
     memory_BUD = self.compressor.quantizer.lookup(codes_BU)
     if self.expander.is_alone and self.config.expander.ends == 'head':
-      return decode_segments(
-        self.expander, memory_BUD, is_valid_BP, lowest_BP, codebooks
+      # What sees the same codes becomes the same ids: once is enough.
+      first_BP = first_alike(
+        codes_in_sight(codes_BU, lowest_BP, self.config.expander.lookback)
+      )
+      is_first_BP = is_valid_BP & (first_BP == jnp.arange(first_BP.shape[1]))
+      ids_BPL, length_BP = decode_segments(
+        self.expander, memory_BUD, is_first_BP, lowest_BP, codebooks
+      )
+      row_B1 = jnp.arange(len(first_BP))[:, None]
+      return (
+        ids_BPL[row_B1, first_BP],
+        jnp.where(is_valid_BP, length_BP[row_B1, first_BP], 0),
       )
     return decode_rows(
       self, memory_BUD, is_valid_BP, lowest_BP, sequence_length, codebooks

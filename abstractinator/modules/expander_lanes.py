@@ -1,4 +1,4 @@
-"""Ids from codes alone, all segments side by side."""
+"""Ids from codes alone, many segments side by side."""
 
 import flax.linen as nn
 import flax.struct
@@ -9,9 +9,12 @@ from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
 from abstractinator.types import Array, Special
 
-# Lanes of segments that are decoded side by side: fewer are left as they are.
-_FEW_LANES = 128
-_MOST_WIDTHS = 3
+# Lanes of all rows at first. More gain nothing: on CPU products of so many rows
+# run at its full speed, on an accelerator of many times as many.
+_MOST_LANES = {'cpu': 256}
+_MOST_LANES_ELSEWHERE = 16384
+# Fewer are left as they are: each width is one more program to compile.
+_FEW_LANES = 64
 
 
 @flax.struct.dataclass
@@ -19,18 +22,20 @@ class Lanes:
   """Segments that are decoded side by side.
 
   Attributes:
-    number: [] int32, ids of each so far.
-    slot_BQ: [B, Q] int32, the segment of each lane.
-    is_active_BQ: [B, Q] bool, lanes whose segment is not done.
+    next_B: [B] int32, segments of each row that have begun.
+    place_BQ: [B, Q] int32, which segment of its row each lane has.
+    is_active_BQ: [B, Q] bool, lanes that have one.
+    offset_BQ: [B, Q] int32, position of the next id in its segment.
     fed_BQ: [B, Q] int32, the id before, or BOS.
     cache: Of the expander, of B x Q rows.
     ids_BPL: [B, P, L] int32, ids of each segment so far.
     length_BP: [B, P] int32, how many.
   """
 
-  number: Array
-  slot_BQ: Array
+  next_B: Array
+  place_BQ: Array
   is_active_BQ: Array
+  offset_BQ: Array
   fed_BQ: Array
   cache: Cache
   ids_BPL: Array
@@ -44,11 +49,13 @@ def decode_segments(
   lowest_BP: Array,
   codebooks: Codebooks | None = None,
 ) -> tuple[Array, Array]:
-  """Greedy ids of every segment, all at once.
+  """Greedy ids of every segment, many at once.
 
-  Takes as many steps as the longest segment has ids, at most `max_length`,
-  whatever the number of segments. When a quarter of the lanes of each row has
-  the segments that are not done, the steps to come are of those lanes only.
+  Each row has lanes, and each lane a segment; when that is done the next one
+  that none has. With a lane for each, no more steps are taken than the longest
+  segment has ids, at most `max_length`. When no segment waits, and a quarter of
+  the lanes of each row holds all that are left, the steps to come are of those
+  lanes only.
 
   Args:
     expander: With `context='segment'` and `ends='head'`.
@@ -63,73 +70,84 @@ def decode_segments(
   """
   batch, slots = lowest_BP.shape
   max_length = expander.config.segmentation.max_length
+  bos = expander.num_ids + Special.BOS
   row_B1 = jnp.arange(batch)[:, None]
   remembered = expander.remember(memory_BUD)
+  count_B = jnp.sum(is_valid_BP, axis=1)
+  # The slots with a segment, the order in which they begin.
+  slot_BP = jnp.argsort(~is_valid_BP, axis=1, stable=True)
 
   def goes_on(state, fewest):
-    count_B = jnp.sum(state.is_active_BQ, axis=1)
-    return (state.number < max_length) & (jnp.max(count_B) > fewest)
+    left_B = jnp.sum(state.is_active_BQ, axis=1) + count_B - state.next_B
+    return jnp.max(left_B) > fewest
 
   def one_step(module, state):
-    lanes = state.fed_BQ.size
-    offset_N = jnp.full((lanes,), state.number)
+    shape = state.fed_BQ.shape
+    slot_BQ = slot_BP[row_B1, state.place_BQ]
+    offset_N = state.offset_BQ.reshape(-1)
     x_ND, cache = module.step(
-      state.fed_BQ.reshape(lanes),
+      state.fed_BQ.reshape(-1),
       offset_N,
-      jnp.zeros(lanes, jnp.int32),
+      state.place_BQ.reshape(-1),
       state.cache,
-      state.is_active_BQ.reshape(lanes),
-      (remembered, state.slot_BQ, lowest_BP[row_B1, state.slot_BQ]),
+      state.is_active_BQ.reshape(-1),
+      (remembered, slot_BQ, lowest_BP[row_B1, slot_BQ]),
       codebooks,
     )
     ids_N = module.greedy(x_ND, codebooks)
     is_end_N = module.is_end(x_ND, ids_N, offset_N, codebooks)
-    ids_BQ = ids_N.reshape(state.fed_BQ.shape)
-    at_BQ = jnp.where(state.is_active_BQ, state.slot_BQ, slots)
+    ids_BQ, is_end_BQ = ids_N.reshape(shape), is_end_N.reshape(shape)
+    at_BQ = jnp.where(state.is_active_BQ, slot_BQ, slots)
+    is_done_BQ = state.is_active_BQ & is_end_BQ
+    place_BQ = state.next_B[:, None] + jnp.cumsum(is_done_BQ, axis=1) - 1
+    has_next_BQ = is_done_BQ & (place_BQ < count_B[:, None])
     return Lanes(
-      number=state.number + 1,
-      slot_BQ=state.slot_BQ,
-      is_active_BQ=state.is_active_BQ & ~is_end_N.reshape(ids_BQ.shape),
-      fed_BQ=ids_BQ,
+      next_B=state.next_B + jnp.sum(has_next_BQ, axis=1),
+      place_BQ=jnp.where(has_next_BQ, place_BQ, state.place_BQ),
+      is_active_BQ=jnp.where(is_done_BQ, has_next_BQ, state.is_active_BQ),
+      offset_BQ=jnp.where(is_end_BQ, 0, state.offset_BQ + 1),
+      fed_BQ=jnp.where(is_done_BQ, bos, ids_BQ),
       cache=cache,
-      ids_BPL=state.ids_BPL.at[row_B1, at_BQ, state.number].set(
+      ids_BPL=state.ids_BPL.at[row_B1, at_BQ, state.offset_BQ].set(
         ids_BQ, mode='drop'
       ),
       length_BP=state.length_BP.at[row_B1, at_BQ].add(1, mode='drop'),
     )
 
+  widths = _widths(batch, slots)
+  place_BQ = jnp.broadcast_to(jnp.arange(widths[0]), (batch, widths[0]))
   state = Lanes(
-    number=jnp.zeros((), jnp.int32),
-    slot_BQ=jnp.broadcast_to(jnp.arange(slots), (batch, slots)),
-    is_active_BQ=is_valid_BP,
-    fed_BQ=jnp.full((batch, slots), expander.num_ids + Special.BOS, jnp.int32),
-    cache=expander.init_cache(batch * slots, max_length),
+    next_B=jnp.minimum(count_B, widths[0]),
+    place_BQ=place_BQ,
+    is_active_BQ=place_BQ < count_B[:, None],
+    offset_BQ=jnp.zeros_like(place_BQ),
+    fed_BQ=jnp.full_like(place_BQ, bos),
+    cache=expander.init_cache(place_BQ.size, max_length),
     ids_BPL=jnp.zeros((batch, slots, max_length), jnp.int32),
     length_BP=jnp.zeros((batch, slots), jnp.int32),
   )
-  widths = _widths(batch, slots)
   for width, fewest in zip(widths, [*widths[1:], 0], strict=True):
     state = nn.while_loop(
       lambda _, state, fewest=fewest: goes_on(state, fewest),
       one_step,
       expander,
-      state if width == slots else _narrow(state, width),
+      state if width == widths[0] else _narrow(state, width),
     )
   return state.ids_BPL, state.length_BP
 
 
 def _widths(batch: int, slots: int) -> list[int]:
-  """How many lanes a row has, at first and when most segments are done."""
-  widths = [slots]
-  # Each is one more program to compile, and few lanes are cheap as they are.
-  while len(widths) < _MOST_WIDTHS and batch * widths[-1] >= 4 * _FEW_LANES:
+  """How many lanes a row has, at first and when few segments are left."""
+  most = _MOST_LANES.get(jax.default_backend(), _MOST_LANES_ELSEWHERE)
+  widths = [min(slots, max(most // batch, 1))]
+  while len(widths) < 3 and batch * widths[-1] >= 4 * _FEW_LANES:
     widths.append(-(-widths[-1] // 4))
-  return widths
+  return sorted(set(widths), reverse=True)
 
 
 def _narrow(state: Lanes, width: int) -> Lanes:
-  """Gives the lanes of segments that are done to none."""
-  batch, lanes = state.slot_BQ.shape
+  """Takes away lanes that have no segment."""
+  batch, lanes = state.place_BQ.shape
   order_BQ = jnp.argsort(~state.is_active_BQ, axis=1, stable=True)[:, :width]
 
   def of_rows(x_BQ):
@@ -142,8 +160,9 @@ def _narrow(state: Lanes, width: int) -> Lanes:
     return taken.reshape(batch * width, *x_NX.shape[1:])
 
   return state.replace(
-    slot_BQ=of_rows(state.slot_BQ),
+    place_BQ=of_rows(state.place_BQ),
     is_active_BQ=of_rows(state.is_active_BQ),
+    offset_BQ=of_rows(state.offset_BQ),
     fed_BQ=of_rows(state.fed_BQ),
     cache=jax.tree.map(kept, state.cache),
   )

@@ -1,7 +1,8 @@
-"""Segments side by side: steps stop with the longest, lanes with theirs."""
+"""Segments side by side: a lane goes on to the next, or goes if none waits."""
 
 import jax
 import numpy as np
+import pytest
 
 from abstractinator.modules import expander_lanes
 from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
@@ -10,73 +11,108 @@ from tests.jitted import jit
 ROWS, SLOTS = 2, 64
 
 
-def test_lanes_of_segments_that_are_done_are_taken_away(
-  tiny_level, monkeypatch
-):
-  level = tiny_level(expander__lookback=1)
-  rng = np.random.default_rng(3)
-  memory = 2 * rng.normal(size=(ROWS, SLOTS, level.config.d_model))
-  # The second row has two documents.
-  lowest = np.zeros((ROWS, SLOTS), np.int32)
-  lowest[1, 20:] = 20
-  lanes, greedy = [], DecoderOnlyExpanderRVQ.greedy
+class Decoder:
+  """Decodes random vectors of codes, two documents in the second row.
 
-  def counted(self, x_ND, codebooks=None):
-    jax.debug.callback(lambda: lanes.append(x_ND.shape[0]))
-    return greedy(self, x_ND, codebooks)
+  Attributes:
+    lanes: Of each step of the last call.
+  """
 
-  def decoder(few_lanes):
-    """Of the slots with a segment: ids, lengths, the lanes of each step."""
+  def __init__(self, level, monkeypatch):
+    self._level, self._patch, self.lanes = level, monkeypatch, []
+    rng = np.random.default_rng(3)
+    shape = ROWS, SLOTS, level.config.d_model
+    self._memory = (2 * rng.normal(size=shape)).astype(np.float32)
+    self._lowest = np.zeros((ROWS, SLOTS), np.int32)
+    self._lowest[1, 20:] = 20
+    greedy = DecoderOnlyExpanderRVQ.greedy
+
+    def counted(module, x_ND, codebooks=None):
+      jax.debug.callback(lambda: self.lanes.append(x_ND.shape[0]))
+      return greedy(module, x_ND, codebooks)
+
+    monkeypatch.setattr(DecoderOnlyExpanderRVQ, 'greedy', counted)
+
+  def with_lanes(self, most, few):
+    """A function of the slots with a segment: their ids and lengths."""
     run = jit(
-      level.model.apply,
+      self._level.model.apply,
       method=lambda m, *args: expander_lanes.decode_segments(m.expander, *args),
     )
 
     def call(is_valid_BP):
-      monkeypatch.setattr(expander_lanes, '_FEW_LANES', few_lanes)
-      lanes.clear()
-      ids, length = run(
-        level.variables, memory.astype(np.float32), is_valid_BP, lowest
-      )
+      self._patch.setitem(expander_lanes._MOST_LANES, 'cpu', most)
+      self._patch.setattr(expander_lanes, '_FEW_LANES', few)
+      self.lanes.clear()
+      variables = self._level.variables
+      ids, length = run(variables, self._memory, is_valid_BP, self._lowest)
       jax.effects_barrier()
-      return np.asarray(ids), np.asarray(length), list(lanes)
+      return np.asarray(ids), np.asarray(length)
 
     return call
 
-  monkeypatch.setattr(DecoderOnlyExpanderRVQ, 'greedy', counted)
-  with_all, with_fewer = decoder(10**6), decoder(8)
+
+@pytest.fixture
+def decoder(tiny_level, monkeypatch):
+  return Decoder(tiny_level(expander__lookback=1), monkeypatch)
+
+
+def test_with_a_lane_for_each_steps_are_those_of_the_longest(decoder):
+  decode = decoder.with_lanes(10**6, 10**6)
   is_valid = np.ones((ROWS, SLOTS), bool)
   is_valid[0, ::5] = False
-  ids, length, steps = with_all(is_valid)
-  assert steps == [ROWS * SLOTS] * length.max()
+  ids, length = decode(is_valid)
+  assert decoder.lanes == [ROWS * SLOTS] * length.max()
   assert not length[~is_valid].any()
   assert len(set(ids[is_valid].ravel())) > 20
-
-  found_ids, found_length, steps = with_fewer(is_valid)
-  np.testing.assert_array_equal(found_length, length)
-  np.testing.assert_array_equal(found_ids, ids)
-  # As few as hold the row with the most segments left, of three widths.
-  left = [int((length > n).sum(axis=1).max()) for n in range(length.max())]
-  widths = [
-    min(w for w in (SLOTS, SLOTS // 4, SLOTS // 16) if w >= n) for n in left
-  ]
-  assert steps == [ROWS * width for width in widths]
-  assert len(set(widths)) == 3
 
   # Nothing waits for slots that are empty.
   is_short = is_valid & (length <= 2)
   assert 0 < is_short.sum() < is_valid.sum()
-  found_ids, found_length, steps = with_fewer(is_short)
-  assert len(steps) == found_length.max() <= 2 < length.max()
+  found_ids, found_length = decode(is_short)
+  assert len(decoder.lanes) == found_length.max() <= 2 < length.max()
   np.testing.assert_array_equal(found_length, length * is_short)
   np.testing.assert_array_equal(found_ids, ids * is_short[..., None])
 
 
-def test_how_many_lanes():
+@pytest.mark.parametrize(
+  ('most', 'few', 'widths'),
+  [(32, 99, [16]), (96, 99, [48]), (64, 4, [32, 8, 2]), (1, 99, [1])],
+)
+def test_few_lanes_decode_the_same(decoder, most, few, widths):
+  is_valid = np.ones((ROWS, SLOTS), bool)
+  is_valid[0, ::5] = False
+  ids, length = decoder.with_lanes(10**6, 10**6)(is_valid)
+  found_ids, found_length = decoder.with_lanes(most, few)(is_valid)
+  np.testing.assert_array_equal(found_length, length)
+  np.testing.assert_array_equal(found_ids, ids)
+  assert decoder.lanes == [ROWS * width for width in _steps(length, widths)]
+  assert set(decoder.lanes) == {ROWS * width for width in widths}
+
+
+def _steps(length_BP, widths):
+  """Lanes of a row at each step, where no segment waits for a free one."""
+  waiting = [list(row[row > 0]) for row in length_BP]
+  busy, steps, stage = [[] for _ in waiting], [], 0
+  while any(waiting) or any(busy):
+    for row, queue in zip(busy, waiting, strict=True):
+      count = widths[stage] - len(row)
+      row += queue[:count]
+      del queue[:count]
+    left = max(len(a) + len(b) for a, b in zip(busy, waiting, strict=True))
+    while stage + 1 < len(widths) and left <= widths[stage + 1]:
+      stage += 1
+    steps.append(widths[stage])
+    busy = [[n - 1 for n in row if n > 1] for row in busy]
+  return steps
+
+
+def test_how_many_lanes(monkeypatch):
+  monkeypatch.setitem(expander_lanes._MOST_LANES, 'cpu', 1000)
+  monkeypatch.setattr(expander_lanes, '_FEW_LANES', 50)
   widths = expander_lanes._widths
-  few = expander_lanes._FEW_LANES
   assert widths(1, 100) == [100]
-  assert widths(4, few - 1) == [few - 1]
-  assert widths(4, few) == [few, few // 4]
-  assert widths(1, 4095) == [4095, 1024, 256]
-  assert widths(64, 4096) == [4096, 1024, 256]
+  assert widths(4, 49) == [49]
+  assert widths(4, 50) == [50, 13]
+  assert widths(1, 4095) == [1000, 250, 63]
+  assert widths(2000, 4096) == [1]

@@ -1,0 +1,56 @@
+"""Finds what of a row has been there before."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from abstractinator.types import Array
+
+
+def first_alike(keys_BPK: Array) -> Array:
+  """The first place of each row with the same keys as each place.
+
+  Args:
+    keys_BPK: [B, P, K] integers.
+
+  Returns:
+    [B, P] int32, at most the place itself. By sorting, in P log P.
+  """
+  batch, places, width = keys_BPK.shape
+  place_P = jnp.arange(places, dtype=jnp.int32)
+  place_BP = jnp.broadcast_to(place_P, (batch, places))
+  operands = [*jnp.moveaxis(keys_BPK, -1, 0), place_BP]
+  # The place is a key too: of those that are alike the first comes first.
+  *sorted_keys, order_BP = lax.sort(operands, num_keys=width + 1)
+  differs_BP = jnp.zeros((batch, places), bool).at[:, 0].set(True)
+  for key_BP in sorted_keys:
+    differs_BP = differs_BP.at[:, 1:].max(key_BP[:, 1:] != key_BP[:, :-1])
+  begin_BP = lax.cummax(jnp.where(differs_BP, place_P, 0), axis=1)
+  first_BP = jnp.take_along_axis(order_BP, begin_BP, axis=1)
+  row_B1 = jnp.arange(batch)[:, None]
+  return (
+    jnp.zeros_like(place_BP)
+    .at[row_B1, order_BP]
+    .set(first_BP, unique_indices=True)
+  )
+
+
+def codes_in_sight(codes_BU: Array, lowest_BP: Array, lookback: int) -> Array:
+  """What each segment sees, as keys.
+
+  Args:
+    codes_BU: [B, U] int32, those of a slot side by side.
+    lowest_BP: [B, P] int32, first slot that each segment may see.
+    lookback: How many slots before its own it sees.
+
+  Returns:
+    [B, P, K] int32, -1 for what is not there.
+  """
+  codes_BPQ = codes_BU.reshape(*lowest_BP.shape, -1)
+  slot_P = jnp.arange(lowest_BP.shape[1])
+  seen = []
+  for back in range(lookback + 1):
+    is_there_BP = slot_P - back >= lowest_BP
+    # Of a slot before the first, which is never there, another one comes.
+    before_BPQ = jnp.roll(codes_BPQ, back, axis=1)
+    seen.append(jnp.where(is_there_BP[..., None], before_BPQ, -1))
+  return jnp.concatenate(seen, axis=-1)
