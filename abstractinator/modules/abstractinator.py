@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
-from abstractinator.modules.expander import (
-  DecoderOnlyExpanderRVQ,
-  ExpanderOutput,
-)
+from abstractinator.modules.expander import DecoderOnlyExpanderRVQ
+from abstractinator.modules.expander_codes import decode_codes
 from abstractinator.modules.expander_decode import decode_rows
-from abstractinator.modules.expander_lanes import decode_segments
+from abstractinator.modules.expander_output import ExpanderOutput
 from abstractinator.modules.segment_compressor import (
   Below,
   CompressorOutput,
@@ -22,7 +20,6 @@ from abstractinator.modules.segment_compressor import (
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops import calibration, codebook
 from abstractinator.ops.byte_dropout import hidden_ids
-from abstractinator.ops.first_alike import codes_in_sight, first_alike
 from abstractinator.ops.implementation import Implementations
 from abstractinator.types import Array, Batch, PyTree
 
@@ -121,7 +118,7 @@ class Abstractinator(nn.Module):
   ) -> tuple[Array, Array]:
     """Codes to ids: segments side by side where the config allows it.
 
-    That is, with context 'segment' and ends 'head'; see `expander_lanes`. Else
+    That is, with context 'segment' and ends 'head'; see `expander_codes`. Else
     id by id, in up to S steps.
 
     Args:
@@ -136,21 +133,12 @@ class Abstractinator(nn.Module):
       and where S ids were decoded before; ids past a segment's length are
       meaningless.
     """
-    memory_BUD = self.compressor.quantizer.lookup(codes_BU)
+    lookup = self.compressor.quantizer.lookup
     if self.expander.is_alone and self.config.expander.ends == 'head':
-      # What sees the same codes becomes the same ids: once is enough.
-      first_BP = first_alike(
-        codes_in_sight(codes_BU, lowest_BP, self.config.expander.lookback)
+      return decode_codes(
+        self.expander, lookup, codes_BU, is_valid_BP, lowest_BP, codebooks
       )
-      is_first_BP = is_valid_BP & (first_BP == jnp.arange(first_BP.shape[1]))
-      ids_BPL, length_BP = decode_segments(
-        self.expander, memory_BUD, is_first_BP, lowest_BP, codebooks
-      )
-      row_B1 = jnp.arange(len(first_BP))[:, None]
-      return (
-        ids_BPL[row_B1, first_BP],
-        jnp.where(is_valid_BP, length_BP[row_B1, first_BP], 0),
-      )
+    memory_BUD = lookup(codes_BU)
     return decode_rows(
       self, memory_BUD, is_valid_BP, lowest_BP, sequence_length, codebooks
     )

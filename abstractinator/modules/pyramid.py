@@ -12,7 +12,7 @@ from abstractinator.modules.abstractinator import Abstractinator, LevelOutput
 from abstractinator.modules.code_sequence_transformer import (
   CodeSequenceTransformer,
 )
-from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.modules.expander_output import ExpanderOutput
 from abstractinator.modules.generation import pyramid as generation
 from abstractinator.modules.generation.request import Request
 from abstractinator.modules.pyramid_output import (

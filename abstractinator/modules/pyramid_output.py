@@ -10,7 +10,7 @@ from abstractinator.modules.code_sequence_transformer import (
   CodeSequence,
   CodeSequenceOutput,
 )
-from abstractinator.modules.expander import ExpanderOutput
+from abstractinator.modules.expander_output import ExpanderOutput
 from abstractinator.modules.segment_compressor import CompressorOutput
 from abstractinator.ops import segmentation
 from abstractinator.ops.code_rows import CodeRows

@@ -32,25 +32,3 @@ def first_alike(keys_BPK: Array) -> Array:
     .at[row_B1, order_BP]
     .set(first_BP, unique_indices=True)
   )
-
-
-def codes_in_sight(codes_BU: Array, lowest_BP: Array, lookback: int) -> Array:
-  """What each segment sees, as keys.
-
-  Args:
-    codes_BU: [B, U] int32, those of a slot side by side.
-    lowest_BP: [B, P] int32, first slot that each segment may see.
-    lookback: How many slots before its own it sees.
-
-  Returns:
-    [B, P, K] int32, -1 for what is not there.
-  """
-  codes_BPQ = codes_BU.reshape(*lowest_BP.shape, -1)
-  slot_P = jnp.arange(lowest_BP.shape[1])
-  seen = []
-  for back in range(lookback + 1):
-    is_there_BP = slot_P - back >= lowest_BP
-    # Of a slot before the first, which is never there, another one comes.
-    before_BPQ = jnp.roll(codes_BPQ, back, axis=1)
-    seen.append(jnp.where(is_there_BP[..., None], before_BPQ, -1))
-  return jnp.concatenate(seen, axis=-1)

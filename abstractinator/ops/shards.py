@@ -104,6 +104,12 @@ def by_rows(x: Array) -> Array:
   return lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
+def num_row_shards(batch: int) -> int:
+  """How many parts the devices of the ambient mesh split so many rows into."""
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[name] for name in dividing_axes(BATCH_AXES, [batch]))
+
+
 def dividing_axes(
   names: Sequence[str], sizes: Sequence[int] | set[int]
 ) -> tuple[str, ...]:

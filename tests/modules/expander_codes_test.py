@@ -1,0 +1,75 @@
+"""Segments that see the same codes are decoded once, and come back as such."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.modules import expander_codes
+from abstractinator.modules.expander_codes import codes_in_sight, decode_codes
+from abstractinator.modules.expander_lanes import decode_segments
+from tests.jitted import jit, jit_to_numpy
+
+ROWS, SLOTS = 3, 12
+
+
+@pytest.mark.parametrize('queries', [1, 2])
+@pytest.mark.parametrize('lookback', [0, 1])
+def test_each_slot_gets_what_its_codes_become(
+  tiny_level, monkeypatch, lookback, queries
+):
+  level = tiny_level(expander__lookback=lookback, pooling__num_queries=queries)
+  rng = np.random.default_rng(1)
+  # Few codes, 0 among them, which stands in empty slots as well.
+  codes = rng.integers(0, 2, (ROWS, SLOTS, queries)).astype(np.int32)
+  is_valid = np.arange(SLOTS) < np.array([[SLOTS - 3], [SLOTS], [2]])
+  codes[~is_valid] = 0
+  codes = codes.reshape(ROWS, -1)
+  lowest = np.zeros((ROWS, SLOTS), np.int32)
+  lowest[1, 5:] = 5
+  decoded = []
+
+  def spied(expander, memory_BUD, is_valid_BP, *args):
+    decoded.append(is_valid_BP)
+    return decode_segments(expander, memory_BUD, is_valid_BP, *args)
+
+  def both(m, codes, is_valid, lowest):
+    expander, lookup = m.expander, m.compressor.quantizer.lookup
+    return (
+      decode_codes(expander, lookup, codes, is_valid, lowest),
+      decode_segments(expander, lookup(codes), is_valid, lowest),
+      decoded[-1],
+    )
+
+  monkeypatch.setattr(expander_codes, 'decode_segments', spied)
+  run = jit(level.model.apply, method=both)
+  (ids, length), (want_ids, want_length), is_decoded = jax.device_get(
+    run(level.variables, codes, is_valid, lowest)
+  )
+  np.testing.assert_array_equal(length, want_length)
+  is_kept = np.arange(ids.shape[-1]) < length[..., None]
+  np.testing.assert_array_equal(ids[is_kept], want_ids[is_kept])
+  seen = np.asarray(codes_in_sight(jnp.asarray(codes), lowest, lookback))
+  sights = [
+    tuple(seen[at]) if lookback == 0 else (at[0], *seen[at])
+    for at in zip(*np.nonzero(is_valid), strict=True)
+  ]
+  assert is_decoded.sum() == len(set(sights)) < is_valid.sum()
+  assert len(set(map(tuple, ids[is_valid]))) > 1
+
+
+@pytest.mark.parametrize('lookback', [0, 2])
+@pytest.mark.parametrize('queries', [1, 3])
+def test_what_a_segment_sees(lookback, queries):
+  rng = np.random.default_rng(0)
+  codes = rng.integers(0, 9, (2, 6, queries)).astype(np.int32)
+  lowest = np.array([[0] * 6, [0, 0, 2, 2, 4, 4]], np.int32)
+  found = jit_to_numpy(
+    lambda codes, lowest: codes_in_sight(codes, lowest, lookback)
+  )(codes.reshape(2, -1), lowest)
+  for row, slot in np.ndindex(2, 6):
+    want = []
+    for back in range(lookback + 1):
+      there = slot - back >= lowest[row, slot]
+      want += list(codes[row, slot - back]) if there else [-1] * queries
+    np.testing.assert_array_equal(found[row, slot], want)
