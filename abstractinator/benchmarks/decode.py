@@ -1,27 +1,38 @@
 r"""Segments decoded side by side against id after id.
 
+    python -m abstractinator.benchmarks.decode --workdir RUN --text FILE
     python -m abstractinator.benchmarks.decode
     python -m abstractinator.benchmarks.decode --config regular_pallas_512 \
       --set model.dtype=float32
 
-One row of codes, as many as make so many bytes, goes through the same expander
-both ways: all segments at once, in as many steps as the longest segment has,
-and in a loop over the ids of the row. A level of random weights, of the size of
-`benchmarks.generate`, or that of a config; it ends segments where it likes, so
-the bytes are those that came. The two take turns, in float32 with products in
-full, else they would not decode the same.
+One row of codes, of so many bytes, goes through the same expander both ways:
+many segments at once, and in a loop over the ids of the row, one after the
+other with a cache. The codes are those of a text, read by the first level of a
+run. Without a run they are random vectors, none there twice, of random weights,
+of the size of `benchmarks.generate` or of a config: these end segments where
+they like, so the bytes are those that come.
+
+What is decoded is the same. The two take turns, in float32 with products in
+full, else they might not be. "Bound" is the time that the products of the
+parameters of the blocks with each decoded id take at the fastest rate of this
+machine, and the loop's time over it: what is left to gain.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
+import pathlib
 import platform
 import statistics
+from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.api import TrainedLevel
 from abstractinator.benchmarks import table, timing, turns
 from abstractinator.benchmarks.generate import (
   add_model,
@@ -29,87 +40,206 @@ from abstractinator.benchmarks.generate import (
   make_level,
   make_variables,
 )
+from abstractinator.modules.expander_codes import codes_in_sight, decode_codes
 from abstractinator.modules.expander_decode import decode_rows
-from abstractinator.modules.expander_lanes import decode_segments
+from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.training.model import make_model
+from abstractinator.training.trained import read_trained
+from abstractinator.types import Array, PyTree
 
 
-def programs(model, variables, slots, size):
-  """Compiled functions of codes' vectors, by name, and those vectors."""
-  config = model.config.levels[0]
-  shape = (1, slots, config.d_model)
-  rng = np.random.default_rng(0)
-  memory_BUD = jnp.asarray(rng.normal(size=shape), jnp.float32)
-  lowest_BP = jnp.zeros((1, slots), jnp.int32)
-  is_valid_BP = jnp.ones((1, slots), bool)
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What is decoded.
 
-  def side_by_side(model, memory_BUD):
-    return decode_segments(
-      model.levels[0].expander, memory_BUD, is_valid_BP, lowest_BP
-    )
+  Attributes:
+    model: Its first level decodes.
+    variables: Of the model.
+    codes_BU: [1, U] int32.
+    vectors: Of all codes; None for those of the level.
+  """
 
-  def one_by_one(model, memory_BUD):
-    return decode_rows(
-      model.levels[0], memory_BUD, is_valid_BP, lowest_BP, size
-    )
+  model: AbstractinatorPyramid
+  variables: PyTree
+  codes_BU: Array
+  vectors: Array | None = None
 
-  compiled = {}
-  for method in (side_by_side, one_by_one):
-    run = jax.jit(functools.partial(model.apply, method=method))
-    compiled[method.__name__] = run.lower(variables, memory_BUD).compile()
-  return compiled, memory_BUD
+  def compiled(self, size: int) -> dict[str, Callable[[], tuple]]:
+    """Both ways, by name; a row has at most so many ids."""
+    level = self.model.config.levels[0]
+    shape = 1, self.codes_BU.shape[1] // level.pooling.num_queries
+    is_valid_BP, lowest_BP = jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32)
+
+    def lookup(level, codes_BU):
+      if self.vectors is None:
+        return level.compressor.quantizer.lookup(codes_BU)
+      return self.vectors[codes_BU]
+
+    def side_by_side(model, codes_BU):
+      level = model.levels[0]
+      of_level = functools.partial(lookup, level)
+      return decode_codes(
+        level.expander, of_level, codes_BU, is_valid_BP, lowest_BP
+      )
+
+    def one_by_one(model, codes_BU):
+      level = model.levels[0]
+      vectors_BUD = lookup(level, codes_BU)
+      return decode_rows(level, vectors_BUD, is_valid_BP, lowest_BP, size)
+
+    runs = {}
+    for method in (side_by_side, one_by_one):
+      run = jax.jit(functools.partial(self.model.apply, method=method))
+      run = run.lower(self.variables, self.codes_BU).compile()
+      runs[method.__name__] = functools.partial(
+        run, self.variables, self.codes_BU
+      )
+    return runs
 
 
-def main() -> None:
+def of_run(workdir: str, text: bytes) -> Case:
+  """Codes of a text as one row."""
+  config, variables = read_trained(workdir)
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sequence_length=len(text) + 1),
+    model=dataclasses.replace(config.model, dtype='float32'),
+  )
+  codes_N = TrainedLevel(config, variables).encode(text, level=0).codes_N
+  model = make_model(config, jax.default_backend())
+  return Case(model, variables, jnp.asarray(codes_N)[None])
+
+
+def of_random_weights(model: AbstractinatorPyramid, num_bytes: int) -> Case:
+  """As many random codes as make so many bytes."""
+  variables = make_variables(model)
+  level = model.config.levels[0]
+
+  def of_segments(count):
+    count *= level.pooling.num_queries
+    shape = count, level.d_model
+    vectors = np.random.default_rng(0).normal(size=shape)
+    return Case(model, variables, jnp.arange(count)[None], jnp.float32(vectors))
+
+  _, length_BP = of_segments(256).compiled(1)['side_by_side']()
+  return of_segments(max(round(num_bytes / float(length_BP.mean())), 1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
   """Prints a table."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument('--workdir', help='of a run whose first level decodes')
+  parser.add_argument('--text', help='file with text, from its middle on')
   parser.add_argument('--bytes', type=int, default=4096, help='about so many')
   parser.add_argument('--repeats', type=int, default=5)
   add_model(parser)
-  args = parser.parse_args()
-  jax.config.update('jax_default_matmul_precision', 'highest')
-  model = chosen_model(parser, args) or make_level('segment')
-  if model.dtype != jnp.float32:
-    parser.error(f'model.dtype: got {model.config.dtype!r}, allowed: float32')
-  variables = make_variables(model)
-  slots = probe(model, variables, args.bytes)
-  compiled, memory_BUD = programs(model, variables, slots, 2 * args.bytes)
-  lengths, seconds = {}, {name: [] for name in compiled}
-  turns.take()
-  for i in range(args.repeats + 1):
-    for name, run in compiled.items():
-      call = functools.partial(run, variables, memory_BUD)
-      lengths[name] = np.asarray(call()[1])
-      seconds[name] += timing.seconds(call, 1) if i else []
-  np.testing.assert_array_equal(*lengths.values())
-  count = int(lengths['one_by_one'].sum())
-  longest = int(lengths['one_by_one'].max())
-  median = {name: statistics.median(s) for name, s in seconds.items()}
-  rows = [
-    {
-      'decoded': name,
-      'bytes': count,
-      'segments': slots,
-      'steps': longest if name == 'side_by_side' else count,
-      'ms': median[name] * 1e3,
-      'x': median['one_by_one'] / median[name],
-    }
-    for name in compiled
-  ]
-  device = jax.devices()[0].device_kind
+  args = parser.parse_args(argv)
+  with jax.default_matmul_precision('highest'):
+    rows = measure(_case(parser, args), 2 * args.bytes, args.repeats)
   print(
-    f'{platform.machine()}, {os.cpu_count()} cores, {device},'
-    f' jax {jax.__version__}\n'
+    f'{platform.machine()}, {os.cpu_count()} cores,'
+    f' {jax.devices()[0].device_kind}, jax {jax.__version__}\n'
   )
   print(table.markdown(rows))
 
 
-def probe(model, variables, num_bytes):
-  """How many segments make so many bytes."""
-  compiled, memory_BUD = programs(model, variables, 256, 1)
-  _, length_BP = compiled['side_by_side'](variables, memory_BUD)
-  return max(round(num_bytes / float(np.asarray(length_BP).mean())), 1)
+def measure(case: Case, size: int, repeats: int) -> list[dict]:
+  """A line of the table for each way.
+
+  Args:
+    case: What is decoded.
+    size: Ids that a row has at most.
+    repeats: Calls that are timed, of each.
+
+  Raises:
+    AssertionError: If not the same is decoded.
+  """
+  runs = case.compiled(size)
+  outputs, seconds = {}, {name: [] for name in runs}
+  turns.take()
+  for i in range(repeats + 1):
+    for name, run in runs.items():
+      outputs[name] = jax.device_get(run())
+      seconds[name] += timing.seconds(run, 1) if i else []
+  for found, want in zip(*outputs.values(), strict=True):
+    np.testing.assert_array_equal(found, want)
+  median = {name: statistics.median(s) for name, s in seconds.items()}
+  return _rows(case, outputs['one_by_one'][1], median)
+
+
+def _case(parser, args) -> Case:
+  if (args.workdir is None) != (args.text is None):
+    parser.error('--workdir and --text: got one of them, allowed: both')
+  if args.workdir is None:
+    model = chosen_model(parser, args) or make_level('segment')
+    if model.dtype != jnp.float32:
+      parser.error(f'model.dtype: got {model.config.dtype!r}, allowed: float32')
+    return of_random_weights(model, args.bytes)
+  if args.config is not None:
+    parser.error('--config: got one with --workdir, which has its own')
+  try:
+    text = pathlib.Path(args.text).read_bytes()
+    middle = len(text) // 2
+    return of_run(args.workdir, text[middle : middle + args.bytes])
+  except (OSError, ValueError) as error:
+    parser.error(str(error))
+
+
+def _rows(case, length_BP, seconds) -> list[dict]:
+  level = case.model.config.levels[0]
+  lowest_BP = jnp.zeros(length_BP.shape, jnp.int32)
+  seen_BPK = codes_in_sight(case.codes_BU, lowest_BP, level.expander.lookback)
+  _, first = np.unique(np.asarray(seen_BPK[0]), axis=0, return_index=True)
+  ids = {
+    'side_by_side': int(length_BP[0, first].sum()),
+    'one_by_one': int(length_BP.sum()),
+  }
+  params = case.variables['params']
+  params = params.get('level_0', params)['expander']
+  blocks = sum(
+    x.size
+    for name in params
+    if name.startswith('block')
+    for x in jax.tree.leaves(params[name])
+  )
+  rate = timing.matmul_rate(jnp.float32)
+  loop = seconds['one_by_one']
+  return [
+    {
+      'decoded': name,
+      'd_model': level.d_model,
+      'bytes': ids['one_by_one'],
+      'segments': length_BP.size if name == 'one_by_one' else len(first),
+      'ids': ids[name],
+      'steps': _steps(case) if name == 'side_by_side' else ids[name],
+      'ms': 1e3 * seconds[name],
+      'x': loop / seconds[name],
+      'bound, x': loop * rate / (2 * blocks * ids[name]),
+    }
+    for name in seconds
+  ]
+
+
+def _steps(case: Case) -> int:
+  """How often the expander is called to decode side by side."""
+  count = 0
+
+  def counted(call, args, kwargs, context):
+    if context.method_name == 'greedy':
+      jax.debug.callback(count_one)
+    return call(*args, **kwargs)
+
+  def count_one():
+    nonlocal count
+    count += 1
+
+  with nn.intercept_methods(counted):
+    run = case.compiled(1)['side_by_side']
+  jax.block_until_ready(run())
+  jax.effects_barrier()
+  return count
 
 
 if __name__ == '__main__':

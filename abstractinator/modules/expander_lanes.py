@@ -13,8 +13,10 @@ from abstractinator.types import Array, Special
 # run at its full speed, on an accelerator of many times as many.
 _MOST_LANES = {'cpu': 256}
 _MOST_LANES_ELSEWHERE = 16384
-# Fewer are left as they are: each width is one more program to compile.
-_FEW_LANES = 64
+# Parts of the lanes that are enough in the end, one after the other. Each is
+# one more program to compile, and less than so many lanes are as few as one.
+_PARTS = (1, 2, 8)
+_FEW_LANES = 32
 
 
 @flax.struct.dataclass
@@ -53,7 +55,7 @@ def decode_segments(
 
   Each row has lanes, and each lane a segment; when that is done the next one
   that none has. With a lane for each, no more steps are taken than the longest
-  segment has ids, at most `max_length`. When no segment waits, and a quarter of
+  segment has ids, at most `max_length`. When no segment waits, and a part of
   the lanes of each row holds all that are left, the steps to come are of those
   lanes only.
 
@@ -139,10 +141,10 @@ def decode_segments(
 def _widths(batch: int, slots: int) -> list[int]:
   """How many lanes a row has, at first and when few segments are left."""
   most = _MOST_LANES.get(jax.default_backend(), _MOST_LANES_ELSEWHERE)
-  widths = [min(slots, max(most // batch, 1))]
-  while len(widths) < 3 and batch * widths[-1] >= 4 * _FEW_LANES:
-    widths.append(-(-widths[-1] // 4))
-  return sorted(set(widths), reverse=True)
+  width = min(slots, max(most // batch, 1))
+  widths = {-(-width // part) for part in _PARTS}
+  is_enough = [w for w in widths if batch * w >= _FEW_LANES or w == width]
+  return sorted(is_enough, reverse=True)
 
 
 def _narrow(state: Lanes, width: int) -> Lanes:

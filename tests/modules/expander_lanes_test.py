@@ -77,7 +77,7 @@ def test_with_a_lane_for_each_steps_are_those_of_the_longest(decoder):
 
 @pytest.mark.parametrize(
   ('most', 'few', 'widths'),
-  [(32, 99, [16]), (96, 99, [48]), (64, 4, [32, 8, 2]), (1, 99, [1])],
+  [(32, 99, [16]), (96, 99, [48]), (64, 8, [32, 16, 4]), (1, 99, [1])],
 )
 def test_few_lanes_decode_the_same(decoder, most, few, widths):
   is_valid = np.ones((ROWS, SLOTS), bool)
@@ -111,8 +111,9 @@ def test_how_many_lanes(monkeypatch):
   monkeypatch.setitem(expander_lanes._MOST_LANES, 'cpu', 1000)
   monkeypatch.setattr(expander_lanes, '_FEW_LANES', 50)
   widths = expander_lanes._widths
-  assert widths(1, 100) == [100]
-  assert widths(4, 49) == [49]
-  assert widths(4, 50) == [50, 13]
-  assert widths(1, 4095) == [1000, 250, 63]
+  assert widths(1, 49) == [49]
+  assert widths(1, 100) == [100, 50]
+  assert widths(4, 100) == [100, 50, 13]
+  assert widths(1, 4095) == [1000, 500, 125]
+  assert widths(2, 4095) == [500, 250, 63]
   assert widths(2000, 4096) == [1]
