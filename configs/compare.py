@@ -3,7 +3,7 @@
     python train.py --config=configs/compare.py:entropy_delta,vq,segment
 
 Hardware: 2 CPU cores, about a minute. Parameters: 449,664. Expect: 6.07 MB of
-state, 5.40 GFLOP a step. All cells are in `docs/results.md`. The arguments are
+state, 5.33 GFLOP a step. All cells are in `docs/results.md`. The arguments are
 a segmentation rule, a quantizer (vq, rvq, fsq) and the context of the expander
 (segment, window). All cells have the same widths, steps and data, 4.5 bytes to
 a segment, and about 1024 codes; `python -m abstractinator.benchmarks.compare`

@@ -3,7 +3,7 @@
     python train.py
 
 Hardware: 2 CPU cores, under 6 minutes. Parameters: 944,832. Expect: 12.0 MB of
-state, 22.5 GFLOP a step. On held-out documents the entropy model ends near 2.2
+state, 22.2 GFLOP a step. On held-out documents the entropy model ends near 2.2
 bits/byte and the expander near 1.5, with 4.5 bytes to a segment and every code
 in use. Every setting of a run stands here once; the other files edit it.
 Lengths are in ids (bytes at the first level), entropies in bits, intervals in

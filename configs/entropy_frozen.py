@@ -5,7 +5,7 @@
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
 
 Hardware: 2 CPU cores, about a minute each. Parameters: 244,480. Expect: 3.02 MB
-of state, 2.61 GFLOP a step. Its entropy model stays at the bits/byte it came
+of state, 2.58 GFLOP a step. Its entropy model stays at the bits/byte it came
 with.
 """
 

@@ -3,7 +3,7 @@
     python train.py --config=configs/tiny_2level.py
 
 Hardware: 2 CPU cores, under ten minutes. Parameters: 748,066. Expect: 9.04 MB
-of state, 7.85 GFLOP a step. One after the other: the first level learns, then
+of state, 7.83 GFLOP a step. One after the other: the first level learns, then
 the second on its codes, then the top LM on those, so that codes keep their
 meaning once something predicts them. A code of the first level is 1.5 bytes,
 one of the second 1.34 codes: even strides, because codes that begin at jumps of

@@ -117,6 +117,7 @@ class HierarchyLevel:
     def run(pyramid):
       level, codebooks = self._parts(pyramid)
       vectors_NUD = level.compressor.quantizer.lookup(codes_NU)
+      remembered = level.expander.remember(vectors_NUD)
       own_N1 = jnp.full_like(lowest_N, self.lookback)[:, None]
       x_ND, new = level.expander.step(
         fed_N,
@@ -124,7 +125,7 @@ class HierarchyLevel:
         jnp.zeros_like(fed_N),
         cache,
         is_active_N,
-        (vectors_NUD, own_N1, lowest_N[:, None]),
+        (remembered, own_N1, lowest_N[:, None]),
         codebooks,
       )
       predicted = level.expander.vocabulary.predict(x_ND, None, codebooks)

@@ -73,7 +73,7 @@ class Decoder:
 
     self.compress = compiled('compress_all')
     self.expander_steps = [
-      compiled(lambda m, *a, level=level: m.levels[level].expander.step(*a))
+      compiled(lambda m, *a, level=level: _step(m.levels[level].expander, *a))
       for level in range(2)
     ]
     self.predict = [
@@ -201,6 +201,12 @@ def _start(model):
     model.top_lm.init_cache(1, 4 * SIZE),
     model.top_lm.start_state(1),
   )
+
+
+def _step(expander, fed, offset, group, cache, active, memory, books):
+  vectors, *where = memory
+  memory = expander.remember(vectors), *where
+  return expander.step(fed, offset, group, cache, active, memory, books)
 
 
 def _predicted(expander, x, ids, books):
