@@ -13,9 +13,7 @@ of the size of `benchmarks.generate` or of a config: these end segments where
 they like, so the bytes are those that come.
 
 What is decoded is the same. The two take turns, in float32 with products in
-full, else they might not be. "Bound" is the time that the products of the
-parameters of the blocks with each decoded id take at the fastest rate of this
-machine, and the loop's time over it: what is left to gain.
+full, else it might not be.
 """
 
 import argparse
@@ -64,10 +62,11 @@ class Case:
   codes_BU: Array
   vectors: Array | None = None
 
-  def compiled(self, size: int) -> dict[str, Callable[[], tuple]]:
-    """Both ways, by name; a row has at most so many ids."""
+  def compiled(self, *names: str) -> dict[str, Callable[[], tuple]]:
+    """Of the ways, by name."""
     level = self.model.config.levels[0]
     shape = 1, self.codes_BU.shape[1] // level.pooling.num_queries
+    most = shape[1] * level.segmentation.max_length
     is_valid_BP, lowest_BP = jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32)
 
     def lookup(level, codes_BU):
@@ -85,10 +84,12 @@ class Case:
     def one_by_one(model, codes_BU):
       level = model.levels[0]
       vectors_BUD = lookup(level, codes_BU)
-      return decode_rows(level, vectors_BUD, is_valid_BP, lowest_BP, size)
+      return decode_rows(level, vectors_BUD, is_valid_BP, lowest_BP, most)
 
     runs = {}
     for method in (side_by_side, one_by_one):
+      if method.__name__ not in names:
+        continue
       run = jax.jit(functools.partial(self.model.apply, method=method))
       run = run.lower(self.variables, self.codes_BU).compile()
       runs[method.__name__] = functools.partial(
@@ -121,7 +122,7 @@ def of_random_weights(model: AbstractinatorPyramid, num_bytes: int) -> Case:
     vectors = np.random.default_rng(0).normal(size=shape)
     return Case(model, variables, jnp.arange(count)[None], jnp.float32(vectors))
 
-  _, length_BP = of_segments(256).compiled(1)['side_by_side']()
+  _, length_BP = of_segments(256).compiled('side_by_side')['side_by_side']()
   return of_segments(max(round(num_bytes / float(length_BP.mean())), 1))
 
 
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   add_model(parser)
   args = parser.parse_args(argv)
   with jax.default_matmul_precision('highest'):
-    rows = measure(_case(parser, args), 2 * args.bytes, args.repeats)
+    rows = measure(_case(parser, args), args.repeats)
   print(
     f'{platform.machine()}, {os.cpu_count()} cores,'
     f' {jax.devices()[0].device_kind}, jax {jax.__version__}\n'
@@ -145,18 +146,17 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(table.markdown(rows))
 
 
-def measure(case: Case, size: int, repeats: int) -> list[dict]:
+def measure(case: Case, repeats: int) -> list[dict]:
   """A line of the table for each way.
 
   Args:
     case: What is decoded.
-    size: Ids that a row has at most.
     repeats: Calls that are timed, of each.
 
   Raises:
     AssertionError: If not the same is decoded.
   """
-  runs = case.compiled(size)
+  runs = case.compiled('side_by_side', 'one_by_one')
   outputs, seconds = {}, {name: [] for name in runs}
   turns.take()
   for i in range(repeats + 1):
@@ -196,16 +196,6 @@ def _rows(case, length_BP, seconds) -> list[dict]:
     'side_by_side': int(length_BP[0, first].sum()),
     'one_by_one': int(length_BP.sum()),
   }
-  params = case.variables['params']
-  params = params.get('level_0', params)['expander']
-  blocks = sum(
-    x.size
-    for name in params
-    if name.startswith('block')
-    for x in jax.tree.leaves(params[name])
-  )
-  rate = timing.matmul_rate(jnp.float32)
-  loop = seconds['one_by_one']
   return [
     {
       'decoded': name,
@@ -215,8 +205,7 @@ def _rows(case, length_BP, seconds) -> list[dict]:
       'ids': ids[name],
       'steps': _steps(case) if name == 'side_by_side' else ids[name],
       'ms': 1e3 * seconds[name],
-      'x': loop / seconds[name],
-      'bound, x': loop * rate / (2 * blocks * ids[name]),
+      'x': seconds['one_by_one'] / seconds[name],
     }
     for name in seconds
   ]
@@ -236,7 +225,7 @@ def _steps(case: Case) -> int:
     count += 1
 
   with nn.intercept_methods(counted):
-    run = case.compiled(1)['side_by_side']
+    run = case.compiled('side_by_side')['side_by_side']
   jax.block_until_ready(run())
   jax.effects_barrier()
   return count

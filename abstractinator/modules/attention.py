@@ -152,7 +152,7 @@ class Attention(nn.Module):
     """
     if lookback or rows_per_slot > 1:
       slot_U = jnp.arange(memory_BUD.shape[1]) // rows_per_slot
-      return self.project_memory(memory_BUD, slot_U)
+      return self.project_memory(memory_BUD, _positions(slot_U, lookback))
     _, v = self.project_memory(memory_BUD, None)
     # One value that all heads share is the value of each.
     shape = (*v.shape[:2], self.num_heads, v.shape[3])
@@ -182,8 +182,9 @@ class Attention(nn.Module):
       [B, T, D] of the compute type.
     """
     k, v = remembered
+    position_BT = _positions(index_BT, lookback)
     out = segment_cross_attention(
-      None if k is None else self.project_query(x_BTD, index_BT),
+      None if k is None else self.project_query(x_BTD, position_BT),
       k,
       v,
       index_BT=index_BT,
@@ -194,6 +195,11 @@ class Attention(nn.Module):
       implementation=self.implementation.segment_cross,
     )
     return out[:, :, 0] if k is None else self.merge(out)
+
+
+def _positions(slot: Array, lookback: int) -> Array:
+  """Of slots; the same for all without a distance, to be free of rounding."""
+  return slot if lookback else jnp.zeros_like(slot)
 
 
 class RegularAttention(Attention):

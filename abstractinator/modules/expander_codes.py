@@ -24,13 +24,14 @@ def decode_codes(
 
   Of segments of a row that see the same codes, which become the same ids, one
   is decoded. With a lookback of 0, where a segment sees its own codes only, of
-  all rows that a device has.
+  all rows that a device has. With another one, scores depend on positions of
+  codes, rounded as the compute type is: in bfloat16 it may matter which one.
 
   Args:
     expander: With `context='segment'` and `ends='head'`.
     lookup: Codes to their vectors, [..., D].
     codes_BU: [B, U] int32, those of a slot side by side.
-    is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
+    is_valid_BP: [B, P] bool, slots with a segment.
     lowest_BP: [B, P] int32, first slot that each segment may see.
     codebooks: See `Vocabulary`.
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from abstractinator.modules.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.shards import num_row_shards
 from abstractinator.types import Array, Special
 
-# Lanes of all rows at first. More gain nothing: on CPU products of so many rows
+# Lanes of a device at first. More gain nothing: on CPU products of so many rows
 # run at its full speed, on an accelerator of many times as many.
 _MOST_LANES = {'cpu': 256}
 _MOST_LANES_ELSEWHERE = 16384
@@ -141,9 +142,10 @@ def decode_segments(
 def _widths(batch: int, slots: int) -> list[int]:
   """How many lanes a row has, at first and when few segments are left."""
   most = _MOST_LANES.get(jax.default_backend(), _MOST_LANES_ELSEWHERE)
-  width = min(slots, max(most // batch, 1))
+  rows = batch // num_row_shards(batch)
+  width = min(slots, max(most // rows, 1))
   widths = {-(-width // part) for part in _PARTS}
-  is_enough = [w for w in widths if batch * w >= _FEW_LANES or w == width]
+  is_enough = [w for w in widths if rows * w >= _FEW_LANES or w == width]
   return sorted(is_enough, reverse=True)
 
 

@@ -1,5 +1,7 @@
 """Segments that see the same codes are decoded once, and come back as such."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,46 @@ def test_each_slot_gets_what_its_codes_become(
   ]
   assert is_decoded.sum() == len(set(sights)) < is_valid.sum()
   assert len(set(map(tuple, ids[is_valid]))) > 1
+
+
+@pytest.mark.parametrize(('lookback', 'groups'), [(0, 4), (1, 8)])
+def test_rows_of_a_device_are_decoded_together(
+  tiny_level, monkeypatch, lookback, groups
+):
+  """On four devices as on one."""
+  level = tiny_level(expander__lookback=lookback)
+  codes = np.random.default_rng(2).integers(0, 9, (8, SLOTS)).astype(np.int32)
+  is_valid = np.arange(SLOTS) < np.array([[1], [SLOTS], [5], [9]] * 2)
+  shapes = []
+
+  def spied(expander, memory_BUD, *args):
+    shapes.append(memory_BUD.shape[:2])
+    return decode_segments(expander, memory_BUD, *args)
+
+  def decode(m, *args):
+    return decode_codes(m.expander, m.compressor.quantizer.lookup, *args)
+
+  def found(*args):
+    return jit_to_numpy(functools.partial(level.model.apply, method=decode))(
+      level.variables, *args
+    )
+
+  monkeypatch.setattr(expander_codes, 'decode_segments', spied)
+  args = codes, is_valid, np.zeros_like(codes)
+  want = found(*args)
+  mesh = jax.make_mesh(
+    (2, 2, 2),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+  rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(('data', 'fsdp')))
+  with jax.set_mesh(mesh):
+    got = found(*(jax.device_put(x, rows) for x in args))
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a, b)
+  alone = 1 if lookback == 0 else 8
+  assert shapes == [(n, 8 * SLOTS // n) for n in (alone, groups)]
+  assert len(set(want[1][is_valid])) > 1
 
 
 @pytest.mark.parametrize('lookback', [0, 2])
