@@ -48,7 +48,7 @@ def decode_codes(
     for x in (codes_BU, is_valid_BP, lowest_BP + begin_B[:, None])
   )
   seen_GPK = codes_in_sight(codes_GU, lowest_GP, lookback)
-  # An empty slot is like no other.
+  # An empty slot, which holds some code, is like none with a segment.
   first_GP = first_alike(jnp.where(is_valid_GP[..., None], seen_GPK, -2))
   is_first_GP = first_GP == jnp.arange(first_GP.shape[1])
   ids_GPL, length_GP = decode_segments(
