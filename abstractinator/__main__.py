@@ -2,6 +2,6 @@
 
 import sys
 
-from abstractinator.cli import main
+from abstractinator.cli.main import main
 
 sys.exit(main())

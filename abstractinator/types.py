@@ -1,33 +1,11 @@
-"""Dimension legend and the pytrees that cross module borders.
-
-Array names carry their axes: `x_BSD` has axes B, S, D. The legend holds in
-every file of the package.
-
-  B  rows of a batch                S  ids in a row (a level's own sequence)
-  P  segment slots of a row         T  queries of a generic attention op
-  Q  codes of a segment, one of each learned query
-  U  codes of a row: P x Q, those of a segment side by side
-  D  model width                    H  attention heads
-  A  query/key width per head       E  value width per head
-  G  heads of keys or of values: H, or 1 that all heads share
-  W  slots of a cache of keys       (a ring, or as many as ids can come)
-  F  feed-forward hidden width      V  ids a level can predict
-  K  codebook entries               C  width of the code space
-  N  flattened rows (any product)   R  vectors in the reset reservoir
-  L  ids of one segment (max_length)
-  M  stages of a quantizer, digits of a code
-  J  components of a Gaussian mixture
-  Y  width of a top LM, whose D is that of the vectors of codes
-
-Booleans are True for real, visible, kept. Units stand in names (`_bits`,
-`_nats`, `_bytes`, `_steps`).
-"""
+"""Bytes as ids: 0..255 are the bytes, BOS, EOS and PAD come after them."""
 
 import enum
 from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -95,3 +73,54 @@ class Mean:
 
   total: Array
   count: Array
+
+
+NUM_BYTES = 256
+BOS_ID = NUM_BYTES + Special.BOS
+EOS_ID = NUM_BYTES + Special.EOS
+PAD_ID = NUM_BYTES + Special.PAD
+VOCAB_SIZE = NUM_BYTES + len(Special)
+
+
+def bytes_to_ids(
+  document: bytes | bytearray, *, add_eos: bool = True
+) -> np.ndarray:
+  """Turns a document into ids.
+
+  Args:
+    document: Any bytes; nothing is interpreted.
+    add_eos: Whether to append EOS.
+
+  Returns:
+    [len(document) + add_eos] int32.
+
+  Raises:
+    TypeError: If it is no bytes: an array would be read as raw memory.
+  """
+  if not isinstance(document, (bytes, bytearray)):
+    raise TypeError(f'document: got {type(document).__name__}, allowed: bytes')
+  ids = np.frombuffer(document, np.uint8).astype(np.int32)
+  return np.append(ids, np.int32(EOS_ID)) if add_eos else ids
+
+
+def ids_to_bytes(ids: np.ndarray) -> bytes:
+  """Turns ids back into bytes: everything before the first EOS, no specials.
+
+  Args:
+    ids: [n] integer ids in 0..VOCAB_SIZE-1.
+
+  Returns:
+    The bytes; BOS and PAD are left out.
+
+  Raises:
+    ValueError: If an id is outside the vocabulary.
+  """
+  ids = np.asarray(ids)
+  if ids.size and (ids.min() < 0 or ids.max() >= VOCAB_SIZE):
+    raise ValueError(
+      f'ids must be in 0..{VOCAB_SIZE - 1}, got {ids.min()}..{ids.max()}'
+    )
+  (ends,) = np.nonzero(ids == EOS_ID)
+  if ends.size:
+    ids = ids[: ends[0]]
+  return ids[ids < NUM_BYTES].astype(np.uint8).tobytes()

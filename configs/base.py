@@ -3,8 +3,8 @@
     python train.py --config=configs/base.py --config.data.train='texts/*.jsonl'
 
 Hardware: one GPU of 80 GB or a TPU slice. Parameters: 147,918,848. Expect: 1.79
-GB of state, 10.5 TFLOP a step. What the other configs of its sizes share stands
-here: `resize`, `get_top_lm` and `get_run`.
+GB of state, 10.5 TFLOP a step. The functions here are shared by the other
+configs of such sizes.
 """
 
 import ml_collections
@@ -15,7 +15,7 @@ from configs import default
 def get_latent(
   kv_dim: int, query_dim: int, retrieval_dim: int
 ) -> ml_collections.ConfigDict:
-  """Multi-head latent attention of these widths."""
+  """Multi-head latent attention of the given widths."""
   attention = default.get_attention()
   attention.update(
     form='mla',
@@ -38,12 +38,13 @@ def resize(
   """Gives a level the sizes of an experiment.
 
   Args:
-    level: From `default.get_level` or `default.get_upper_level`; changed.
-    d_model: D of all parts.
-    num_heads: Of all parts.
-    window: Of the entropy model and of the encoder.
-    layers: Of the entropy model, the encoder and the expander.
-    attention: Of all parts; regular if None.
+    level: Level from `default.get_level` or `default.get_upper_level`; changed
+      in place.
+    d_model: Model width D.
+    num_heads: Attention heads H of each stack.
+    window: Window of the entropy model, the encoder and the expander, in ids.
+    layers: Number of blocks of the entropy model, the encoder and the expander.
+    attention: Attention of each stack; regular if None.
 
   Returns:
     The level.
@@ -59,7 +60,7 @@ def resize(
   level.pooling.num_heads = num_heads
   level.segmentation.max_length = 32
   level.quantizer.codebook_size = 8192
-  # So wide, with so many codes, as in the original.
+  # The width that the original has with this number of codes.
   level.quantizer.code_dim = 64
   level.quantizer.decay = 0.99
   level.quantizer.reset_interval_steps = 100
@@ -74,7 +75,7 @@ def get_top_lm(
   num_heads: int,
   attention: ml_collections.ConfigDict | None = None,
 ) -> ml_collections.ConfigDict:
-  """A top LM that sees all codes of a document."""
+  """A top LM that attends to all codes of a document."""
   top_lm = default.get_top_lm()
   top_lm.d_model = d_model
   top_lm.stack.update(
@@ -95,7 +96,7 @@ def get_run(
 ) -> ml_collections.ConfigDict:
   """A run of the original's length and schedule.
 
-  Its data set, fineweb-edu, is not fetched: pass files by
+  The original's data set, fineweb-edu, is not downloaded: pass files by
   `--config.data.train`.
   """
   config = default.get_config()
@@ -113,6 +114,23 @@ def get_run(
   config.optimizer.learning_rate = learning_rate
   config.optimizer.warmup_steps = 1000
   return config
+
+
+def use_xla(config: ml_collections.ConfigDict) -> None:
+  """Makes XLA compute every op, on any platform."""
+  config.model.implementation.update(
+    attention='xla',
+    segment_pool='xla',
+    segment_cross='gather',
+    nearest_code='xla',
+  )
+
+
+def freeze_entropy_model(level: ml_collections.ConfigDict) -> None:
+  """Cuts segments where the entropy of a loaded, frozen model jumps."""
+  level.segmentation.rule = 'entropy_delta'
+  level.segmentation.threshold = 0.3
+  level.freeze_entropy_model = True
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -3,18 +3,18 @@
     python train.py --config=configs/compare.py:entropy_delta,vq,segment
 
 Hardware: 2 CPU cores, about a minute. Parameters: 449,664. Expect: 6.07 MB of
-state, 5.33 GFLOP a step. All cells are in `docs/results.md`. The arguments are
-a segmentation rule, a quantizer (vq, rvq, fsq) and the context of the expander
-(segment, window). All cells have the same widths, steps and data, 4.5 bytes to
-a segment, and about 1024 codes; `python -m abstractinator.benchmarks.compare`
-trains all of them.
+state, 5.33 GFLOP a step. A cell is named by a segmentation rule, a quantizer
+(vq, rvq, fsq) and the context of the expander (segment, window). All cells have
+the same widths, steps and data, 4.5 bytes to a segment, and about 1024 codes.
+`docs/results.md` has the results of all cells, and `python -m
+abstractinator.benchmarks.compare` trains them.
 """
 
 import ml_collections
 
 from configs import default
 
-# Where the calibration of a rule starts: near what it comes to.
+# Initial threshold of each rule, near the value that the calibration reaches.
 THRESHOLDS = {
   'entropy_delta': 0.3,
   'entropy_threshold': 2.0,

@@ -4,27 +4,36 @@
 
 Hardware: 2 CPU cores, under 6 minutes. Parameters: 944,832. Expect: 12.0 MB of
 state, 22.2 GFLOP a step. On held-out documents the entropy model ends near 2.2
-bits/byte and the expander near 1.5, with 4.5 bytes to a segment and every code
-in use. Every setting of a run stands here once; the other files edit it.
-Lengths are in ids (bytes at the first level), entropies in bits, intervals in
-optimizer steps.
+bits/byte and the expander near 1.5, with 4.5 bytes to a segment and all codes
+in use.
+
+This file documents every setting of a run; the other files of `configs/` edit
+its values. Each setting is described by the comment above it, with its unit and
+the values that are allowed. Lengths and windows are in ids (bytes at the first
+level, codes above), intervals in optimizer steps, entropies in bits.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_attention() -> ml_collections.ConfigDict:
-  """How a stack makes its queries, keys and values."""
+  """Attention of a stack."""
   return ml_collections.ConfigDict(
     dict(
-      # 'regular', or 'mla': keys and values out of one narrow latent vector an
-      # id; a cache holds it, for all heads, in the place of values.
+      # Form of attention. 'regular': each head has its own keys and values.
+      # 'mla' (multi-head latent attention): the keys and values of all heads
+      # come from one narrow latent vector an id, which is all a cache holds
+      # besides the keys.
       form='regular',
-      # Of 'mla' only: width of that latent, of the compressed query of a head,
-      # and of the space scores are taken in, which is even.
-      kv_dim=ml_collections.config_dict.placeholder(int),
-      query_dim=ml_collections.config_dict.placeholder(int),
-      retrieval_dim=ml_collections.config_dict.placeholder(int),
+      # Width of the latent vector; a positive number with 'mla', else None.
+      kv_dim=placeholder(int),
+      # Width of the compressed query of a head; a positive number with 'mla',
+      # else None.
+      query_dim=placeholder(int),
+      # Width of the keys and queries that scores are computed from; a positive
+      # even number with 'mla', else None.
+      retrieval_dim=placeholder(int),
     )
   )
 
@@ -32,162 +41,224 @@ def get_attention() -> ml_collections.ConfigDict:
 def get_level() -> ml_collections.ConfigDict:
   """One level over bytes."""
   level = ml_collections.ConfigDict()
+  # Width of the vectors of the level; a multiple of the heads of its stacks.
   level.d_model = 96
 
-  # Causal transformer over ids; its entropy says where segments begin.
+  # The entropy model: a causal transformer that predicts the next id. Segments
+  # begin where its entropy says so.
   level.entropy_model = ml_collections.ConfigDict(
-    # A window of w sees w previous ids and the id itself; None sees all.
-    dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
+    dict(
+      # Number of blocks; 1 or more.
+      num_layers=2,
+      # Attention heads; a divisor of d_model. With 'regular' attention
+      # d_model / num_heads is even.
+      num_heads=3,
+      # Ids before itself that an id attends to; 1 or more, None for all ids of
+      # its document.
+      window=32,
+      # Hidden width of the feed-forward layers; 1 or more.
+      ffn_dim=288,
+    )
   )
   level.entropy_model.attention = get_attention()
   level.entropy_heads = ml_collections.ConfigDict(
     dict(
-      # Whether logits are products with the embeddings of the ids.
+      # True computes logits as products with the embeddings of the ids. False
+      # gives them a matrix of their own; above the first level only True is
+      # allowed.
       tie_to_embedding=False,
-      # Of the mixture that predicts the next id's embedding; 0 for none.
+      # Components of a Gaussian mixture that predicts the embedding of the next
+      # id; 0 for no such head.
       gaussian_components=0,
-      # Layers of its own between the stack and the mixture.
+      # Blocks between the stack and the mixture; 0 or more, 0 with no mixture.
       gaussian_layers=0,
-      # Whether its loss leaves the stack alone.
+      # True keeps the gradient of the mixture's loss out of the stack.
       gaussian_detach=False,
-      # What log variances are clipped to.
+      # Least log variance of a component, in nats; -40 to 40, and below the
+      # largest.
       gaussian_log_variance_min=-8.0,
+      # Largest log variance of a component, in nats; -40 to 40.
       gaussian_log_variance_max=8.0,
-      # Whose entropy cuts segments: 'logit', in bits, or 'gaussian', in bits
-      # per dimension; and how that distribution is filtered before, 0 and 1
-      # for not at all.
+      # Prediction whose entropy the segmentation reads: 'logit' (bits) or
+      # 'gaussian' (bits per dimension), which needs a mixture and does not go
+      # with the rule 'equal_information'.
       source='logit',
+      # Temperature of that prediction; 1e-6 or more. It divides logits, and
+      # scales the standard deviations of a mixture.
       temperature=1.0,
+      # Number of most likely ids that are kept before the entropy is taken; 0
+      # keeps all, and is the only value allowed with source 'gaussian'.
       top_k=0,
+      # Total probability of the most likely ids that are kept before the
+      # entropy is taken; above 0, at most 1. 1 keeps all, and is the only value
+      # allowed with source 'gaussian'.
       top_p=1.0,
     )
   )
   level.segmentation = ml_collections.ConfigDict(
     dict(
-      # Where an id opens a segment, decided before it is seen.
-      # 'entropy_delta': its entropy is above that of the id before by more than
-      # the threshold. 'entropy_threshold': it is above the threshold.
-      # 'equal_information': the bits of the segment so far and the entropy are
-      # above it. 'stride': after as many ids. 'space': at words; a threshold
-      # above 0 merges the short ones, one below 0 cuts the long ones, by as
-      # many ids.
+      # Rule by which an id opens a segment. It is decided before the id is
+      # seen.
+      # 'entropy_delta': the entropy exceeds that of the id before by more than
+      # the threshold, in bits.
+      # 'entropy_threshold': the entropy exceeds the threshold, in bits.
+      # 'equal_information': the surprisals of the segment so far and the
+      # entropy add up to more than the threshold, in bits.
+      # 'stride': a segment has `threshold` ids, 1 or more; a fraction is met on
+      # average.
+      # 'space': a word begins, as in SpaceByte; first level of bytes only. A
+      # threshold above 0 merges words until that many ids beyond min_length are
+      # in the segment; one below 0 cuts long words that many ids before
+      # max_length.
       rule='space',
-      # Start of the calibration, or the threshold itself without a target.
+      # Threshold of the rule, in the unit that the rule names; -1e5 to 1e5, and
+      # above 0 with 'equal_information'. The calibration starts from it.
       threshold=0.0,
-      # Mean ids per segment to calibrate to; None keeps the threshold.
-      target_length=ml_collections.config_dict.placeholder(float),
-      # How far a step moves the threshold, per relative error: bits with the
-      # entropy rules, a part of it with 'equal_information' and 'stride', parts
-      # of 4 target lengths with 'space'.
+      # Mean ids a segment that the calibration moves the threshold towards;
+      # at least capacity_length and min_length, at most max_length. None keeps
+      # the threshold.
+      target_length=placeholder(float),
+      # Change of the threshold in a step, per relative error of the mean
+      # length; above 0, at most 1. Its unit: bits with the entropy rules, the
+      # threshold itself with 'equal_information' and 'stride', 4 target lengths
+      # with 'space'.
       calibration_step=0.05,
+      # Least ids of a segment, except for the last of a document; 1 or more.
       min_length=1,
+      # Most ids of a segment; min_length or more.
       max_length=16,
-      # Slots of a row are sized for segments of this mean length.
+      # Mean ids a segment that a row has slots for; 1 to max_length. A row of n
+      # ids has ceil(n / capacity_length) slots.
       capacity_length=3.0,
     )
   )
   level.segmentation.target_length = 4.5
 
-  # Sliding-window transformer whose states are pooled per segment.
+  # The encoder: a sliding-window transformer, whose states are pooled into one
+  # or more vectors a segment. Its settings are those of `entropy_model`.
   level.encoder = ml_collections.ConfigDict(
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
   level.encoder.attention = get_attention()
   level.pooling = ml_collections.ConfigDict(
-    # Each learned query makes one vector, and so one code, of a segment.
-    dict(num_heads=3, num_queries=1)
+    dict(
+      # Heads of the attention of learned queries to the ids of a segment; a
+      # divisor of d_model.
+      num_heads=3,
+      # Learned queries; 1 or more. Each makes one code of every segment.
+      num_queries=1,
+    )
   )
   level.quantizer = ml_collections.ConfigDict(
     dict(
-      # 'vq': the nearest entry of a codebook. 'rvq': `depth` codebooks, each
-      # for what the ones before it leave. 'fsq': no codebook, one number per
-      # dimension, rounded to one of its `levels`.
+      # Kind of quantizer. 'vq': the nearest entry of a codebook. 'rvq': `depth`
+      # codebooks, each for the residual that the ones before it leave. 'fsq':
+      # no codebook; every dimension is rounded to one of a few values.
       kind='vq',
-      # Width of the space codes live in; None for d_model. 'fsq' has one
-      # dimension a level.
-      code_dim=ml_collections.config_dict.placeholder(int),
-      # Entries of a codebook.
+      # Width of codebook entries; 1 or more, None for d_model. 'fsq' ignores
+      # it: its width is the number of `levels`.
+      code_dim=placeholder(int),
+      # Entries of a codebook; 1 or more.
       codebook_size=1024,
-      # Stages of 'rvq', 1 to 4.
+      # Codebooks of 'rvq'; 1 to 4.
       depth=2,
-      # Of 'fsq'; their product is the number of codes.
+      # Values of each dimension of 'fsq', each 2 or more. Their product is the
+      # number of codes.
       levels=(8, 5, 5, 5),
-      # 'ema': entries are moving averages of their vectors. 'gradient': they
-      # are parameters, moved by the loss term `codebook`; never replaced.
+      # Learning of codebook entries. 'ema': entries are moving averages of the
+      # vectors they stand for. 'gradient': entries are parameters that the loss
+      # term `codebook` moves, and no entry is replaced; not with 'fsq'.
       codebook='ema',
-      # Whether only the direction of a vector counts.
+      # True compares directions only: vectors and entries are normalised; not
+      # with 'fsq'.
       cosine=False,
-      # 'normal': random entries that vectors of the first step replace.
-      # 'kmeans': centers of the vectors of the first step.
+      # Initial entries. 'normal': random entries, which vectors of the first
+      # step replace. 'kmeans': the k-means centers of the vectors of the first
+      # step; only with codebook 'ema', not with 'fsq'.
       start='normal',
+      # Decay of the moving averages in a step; 0 <= value < 1.
       decay=0.97,
-      # Every so many steps, codes unused for so many steps are replaced.
+      # Steps between two replacements of dead entries; 1 or more.
       reset_interval_steps=10,
+      # Steps without a use after which an entry is dead; 1 or more.
       reset_after_steps=40,
-      # So are codes used less than this fraction of the mean.
+      # Use, as a fraction of the mean use of an entry, below which an entry is
+      # dead, too; 0 <= value < 1.
       reset_usage=0.0,
-      # Entries of the first codebook that are never chosen.
+      # Entries of the first codebook that are never chosen, as numbers from 0;
+      # not with 'fsq'.
       forbidden=(),
-      # Entries of the first codebook that are never replaced.
+      # Entries of the first codebook that are never replaced, as numbers from
+      # 0; only with codebook 'ema', not with 'fsq'.
       protected=(),
     )
   )
   # The original has 64; at this size 32 measured better, see docs/results.md.
   level.quantizer.code_dim = 32
 
+  # The expander: a causal transformer that decodes ids from codes. Settings
+  # without a comment are as those of `entropy_model`.
   level.expander = ml_collections.ConfigDict(
     dict(
       num_layers=2,
       num_heads=3,
       ffn_dim=288,
-      # 'segment': an id sees the ids of its own segment, so that all segments
-      # decode at once. 'window': the last `window` ids. 'full': all ids of its
-      # document.
+      # Earlier ids that an id attends to. 'segment': those of its own segment,
+      # so that all segments decode in parallel. 'window': the last `window`
+      # ids. 'full': all ids of its document.
       context='segment',
+      # Ids before itself that an id attends to with context 'window'; 1 or
+      # more.
       window=32,
-      # How many codes before its own an id attends to.
+      # Segments before its own whose codes an id attends to; 0 or more.
       lookback=0,
-      # Who says where segments end in decoding: 'head', a head of the expander,
-      # whose bits count; 'entropy', the entropy model, run over the ids decoded
-      # so far, for free but one id after the other.
+      # Source of the ends of segments when codes are decoded. 'head': a head of
+      # the expander, whose bits count. 'entropy': the entropy model of the
+      # first level, run over the ids decoded so far; it costs no bits, but ids
+      # decode one after the other.
       ends='head',
-      # Part of the ids fed in training that are hidden, so that codes must
-      # carry the text.
+      # Fraction of the ids fed in training that are hidden, so that codes must
+      # carry the text; 0 <= value < 1.
       byte_dropout=0.0,
-      # Width of a space that ids are embedded from and compared in, by one
-      # table and one matrix both ways; None for a table of width d_model and a
-      # head of its own.
-      code_dim=ml_collections.config_dict.placeholder(int),
-      # How states and entries of that table are compared: 'dot' or 'squared',
-      # the negative squared distance.
+      # Width of a space in which ids are embedded and compared, by one table
+      # and one matrix in either direction; 1 or more. None for a table of width
+      # d_model and a separate output matrix. Above the first level: None, or
+      # the width of the codebooks below.
+      code_dim=placeholder(int),
+      # Comparison of states with the entries of that table: 'dot' product, or
+      # 'squared', the negative squared distance, which needs a code_dim.
       distance='dot',
-      # Of ids of several digits: whether a digit is compared with what the
-      # digits before it leave of the state.
+      # True compares a later digit of a code with the residual that the digits
+      # before it leave of the state. Bytes have one digit.
       residual_conditioning=True,
-      # Of ids to ids and of ids to codes.
+      # Attention of ids to ids and of ids to codes.
       attention=get_attention(),
     )
   )
 
-  # Parts of other runs. A frozen level is that of `load_base_from` below and
-  # stays as it is; so does a frozen entropy model. One that is loaded and not
-  # frozen learns on. Of the first level only.
+  # True takes the level from the run `load_base_from` and keeps its parameters
+  # and statistics as they are; at an upper level only if those below are
+  # frozen, too.
   level.freeze = False
+  # True keeps the entropy model as it is loaded; first level only.
   level.freeze_entropy_model = False
-  level.load_entropy_model_from = ml_collections.config_dict.placeholder(str)
+  # Directory of a run whose entropy model this level starts from; it learns on
+  # unless it is frozen. First level only; None for no such run.
+  level.load_entropy_model_from = placeholder(str)
   return level
 
 
 def get_upper_level() -> ml_collections.ConfigDict:
   """One level over the codes of another; lengths are in codes."""
   level = get_level()
-  # Codes are compared with what embeds them, the codebooks below.
+  # Codes are predicted by comparison with the codebooks that embed them.
   level.entropy_heads.tie_to_embedding = True
   # Codes have no words.
   level.segmentation.rule = 'entropy_delta'
   level.segmentation.target_length = 3.0
   level.segmentation.max_length = 8
-  # Of the slots of the level below, of which a part stays empty.
+  # A row of this level has all code slots of the level below, some of which
+  # stay empty.
   level.segmentation.capacity_length = 2.0
   return level
 
@@ -196,18 +267,20 @@ def get_top_lm() -> ml_collections.ConfigDict:
   """A language model over top codes: `config.model.top_lm = get_top_lm()`."""
   top_lm = ml_collections.ConfigDict(
     dict(
-      # 'discrete': cross-entropy of the digits of codes. 'continuous': squared
-      # error of their vectors.
+      # Prediction of the next code. 'discrete': cross-entropy of its digits.
+      # 'continuous': squared error of its vector.
       mode='discrete',
-      # Whether the expander of the top level also predicts ids from codes that
-      # the top LM predicts, and not only from the true ones.
+      # True trains the expander of the last level on the codes that the top LM
+      # predicts as well as on the true ones.
       expand=False,
+      # Width of the vectors of the top LM; a multiple of its heads.
       d_model=96,
+      # The transformer, with the settings of `entropy_model`. A window is in
+      # codes; None attends to all codes of a document.
       stack=dict(
         num_layers=2,
         num_heads=3,
-        # None sees all codes of a document.
-        window=ml_collections.config_dict.placeholder(int),
+        window=placeholder(int),
         ffn_dim=288,
       ),
     )
@@ -219,76 +292,96 @@ def get_top_lm() -> ml_collections.ConfigDict:
 def get_config() -> ml_collections.ConfigDict:
   """The whole run."""
   config = ml_collections.ConfigDict()
+  # Seed of every random choice; 0 or more.
   config.seed = 0
-  # 'all'; 'entropy_model': that of the first level alone, to be loaded;
-  # 'top_lm': the top LM alone, from codes of frozen levels, of which
-  # `data.train` is a directory that `abstractinator encode --data` wrote.
+  # Parts that learn. 'all': every part that is not frozen. 'entropy_model':
+  # the entropy model of a single level, for other runs to load. 'top_lm': the
+  # top LM alone, from codes of frozen levels; `data.train` is then a directory
+  # that `abstractinator encode --data` wrote.
   config.objective = 'all'
-  # Directory of the run that has the frozen levels; see `freeze` above.
-  config.load_base_from = ml_collections.config_dict.placeholder(str)
+  # Directory of the run that frozen levels come from; None without such levels.
+  config.load_base_from = placeholder(str)
 
-  # How long: passes over the data, but no more optimizer steps than this.
+  # Passes over the training data; above 0, fractions included.
   config.num_epochs = 1.0
-  config.max_steps = ml_collections.config_dict.placeholder(int)
+  # Most optimizer steps of the run; 1 or more, None for no limit.
+  config.max_steps = placeholder(int)
   config.max_steps = 700
+  # Steps between two lines of the log; 1 or more.
   config.log_interval = 20
+  # Steps between two evaluations; 1 or more.
   config.eval_interval = 250
-  # Held-out batches of an evaluation during training, and of the one at its
-  # end: rows in an order that the seed shuffles, None for all of them.
+  # Held-out batches of an evaluation during training; 1 or more. Rows come in
+  # an order that the seed shuffles.
   config.eval_batches = 16
-  config.final_eval_batches = ml_collections.config_dict.placeholder(int)
+  # Held-out batches of the evaluation at the end; 1 or more, None for all.
+  config.final_eval_batches = placeholder(int)
   config.final_eval_batches = 100
+  # Steps between two checkpoints; a multiple of log_interval.
   config.checkpoint_interval = 100
+  # Checkpoints that are kept, the latest ones; 1 or more.
   config.max_to_keep = 2
-  # Parts of a batch that a step goes through one after the other: less memory,
-  # the same step.
+  # Parts of a batch that a step processes one after the other; a divisor of
+  # data.batch_size. More parts take less memory and make the same step.
   config.microbatches = 1
 
   config.data = ml_collections.ConfigDict(
     dict(
-      # Comma-separated globs and data sets; empty for the standard library's
-      # sources. Of several corpora with weights, '0.7:GLOBS;0.3:GLOBS'.
+      # Training documents: comma-separated globs and data sets; empty for the
+      # sources of Python's standard library. '0.7:GLOBS;0.3:GLOBS' mixes
+      # corpora by weight.
       train='',
-      # Held-out files; empty to hold out a fraction of the documents above.
+      # Held-out files, as globs; empty to hold out a fraction of the training
+      # documents.
       validation='',
-      # A large part: documents differ, and a rate held on some is to hold on
-      # others.
+      # Fraction of the training documents that is held out; 0 <= value < 1, and
+      # above 0 without validation files. It is large here because documents
+      # differ, and results on a few would not hold for others.
       validation_fraction=0.2,
-      # How many ids there are: 256 for bytes. Others come from .npy files.
+      # Number of ordinary ids; 256 for bytes. Other ids come from .npy files.
       vocab_size=256,
-      # Whether a row holds as many documents as fit, or begins one and is
-      # padded.
+      # True packs as many documents into a row as fit. False begins a row with
+      # each document and pads it.
       packing=True,
+      # Ids of a row; 1 or more.
       sequence_length=256,
+      # Rows of a batch, over all devices and microbatches; 1 or more.
       batch_size=16,
+      # Threads that read batches ahead; 0 reads in the main thread.
       read_threads=2,
+      # Batches that the threads keep ready; 1 or more.
       prefetch_batches=8,
     )
   )
 
   config.model = ml_collections.ConfigDict(
     dict(
-      # Bottom first: the ids of a level are the codes of the one before.
+      # Levels, bottom first; the ids of a level are the codes of the one below.
       levels=(get_level(),),
-      # A language model over the codes of the last level, see `get_top_lm`.
-      top_lm=ml_collections.config_dict.placeholder(ml_collections.ConfigDict),
-      # Compute type; parameters and statistics are float32 always.
+      # Language model over the codes of the last level, see `get_top_lm`; None
+      # for none.
+      top_lm=placeholder(ml_collections.ConfigDict),
+      # Type of computations: 'float32' or 'bfloat16'. Parameters and statistics
+      # are always float32.
       dtype='float32',
-      # What computes each op; 'auto' goes by the platform.
+      # Implementation of each op; 'auto' chooses by the platform. The tables of
+      # docs/kernels.md say which platform supports which.
       implementation=dict(
-        # 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'.
+        # 'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn' or
+        # 'splash'.
         attention='auto',
-        # 'reference', 'xla', 'xla_deterministic' (the same bits twice, on GPU
-        # too), 'pallas', 'pallas_interpret'.
+        # 'auto', 'reference', 'xla', 'xla_deterministic' (equal bits in every
+        # run, on GPU too), 'pallas' or 'pallas_interpret'.
         segment_pool='auto',
-        # 'reference', 'gather', 'halo'.
+        # 'auto', 'reference', 'gather' or 'halo'.
         segment_cross='auto',
-        # 'reference', 'xla'.
+        # 'auto', 'reference' or 'xla'.
         nearest_code='auto',
-        # What blocks keep for the backward pass: 'none' computes nothing twice,
-        # 'dots' keeps matrix products, 'blocks' only what goes into a block.
+        # Intermediate results that blocks keep for the backward pass. 'none':
+        # all of them. 'dots': matrix products. 'blocks': the inputs of blocks.
+        # The others are computed a second time.
         remat='none',
-        # Whether the blocks of a stack are compiled once, as a loop.
+        # True compiles the blocks of a stack once, as a loop.
         scan_layers=False,
       ),
     )
@@ -296,65 +389,94 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.loss = ml_collections.ConfigDict(
     dict(
+      # Weights of the terms of the objective, 0 or more. All terms are per id
+      # of the first level. A term that a model does not have is 0. `expander`
+      # and `end` are averaged over levels, the others summed.
+      #
+      # Cross-entropy of the entropy model, in nats.
       entropy_model=1.0,
-      # Nats per dimension, where the entropy model has a Gaussian head.
+      # Negative log density of the Gaussian head, in nats per dimension; above
+      # 0 with source 'gaussian', 0 without such a head.
       gaussian=0.0,
+      # Cross-entropy of the expander, in nats.
       expander=1.0,
+      # Binary cross-entropy of the ends of segments, in nats.
       end=1.0,
+      # Squared distance of segments to their codes; it moves the segments.
       commitment=0.25,
-      # Of a codebook learned by gradient; 0 nats otherwise.
+      # Squared distance of segments to their codes; it moves the entries of a
+      # codebook that learns by gradient, and is then above 0.
       codebook=1.0,
-      # Of the top LM; those that it does not have are 0 nats. `expander` and
-      # `end` above are averaged over levels, the others summed.
+      # Cross-entropy of the codes that a discrete top LM predicts, in nats.
       top_lm_code=1.0,
+      # Squared error of the vectors that a continuous top LM predicts.
       top_lm_vector=1.0,
+      # Binary cross-entropy of the ends of documents at the top LM, in nats.
       top_lm_end=1.0,
-      # Of `top_lm.expand`.
+      # Cross-entropy of the expander from predicted codes, in nats; see
+      # `top_lm.expand`.
       top_lm_expander=0.02,
-      # A level joins the objective so many steps after the one below, and the
-      # top LM after the last; 0 trains all from the start.
+      # Steps after which the next level starts to learn, and the top LM after
+      # the last level; 0 trains all from the start. All parts must start within
+      # the run, and no level may be frozen.
       curriculum_steps=0,
-      # Whether a level stops learning as the next one joins.
+      # True stops a level when the next one starts; False while
+      # curriculum_steps is 0.
       curriculum_stops=False,
     )
   )
 
   config.optimizer = ml_collections.ConfigDict(
     dict(
-      # 'adamw', or 'muon': orthogonal updates of the matrices of blocks, and
-      # AdamW for all else.
+      # 'adamw', or 'muon': orthogonal updates of the matrices of blocks, AdamW
+      # for all other parameters.
       kind='adamw',
-      # After a linear warm-up: 'cosine' down to `final_fraction` of it at the
-      # end of the run; 'warmup_stable_decay', linearly to that in the last
-      # `decay_fraction` of the steps; 'constant'.
+      # Learning rate after a linear warm-up. 'cosine': it falls along a cosine
+      # until the end of the run. 'warmup_stable_decay': it stays, then falls
+      # linearly in the last `decay_fraction` of the steps. 'constant': it
+      # stays.
       schedule='cosine',
+      # Largest learning rate; above 0.
       learning_rate=3e-3,
+      # Learning rate at the end of the run, as a fraction of the largest; 0 to
+      # 1. 'constant' ignores it.
       final_fraction=0.1,
+      # Steps of the warm-up; 0 or more, at most those of the run.
       warmup_steps=50,
+      # Fraction of the steps in which 'warmup_stable_decay' falls; 0 to 1.
       decay_fraction=0.2,
-      # Of the parts of all levels; `compressor` is what is left of one.
+      # Factors on the learning rate of each part, above 0, for all levels.
+      # `compressor` is all of a level that is neither of the other two.
       relative_rates=dict(
         entropy_model=1.0, compressor=1.0, expander=1.0, top_lm=1.0
       ),
+      # Decoupled weight decay, times the learning rate; 0 or more. It applies
+      # to kernels, not to embeddings, scales and biases.
       weight_decay=0.01,
+      # Decay of the first moment of a gradient in a step; 0 <= value < 1.
       beta1=0.9,
+      # Decay of the second moment of a gradient in a step; 0 <= value < 1.
       beta2=0.98,
+      # Largest global norm of the gradients; above 0.
       clip_norm=1.0,
-      # Of a moving average of the parameters, per step, that evaluation and the
-      # commands use; 0 for none.
+      # Decay in a step of a moving average of the parameters, which evaluation
+      # and the commands use; 0 <= value < 1, and 0 for no average.
       ema_decay=0.0,
     )
   )
 
+  # Devices along each axis of the mesh; a positive number, or -1 on one axis
+  # for all devices that remain. `data` shares out the rows of a batch, `fsdp`
+  # rows and parameters, `tensor` heads and hidden units.
   config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
 
   config.health = ml_collections.ConfigDict(
     dict(
-      # Whether the log, TensorBoard and `health/*` of metrics.jsonl tell what
-      # may be wrong with a run, see `training/health.py`.
+      # True reports in the log, TensorBoard and `health/*` of metrics.jsonl
+      # what may be wrong with a run, see `training/health.py`.
       alarms=True,
-      # Steps before which nothing is wrong yet; a level that joins later by
-      # `loss.curriculum_steps` counts from there.
+      # Steps before the first alarm; 0 or more. For a level that starts later
+      # by `loss.curriculum_steps` they count from its start.
       after_steps=100,
     )
   )

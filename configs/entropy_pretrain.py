@@ -1,12 +1,13 @@
-"""The entropy model of a config alone, for that config to load.
+"""The entropy model of another config, trained alone for that config to load.
 
     python train.py --config=configs/entropy_pretrain.py --workdir=runs/entropy
     python train.py --config=configs/entropy_frozen.py \
       '--config.model.levels[0].load_entropy_model_from=runs/entropy'
 
 Hardware: 2 CPU cores, about a minute each. Parameters: 74,304. Expect: 892 kB
-of state, 808 MFLOP a step. It ends near 3.3 bits/byte. An argument names
-another config: `configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
+of state, 808 MFLOP a step. It ends near 3.3 bits/byte. The other config is
+`entropy_frozen`, or the one that is named after a colon, as in
+`--config=configs/entropy_pretrain.py:regular_pallas_entropy_frozen`.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""256 wide, multi-head latent attention; what suits the platform best.
+"""256 wide, multi-head latent attention, by the ops that suit the platform.
 
     python train.py --config=configs/mla_pallas.py \
       --config.data.train='texts/*.jsonl'

@@ -9,15 +9,10 @@ MB of state, 3.23 TFLOP a step.
 
 import ml_collections
 
-from configs import mla_pallas
+from configs import base, mla_pallas
 
 
 def get_config() -> ml_collections.ConfigDict:
   config = mla_pallas.get_config(widths=(64, 128, 32), batch_size=8)
-  config.model.implementation.update(
-    attention='xla',
-    segment_pool='xla',
-    segment_cross='gather',
-    nearest_code='xla',
-  )
+  base.use_xla(config)
   return config

@@ -13,7 +13,7 @@ from configs import base, default
 
 
 def get_levels(number: int) -> tuple[ml_collections.ConfigDict, ...]:
-  """So many levels, 256 wide."""
+  """Levels of width 256, bottom first."""
   bottom = base.resize(default.get_level(), 256, 8, 64, layers=(6, 4, 6))
   return (
     bottom,

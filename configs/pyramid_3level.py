@@ -14,9 +14,9 @@ from configs import pyramid_2level
 
 def get_config() -> ml_collections.ConfigDict:
   config = pyramid_2level.get_config(num_levels=3)
-  # A row of the third level is to be more than a few codes.
+  # At 2048 bytes a row, the third level would have a few codes only.
   config.data.sequence_length = 4096
   config.data.batch_size = 16
-  # Levels join one after the other, when there are codes worth learning.
+  # Each level starts when the codes below it are worth learning.
   config.loss.curriculum_steps = 2000
   return config

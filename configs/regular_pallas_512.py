@@ -1,4 +1,4 @@
-"""512 wide, with a Gaussian head beside tied logits, and a wide top LM.
+"""512 wide, with tied logits, a Gaussian head and a wide top LM.
 
     python train.py --config=configs/regular_pallas_512.py \
       --config.data.train='texts/*.jsonl'

@@ -13,13 +13,11 @@ Hardware: a TPU slice or several GPUs of 80 GB. Parameters: 101,568,000. Expect:
 
 import ml_collections
 
-from configs import regular_pallas_512
+from configs import base, regular_pallas_512
 
 
 def get_config() -> ml_collections.ConfigDict:
   config = regular_pallas_512.get_config(has_top_lm=False)
   (level,) = config.model.levels
-  level.segmentation.rule = 'entropy_delta'
-  level.segmentation.threshold = 0.3
-  level.freeze_entropy_model = True
+  base.freeze_entropy_model(level)
   return config

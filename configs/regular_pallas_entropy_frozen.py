@@ -18,7 +18,5 @@ from configs import base, default
 
 def get_config() -> ml_collections.ConfigDict:
   level = base.resize(default.get_level(), 256, 8, 64, layers=(12, 4, 2))
-  level.segmentation.rule = 'entropy_delta'
-  level.segmentation.threshold = 0.3
-  level.freeze_entropy_model = True
+  base.freeze_entropy_model(level)
   return base.get_run((level,), None, batch_size=64)

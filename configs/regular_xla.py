@@ -9,16 +9,11 @@ MB of state, 3.13 TFLOP a step.
 
 import ml_collections
 
-from configs import regular_pallas
+from configs import base, regular_pallas
 
 
 def get_config() -> ml_collections.ConfigDict:
   config = regular_pallas.get_config()
-  config.model.implementation.update(
-    attention='xla',
-    segment_pool='xla',
-    segment_cross='gather',
-    nearest_code='xla',
-  )
+  base.use_xla(config)
   config.data.batch_size = 8
   return config

@@ -1,12 +1,13 @@
-"""Settings of the run in a directory, to go on with it.
+"""The settings of a run that lies in a directory, to resume it.
 
     python train.py --config=configs/resume.py:WORKDIR
 
-is what `python train.py --workdir=WORKDIR` does on its own.
+The command `python train.py --workdir=WORKDIR` does the same.
 """
 
 import json
 import os
+from typing import Any
 
 import ml_collections
 
@@ -14,18 +15,36 @@ from configs import default
 
 
 def get_config(workdir: str) -> ml_collections.ConfigDict:
-  with open(os.path.join(workdir, 'config.json'), encoding='utf-8') as f:
+  path = os.path.join(workdir, 'config.json')
+  with open(path, encoding='utf-8') as f:
     values = json.load(f)
-  config = default.get_config()
-  levels = values['model'].pop('levels')
-  typed = []
-  for level in levels:
-    typed.append(default.get_level())
-    typed[-1].update(level)
-  top_lm = values['model'].pop('top_lm')
-  if top_lm is not None:
-    config.model.top_lm = default.get_top_lm()
-    config.model.top_lm.update(top_lm)
-  config.update(values)
-  config.model.levels = tuple(typed)
+  model = values['model']
+  model['levels'] = tuple(
+    _filled(default.get_level(), level, f'{path}: model.levels[{i}].')
+    for i, level in enumerate(model['levels'])
+  )
+  if model['top_lm'] is not None:
+    model['top_lm'] = _filled(
+      default.get_top_lm(), model['top_lm'], f'{path}: model.top_lm.'
+    )
+  return _filled(default.get_config(), values, f'{path}: ')
+
+
+def _filled(
+  config: ml_collections.ConfigDict, values: dict[str, Any], prefix: str
+) -> ml_collections.ConfigDict:
+  """Replaces every setting of a group by its stored value.
+
+  The settings of `config` have types, which a stored None lacks and flags need.
+  """
+  for name in config:
+    if name not in values:
+      raise ValueError(
+        f'{prefix}{name}: missing, allowed: all settings of configs/default.py'
+      )
+  for name, value in values.items():
+    if isinstance(config.get(name), ml_collections.ConfigDict):
+      _filled(config[name], value, f'{prefix}{name}.')
+    else:
+      config[name] = value
   return config

@@ -3,8 +3,8 @@
     python train.py --config=configs/stage1.py --workdir=runs/stage1
 
 Hardware: 2 CPU cores, about two minutes. Parameters: 244,480. Expect: 3.61 MB
-of state, 2.58 GFLOP a step. The entropy model ends near 2.4 bits/byte. Then
-`configs/stage2.py`.
+of state, 2.58 GFLOP a step. The entropy model ends near 2.4 bits/byte. Stage 2
+is `configs/stage2.py`.
 """
 
 import ml_collections

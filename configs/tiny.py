@@ -1,9 +1,9 @@
-"""A level that trains in seconds, to see every part work.
+"""A level that trains in seconds, to check that every part works.
 
     python train.py --config=configs/tiny.py
 
 Hardware: 2 CPU cores, under a minute, compilation included. Parameters: 82,304.
-Expect: 1.01 MB of state, 396 MFLOP a step. Nothing it learns is of use.
+Expect: 1.01 MB of state, 396 MFLOP a step. The trained level is of no use.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import default
 
 
 def make_small(level: ml_collections.ConfigDict, d_model: int) -> None:
-  """One layer of each stack, and twice the width in between."""
+  """Gives each stack one block, two heads and an FFN of twice the width."""
   level.d_model = d_model
   for part in (level.entropy_model, level.encoder, level.expander):
     part.num_layers = 1

@@ -1,15 +1,16 @@
-"""Two levels and a top LM, small, to see codes of codes learned.
+"""Two small levels and a top LM, which learn one after the other.
 
     python train.py --config=configs/tiny_2level.py
 
 Hardware: 2 CPU cores, under ten minutes. Parameters: 748,066. Expect: 9.04 MB
-of state, 7.83 GFLOP a step. One after the other: the first level learns, then
-the second on its codes, then the top LM on those, so that codes keep their
-meaning once something predicts them. A code of the first level is 1.5 bytes,
-one of the second 1.34 codes: even strides, because codes that begin at jumps of
-the entropy, as those of the other configs do, are the hardest to predict from
-the ones before. How well the top LM does depends on the codes that come about:
-22% below their unigram entropy, with `--config.seed=1` 27%.
+of state, 7.83 GFLOP a step. The first level learns from bytes, then the second
+from the codes of the first, then the top LM from the codes of the second. A
+part stops when the next one starts, so that codes keep their meaning. A code of
+the first level stands for 1.5 bytes, one of the second for 1.34 codes. Segments
+have even strides because codes of segments that begin at jumps of the entropy,
+as in other configs, are the hardest to predict from the codes before them. The
+cross-entropy of the top LM depends on the codes that the levels learn: it ends
+22% below their unigram entropy, and 27% with `--config.seed=1`.
 """
 
 import ml_collections
@@ -18,6 +19,7 @@ from configs import default, tiny
 
 
 def make_small(level: ml_collections.ConfigDict, stride: float) -> None:
+  """Gives a level small stacks, and segments of `stride` ids."""
   tiny.make_small(level, d_model=64)
   level.quantizer.code_dim = 16
   level.quantizer.cosine = True

@@ -1,18 +1,18 @@
-"""Every file of `configs/`: what it says of itself, and a step of it."""
+"""Every file of `configs/`: the sizes in its docstring, and a step of it."""
 
-import dataclasses
 import importlib
 
 import jax
 import pytest
 
-from abstractinator.benchmarks import named_configs, sizes
-from abstractinator.training import model_flops
+from abstractinator.benchmarks import step as benchmark
+from abstractinator.cli import config_file
+from abstractinator.training import flops
 from abstractinator.training.program import make_program
 
-NAMES = named_configs.names()
-# On a CPU, those of kernels trace the same; the others have the parts and
-# settings of those that stay, in other sizes.
+NAMES = config_file.names()
+# On a CPU, configs that differ in kernels only trace the same. The parts and
+# settings of these are in the others, in other sizes.
 SAME_STEPS = (
   'default',
   'mla_xla',
@@ -43,17 +43,17 @@ def test_there_is_a_config_for_every_experiment():
   }
 
 
-# Of the whole module, so that the state of each is traced once.
+# Module scope keeps the tests of a name together: its state is traced once.
 @pytest.mark.parametrize('name', NAMES, scope='module')
 def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   header = importlib.import_module(f'configs.{name}').__doc__
   assert f'--config=configs/{name}.py' in header or name == 'default'
   assert 'python train.py' in header
   assert '\nHardware: ' in header
-  found = sizes.measure(named_configs.load(name))
+  found = benchmark.measure_sizes(config_file.load(name))
   said = f'Parameters: {sum(found.parameters.values()):,}. Expect: '
-  said += f'{sizes.with_prefix(found.state_bytes)}B of state, '
-  said += f'{sizes.with_prefix(found.step_flops)}FLOP a step.'
+  said += f'{benchmark.with_prefix(found.state_bytes)}B of state, '
+  said += f'{benchmark.with_prefix(found.step_flops)}FLOP a step.'
   assert said in ' '.join(header.split())
 
 
@@ -68,18 +68,11 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   scope='module',
 )
 def test_a_step_keeps_the_shapes_of_the_state(name):
-  config = named_configs.load(name)
-  state = model_flops.abstract_state(config)
-  # As a loop, of which one layer is traced.
-  of_model = dataclasses.replace(
-    config.model,
-    implementation=dataclasses.replace(
-      config.model.implementation, scan_layers=True
-    ),
-  )
-  config = dataclasses.replace(config, model=of_model)
+  # As a loop, all layers of a stack are traced as one.
+  config = config_file.load(name, ['model.implementation.scan_layers=True'])
+  state = flops.abstract_state(config_file.load(name))
   program = make_program(config, 'cpu', total_steps=10_000)
-  batch = model_flops.abstract_batch(config)
+  batch = flops.abstract_batch(config)
   after, metrics = jax.eval_shape(program.step, state, batch)
   assert jax.tree.structure(after) == jax.tree.structure(state)
   for new, old in zip(
@@ -89,30 +82,29 @@ def test_a_step_keeps_the_shapes_of_the_state(name):
   assert 'loss_total' in metrics
 
 
-def test_the_command_measures_what_is_named(capsys):
-  sizes.main(['tiny', 'entropy_pretrain'])
+def test_the_command_measures_the_named_configs(capsys):
+  benchmark.main(['--sizes', 'tiny', 'entropy_pretrain'])
   tiny, entropy = capsys.readouterr().out.splitlines()
   assert tiny.startswith('tiny: Parameters: 82,304 (')
   assert 'expander 31,552' in tiny
-  # It has the entropy model of the config that loads it, and nothing else.
-  size = sizes.measure(named_configs.load('entropy_frozen')).parameters[
-    'entropy_model'
-  ]
+  # Its only part is the entropy model of the config that loads it.
+  found = benchmark.measure_sizes(config_file.load('entropy_frozen'))
+  size = found.parameters['entropy_model']
   start = 'entropy_pretrain: Parameters: '
   assert entropy.startswith(f'{start}{size:,} (entropy_model {size:,}). Expect')
 
 
-def test_a_state_is_parameters_two_moments_of_each_and_little_else():
-  found = sizes.measure(named_configs.load('entropy_pretrain'))
+def test_a_state_is_little_more_than_parameters_and_their_two_moments():
+  found = benchmark.measure_sizes(config_file.load('entropy_pretrain'))
   moments = 3 * 4 * sum(found.parameters.values())
   assert moments < found.state_bytes < 1.01 * moments
 
 
 def test_frozen_parts_have_no_moments():
-  found = sizes.measure(named_configs.load('stage2'))
+  found = benchmark.measure_sizes(config_file.load('stage2'))
   num_frozen = sum(found.parameters.values()) - found.parameters['top_lm']
   moments = 4 * (3 * found.parameters['top_lm'] + num_frozen)
-  # The codebook and its statistics.
+  # The codebook and its statistics take the rest.
   assert moments < found.state_bytes < 1.15 * moments
 
 
@@ -121,4 +113,4 @@ def test_frozen_parts_have_no_moments():
   [(82, '82.0 '), (999, '999 '), (1_234, '1.23 k'), (999_999, '1.00 M')],
 )
 def test_counts_have_three_digits(count, text):
-  assert sizes.with_prefix(count) == text
+  assert benchmark.with_prefix(count) == text

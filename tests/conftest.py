@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from tests import golden_files, xla_flags
+from tests.helpers import golden_files, xla_flags
 
 # All are read when jax is imported, which happens after this file.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

@@ -18,15 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
-from abstractinator.training import checkpoint_files
-from tests import xla_flags
+from abstractinator.runs import checkpoint
+from tests.helpers import xla_flags
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _STEPS, _INTERVAL = 30, 10
 
 
 def _start(*args: str) -> subprocess.Popen:
-  # The run is to see the machine as it is, not the tests' fake devices.
+  # The run sees the devices of the machine, not the fake ones of the tests.
   flags = xla_flags.joined('', *xla_flags.QUICK)
   return subprocess.Popen(
     [sys.executable, str(_ROOT / 'train.py'), *args],
@@ -56,7 +56,7 @@ def corpus(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def settings(corpus) -> list[str]:
-  """Of a run that draws at random and keeps every kind of statistics."""
+  """Returns flags of a run that uses rngs and all kinds of statistics."""
   level = '--config.model.levels[0]'
   return [
     f'--config={_ROOT}/configs/tiny.py',
@@ -72,7 +72,7 @@ def settings(corpus) -> list[str]:
     f'{level}.quantizer.kind=rvq',
     f'{level}.quantizer.start=kmeans',
     f'{level}.quantizer.codebook_size=16',
-    # So that codes are replaced after the checkpoint, too.
+    # Codes are then replaced after the checkpoint, too.
     f'{level}.quantizer.reset_interval_steps=4',
     f'{level}.quantizer.reset_after_steps=4',
     f'{level}.expander.byte_dropout=0.3',
@@ -92,13 +92,13 @@ def _finish(settings: list[str], workdir: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def finished(settings, tmp_path_factory) -> pathlib.Path:
-  """A run that was never stopped."""
+  """Returns the directory of a run that was not interrupted."""
   return _finish(settings, tmp_path_factory.mktemp('finished') / 'run')
 
 
 @pytest.fixture(scope='module')
 def finished_otherwise(settings, tmp_path_factory) -> pathlib.Path:
-  """Another run, of one stage and of longer rows."""
+  """Returns another finished run, of one stage and of longer rows."""
   level = '--config.model.levels[0]'
   changes = [
     f'{level}.quantizer.kind=vq',
@@ -112,20 +112,20 @@ def finished_otherwise(settings, tmp_path_factory) -> pathlib.Path:
 
 
 def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-  """Every array of a checkpoint by path, read without the model."""
-  with checkpoint_files.open_to_read(str(workdir)) as manager:
+  """Returns every array of a checkpoint by path, read without the model."""
+  with checkpoint.open_to_read(str(workdir)) as manager:
     tree = manager.item_metadata(step).state.tree
     shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
     )
-    state = checkpoint_files.read_state(manager, step, shapes)
+    state = checkpoint.read_state(manager, step, shapes)
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
   return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict]:
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  # How fast it went is all that may differ.
+  # Only the speed may differ between two runs.
   return [
     {k: v for k, v in json.loads(line).items() if not k.startswith('perf/')}
     for line in lines
@@ -167,7 +167,7 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
 )
 def test_run_resumed_elsewhere_ends_the_same(name, request, tmp_path):
   finished = request.getfixturevalue(name)
-  # What a run stopped after its second checkpoint would have left.
+  # The files that a run leaves when it is stopped after its second checkpoint.
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   (source / 'checkpoints').mkdir(parents=True)
   for name in ('config.json', f'checkpoints/{2 * _INTERVAL}'):
@@ -244,6 +244,8 @@ def test_tensorboard_reads_the_run(finished):
     (['--config.model.levels[7].d_model=5'], 'unknown setting'),
     (['--config.model.levels[0].quantizer.levels=(5,1)'], 'quantizer.levels'),
     (['--config=/nowhere.py'], '/nowhere.py'),
+    (['--config=huge'], "config: got 'huge', allowed: a Python file, base"),
+    (['--num_processes=two'], '--num_processes=two'),
     (['--resume_from=/nowhere'], '/nowhere'),
     (
       [
@@ -308,7 +310,7 @@ def test_run_that_cannot_go_on_is_left_as_it_is(
   if spoil is not None:
     spoil(workdir)
   before = _snapshot(workdir)
-  # A space between flag and value is as good as an equals sign.
+  # A space may stand between a flag and its value.
   code, _, err = _run('--workdir', str(workdir), *args)
   assert code == 2
   (line,) = err.splitlines()

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import flex_attention, op
 from abstractinator.ops.attention import attention
 from abstractinator.ops.attention.support import SUPPORT
+from abstractinator.runs import huge_pages
 from abstractinator.types import Array
 
 _DENSE = ('reference', 'jax.nn')

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import (
   ImplementationConfig,
   LearningRatesConfig,
@@ -16,14 +15,14 @@ from abstractinator.config import (
   ModelConfig,
   OptimizerConfig,
 )
-from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.runs.state import initial_state
 from abstractinator.training.flops import training_flops
-from abstractinator.training.objective import OBJECTIVES
 from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.state import initial_state
 from abstractinator.training.step import train_step
-from abstractinator.types import Batch
+from abstractinator.types import NUM_BYTES, Batch
 
 _AUTO = ImplementationConfig.everywhere('auto')
 

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import named_configs, table, timing, turns
 from abstractinator.benchmarks.baseline import random_batch
 from abstractinator.config import RunConfig
-from abstractinator.training.chips import chip_of
+from abstractinator.runs import huge_pages
+from abstractinator.runs.chips import chip_of
 from abstractinator.training.flops import training_flops
 from abstractinator.training.program import make_program
 

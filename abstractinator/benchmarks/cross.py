@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import op
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.ops.segment_cross.support import SUPPORT
+from abstractinator.runs import huge_pages
 
 
 def problem(

@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.api import TrainedLevel
 from abstractinator.benchmarks import table, timing, turns
 from abstractinator.benchmarks.generate import (
   add_model,
@@ -38,11 +37,11 @@ from abstractinator.benchmarks.generate import (
   make_level,
   make_variables,
 )
-from abstractinator.modules.expander_codes import codes_in_sight, decode_codes
-from abstractinator.modules.expander_decode import decode_rows
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.training.model import make_model
-from abstractinator.training.trained import read_trained
+from abstractinator.decoding.lanes import codes_in_sight, decode_codes
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.decoding.rows import decode_rows
+from abstractinator.inference import TrainedPyramid
+from abstractinator.runs.load import read_trained
 from abstractinator.types import Array, PyTree
 
 
@@ -106,7 +105,7 @@ def of_run(workdir: str, text: bytes) -> Case:
     data=dataclasses.replace(config.data, sequence_length=len(text) + 1),
     model=dataclasses.replace(config.model, dtype='float32'),
   )
-  codes_N = TrainedLevel(config, variables).encode(text, level=0).codes_N
+  codes_N = TrainedPyramid(config, variables).encode(text, level=0).codes_N
   model = make_model(config, jax.default_backend())
   return Case(model, variables, jnp.asarray(codes_N)[None])
 

@@ -35,14 +35,12 @@ import numpy as np
 
 from abstractinator.benchmarks import named_configs, timing, turns
 from abstractinator.benchmarks.baseline import LEVEL
-from abstractinator.byte_vocab import NUM_BYTES, PAD_ID
 from abstractinator.config import ImplementationConfig, ModelConfig
-from abstractinator.generation import programs
-from abstractinator.generation.options import Options
-from abstractinator.modules.pyramid import AbstractinatorPyramid
+from abstractinator.decoding import continue_texts
+from abstractinator.decoding.options import Options
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.ops.implementation import resolve_implementations
-from abstractinator.training.model import make_model
-from abstractinator.types import Batch, PyTree
+from abstractinator.types import NUM_BYTES, PAD_ID, Batch, PyTree
 
 _ORIGINAL_MS = {128: 28.0, 512: 78.0, 2048: 1332.0}
 _LONGEST = 1 << 16
@@ -129,7 +127,7 @@ def _reading_ms(model, variables, length) -> float:
   (level,), params = model.config.levels, variables['params']
   count = _size(params['expander'])
   if level.expander.context == 'segment':
-    count /= programs.SLOTS
+    count /= continue_texts.SLOTS
   # A step of the top LM makes a code.
   codes = level.pooling.num_queries / length
   count += _size(params.get('top_lm', {})) * codes
@@ -141,7 +139,10 @@ def _size(params) -> int:
 
 
 def _programs() -> int:
-  return programs.start._cache_size() + programs.extend._cache_size()
+  return (
+    continue_texts.start_program._cache_size()
+    + continue_texts.extend_program._cache_size()
+  )
 
 
 def _cached(model, variables, context, rows, num_calls, repeats=5):
@@ -151,19 +152,19 @@ def _cached(model, variables, context, rows, num_calls, repeats=5):
     Wall and CPU time of a new byte, CPU time of a prompt, and the bytes.
   """
   options = Options(temperature=0.0, level_temperature=1.0)
-  bucket = programs.bucket_of(rows, context, options)
+  bucket = continue_texts.bucket_of(rows, context, options)
   ids_BS = np.zeros((bucket.rows, bucket.size), np.int32)
   ids_BS[:, :context] = _prompts(bucket.rows, context)
   count_B = np.full(bucket.rows, context, np.int32)
   none_B = np.zeros(bucket.rows, bool)
-  request = programs.request_of(options, np.arange(bucket.rows))
+  request = continue_texts.request_of(options, np.arange(bucket.rows))
   # Nothing but the number of calls ends a text: random weights end it anywhere.
   request = request.replace(limit_B=np.full(bucket.rows, 1 << 30, np.int32))
 
   def clock():
     began = time.process_time()
     state = jax.block_until_ready(
-      programs.start(
+      continue_texts.start_program(
         variables, ids_BS, count_B, request, model=model, bucket=bucket
       )
     )
@@ -171,7 +172,7 @@ def _cached(model, variables, context, rows, num_calls, repeats=5):
     wall, cpu, made = time.perf_counter(), time.process_time(), 0
     for _ in range(num_calls):
       state = state.replace(is_done_B=none_B)
-      _, new_B, state = programs.extend(
+      _, new_B, state = continue_texts.extend_program(
         variables, state, none_B, model=model, entropy_model_only=False
       )
       made += int(np.asarray(new_B).sum())
@@ -182,7 +183,7 @@ def _cached(model, variables, context, rows, num_calls, repeats=5):
     return 1000 * wall / made, 1000 * cpu / made, 1000 * prompt, made / slots
 
   first_B = np.asarray(
-    programs.start(
+    continue_texts.start_program(
       variables, ids_BS, count_B, request, model=model, bucket=bucket
     )
     .levels[0]

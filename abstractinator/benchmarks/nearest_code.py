@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import op
 from abstractinator.ops.nearest_code import nearest_code
 from abstractinator.ops.nearest_code.support import SUPPORT
+from abstractinator.runs import huge_pages
 
 
 def problem(

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import api
-from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator import inference
 from abstractinator.config import RunConfig
 from abstractinator.data.pipeline import open_data
-from abstractinator.generation import programs
-from abstractinator.generation.options import Options
-from abstractinator.modules.generation import pyramid
-from abstractinator.modules.generation.open_segment import METHODS
+from abstractinator.decoding import continue_texts, generate
+from abstractinator.decoding.open_segment import METHODS
+from abstractinator.decoding.options import Options
+from abstractinator.types import NUM_BYTES
 
 _NEW, _SHORTEST, _ROWS, _SLOTS = 24, 48, 64, 16
 
@@ -34,7 +33,7 @@ def main() -> None:
   parser.add_argument('workdir')
   parser.add_argument('--num_prompts', type=int, default=512)
   args = parser.parse_args()
-  level = api.load(args.workdir)
+  level = inference.load(args.workdir)
   prompts, truths = cut_texts(level.config, args.num_prompts)
   print(f'{len(prompts)} texts, jax {jax.__version__}', end='\n\n')
   print(
@@ -84,9 +83,9 @@ def _right_bytes(level, prompts, truths, method):
   """[N, new bytes] bool."""
   size = level.config.data.sequence_length
   start = functools.partial(
-    pyramid.start, capacity=size + _NEW, num_slots=_SLOTS, method=method
+    generate.start, capacity=size + _NEW, num_slots=_SLOTS, method=method
   )
-  extend = functools.partial(pyramid.extend, num_slots=_SLOTS)
+  extend = functools.partial(generate.extend, num_slots=_SLOTS)
 
   @jax.jit
   def continued(variables, ids_BS, count_B, request):
@@ -100,7 +99,7 @@ def _right_bytes(level, prompts, truths, method):
     there_BN = jnp.arange(_NEW) < extension.count_B[:, None]
     return jnp.where(there_BN, extension.bytes_BN[:, :_NEW], -1)
 
-  request = programs.request_of(
+  request = continue_texts.request_of(
     Options(max_new_bytes=_NEW), np.zeros(_ROWS, np.int32)
   )
   outputs = []

@@ -14,9 +14,10 @@ import argparse
 import jax
 import numpy as np
 
-from abstractinator import api, codes
+from abstractinator import inference
 from abstractinator.benchmarks import open_segment, table
-from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.codes import codes
+from abstractinator.types import NUM_BYTES
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
   parser.add_argument('--num_texts', type=int, default=128)
   parser.add_argument('--temperature', type=float, default=0.8)
   args = parser.parse_args()
-  level = api.load(args.workdir)
+  level = inference.load(args.workdir)
   prompts, _ = open_segment.cut_texts(level.config, args.num_texts)
   # What comes has to have room in a row, and may be longer.
   longest = level.config.data.sequence_length // 4
@@ -44,7 +45,9 @@ def main() -> None:
   print(table.markdown(rows))
 
 
-def measure(level: api.TrainedLevel, texts: list[bytes], name: str) -> dict:
+def measure(
+  level: inference.TrainedPyramid, texts: list[bytes], name: str
+) -> dict:
   """Shares of what comes back, of all bytes and segments of some texts.
 
   Args:

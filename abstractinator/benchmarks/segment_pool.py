@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import op
 from abstractinator.ops.segment_pool import segment_pool
 from abstractinator.ops.segment_pool.support import SUPPORT
+from abstractinator.runs import huge_pages
 
 _LINEAR = ('xla', 'xla_deterministic', 'pallas_tpu', 'pallas_triton')
 

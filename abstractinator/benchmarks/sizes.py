@@ -18,7 +18,7 @@ import jax
 
 from abstractinator.benchmarks import named_configs
 from abstractinator.config import RunConfig
-from abstractinator.training.model_flops import abstract_state, model_flops
+from abstractinator.training.flops import abstract_state, model_flops
 
 _PREFIXES = ('', 'k', 'M', 'G', 'T', 'P')
 

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from abstractinator import huge_pages
 from abstractinator.benchmarks import profile, timing
 from abstractinator.benchmarks.baseline import LEVEL, Step
+from abstractinator.runs import huge_pages
 
 _WARMUP_STEPS = 2
 

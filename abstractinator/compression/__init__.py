@@ -1,1 +1,1 @@
-"""Lossless compression of bytes under the entropy model of a run."""
+"""Lossless compression of bytes under the models of a run."""

@@ -1,4 +1,7 @@
-"""The entropy model of a run, one byte of each lane at a time."""
+"""Compression under the entropy model of a run, one byte of each lane a step.
+
+B are the lanes of a text, N bytes of it.
+"""
 
 import dataclasses
 import functools
@@ -9,116 +12,124 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator.compression.coder import RangeCoder, logit_frequencies
+from abstractinator.compression.container import ENTROPY_MODEL, TextLanes
 from abstractinator.config import RunConfig
-from abstractinator.modules.entropy_model import EntropyCache, EntropyModel
-from abstractinator.ops.implementation import resolve_implementations
-from abstractinator.types import Array, PyTree
-
-# Frequencies of the 256 bytes add up to 2 to the power of it.
-PRECISION_BITS = 20
+from abstractinator.decoding.pyramid import make_model
+from abstractinator.model.entropy_model import EntropyCache, EntropyModel
+from abstractinator.types import NUM_BYTES, Array, PyTree
 
 
 class ByteModel:
-  """Frequencies of the next byte of each lane, exact integers.
+  """Entropy model of the first level, as frequencies of the next byte.
 
-  Whoever writes and whoever reads calls the same compiled function on the same
-  shapes in the same order, so that both see the same floats, and then the same
-  integers. Another machine or another version of jax may round differently:
-  then decoding fails a checksum.
+  Encoder and decoder call the same compiled function on equal arrays in the
+  same order, so that both compute the same floats, and thus the same
+  frequencies. Another machine or version of jax may round differently: then the
+  checksum of a block differs when it is decoded.
 
   Attributes:
+    kind: ENTROPY_MODEL.
+    max_lanes: Most lanes of a text; the file format has 16 bits for them.
     fingerprint: 16 bytes that tell one model from another.
-    reset_interval: After how many bytes a lane starts anew, as a document does;
-      None if the model looks back over a window and never has to.
+    reset_interval: Bytes after which a lane starts anew, as a document does;
+      None if the model has a window, and so a cache of fixed size.
   """
 
-  def __init__(self, config: RunConfig, variables: PyTree):
-    """Compiles nothing yet.
+  kind = ENTROPY_MODEL
+  max_lanes = 65535
+
+  def __init__(self, config: RunConfig, variables: PyTree) -> None:
+    """Reads the entropy model; nothing is compiled yet.
 
     Args:
-      config: Of the run.
-      variables: `params` and the collections of it.
+      config: Config of the run.
+      variables: `params` and the collections of the whole model.
     """
-    level = config.model.levels[0]
-    params = variables['params']
-    params = params.get('level_0', params)['compressor']['entropy_model']
-    self._variables = {'params': jax.device_put(params)}
+    pyramid = make_model(config, jax.default_backend()).bind(variables)
+    self._model, own = pyramid.levels[0].compressor.entropy_model.unbind()
+    self._variables = jax.device_put(own)
     self._dtype = jnp.dtype(config.model.dtype)
-    self._model = EntropyModel(
-      level.entropy_model,
-      level.entropy_heads,
-      level.d_model,
-      NUM_BYTES,
-      resolve_implementations(
-        **config.model.implementation.to_dict(), platform=jax.default_backend()
-      ),
-      self._dtype,
-    )
-    self.fingerprint = _fingerprint(config, params)
-    has_window = level.entropy_model.window is not None
+    self.fingerprint = _fingerprint(config, own['params'])
+    has_window = self._model.config.window is not None
     self.reset_interval = None if has_window else config.data.sequence_length
 
   def start(self, num_lanes: int) -> EntropyCache:
-    """The state before the first byte of each lane."""
-    return self._model.apply(
-      self._variables,
-      num_lanes,
-      self.reset_interval or 0,
-      self._dtype,
-      method='init_cache',
-    )
+    """Returns the cache before the first byte of each lane."""
+    model = self._model.bind(self._variables)
+    return model.init_cache(num_lanes, self.reset_interval or 0, self._dtype)
 
   def step(
     self, last_B: np.ndarray, cache: EntropyCache
   ) -> tuple[Array, EntropyCache]:
-    """Frequencies of the next byte.
+    """Predicts the next byte of each lane.
 
     Args:
-      last_B: [B] int32, the byte before of each lane; anything at the start.
-      cache: From `start` or the step before; it is used up.
+      last_B: Byte before it, [B] int32; ignored at the start of a lane.
+      cache: The cache from `start` or the step before; its buffers are reused.
 
     Returns:
-      [B, 256] int32, at least 1 each, and the state.
+      Frequencies, [B, 256] int32, and the new cache.
     """
     return _step(self._model, self._variables, jnp.asarray(last_B), cache)
 
+  def block_coder(self, lanes: TextLanes) -> 'ByteBlockCoder':
+    """Returns a coder of the blocks of a text."""
+    return ByteBlockCoder(self, lanes)
+
+
+class ByteBlockCoder:
+  """Coder of the blocks of one text, which are given to it in order."""
+
+  def __init__(self, model: ByteModel, lanes: TextLanes) -> None:
+    self._model, self._lanes, self._step = model, lanes, 0
+    self._last_B = np.zeros(lanes.num_lanes, np.int32)
+    self._cache = model.start(lanes.num_lanes)
+
+  def code(self, bytes_N: np.ndarray, coder: RangeCoder | None) -> np.ndarray:
+    """Codes the next block.
+
+    Args:
+      bytes_N: Bytes of the block, step by step, [N] uint8; a decoder ignores
+        their values.
+      coder: Encoder or decoder; None for a raw block, which is context of the
+        blocks after it.
+
+    Returns:
+      The bytes of the block, [N] uint8.
+    """
+    found_N, at, interval = bytes_N.copy(), 0, self._model.reset_interval
+    while at < len(found_N):
+      if self._step and interval is not None and self._step % interval == 0:
+        self._cache = self._model.start(self._lanes.num_lanes)
+      table_BV, self._cache = self._model.step(self._last_B, self._cache)
+      count = self._lanes.num_active(self._step)
+      part_B = found_N[at : at + count]
+      if coder is not None:
+        part_B[:] = coder.code(np.asarray(table_BV)[:count], part_B)
+      missing = self._lanes.num_lanes - count
+      self._last_B = np.pad(part_B.astype(np.int32), (0, missing))
+      self._step, at = self._step + 1, at + count
+    return found_N
+
+  def forget(self) -> None:
+    """Does nothing: a block that is stored raw is context all the same."""
+
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _step(model, variables, last_B, cache):
-  predicted, cache = model.apply(
-    variables,
-    last_B,
-    jnp.zeros_like(last_B),
-    cache,
-    jnp.ones(last_B.shape, bool),
-    method='step',
+def _step(
+  model: EntropyModel, variables: PyTree, last_B: Array, cache: EntropyCache
+) -> tuple[Array, EntropyCache]:
+  document_B, active_B = jnp.zeros_like(last_B), jnp.ones(last_B.shape, bool)
+  predicted, cache = model.bind(variables).step(
+    last_B, document_B, cache, active_B
   )
-  return frequencies(predicted.logits[:, :NUM_BYTES]), cache
-
-
-def frequencies(logits_BV: Array) -> Array:
-  """Probabilities as integers.
-
-  Args:
-    logits_BV: [B, V] float32.
-
-  Returns:
-    [B, V] int32, at least 1 each; they add up to 2^PRECISION_BITS. What
-    rounding leaves goes to the likeliest.
-  """
-  total, size = 1 << PRECISION_BITS, logits_BV.shape[-1]
-  p_BV = jax.nn.softmax(logits_BV, axis=-1)
-  found_BV = 1 + jnp.floor(p_BV * (total - size)).astype(jnp.int32)
-  rest_B = total - jnp.sum(found_BV, axis=-1)
-  best_B = jnp.argmax(found_BV, axis=-1)
-  return found_BV.at[jnp.arange(len(found_BV)), best_B].add(rest_B)
+  return logit_frequencies(predicted.logits[:, :NUM_BYTES]), cache
 
 
 def _fingerprint(config: RunConfig, params: PyTree) -> bytes:
   level = config.model.levels[0]
-  digest = hashlib.sha256()
-  # What decides how the parameters are used.
+  # The settings that decide how the parameters are used.
   settings = [
     dataclasses.asdict(level.entropy_model),
     dataclasses.asdict(level.entropy_heads),
@@ -126,7 +137,7 @@ def _fingerprint(config: RunConfig, params: PyTree) -> bytes:
     config.model.dtype,
     config.data.sequence_length,
   ]
-  digest.update(json.dumps(settings, sort_keys=True).encode())
+  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     leaf = np.asarray(leaf)
     name = jax.tree_util.keystr(path, simple=True, separator='/')

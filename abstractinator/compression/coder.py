@@ -1,82 +1,150 @@
-"""Symbols to words and back under integer frequencies.
+"""Range coder of symbols, and the integer frequencies that it is given.
 
-The range coder is that of `constriction`, a library in Rust. It is given the
-frequencies over 2^PRECISION_BITS, which float32 holds exactly, and makes its
-cumulative tables of 24 bits from them.
+The coder is that of `constriction`, a library in Rust. It is given
+probabilities, the frequencies over 2^PRECISION_BITS, which float32 holds
+exactly, and makes its cumulative tables of 24 bits from them.
+
+The frequencies of an alphabet are at least 1, so that every symbol can be
+coded, and add up to 2^PRECISION_BITS.
 """
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.compression.byte_model import PRECISION_BITS
+from abstractinator.types import Array
+
+PRECISION_BITS = 20
 
 
-def _constriction():
-  try:
-    import constriction
-  except ImportError as error:
-    raise ValueError(
-      "constriction: is not installed; pip install 'abstractinator[compress]'"
-    ) from error
-  return constriction.stream
+class RangeCoder:
+  """Encoder of symbols, or decoder of what an encoder wrote.
 
+  A decoder is called as the encoder was, in the same order, so that one loop
+  serves both directions: `code` returns the symbols in both, and a decoder
+  ignores the values of those that it is given.
 
-class Encoder:
-  """Takes symbols in the order in which `Decoder` gives them back."""
+  Attributes:
+    is_decoder: Whether symbols are read.
+  """
 
-  def __init__(self):
-    stream = _constriction()
-    self._coder = stream.queue.RangeEncoder()
-    self._model = stream.model.Categorical
-
-  def add(self, symbols_N: np.ndarray, frequencies: np.ndarray) -> None:
-    """Writes symbols [N] of frequencies [N, V] int32, or [V] of them all."""
-    if frequencies.shape[-1] == 1:  # Says nothing, and the library takes none.
-      return
-    self._coder.encode(
-      symbols_N.astype(np.int32), *_arguments(self._model, frequencies)
-    )
-
-  def finish(self) -> bytes:
-    """All of it."""
-    return self._coder.get_compressed().astype('<u4').tobytes()
-
-
-class Decoder:
-  """Gives symbols back."""
-
-  def __init__(self, payload: bytes):
-    stream = _constriction()
-    words = np.frombuffer(payload, '<u4').astype(np.uint32)
-    self._coder = stream.queue.RangeDecoder(words)
-    self._model = stream.model.Categorical
-
-  def take(self, frequencies: np.ndarray, count: int) -> np.ndarray:
-    """Reads symbols.
+  def __init__(self, payload: bytes | None = None) -> None:
+    """Starts at the first symbol.
 
     Args:
-      frequencies: [N, V] int32, or [V] of them all.
-      count: N.
+      payload: Bytes that an encoder wrote, to decode them; None to encode.
+    """
+    try:
+      from constriction import stream
+    except ImportError as error:
+      raise ValueError(
+        "constriction: is not installed; pip install 'abstractinator[compress]'"
+      ) from error
+    self.is_decoder = payload is not None
+    self._head, self._payload = b'', payload or b''
+    self._model, self._queue = stream.model.Categorical, stream.queue
+    self._start()
+
+  def head(self, numbers: list[int]) -> list[int]:
+    """Codes numbers that stand before the symbols; called once, before `code`.
+
+    Args:
+      numbers: Integers in 0..2^32-1; a decoder ignores their values.
 
     Returns:
-      [N] int32.
+      The numbers.
 
     Raises:
-      ValueError: If no symbols of such frequencies were written like that.
+      ValueError: If the payload of a decoder is too short.
     """
-    if frequencies.shape[-1] == 1:
-      return np.zeros(count, np.int32)
-    arguments = _arguments(self._model, frequencies)
-    if frequencies.ndim == 1:
-      arguments.append(count)
+    size = 4 * len(numbers)
+    if not self.is_decoder:
+      self._head = np.array(numbers, '<u4').tobytes()
+      return numbers
+    if len(self._payload) < size:
+      raise ValueError(
+        f'got {len(self._payload)} bytes, allowed: at least {size}'
+      )
+    head, self._payload = self._payload[:size], self._payload[size:]
+    self._start()
+    return np.frombuffer(head, '<u4').tolist()
+
+  def code(self, frequencies: np.ndarray, symbols_N: np.ndarray) -> np.ndarray:
+    """Codes symbols.
+
+    Args:
+      frequencies: Frequencies of V values, int32: [N, V], one row for each
+        symbol, or [V] for all of them.
+      symbols_N: The symbols, [N] integers in 0..V-1; a decoder ignores their
+        values.
+
+    Returns:
+      The symbols, [N].
+
+    Raises:
+      ValueError: If a decoder finds no symbols that were written with these
+        frequencies.
+    """
+    if frequencies.shape[-1] == 1:  # Takes no bits; the library refuses it.
+      return np.zeros_like(symbols_N)
+    p = np.ldexp(frequencies.astype(np.float32), -PRECISION_BITS)
+    is_shared = p.ndim == 1
+    model = self._model(*[p] * is_shared, perfect=False)
+    if not self.is_decoder:
+      self._coder.encode(
+        symbols_N.astype(np.int32), model, *[p] * (not is_shared)
+      )
+      return symbols_N
     try:
-      return self._coder.decode(*arguments)
-    except AssertionError as error:  # How the library says so.
+      return self._coder.decode(model, len(symbols_N) if is_shared else p)
+    except AssertionError as error:  # The library's error for such data.
       raise ValueError('no symbols of these frequencies') from error
 
+  def finish(self) -> bytes:
+    """Returns all that an encoder wrote, in little-endian words of 32 bits."""
+    return self._head + self._coder.get_compressed().astype('<u4').tobytes()
 
-def _arguments(model, frequencies: np.ndarray) -> list:
-  """A model of the library, or a family of them and one for each symbol."""
-  p = np.ldexp(frequencies.astype(np.float32), -PRECISION_BITS)
-  if p.ndim == 1:
-    return [model(p, perfect=False)]
-  return [model(perfect=False), p]
+  def _start(self) -> None:
+    if self.is_decoder:
+      words = np.frombuffer(self._payload, '<u4').astype(np.uint32)
+      self._coder: Any = self._queue.RangeDecoder(words)
+    else:
+      self._coder = self._queue.RangeEncoder()
+
+
+def logit_frequencies(logits_BV: Array) -> Array:
+  """Computes frequencies from the logits of a model.
+
+  Args:
+    logits_BV: Scores of V symbols, [B, V] float32.
+
+  Returns:
+    [B, V] int32: the softmax, rounded down after 1 is set aside for each
+    symbol. What rounding leaves goes to the most likely symbol. A probability
+    of NaN counts as 0.
+  """
+  total, size = 1 << PRECISION_BITS, logits_BV.shape[-1]
+  p_BV = jax.nn.softmax(logits_BV, axis=-1)
+  found_BV = 1 + jnp.floor(p_BV * (total - size)).astype(jnp.int32)
+  rest_B = total - jnp.sum(found_BV, axis=-1)
+  best_B = jnp.argmax(found_BV, axis=-1)
+  return found_BV.at[jnp.arange(len(found_BV)), best_B].add(rest_B)
+
+
+def count_frequencies(counts_V: np.ndarray) -> np.ndarray:
+  """Computes frequencies from counts of the symbols seen so far.
+
+  Args:
+    counts_V: Occurrences of V symbols, [V] int64.
+
+  Returns:
+    [V] int32: the estimate of Krichevsky and Trofimov, (count + 1/2) / (sum of
+    counts + V/2), rounded as in `logit_frequencies`.
+  """
+  total, size = 1 << PRECISION_BITS, len(counts_V)
+  share_V = (2 * counts_V + 1) * (total - size)
+  found_V = 1 + share_V // (2 * int(counts_V.sum()) + size)
+  found_V[np.argmax(found_V)] += total - found_V.sum()
+  return found_V.astype(np.int32)

@@ -1,11 +1,15 @@
-"""The file format: a header, then blocks, each with its checksums.
+"""File format of compressed texts: a header, then blocks, with checksums.
 
-Little-endian. Header: magic `ABSZ`, version u8, length of the text u64, lanes
-u16, steps of a block u32, fingerprint of the model 16 bytes, then the writer
-(which jax on what) with its length u8 before it; CRC-32 of all that. The
-version says which model wrote it, 1 the entropy model and 2 the hierarchy. A
-block: kind u8 (0 raw, 1 coded), size u32, CRC-32 of what is stored, CRC-32 of
-the bytes it stands for, then what is stored.
+Integers are little-endian.
+
+  Header: magic `ABSZ`, version u8, length of the text u64, lanes u16, steps of
+    a block u32, fingerprint of the model 16 bytes, size of the platform's name
+    u8 and the name in ASCII; then the CRC-32 of all that.
+  Block: kind u8 (0 raw, 1 coded), size u32, CRC-32 of the stored bytes, CRC-32
+    of the bytes of the text, then the stored bytes.
+
+The version is the kind of the model that wrote the file: 1 the entropy model, 2
+the hierarchy.
 """
 
 import dataclasses
@@ -13,9 +17,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
+
 MAGIC = b'ABSZ'
 ENTROPY_MODEL, HIERARCHY = 1, 2
-_NAMES = {ENTROPY_MODEL: 'entropy_model', HIERARCHY: 'hierarchy'}
+MODEL_NAMES = {ENTROPY_MODEL: 'entropy_model', HIERARCHY: 'hierarchy'}
 RAW, CODED = 0, 1
 _HEAD = struct.Struct('<4sBQHI16sB')
 _CRC = struct.Struct('<I')
@@ -23,34 +29,35 @@ _BLOCK = struct.Struct('<BIII')
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
-  """What is known of a text before its bytes.
+class FileHeader:
+  """Header of a compressed file.
 
   Attributes:
-    length: Bytes.
+    model: ENTROPY_MODEL or HIERARCHY.
+    length: Bytes of the text.
     num_lanes: Parts of the text that are coded side by side.
     block_steps: Bytes of each lane in a block.
-    fingerprint: Of the model, 16 bytes.
-    writer: What computed its floats, up to 255 characters of ASCII.
-    model: ENTROPY_MODEL or HIERARCHY.
+    fingerprint: Fingerprint of the model's parameters and settings, 16 bytes.
+    platform: Name of the software and device that computed the model's floats,
+      up to 255 characters of ASCII.
   """
 
+  model: int
   length: int
   num_lanes: int
   block_steps: int
   fingerprint: bytes
-  writer: str
-  model: int
+  platform: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-  """Some bytes of every lane.
+class FileBlock:
+  """Block of a compressed file: some bytes of every lane.
 
   Attributes:
     kind: RAW or CODED.
-    payload: As stored.
-    crc: CRC-32 of the bytes it stands for.
+    payload: Stored bytes: those of the text (RAW) or of the coder (CODED).
+    crc: CRC-32 of the bytes of the text.
   """
 
   kind: int
@@ -58,100 +65,106 @@ class Block:
   crc: int
 
 
-def block(raw: bytes, payload: bytes) -> Block:
-  """The smaller of the two, bytes and what stands for them."""
-  is_smaller = len(payload) < len(raw)
-  return Block(
-    CODED if is_smaller else RAW,
-    payload if is_smaller else raw,
-    zlib.crc32(raw),
-  )
+class TextLanes:
+  """A text in B lanes of S bytes, which are coded side by side.
 
+  Lane 0 has the first S bytes of the text, lane 1 the next S, and so on; the
+  last lanes with bytes may have fewer. Step s is byte s of every lane. A block
+  has the bytes of some consecutive steps, step by step.
 
-def require_model(header: Header, model: int, fingerprint: bytes) -> None:
-  """Refuses files of other models.
-
-  Raises:
-    ValueError: If it was written by another one than that.
+  Attributes:
+    num_lanes: Number of lanes, B.
+    blocks: Slices of the steps of each block.
+    text_N: Bytes of the text in order, uint8; zeros at first.
   """
-  if header.model != model:
-    raise ValueError(
-      f'got a file of model {_NAMES[header.model]}, allowed: {_NAMES[model]}'
-    )
-  if header.fingerprint != fingerprint:
-    raise ValueError(
-      f'got a file of model {header.fingerprint.hex()}, allowed: the checkpoint'
-      f' that wrote it; this one is {fingerprint.hex()}'
-    )
+
+  def __init__(self, header: FileHeader) -> None:
+    self.num_lanes, self._length = header.num_lanes, header.length
+    self._size = size = -(-header.length // header.num_lanes)
+    by = header.block_steps
+    self.blocks = [slice(at, min(at + by, size)) for at in range(0, size, by)]
+    self._bytes_BS = np.zeros((header.num_lanes, size), np.uint8)
+    self.text_N = self._bytes_BS.reshape(-1)[: header.length]
+
+  def num_active(self, step: int) -> int:
+    """Returns how many lanes, the first ones, have a byte at a step."""
+    return -(-(self._length - step) // self._size)
+
+  def read_block(self, steps: slice) -> np.ndarray:
+    """Returns the bytes of a block, [N] uint8."""
+    return self._bytes_BS.T[steps][self._is_byte(steps)]
+
+  def write_block(self, steps: slice, bytes_N: np.ndarray) -> None:
+    """Puts the bytes of a block, [N] uint8, in their places."""
+    self._bytes_BS.T[steps][self._is_byte(steps)] = bytes_N
+
+  def _is_byte(self, steps: slice) -> np.ndarray:
+    """Returns which lanes have a byte at each step, [steps, B] bool."""
+    count_S = [*map(self.num_active, range(steps.start, steps.stop))]
+    return np.arange(self.num_lanes) < np.array(count_S)[:, None]
 
 
-def require_blocks(blocks: list[Block], count: int) -> None:
-  """Refuses a file of more or fewer blocks.
+def block(raw: bytes, payload: bytes) -> FileBlock:
+  """Returns a block that stores the shorter of two encodings.
 
-  Raises:
-    ValueError: If so.
+  Args:
+    raw: Bytes of the text.
+    payload: Bytes that the coder wrote for them.
   """
-  if len(blocks) != count:
-    raise ValueError(
-      f'got {len(blocks)} blocks, allowed: {count}; the file is cut short or'
-      ' damaged'
-    )
+  is_shorter = len(payload) < len(raw)
+  kind, stored = (CODED, payload) if is_shorter else (RAW, raw)
+  return FileBlock(kind, stored, zlib.crc32(raw))
 
 
-def pack(header: Header, blocks: list[Block]) -> bytes:
-  """Writes a file."""
-  writer = header.writer.encode('ascii', 'replace')[:255]
-  head = _HEAD.pack(
-    MAGIC,
-    header.model,
-    header.length,
-    header.num_lanes,
-    header.block_steps,
-    header.fingerprint,
-    len(writer),
-  )
-  parts = [head, writer, _CRC.pack(zlib.crc32(head + writer))]
-  for block in blocks:
-    size, crc = len(block.payload), zlib.crc32(block.payload)
-    parts += [_BLOCK.pack(block.kind, size, crc, block.crc), block.payload]
+def pack(header: FileHeader, blocks: list[FileBlock]) -> bytes:
+  """Returns the content of a file, which `unpack` reads."""
+  *fields, platform = dataclasses.astuple(header)
+  platform = platform.encode('ascii', 'replace')[:255]
+  head = _HEAD.pack(MAGIC, *fields, len(platform)) + platform
+  parts = [head, _CRC.pack(zlib.crc32(head))]
+  for b in blocks:
+    size, crc = len(b.payload), zlib.crc32(b.payload)
+    parts += [_BLOCK.pack(b.kind, size, crc, b.crc), b.payload]
   return b''.join(parts)
 
 
-def unpack(content: bytes) -> tuple[Header, list[Block]]:
-  """Reads a file, all of which is checked.
+def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
+  """Reads a file and checks the checksums of its header and stored bytes.
 
   Args:
-    content: Of the file.
+    content: Content of the file.
 
   Returns:
     Its header and its blocks.
 
   Raises:
-    ValueError: If it is no such file, of another version, cut short or damaged.
+    ValueError: If the file is of another format or version, cut short or
+      damaged.
   """
   if content[: len(MAGIC)] != MAGIC:
     raise ValueError(
       f'got a file that begins with {content[:4]!r}, allowed: {MAGIC!r}, one'
       ' that `abstractinator compress` wrote'
     )
-  _, model, *fields, writer_size = _HEAD.unpack(
+  _, model, *fields, size = _HEAD.unpack(
     _slice(content, 0, _HEAD.size, 'header')
   )
-  if model not in _NAMES:
+  if model not in MODEL_NAMES:
     raise ValueError(
-      f'got version {model} of the format, allowed: {min(_NAMES)} to'
-      f' {max(_NAMES)}'
+      f'got version {model} of the format, allowed: {min(MODEL_NAMES)} to'
+      f' {max(MODEL_NAMES)}'
     )
-  end = _HEAD.size + writer_size
+  end = _HEAD.size + size
   head = _slice(content, 0, end, 'header')
   (crc,) = _CRC.unpack(_slice(content, end, _CRC.size, 'header'))
   if zlib.crc32(head) != crc:
     raise ValueError('the header is damaged: its checksum differs')
-  header = Header(*fields, head[_HEAD.size :].decode('ascii'), model)
+  fields.append(head[_HEAD.size :].decode('ascii'))
+  header = FileHeader(model, *fields)
   return header, list(_blocks(content, end + _CRC.size))
 
 
-def _blocks(content: bytes, at: int) -> Iterator[Block]:
+def _blocks(content: bytes, at: int) -> Iterator[FileBlock]:
   number = 0
   while at < len(content):
     name = f'block {number}'
@@ -161,7 +174,7 @@ def _blocks(content: bytes, at: int) -> Iterator[Block]:
     payload = _slice(content, at + _BLOCK.size, size, name)
     if kind not in (RAW, CODED) or zlib.crc32(payload) != stored_crc:
       raise ValueError(f'{name} is damaged: its checksum differs')
-    yield Block(kind, payload, crc)
+    yield FileBlock(kind, payload, crc)
     at += _BLOCK.size + size
     number += 1
 

@@ -1,130 +1,242 @@
-"""The levels of a run, for whoever writes codes and ids and who reads them."""
+"""Compression under all levels of a run.
+
+A block of a text is coded from the top down: its top codes, under a discrete
+top LM or else a unigram that learns as it goes; then, level by level down to
+the bytes, the ids of segments given their codes, and where segments end.
+"""
 
 import functools
+import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.compression.byte_model import PRECISION_BITS
-from abstractinator.compression.code_top_lm import CodeTopLM
-from abstractinator.compression.code_unigram import CodeUnigram
-from abstractinator.compression.hierarchy_level import HierarchyLevel
-from abstractinator.compression.segment_coder import Segments
+from abstractinator.compression.coder import PRECISION_BITS, RangeCoder
+from abstractinator.compression.container import HIERARCHY, TextLanes
+from abstractinator.compression.hierarchy_level import (
+  CodingShapes,
+  HierarchyLevel,
+)
+from abstractinator.compression.segment_coder import SegmentIds, code_segments
+from abstractinator.compression.top_codes import CodeTopLM, CodeUnigram
 from abstractinator.config import RunConfig
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.trained import fingerprint
-from abstractinator.types import Batch, PyTree
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.objective.objectives import OBJECTIVES
+from abstractinator.runs.load import fingerprint
+from abstractinator.types import Array, Batch, PyTree
 
-_BATCH_IDS = 8192
-# Ids of a row that is encoded, where every stack has a window.
-_ROW_IDS = 4096
-# Of a table, half of whose frequencies are left to be given by likelihood.
-_MOST_CODES = 1 << (PRECISION_BITS - 1)
+# Every value of a digit has a frequency of at least 1; at least half of their
+# sum is left to be given by likelihood.
+_MOST_VALUES = 1 << (PRECISION_BITS - 1)
 
 
 class HierarchyModel:
-  """All levels, compiled once.
+  """All levels of a run, and the predictor of their top codes.
 
   Attributes:
-    levels: Bottom first.
-    stage_sizes: Values of each digit of a top code.
+    kind: HIERARCHY.
+    max_lanes: 1: segments, not the text, are divided into lanes.
     fingerprint: 16 bytes that tell one model from another.
+    levels: The levels, bottom first.
+    stage_sizes: Values of each digit of a top code.
   """
 
-  def __init__(self, config: RunConfig, variables: PyTree):
-    """Compiles nothing yet.
+  kind = HIERARCHY
+  max_lanes = 1
+
+  def __init__(
+    self,
+    config: RunConfig,
+    variables: PyTree,
+    shapes: CodingShapes | None = None,
+  ) -> None:
+    """Reads a model; nothing is compiled yet.
 
     Args:
-      config: Of the run.
-      variables: `params` and the collections of it.
+      config: Config of the run.
+      variables: `params` and the collections of the whole model.
+      shapes: Sizes of the coder's arrays; None for those of all files that
+        `abstractinator compress` writes.
 
     Raises:
-      ValueError: If the run has no codes, or a setting that is not supported.
+      ValueError: If the run has no codes, or a setting is not supported.
     """
     reason = unsupported(config)
     if reason is not None:
       raise ValueError(f'{reason}, to compress under the hierarchy')
     self._model = make_model(config, jax.default_backend())
     self._variables = jax.device_put(variables)
+    self._shapes = shapes or CodingShapes()
     self._sequence_length = size = config.data.sequence_length
     self.levels = [
-      HierarchyLevel(self._variables, self._model, number, size_of_level)
-      for number, size_of_level in enumerate(
-        config.model.sequence_lengths(size)
+      HierarchyLevel(
+        self._variables, self._model, number, level_size, self._shapes
       )
+      for number, level_size in enumerate(config.model.sequence_lengths(size))
     ]
     self.stage_sizes = config.model.levels[-1].quantizer.stage_sizes
     self.fingerprint = bytes.fromhex(fingerprint(config, variables))[:16]
-    self._row_ids = _ROW_IDS if _has_windows(config) else size
+    self._row_ids = self._shapes.row_ids if _has_windows(config) else size
 
   def new_codes(self) -> CodeUnigram | CodeTopLM:
-    """What predicts top codes: a discrete top LM if there is one."""
+    """Returns a coder of top codes, in its state at the start of a text."""
     top_lm = self._model.config.top_lm
     if top_lm is None or top_lm.mode != 'discrete':
-      return CodeUnigram(self.stage_sizes)
-    return CodeTopLM(self._model, self._variables, self._sequence_length)
+      return CodeUnigram(self.stage_sizes, self._shapes.max_table_codes)
+    if top_lm.stack.window is None:
+      lane_codes = self._model.config.num_top_codes(self._sequence_length)
+    else:
+      lane_codes = self._shapes.lane_windows * top_lm.stack.window
+    return CodeTopLM(self._variables, self._model, lane_codes, self._shapes)
 
-  def encode(self, data: bytes) -> tuple[list[Segments], np.ndarray]:
-    """A text in segments of every level, bottom first, and its top codes [N].
+  def block_coder(self, lanes: TextLanes) -> 'HierarchyBlockCoder':
+    """Returns a coder of the blocks of a text, which is one lane."""
+    return HierarchyBlockCoder(self)
 
-    Who reads it needs none of this: any division and any codes will do.
+  def encode(self, data: bytes) -> tuple[list[SegmentIds], np.ndarray]:
+    """Divides a text into segments and computes their codes.
+
+    A decoder needs none of this: it reads any division and any codes.
 
     Args:
-      data: Any bytes, at least one.
+      data: The text, at least one byte.
 
     Returns:
-      Both.
+      The segments of each level, bottom first, and the top codes, [N] int32.
     """
     size = self._row_ids
-    num_rows = max(_BATCH_IDS // size, 1)
+    num_rows = max(self._shapes.batch_ids // size, 1)
     ids_N = np.frombuffer(data, np.uint8).astype(np.int32)
-    missing = -len(ids_N) % (size * num_rows)
-    shape = (-1, num_rows, size)
+    missing, shape = -len(ids_N) % (size * num_rows), (-1, num_rows, size)
     ids = np.pad(ids_N, (0, missing)).reshape(shape)
     document = np.pad(np.zeros_like(ids_N), (0, missing), constant_values=-1)
     parts = [
       jax.device_get(_compress(self._model, self._variables, *rows))
       for rows in zip(ids, document.reshape(shape), strict=True)
     ]
-    levels = [
-      _join(*(np.concatenate(x) for x in zip(*rows, strict=True)), level.length)
-      for level, *rows in zip(self.levels, *(x[0] for x in parts), strict=True)
+    rows, codes_BU, is_code_BU = jax.tree.map(
+      lambda *x: np.concatenate(x), *parts
+    )
+    segments = [
+      SegmentIds.from_rows(
+        ids_BS, index_BS, level.config.segmentation.max_length
+      )
+      for level, (ids_BS, index_BS) in zip(self.levels, rows, strict=True)
     ]
-    codes = [
-      codes_BU[np.arange(codes_BU.shape[1]) < count_B[:, None] * queries]
-      for queries in [self.levels[-1].queries]
-      for _, codes_BU, count_B in parts
-    ]
-    return levels, np.concatenate(codes)
+    return segments, codes_BU[is_code_BU]
+
+
+class HierarchyBlockCoder:
+  """Coder of the blocks of one text, which are given to it in order."""
+
+  def __init__(self, model: HierarchyModel) -> None:
+    self._model = model
+    self._codes = self._before = model.new_codes()
+
+  def code(self, bytes_N: np.ndarray, coder: RangeCoder | None) -> np.ndarray:
+    """Codes the next block, as `ByteBlockCoder.code` does.
+
+    The head of the coder has the number of top codes and, top first, the
+    segments of a lane of each level. Raw blocks are no context.
+
+    Raises:
+      ValueError: If the payload of a decoder was not written by this method.
+    """
+    if coder is None:
+      return bytes_N
+    levels = self._model.levels[::-1]
+    segments: list[SegmentIds] = []
+    codes_N, head = np.zeros(0, np.int32), [0] * (1 + len(levels))
+    if not coder.is_decoder:
+      segments, codes_N = self._model.encode(bytes_N.tobytes())
+      segments = segments[::-1]
+      head = [len(codes_N)] + [
+        level.lane_segments(
+          len(of_level.length_P), int(of_level.length_P.sum())
+        )
+        for level, of_level in zip(levels, segments, strict=True)
+      ]
+    num_codes, *lanes = coder.head(head)
+    # Each segment has at least one id and `queries` codes. That bounds the top
+    # codes and the ids of each level.
+    queries = [level.config.pooling.num_queries for level in levels]
+    *most_ids, most_codes = itertools.accumulate(
+      reversed(queries), operator.mul, initial=len(bytes_N)
+    )
+    if num_codes > most_codes or num_codes % queries[0]:
+      raise ValueError(
+        f'got {num_codes} codes, allowed: at most {most_codes}, a multiple of'
+        f' {queries[0]}'
+      )
+    self._before = self._codes.copy()
+    if coder.is_decoder:
+      codes_N = np.zeros(num_codes, np.int32)
+    ids_N = self._codes.code(codes_N, coder)
+    for number, level in enumerate(levels):
+      codes_PQ, most = ids_N.reshape(-1, queries[number]), most_ids.pop()
+      if not 0 < lanes[number] <= max(len(codes_PQ), 1):
+        raise ValueError(
+          f'got lanes of {lanes[number]} segments, allowed: 1 to'
+          f' {len(codes_PQ)}'
+        )
+      if coder.is_decoder:
+        longest = level.config.segmentation.max_length
+        segments.append(SegmentIds.empty(len(codes_PQ), longest))
+      code_segments(level, codes_PQ, lanes[number], segments[number], coder)
+      ids_N = segments[number].joined()
+      if len(ids_N) > most:
+        raise ValueError(f'got {len(ids_N)} ids, allowed: at most {most}')
+    return ids_N.astype(np.uint8)
+
+  def forget(self) -> None:
+    """Forgets the codes of the last block, which is stored raw.
+
+    A decoder never sees these codes.
+    """
+    self._codes = self._before
+
+
+def unsupported(config: RunConfig) -> str | None:
+  """Returns which setting of a run forbids this compression, or None."""
+  if not OBJECTIVES[config.objective].has_codes:
+    return f"objective: got {config.objective!r}, allowed: 'all' or 'top_lm'"
+  ends = config.model.levels[0].expander.ends
+  if ends != 'head':
+    return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
+  for number, level in enumerate(config.model.levels):
+    largest = max(level.quantizer.stage_sizes)
+    if largest > _MOST_VALUES:
+      return (
+        f'model.levels[{number}].quantizer: got a codebook of {largest},'
+        f' allowed: {_MOST_VALUES} at most'
+      )
+  return None
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(model, variables, ids_BS, document_BS):
+def _compress(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  ids_BS: Array,
+  document_BS: Array,
+) -> tuple[list[tuple[Array, Array]], Array, Array]:
+  """Encodes rows.
+
+  Returns:
+    Ids of each level and the segments they belong to, [B, S] int32 each; the
+    top codes, [B, U] int32; and which of these exist, [B, U] bool.
+  """
   row_B = jnp.zeros(len(ids_BS), jnp.int32)
   batch = Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)
-  output = model.apply(variables, batch, method='compress_all')
-  of_levels = tuple(
+  output = model.bind(variables).compress_all(batch)
+  rows = [
     (batch.ids_BS, level.compressed.segments.index_BS)
     for batch, level in zip(output.batches, output.levels, strict=True)
-  )
+  ]
   top = output.levels[-1].compressed
-  return of_levels, top.quantized.codes_BP, top.segments.count_B
-
-
-def _join(ids_BS, index_BS, longest) -> Segments:
-  """The segments of all rows, one after the other."""
-  is_id_BS = index_BS >= 0
-  count_B = index_BS.max(axis=1) + 1
-  before_B = np.cumsum(count_B) - count_B
-  segment_N = (index_BS + before_B[:, None])[is_id_BS]
-  found = Segments.empty(int(count_B.sum()), longest)
-  found.length_P[:] = np.bincount(segment_N, minlength=len(found.length_P))
-  start_P = np.cumsum(found.length_P) - found.length_P
-  offset_N = np.arange(len(segment_N)) - start_P[segment_N]
-  found.ids_PL[segment_N, offset_N] = ids_BS[is_id_BS]
-  return found
+  return rows, top.quantized.codes_BP, top.is_code_BU
 
 
 def _has_windows(config: RunConfig) -> bool:
@@ -133,20 +245,3 @@ def _has_windows(config: RunConfig) -> bool:
     for level in config.model.levels
     for stack in (level.entropy_model, level.encoder)
   )
-
-
-def unsupported(config: RunConfig) -> str | None:
-  """What of a run cannot be compressed under, or None."""
-  if not OBJECTIVES[config.objective].has_codes:
-    return f"objective: got {config.objective!r}, allowed: 'all' or 'top_lm'"
-  ends = config.model.levels[0].expander.ends
-  if ends != 'head':
-    return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
-  for number, level in enumerate(config.model.levels):
-    largest = max(level.quantizer.stage_sizes)
-    if largest > _MOST_CODES:
-      return (
-        f'model.levels[{number}].quantizer: got a codebook of {largest},'
-        f' allowed: {_MOST_CODES} at most'
-      )
-  return None

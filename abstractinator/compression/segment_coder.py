@@ -1,205 +1,213 @@
-"""Ids of segments given their codes, for who writes and for who reads.
+"""Coder of the ids of segments, given their codes.
 
-Both run the same loop, over lanes of segments side by side: each step codes the
-next id of every lane that has one, and whether its segment ends there.
+Encoder and decoder run the same loop over lanes of segments: each step codes
+the next id of every active lane, and whether its segment ends there. B are all
+lanes of a step, N the active ones.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
 
+import jax
 import numpy as np
 
-# From frequencies and symbols [N] to symbols: who writes is given them and
-# hands them on, who reads is given any and finds those that were written.
-Code = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-# Lanes of a step: a program is compiled for each.
-WIDTHS = (32, 128, 512, 2048)
+from abstractinator.compression.coder import RangeCoder
+from abstractinator.compression.hierarchy_level import HierarchyLevel
+from abstractinator.ops.cache import Cache
+from abstractinator.ops.digits import place_values
+from abstractinator.types import Array
 
 
 @dataclasses.dataclass
-class Segments:
-  """Ids in segments.
+class SegmentIds:
+  """Ids of P segments of a level.
 
   Attributes:
-    ids_PL: [P, L] int32, 0 past the end of a segment.
-    length_P: [P] int32, 1..L.
+    ids_PL: Ids of each segment, 0 past its end, [P, L] int32.
+    length_P: Number of ids of each segment, 1..L, [P] int32; 0 if not known.
   """
 
   ids_PL: np.ndarray
   length_P: np.ndarray
 
   @classmethod
-  def empty(cls, num_segments: int, longest: int) -> 'Segments':
-    """Of no ids."""
-    shape = (num_segments, longest)
+  def empty(cls, num_segments: int, max_length: int) -> 'SegmentIds':
+    """Returns segments whose ids are to be decoded."""
+    shape = (num_segments, max_length)
     return cls(np.zeros(shape, np.int32), np.zeros(num_segments, np.int32))
 
+  @classmethod
+  def from_rows(
+    cls, ids_BS: np.ndarray, index_BS: np.ndarray, max_length: int
+  ) -> 'SegmentIds':
+    """Joins the segments of rows.
+
+    Args:
+      ids_BS: Ids of B rows, [B, S] int32.
+      index_BS: Segment of each id, counted from 0 in each row, -1 on padding,
+        [B, S] int32.
+      max_length: Most ids of a segment, L.
+    """
+    rows = [np.bincount(index_S[index_S >= 0]) for index_S in index_BS]
+    length_P = np.concatenate(rows)
+    found = cls.empty(len(length_P), max_length)
+    found.length_P[:] = length_P
+    found.ids_PL[found.is_id] = ids_BS[index_BS >= 0]
+    return found
+
+  @property
+  def is_id(self) -> np.ndarray:
+    """Entries of `ids_PL` that are ids, [P, L] bool."""
+    return np.arange(self.ids_PL.shape[1]) < self.length_P[:, None]
+
   def joined(self) -> np.ndarray:
-    """All ids in order, [N] int32."""
-    is_id_PL = np.arange(self.ids_PL.shape[1]) < self.length_P[:, None]
-    return self.ids_PL[is_id_PL]
-
-
-class LevelTables(Protocol):
-  """What predicts the ids of a level; see `HierarchyLevel`."""
-
-  lookback: int
-  length: int
-  sizes: tuple[int, ...]
-  bos: int
-  start: Callable[..., Any]
-  step: Callable[..., Any]
-  digit: Callable[..., Any]
-  ends: Callable[..., Any]
-  take: Callable[..., Any]
+    """Returns the ids of all segments in order, [N] int32."""
+    return self.ids_PL[self.is_id]
 
 
 def code_segments(
-  level: LevelTables,
+  level: HierarchyLevel,
   codes_PQ: np.ndarray,
   lane_segments: int,
-  segments: Segments,
-  code: Code,
+  segments: SegmentIds,
+  coder: RangeCoder,
 ) -> None:
-  """Codes the ids and ends of segments, which who reads fills in.
+  """Codes the ids and ends of segments.
 
   Args:
-    level: Of the segments.
-    codes_PQ: [P, Q] int32, their codes.
-    lane_segments: Of a lane, which decodes them one after the other.
-    segments: P of them.
-    code: What writes or reads.
+    level: Level of the segments.
+    codes_PQ: Codes of the segments, [P, Q] int32.
+    lane_segments: Segments of a lane, which are coded one after the other.
+    segments: The P segments; a decoder fills them in.
+    coder: Encoder or decoder.
 
   Raises:
-    ValueError: If what is read was not written so.
+    ValueError: If the data of a decoder was not written like that.
   """
   count = len(codes_PQ)
-  for start in range(0, count, lane_segments * WIDTHS[-1]):
-    stop = min(start + lane_segments * WIDTHS[-1], count)
+  group = lane_segments * level.shapes.widths[-1]
+  for start in range(0, count, group):
+    stop = min(start + group, count)
     first_N = np.arange(start, stop, lane_segments)
-    lanes = _Lanes(first_N, np.minimum(first_N + lane_segments, stop), level)
-    cache = level.start(len(lanes.at_N), lane_segments)
-    while lanes.is_active_N.any():
-      kept_N = lanes.narrow()
-      if kept_N is not None:
-        cache = level.take(cache, kept_N)
-      cache = _one_step(level, codes_PQ, lanes, segments, code, cache)
+    lanes = _LanePositions(
+      level, first_N, np.minimum(first_N + lane_segments, stop)
+    )
+    cache = level.start(len(lanes.at_B), lane_segments)
+    while lanes.active_B.any():
+      width = level.shapes.width_of(int(lanes.active_B.sum()))
+      cache = lanes.narrow(width, cache)
+      cache = _one_step(level, codes_PQ, lanes, segments, coder, cache)
 
 
-class _Lanes:
-  """Where each lane stands, all [N].
+class _LanePositions:
+  """Position of each lane in its segments; all arrays are [B].
 
   Attributes:
-    at_N: Its segment.
-    stop_N: The one after its last.
-    offset_N: Position of the next id in the segment.
-    fed_N: The id before, or BOS.
-    is_active_N: Whether there is a next id.
+    at_B: Segment of the next id.
+    stop_B: The segment after the last one of the lane.
+    offset_B: Position of the next id in its segment.
+    fed_B: The id before it, or BOS.
+    active_B: Whether the lane has a next id.
   """
 
-  def __init__(self, first_N, stop_N, level: LevelTables):
-    size = width_of(len(first_N))
+  def __init__(
+    self, level: HierarchyLevel, first_N: np.ndarray, stop_N: np.ndarray
+  ) -> None:
+    size = level.shapes.width_of(len(first_N))
     missing = size - len(first_N)
-    self.at_N = np.pad(first_N, (0, missing))
-    self.stop_N = np.pad(stop_N, (0, missing))
-    self.is_active_N = np.arange(size) < len(first_N)
-    self.offset_N = np.zeros(size, np.int32)
-    self.fed_N = np.full(size, level.bos, np.int32)
+    self.at_B = np.pad(first_N, (0, missing))
+    self.stop_B = np.pad(stop_N, (0, missing))
+    self.active_B = np.arange(size) < len(first_N)
+    self.offset_B = np.zeros(size, np.int32)
+    self.fed_B = np.full(size, level.bos, np.int32)
 
-  def narrow(self) -> np.ndarray | None:
-    """Drops lanes that are done if few are left; numbers of those kept."""
-    size = width_of(int(self.is_active_N.sum()))
-    if size == len(self.is_active_N):
-      return None
-    kept_N = np.argsort(~self.is_active_N, kind='stable')[:size]
+  def narrow(self, width: int, cache: Cache) -> Cache:
+    """Keeps some lanes, the active ones among them; returns their cache."""
+    if width == len(self.active_B):
+      return cache
+    kept_B = np.argsort(~self.active_B, kind='stable')[:width]
     for name, value in vars(self).items():
-      setattr(self, name, value[kept_N])
-    return kept_N
+      setattr(self, name, value[kept_B])
+    return jax.tree.map(lambda x_BX: x_BX[kept_B], cache)
 
 
-def width_of(count: int) -> int:
-  """Lanes of a step that has so many to code."""
-  return next(size for size in WIDTHS if size >= count)
-
-
-def _one_step(level, codes_PQ, lanes, segments, code, cache):
-  back_U = np.arange(-level.lookback, 1)
+def _one_step(
+  level: HierarchyLevel,
+  codes_PQ: np.ndarray,
+  lanes: _LanePositions,
+  segments: SegmentIds,
+  coder: RangeCoder,
+  cache: Cache,
+) -> Cache:
+  """Codes the next id of each active lane; returns the new cache."""
+  lookback = level.config.expander.lookback
+  back_U = np.arange(-lookback, 1)
   # Lanes that are done stand behind their last segments.
-  around_NU = np.clip(lanes.at_N[:, None] + back_U, 0, len(codes_PQ) - 1)
-  table, x_ND, cache = level.step(
-    lanes.fed_N,
-    lanes.offset_N,
-    lanes.is_active_N,
-    codes_PQ[around_NU].reshape(len(around_NU), -1),
-    np.maximum(level.lookback - lanes.at_N, 0).astype(np.int32),
+  around_BU = np.clip(lanes.at_B[:, None] + back_U, 0, len(codes_PQ) - 1)
+  first_table, x_BD, cache = level.step(
+    lanes.fed_B,
+    lanes.offset_B,
+    lanes.active_B,
+    codes_PQ[around_BU].reshape(len(around_BU), -1),
+    np.maximum(lookback - lanes.at_B, 0).astype(np.int32),
     cache,
   )
-  (active_A,) = np.nonzero(lanes.is_active_N)
-  at_A, offset_A = lanes.at_N[active_A], lanes.offset_N[active_A]
-  wanted_A = segments.ids_PL[at_A, offset_A]
+  (active_N,) = np.nonzero(lanes.active_B)
+  at_N, offset_N = lanes.at_B[active_N], lanes.offset_B[active_N]
 
-  def digit(stage, ids_N):
-    return level.digit(stage, x_ND, ids_N) if stage else table
+  def table_of(stage: int, ids_B: np.ndarray) -> Array:
+    return level.digit(stage, x_BD, ids_B) if stage else first_table
 
-  ids_N = code_digits(
-    level.sizes, len(lanes.fed_N), active_A, wanted_A, digit, code
+  ids_B = code_digits(
+    level.sizes,
+    lanes.active_B,
+    segments.ids_PL[at_N, offset_N],
+    table_of,
+    coder,
   )
-  is_end_A = offset_A == level.length - 1
-  (asked_A,) = np.nonzero(~is_end_A)
-  if len(asked_A):
-    end_table = _whole(level.ends(x_ND, ids_N))
-    says_A = offset_A + 1 == segments.length_P[at_A]
-    is_end_A[asked_A] = code(
-      end_table[active_A[asked_A]], says_A[asked_A].astype(np.int32)
+  is_end_N = offset_N == level.config.segmentation.max_length - 1
+  is_asked_N = ~is_end_N
+  if is_asked_N.any():
+    table_B2 = np.asarray(level.ends(x_BD, ids_B))
+    says_N = offset_N + 1 == segments.length_P[at_N]
+    is_end_N[is_asked_N] = coder.code(
+      table_B2[active_N[is_asked_N]], says_N[is_asked_N].astype(np.int32)
     )
-  segments.ids_PL[at_A, offset_A] = ids_N[active_A]
-  segments.length_P[at_A[is_end_A]] = offset_A[is_end_A] + 1
-  lanes.fed_N = ids_N
-  lanes.offset_N[active_A] = np.where(is_end_A, 0, offset_A + 1)
-  lanes.at_N[active_A] += is_end_A
-  lanes.is_active_N &= lanes.at_N < lanes.stop_N
+  segments.ids_PL[at_N, offset_N] = ids_B[active_N]
+  segments.length_P[at_N[is_end_N]] = offset_N[is_end_N] + 1
+  lanes.fed_B = ids_B
+  lanes.offset_B[active_N] = np.where(is_end_N, 0, offset_N + 1)
+  lanes.at_B[active_N] += is_end_N
+  lanes.active_B &= lanes.at_B < lanes.stop_B
   return cache
 
 
 def code_digits(
   sizes: tuple[int, ...],
-  num_lanes: int,
-  active_A: np.ndarray,
-  wanted_A: np.ndarray,
-  table_of: Callable[[int, np.ndarray], Any],
-  code: Code,
+  active_B: np.ndarray,
+  wanted_N: np.ndarray,
+  table_of: Callable[[int, np.ndarray], Array],
+  coder: RangeCoder,
 ) -> np.ndarray:
   """Codes one id of each active lane, digit by digit.
 
   Args:
     sizes: Values of each digit.
-    num_lanes: N.
-    active_A: [A] int, numbers of lanes that have an id.
-    wanted_A: [A] int32, the ids, of no concern to who reads.
-    table_of: From the number of a digit, and ids [N] of the digits before it,
-      to frequencies [N, K].
-    code: What writes or reads.
+    active_B: Lanes that have an id, [B] bool.
+    wanted_N: The ids of the active lanes, [N] int32; ignored by a decoder.
+    table_of: Function from the number of a digit and ids whose earlier digits
+      are known, [B] int32, to frequencies of the digit's values, [B, K] int32.
+    coder: Encoder or decoder.
 
   Returns:
-    [N] int32, 0 in other lanes.
+    The ids, [B] int32, 0 in other lanes.
   """
-  ids_N, value = np.zeros(num_lanes, np.int32), 1
-  for stage, size in enumerate(sizes):
-    table_NK = _whole(table_of(stage, ids_N.copy()))
-    ids_N[active_A] += value * code(
-      table_NK[active_A], wanted_A // value % size
+  ids_B = np.zeros(len(active_B), np.int32)
+  for stage, (size, value) in enumerate(
+    zip(sizes, place_values(sizes), strict=True)
+  ):
+    table_BK = np.asarray(table_of(stage, ids_B.copy()))
+    ids_B[active_B] += value * coder.code(
+      table_BK[active_B], wanted_N // value % size
     )
-    value *= size
-  return ids_N
-
-
-def _whole(table) -> np.ndarray:
-  frequencies_NV = np.asarray(table)
-  if frequencies_NV.min() < 1:
-    raise ValueError(
-      'the model predicts what is no number, allowed: a checkpoint whose'
-      ' parameters are finite'
-    )
-  return frequencies_NV
+  return ids_B

@@ -1,7 +1,8 @@
-"""Every setting of a run, as frozen dataclasses checked on construction.
+"""All settings of a run, as frozen dataclasses that are checked when built.
 
-There are no defaults here: `configs/default.py` spells each value once, other
-config files edit it, and `train.py` hands the result to `RunConfig.from_dict`.
+The dataclasses have no defaults: `configs/default.py` documents every setting
+and gives it a value, and the other config files edit those values.
+`cli.config_file` reads a config file and builds the `RunConfig`.
 """
 
 from abstractinator.config.attention import AttentionConfig as AttentionConfig

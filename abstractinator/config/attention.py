@@ -1,37 +1,35 @@
-"""Settings of attention and of the stacks built on it."""
+"""Settings of attention and of the transformer stacks built on it."""
 
 import dataclasses
 from typing import Literal
 
-from abstractinator.config.section import Section, require, require_positive
+from abstractinator.config.section import Section
 
-Form = Literal['regular', 'mla']
+AttentionForm = Literal['regular', 'mla']
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(Section):
-  """How queries, keys and values are made; see `modules.blocks.FORMS`."""
+  """Attention of a stack: regular or latent, with the widths of the latter."""
 
-  form: Form
+  form: AttentionForm
   kv_dim: int | None
   query_dim: int | None
   retrieval_dim: int | None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('kv_dim', 'query_dim', 'retrieval_dim'):
       value = getattr(self, name)
       if self.form == 'mla':
         ok = value is not None and value > 0
-        require(ok, name, value, "a positive number with form 'mla'")
+        self.require(ok, name, "a positive number with form 'mla'")
       else:
-        require(value is None, name, value, f'None with form {self.form!r}')
-    if self.form == 'mla':
-      require(
-        self.retrieval_dim % 2 == 0,
-        'retrieval_dim',
-        self.retrieval_dim,
-        'an even number, for rotary positions',
-      )
+        self.require(value is None, name, f'None with form {self.form!r}')
+    self.require(
+      (self.retrieval_dim or 0) % 2 == 0,
+      'retrieval_dim',
+      'an even number, for rotary positions',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,33 +42,33 @@ class StackConfig(Section):
   ffn_dim: int
   attention: AttentionConfig
 
-  def __post_init__(self):
-    require_positive(self, 'num_layers', 'num_heads', 'ffn_dim')
-    if self.window is not None:
-      require_positive(self, 'window')
+  def __post_init__(self) -> None:
+    self.require_positive('num_layers', 'num_heads', 'window', 'ffn_dim')
 
 
-def require_heads(
-  name: str, num_heads: int, d_model: int, attention: AttentionConfig | None
-) -> None:
-  """Requires heads to divide the width, and rotary pairs to exist.
+def require_heads(parent: Section, name: str, d_model: int) -> None:
+  """Requires the attention heads of a section to divide the model width.
 
   Args:
-    name: Of the section the heads belong to.
-    num_heads: H.
-    d_model: D.
-    attention: Of the section; None where there are no positions.
+    parent: Section that holds the one with the heads.
+    name: Field of `parent`: a section with `num_heads`, and with `attention`
+      where queries and keys have positions.
+    d_model: D, the width that the heads divide.
 
   Raises:
-    ValueError: If the heads do not fit.
+    ValueError: If H does not divide D, or D / H is odd with regular attention,
+      whose rotary positions turn pairs of numbers.
   """
-  field = f'{name}.num_heads'
-  allowed = f'a divisor of d_model ({d_model})'
-  require(d_model % num_heads == 0, field, num_heads, allowed)
+  section = getattr(parent, name)
+  num_heads = section.num_heads
+  path = f'{name}.num_heads'
+  parent.require(
+    d_model % num_heads == 0, path, f'a divisor of d_model ({d_model})'
+  )
+  attention = getattr(section, 'attention', None)
   if attention is not None and attention.form == 'regular':
-    require(
+    parent.require(
       d_model // num_heads % 2 == 0,
-      field,
-      num_heads,
+      path,
       f'd_model / num_heads even, for rotary positions (d_model is {d_model})',
     )

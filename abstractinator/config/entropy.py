@@ -1,16 +1,16 @@
-"""What stands on the stack of an entropy model."""
+"""Settings of the heads of an entropy model."""
 
 import dataclasses
 from typing import Literal
 
-from abstractinator.config.section import Section, require
+from abstractinator.config.section import Section
 
-Source = Literal['logit', 'gaussian']
+EntropySource = Literal['logit', 'gaussian']
 
 
 @dataclasses.dataclass(frozen=True)
 class EntropyHeadsConfig(Section):
-  """Heads of an entropy model, and the entropy that cuts segments."""
+  """Heads of an entropy model, and the entropy that the segmentation reads."""
 
   tie_to_embedding: bool
   gaussian_components: int
@@ -18,40 +18,34 @@ class EntropyHeadsConfig(Section):
   gaussian_detach: bool
   gaussian_log_variance_min: float
   gaussian_log_variance_max: float
-  source: Source
+  source: EntropySource
   temperature: float
   top_k: int
   top_p: float
 
-  def __post_init__(self):
-    # Below, float32 has no room for what it divides.
-    low = self.temperature >= 1e-6
-    require(low, 'temperature', self.temperature, '>= 1e-6')
-    for name in ('gaussian_components', 'gaussian_layers', 'top_k'):
-      require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
-    require(
+  def __post_init__(self) -> None:
+    # Logits divided by a smaller temperature overflow float32.
+    self.require(self.temperature >= 1e-6, 'temperature', '>= 1e-6')
+    self.require_non_negative('gaussian_components', 'gaussian_layers', 'top_k')
+    self.require(
       self.gaussian_layers == 0 or self.gaussian_components > 0,
       'gaussian_layers',
-      self.gaussian_layers,
       '0 while gaussian_components is 0',
     )
-    for name in ('gaussian_log_variance_min', 'gaussian_log_variance_max'):
-      require(
-        abs(getattr(self, name)) <= 40, name, getattr(self, name), '-40 to 40'
-      )
-    require(0 < self.top_p <= 1, 'top_p', self.top_p, '0 < value <= 1')
-    require(
+    low, high = 'gaussian_log_variance_min', 'gaussian_log_variance_max'
+    for name in (low, high):
+      self.require(abs(getattr(self, name)) <= 40, name, '-40 to 40')
+    self.require(0 < self.top_p <= 1, 'top_p', '0 < value <= 1')
+    self.require(
       self.gaussian_log_variance_min < self.gaussian_log_variance_max,
-      'gaussian_log_variance_min',
-      self.gaussian_log_variance_min,
-      f'below gaussian_log_variance_max ({self.gaussian_log_variance_max})',
+      low,
+      f'below {high} ({self.gaussian_log_variance_max})',
     )
     if self.source == 'gaussian':
-      require(
+      self.require(
         self.gaussian_components > 0,
         'source',
-        self.source,
-        'logit, or gaussian_components above 0',
+        "'logit' while gaussian_components is 0",
       )
-      require(self.top_k == 0, 'top_k', self.top_k, '0 with source gaussian')
-      require(self.top_p == 1, 'top_p', self.top_p, '1 with source gaussian')
+      self.require(self.top_k == 0, 'top_k', "0 with source 'gaussian'")
+      self.require(self.top_p == 1, 'top_p', "1 with source 'gaussian'")

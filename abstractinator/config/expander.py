@@ -4,44 +4,38 @@ import dataclasses
 from typing import Literal
 
 from abstractinator.config.attention import AttentionConfig
-from abstractinator.config.section import (
-  Section,
-  require,
-  require_fraction,
-  require_positive,
-)
+from abstractinator.config.section import Section
 
-Context = Literal['segment', 'window', 'full']
-Ends = Literal['head', 'entropy']
+ExpanderContext = Literal['segment', 'window', 'full']
+SegmentEnds = Literal['head', 'entropy']
 Distance = Literal['dot', 'squared']
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpanderConfig(Section):
-  """The autoregressive decoder of a level."""
+  """The autoregressive decoder of a level, from codes to ids."""
 
   num_layers: int
   num_heads: int
   ffn_dim: int
-  context: Context
+  context: ExpanderContext
   window: int
   lookback: int
-  ends: Ends
+  ends: SegmentEnds
   byte_dropout: float
   code_dim: int | None
   distance: Distance
   residual_conditioning: bool
   attention: AttentionConfig
 
-  def __post_init__(self):
-    require_positive(self, 'num_layers', 'num_heads', 'ffn_dim', 'window')
-    require(self.lookback >= 0, 'lookback', self.lookback, '>= 0')
-    require_fraction(self, 'byte_dropout')
-    if self.code_dim is not None:
-      require_positive(self, 'code_dim')
-    require(
+  def __post_init__(self) -> None:
+    self.require_positive(
+      'num_layers', 'num_heads', 'ffn_dim', 'window', 'code_dim'
+    )
+    self.require_non_negative('lookback')
+    self.require_fraction('byte_dropout')
+    self.require(
       self.distance == 'dot' or self.code_dim is not None,
       'distance',
-      self.distance,
-      "'dot' where code_dim is None",
+      "'dot' while code_dim is None",
     )

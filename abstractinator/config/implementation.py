@@ -1,4 +1,4 @@
-"""Settings of what computes the ops and layers."""
+"""Settings of the implementations that compute the ops and layers."""
 
 import dataclasses
 from typing import Literal, Self
@@ -8,10 +8,9 @@ from abstractinator.config.section import Section
 
 @dataclasses.dataclass(frozen=True)
 class ImplementationConfig(Section):
-  """Of each op; `ops.implementation` says which platform takes which.
+  """Implementation of each op, and the execution of stacks of blocks.
 
-  And how stacks of blocks are run: `remat`, what they keep for the backward
-  pass, and `scan_layers`, whether as a loop.
+  `ops.implementation` says which platform supports which implementation.
   """
 
   attention: Literal[
@@ -32,6 +31,11 @@ class ImplementationConfig(Section):
 
   @classmethod
   def everywhere(cls, name: Literal['auto', 'reference', 'xla']) -> Self:
-    """All ops by the same, cross-attention by 'gather' for 'xla'."""
+    """Returns one implementation for all ops, and neither remat nor scan.
+
+    Args:
+      name: Implementation of each op; 'xla' is called 'gather' for
+        `segment_cross`.
+    """
     cross = 'gather' if name == 'xla' else name
     return cls(name, name, cross, name, remat='none', scan_layers=False)

@@ -6,24 +6,24 @@ from abstractinator.config.attention import StackConfig, require_heads
 from abstractinator.config.entropy import EntropyHeadsConfig
 from abstractinator.config.expander import ExpanderConfig
 from abstractinator.config.quantizer import QuantizerConfig
-from abstractinator.config.section import Section, require, require_positive
+from abstractinator.config.section import Section
 from abstractinator.config.segmentation import SegmentationConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolingConfig(Section):
-  """Learned-query attention over a segment."""
+  """Learned-query attention over the ids of a segment."""
 
   num_heads: int
   num_queries: int
 
-  def __post_init__(self):
-    require_positive(self, 'num_heads', 'num_queries')
+  def __post_init__(self) -> None:
+    self.require_positive('num_heads', 'num_queries')
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelConfig(Section):
-  """One level: compressor, quantizer, expander."""
+  """One level: compressor, quantizer, expander, and the parts it takes over."""
 
   d_model: int
   entropy_model: StackConfig
@@ -37,41 +37,47 @@ class LevelConfig(Section):
   freeze_entropy_model: bool
   load_entropy_model_from: str | None
 
-  def __post_init__(self):
-    require_positive(self, 'd_model')
+  def __post_init__(self) -> None:
+    self.require_positive('d_model')
     for name in ('entropy_model', 'encoder', 'pooling', 'expander'):
-      section = getattr(self, name)
-      attention = getattr(section, 'attention', None)
-      require_heads(name, section.num_heads, self.d_model, attention)
-    for name in ('freeze_entropy_model', 'load_entropy_model_from'):
-      value = getattr(self, name)
-      allowed = 'nothing while freeze is True, which is about the whole level'
-      require(not (self.freeze and value), name, value, allowed)
-    require(
+      require_heads(self, name, self.d_model)
+    for name, unset in (
+      ('freeze_entropy_model', False),
+      ('load_entropy_model_from', None),
+    ):
+      self.require(
+        not (self.freeze and getattr(self, name)),
+        name,
+        f'{unset} while freeze is True, which concerns the whole level',
+      )
+    self.require(
       self.segmentation.rule != 'equal_information'
       or self.entropy_heads.source == 'logit',
       'entropy_heads.source',
-      self.entropy_heads.source,
-      'logit with segmentation.rule equal_information, which adds up bits',
+      "'logit' with segmentation.rule 'equal_information', which adds up bits",
     )
 
   @property
   def codebook_width(self) -> int | None:
-    """C of the codebooks of the quantizer; None if it has none."""
+    """C, the width of codebook entries; None with kind 'fsq'."""
     c = self.quantizer
     if c.kind == 'fsq':
       return None
     return self.d_model if c.code_dim is None else c.code_dim
 
   def num_codes(self, sequence_length: int) -> int:
-    """U, codes of a row of `sequence_length` ids: ids of the next level."""
+    """Returns U, the code slots of a row of `sequence_length` ids.
+
+    The level above has rows of U ids.
+    """
     slots = self.segmentation.num_slots(sequence_length)
     return slots * self.pooling.num_queries
 
   def max_documents(self, sequence_length: int) -> int:
-    """Documents a row may touch so that its segments find slots.
+    """Returns how many documents a row may touch and not run out of slots.
 
-    Each document can cost one segment beyond what its length needs.
+    Every document may end in a segment shorter than `max_length`, and so take
+    one slot more than its length needs.
     """
     needed = -(-sequence_length // self.segmentation.max_length)
     return self.segmentation.num_slots(sequence_length) - needed

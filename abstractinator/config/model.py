@@ -1,4 +1,4 @@
-"""Settings of the pyramid: how levels stack."""
+"""Settings of the pyramid: a stack of levels and a top language model."""
 
 import dataclasses
 import itertools
@@ -6,81 +6,92 @@ from typing import Literal
 
 from abstractinator.config.implementation import ImplementationConfig
 from abstractinator.config.level import LevelConfig
-from abstractinator.config.section import Section, require
+from abstractinator.config.section import Section
 from abstractinator.config.top_lm import TopLMConfig
-
-Dtype = Literal['float32', 'bfloat16']
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-  """The pyramid, bottom first."""
+  """The levels of a pyramid, bottom first, and its top language model."""
 
   levels: tuple[LevelConfig, ...]
   top_lm: TopLMConfig | None
-  dtype: Dtype
+  dtype: Literal['float32', 'bfloat16']
   implementation: ImplementationConfig
 
-  def __post_init__(self):
-    require(bool(self.levels), 'levels', len(self.levels), 'at least 1 level')
+  def __post_init__(self) -> None:
+    self.require(bool(self.levels), 'levels', 'at least 1 level')
     for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
-      _check_stacked(f'levels[{i}]', level, child)
-    require(
+      self._check_upper_level(f'levels[{i}]', level, child)
+    self.require(
       self.top_lm is not None or not self.levels[-1].freeze,
       f'levels[{len(self.levels) - 1}].freeze',
-      True,
-      'False without a top_lm: nothing else would be left to learn',
+      'False without a top_lm: no part of the model would learn',
+    )
+
+  def _check_upper_level(
+    self, name: str, level: LevelConfig, child: LevelConfig
+  ) -> None:
+    """Requires a level to fit the codes of `child`, the level below it."""
+    self.require(
+      level.segmentation.rule != 'space',
+      f'{name}.segmentation.rule',
+      "any but 'space' above the first level, whose ids are not bytes",
+    )
+    self.require(
+      child.freeze or not level.freeze,
+      f'{name}.freeze',
+      'False above a level that learns, whose codes change their meaning',
+    )
+    # An entropy model over codes depends on the codebooks of its own run.
+    self.require(
+      level.load_entropy_model_from is None,
+      f'{name}.load_entropy_model_from',
+      'None above the first level',
+    )
+    self.require(
+      not level.freeze_entropy_model,
+      f'{name}.freeze_entropy_model',
+      'False above the first level',
+    )
+    # Codes have no EOS: the end of a document is known from this head alone.
+    self.require(
+      level.expander.ends == 'head',
+      f'{name}.expander.ends',
+      "'head' above the first level",
+    )
+    # Codes are embedded by the codebooks below, and predicted by comparison.
+    self.require(
+      level.entropy_heads.tie_to_embedding,
+      f'{name}.entropy_heads.tie_to_embedding',
+      'True above the first level',
+    )
+    width = child.codebook_width
+    self.require(
+      width is None or level.expander.code_dim in (None, width),
+      f'{name}.expander.code_dim',
+      f'None or {width}, the width of the codebooks of the level below',
     )
 
   def sequence_lengths(self, sequence_length: int) -> tuple[int, ...]:
-    """S of each level, for rows of `sequence_length` bytes."""
+    """Returns S of each level for rows of `sequence_length` bytes."""
     sizes = [sequence_length]
     for level in self.levels[:-1]:
       sizes.append(level.num_codes(sizes[-1]))
     return tuple(sizes)
 
   def num_top_codes(self, sequence_length: int) -> int:
-    """Codes of the last level that a row of so many bytes has room for."""
+    """Returns U of the last level for rows of `sequence_length` bytes."""
     sizes = self.sequence_lengths(sequence_length)
     return self.levels[-1].num_codes(sizes[-1])
 
   def max_documents(self, sequence_length: int) -> int:
-    """Documents that a row may touch, see `LevelConfig.max_documents`."""
+    """Returns how many documents a row of `sequence_length` bytes may touch.
+
+    It is the least `LevelConfig.max_documents` of the levels.
+    """
     sizes = self.sequence_lengths(sequence_length)
     return min(
       level.max_documents(size)
       for level, size in zip(self.levels, sizes, strict=True)
-    )
-
-
-def _check_stacked(name: str, level: LevelConfig, child: LevelConfig) -> None:
-  """Raises ValueError if a level cannot stand on another one's codes."""
-  rule = level.segmentation.rule
-  allowed = 'a rule that is not about bytes, above the first level'
-  require(rule != 'space', f'{name}.segmentation.rule', rule, allowed)
-  freeze = level.freeze
-  allowed = 'False above a level that learns, whose codes change their meaning'
-  require(child.freeze or not freeze, f'{name}.freeze', freeze, allowed)
-  # That of codes needs the codebooks of its own run.
-  source = level.load_entropy_model_from
-  setting = f'{name}.load_entropy_model_from'
-  require(source is None, setting, source, 'None, above the first level')
-  freeze = level.freeze_entropy_model
-  setting = f'{name}.freeze_entropy_model'
-  require(not freeze, setting, freeze, 'False, above the first level')
-  # Nothing else says where documents end: codes have no EOS.
-  ends = level.expander.ends
-  allowed = 'head, above the first level'
-  require(ends == 'head', f'{name}.expander.ends', ends, allowed)
-  # Codes are compared with what embeds them.
-  is_tied = level.entropy_heads.tie_to_embedding
-  setting = f'{name}.entropy_heads.tie_to_embedding'
-  require(is_tied, setting, is_tied, 'True, above the first level')
-  width = child.codebook_width
-  if width is not None:
-    require(
-      level.expander.code_dim in (None, width),
-      f'{name}.expander.code_dim',
-      level.expander.code_dim,
-      f'None or {width}, the width of the codebooks of the level below',
     )

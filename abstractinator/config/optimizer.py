@@ -3,30 +3,25 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config.section import (
-  Section,
-  require,
-  require_fraction,
-  require_positive,
-)
+from abstractinator.config.section import Section
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningRatesConfig(Section):
-  """Learning rates of the parts of a model, relative to that of the run."""
+  """Factors on the learning rate, one for each part of a model."""
 
   entropy_model: float
   compressor: float
   expander: float
   top_lm: float
 
-  def __post_init__(self):
-    require_positive(self, *(f.name for f in dataclasses.fields(self)))
+  def __post_init__(self) -> None:
+    self.require_positive(*(f.name for f in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-  """How parameters follow their gradient; see `configs/default.py`."""
+  """The optimizer and the schedule of its learning rate."""
 
   kind: Literal['adamw', 'muon']
   schedule: Literal['cosine', 'warmup_stable_decay', 'constant']
@@ -41,11 +36,9 @@ class OptimizerConfig(Section):
   clip_norm: float
   ema_decay: float
 
-  def __post_init__(self):
-    require_positive(self, 'learning_rate', 'clip_norm')
-    require_fraction(self, 'beta1', 'beta2', 'ema_decay')
+  def __post_init__(self) -> None:
+    self.require_positive('learning_rate', 'clip_norm')
+    self.require_fraction('beta1', 'beta2', 'ema_decay')
     for name in ('final_fraction', 'decay_fraction'):
-      value = getattr(self, name)
-      require(0 <= value <= 1, name, value, '0 to 1')
-    for name in ('warmup_steps', 'weight_decay'):
-      require(getattr(self, name) >= 0, name, getattr(self, name), '>= 0')
+      self.require(0 <= getattr(self, name) <= 1, name, '0 to 1')
+    self.require_non_negative('warmup_steps', 'weight_decay')

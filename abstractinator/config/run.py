@@ -1,23 +1,20 @@
-"""A whole run: its data, model, objective, optimizer and devices."""
+"""Settings of a whole run: data, model, objective, optimizer and devices."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal, Self
 
 from abstractinator.config.model import ModelConfig
 from abstractinator.config.optimizer import OptimizerConfig
-from abstractinator.config.section import (
-  Section,
-  require,
-  require_fraction,
-  require_positive,
-)
+from abstractinator.config.section import Section
 
-Objective = Literal['all', 'entropy_model', 'top_lm']
+# Equal to `types.NUM_BYTES`, whose import of jax would slow down every command
+# that reads a config.
+_NUM_BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
-  """What to read. See `configs/default.py` for units."""
+  """The documents of a run, and how they become batches."""
 
   train: str
   validation: str
@@ -29,29 +26,27 @@ class DataConfig(Section):
   read_threads: int
   prefetch_batches: int
 
-  def __post_init__(self):
-    require_positive(
-      self, 'vocab_size', 'sequence_length', 'batch_size', 'prefetch_batches'
+  def __post_init__(self) -> None:
+    self.require_positive(
+      'vocab_size', 'sequence_length', 'batch_size', 'prefetch_batches'
     )
-    require_fraction(self, 'validation_fraction')
-    require(self.read_threads >= 0, 'read_threads', self.read_threads, '>= 0')
-    require(
+    self.require_fraction('validation_fraction')
+    self.require_non_negative('read_threads')
+    self.require(
       bool(self.validation) or self.validation_fraction > 0,
       'validation_fraction',
-      self.validation_fraction,
-      'above 0 when data.validation is empty',
+      'above 0 while data.validation is empty',
     )
-    require(
-      bool(self.train) or self.vocab_size == 256,
+    self.require(
+      bool(self.train) or self.vocab_size == _NUM_BYTES,
       'vocab_size',
-      self.vocab_size,
-      '256 while data.train is empty',
+      f'{_NUM_BYTES} while data.train is empty',
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig(Section):
-  """Weights of the terms of the objective; see `losses.terms`."""
+  """Weights of the terms of the objective, and when each level learns."""
 
   entropy_model: float
   gaussian: float
@@ -66,52 +61,49 @@ class LossConfig(Section):
   curriculum_steps: int
   curriculum_stops: bool
 
-  def __post_init__(self):
-    for name, weight in dataclasses.asdict(self).items():
-      require(weight >= 0, name, weight, '>= 0')
-    require(
+  def __post_init__(self) -> None:
+    self.require_non_negative(*(f.name for f in dataclasses.fields(self)))
+    self.require(
       self.curriculum_steps > 0 or not self.curriculum_stops,
       'curriculum_stops',
-      self.curriculum_stops,
       'False while curriculum_steps is 0',
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-  """Devices along each mesh axis; -1 on one axis takes what is left."""
+  """Number of devices along each mesh axis; -1 on one axis: all that remain."""
 
   data: int
   fsdp: int
   tensor: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     sizes = dataclasses.asdict(self)
     for name, size in sizes.items():
-      require(size > 0 or size == -1, name, size, 'a positive number or -1')
-    one = list(sizes.values()).count(-1) <= 1
-    require(one, 'tensor', self.tensor, '-1 on one axis')
-
-
-@dataclasses.dataclass(frozen=True)
-class HealthConfig(Section):
-  """What is watched during training; see `training.health`."""
-
-  alarms: bool
-  after_steps: int
-
-  def __post_init__(self):
-    require(
-      self.after_steps >= 0, 'after_steps', self.after_steps, '0 or above'
+      self.require(size > 0 or size == -1, name, 'a positive number or -1')
+    self.require(
+      list(sizes.values()).count(-1) <= 1, 'tensor', '-1 on one axis only'
     )
 
 
 @dataclasses.dataclass(frozen=True)
+class HealthConfig(Section):
+  """Alarms about a run that may be going wrong."""
+
+  alarms: bool
+  after_steps: int
+
+  def __post_init__(self) -> None:
+    self.require_non_negative('after_steps')
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(Section):
-  """A whole run."""
+  """All settings of a run."""
 
   seed: int
-  objective: Objective
+  objective: Literal['all', 'entropy_model', 'top_lm']
   load_base_from: str | None
   max_steps: int | None
   num_epochs: float
@@ -129,116 +121,122 @@ class RunConfig(Section):
   mesh: MeshConfig
   health: HealthConfig
 
-  def __post_init__(self):
-    require(self.seed >= 0, 'seed', self.seed, '>= 0')
-    require_positive(
-      self,
+  def __post_init__(self) -> None:
+    self._check_lengths()
+    self._check_levels()
+    self._check_frozen_levels()
+    self._check_objective()
+
+  @classmethod
+  def from_stored(cls, values: Any, source: str) -> Self:
+    """Builds the config that a run has stored.
+
+    Args:
+      values: JSON values, from `to_dict`.
+      source: Path they were read from, for error messages.
+
+    Returns:
+      The config.
+
+    Raises:
+      ValueError: If a setting is missing, unknown or not allowed.
+    """
+    try:
+      return cls.from_dict(values)
+    except ValueError as error:
+      raise ValueError(f'{source}: {error}') from None
+
+  def _check_lengths(self) -> None:
+    self.require_non_negative('seed')
+    self.require_positive(
       'num_epochs',
+      'max_steps',
       'log_interval',
       'eval_interval',
       'eval_batches',
+      'final_eval_batches',
       'checkpoint_interval',
       'max_to_keep',
       'microbatches',
     )
     rows = self.data.batch_size
-    require(
+    self.require(
       rows % self.microbatches == 0,
       'microbatches',
-      self.microbatches,
       f'a divisor of data.batch_size ({rows})',
     )
-    # So that a resumed run logs the same windows as one never stopped.
-    require(
+    # A resumed run then logs the same steps as a run that was not interrupted.
+    self.require(
       self.checkpoint_interval % self.log_interval == 0,
       'checkpoint_interval',
-      self.checkpoint_interval,
       f'a multiple of log_interval ({self.log_interval})',
     )
-    rule = self.model.levels[0].segmentation.rule
-    require(
-      rule != 'space' or self.data.vocab_size == 256,
+
+  def _check_levels(self) -> None:
+    levels = self.model.levels
+    self.require(
+      levels[0].segmentation.rule != 'space'
+      or self.data.vocab_size == _NUM_BYTES,
       'model.levels[0].segmentation.rule',
-      rule,
-      'a rule that is not about bytes, while data.vocab_size is not 256',
+      f"any but 'space' while data.vocab_size is not {_NUM_BYTES}",
     )
     sizes = self.model.sequence_lengths(self.data.sequence_length)
-    for i, (level, size) in enumerate(
-      zip(self.model.levels, sizes, strict=True)
-    ):
-      require(
+    for i, (level, size) in enumerate(zip(levels, sizes, strict=True)):
+      self.require(
         level.max_documents(size) >= 1,
         f'model.levels[{i}].segmentation.capacity_length',
-        level.segmentation.capacity_length,
         f'smaller, so that rows of {size} ids have a slot to spare',
       )
-      require(
+      self.require(
         self.loss.gaussian > 0 or level.entropy_heads.source != 'gaussian',
         'loss.gaussian',
-        self.loss.gaussian,
         f"above 0 while model.levels[{i}].entropy_heads.source is 'gaussian'",
       )
-      require(
+      self.require(
         self.loss.codebook > 0 or level.quantizer.codebook != 'gradient',
         'loss.codebook',
-        self.loss.codebook,
         f"above 0 while model.levels[{i}].quantizer.codebook is 'gradient'",
       )
-    require(
+    self.require(
       self.loss.gaussian == 0
-      or any(c.entropy_heads.gaussian_components for c in self.model.levels),
+      or any(level.entropy_heads.gaussian_components for level in levels),
       'loss.gaussian',
-      self.loss.gaussian,
       '0 while entropy_heads.gaussian_components of all model.levels is 0',
     )
-    for field in ('max_steps', 'final_eval_batches'):
-      if getattr(self, field) is not None:
-        require_positive(self, field)
-    self._check_parts()
 
-  def _check_parts(self):
-    levels = self.model.levels
-    require(
-      self.load_base_from is None or levels[0].freeze,
+  def _check_frozen_levels(self) -> None:
+    freeze = self.model.levels[0].freeze
+    self.require(
+      self.load_base_from is None or freeze,
       'load_base_from',
-      self.load_base_from,
       'None while model.levels[0].freeze is False',
     )
-    interval = self.loss.curriculum_steps
-    last_joins = interval * (len(levels) - (self.model.top_lm is None))
-    require(
-      not interval or not levels[0].freeze,
+    self.require(
+      not self.loss.curriculum_steps or not freeze,
       'loss.curriculum_steps',
-      interval,
       '0 while model.levels[0].freeze is True',
     )
-    require(
-      self.max_steps is None or last_joins < self.max_steps,
-      'loss.curriculum_steps',
-      interval,
-      f'so few that all learn before max_steps ({self.max_steps})',
-    )
-    if self.objective == 'top_lm':
-      self._check_top_lm()
-      return
-    is_alone = len(levels) == 1 and self.model.top_lm is None
-    require(
-      self.objective == 'all'
-      or (is_alone and not levels[0].freeze_entropy_model),
-      'objective',
-      self.objective,
-      'all with several model.levels, a model.top_lm or a frozen entropy model',
-    )
 
-  def _check_top_lm(self):
-    """Of a top LM that learns from codes, those of levels that stay."""
-    top_lm = self.model.top_lm
-    is_discrete = top_lm is not None and top_lm.mode == 'discrete'
-    require(
-      is_discrete and not top_lm.expand and self.model.levels[-1].freeze,
-      'objective',
-      self.objective,
-      "'all' without a model.top_lm of mode 'discrete' that has expand False,"
-      ' or with model.levels that are not frozen',
-    )
-    require(bool(self.data.train), 'data.train', '', 'a directory of codes')
+  def _check_objective(self) -> None:
+    levels, top_lm = self.model.levels, self.model.top_lm
+    if self.objective == 'entropy_model':
+      self.require(
+        len(levels) == 1
+        and top_lm is None
+        and not levels[0].freeze_entropy_model,
+        'objective',
+        "'all' with several model.levels, a model.top_lm or a frozen entropy"
+        ' model',
+      )
+    if self.objective == 'top_lm':
+      # This objective reads codes from files: its levels compute nothing.
+      self.require(
+        top_lm is not None
+        and top_lm.mode == 'discrete'
+        and not top_lm.expand
+        and levels[-1].freeze,
+        'objective',
+        "'all' without frozen model.levels and a model.top_lm of mode"
+        " 'discrete' that has expand False",
+      )
+      self.require(bool(self.data.train), 'data.train', 'a directory of codes')

@@ -1,89 +1,40 @@
-"""Sections of a config: frozen dataclasses read from plain values.
+"""Base class of the sections of a config: dataclasses read from plain values.
 
-An error names the path of the setting, its value and what is allowed.
+Every error is one line: the path of the setting, its value, what is allowed.
 """
 
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 
-def require(ok: bool, field: str, value: Any, allowed: str) -> None:
-  """Raises ValueError naming a field and what it may be, unless `ok`."""
-  if not ok:
-    raise ValueError(f'{field}: got {value!r}, allowed: {allowed}')
-
-
-def require_positive(config: Any, *fields: str) -> None:
-  """Requires fields above 0."""
-  for field in fields:
-    value = getattr(config, field)
-    require(value > 0, field, value, 'a positive number')
-
-
-def require_fraction(config: Any, *fields: str) -> None:
-  """Requires fields in 0 <= value < 1."""
-  for field in fields:
-    value = getattr(config, field)
-    require(0 <= value < 1, field, value, '0 <= value < 1')
-
-
-def _convert(annotation: Any, value: Any, path: str) -> Any:
-  """Returns `value` as `annotation` wants it, or raises naming `path`."""
-  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-  if origin in (types.UnionType, typing.Union):
-    if value is None:
-      return None
-    (annotation,) = [a for a in args if a is not type(None)]
-    return _convert(annotation, value, path)
-  if origin is Literal:
-    require(value in args, path, value, ', '.join(map(str, args)))
-    return value
-  if origin is tuple:
-    require(
-      isinstance(value, Sequence) and not isinstance(value, str),
-      path,
-      value,
-      'a list',
-    )
-    return tuple(
-      _convert(args[0], v, f'{path}[{i}]') for i, v in enumerate(value)
-    )
-  if dataclasses.is_dataclass(annotation):
-    return annotation.from_dict(value, path)
-  if annotation is float and type(value) is int:
-    return float(value)
-  require(
-    type(value) is annotation, path, value, f'a value of {annotation.__name__}'
-  )
-  if annotation is float:
-    require(math.isfinite(value), path, value, 'a finite number')
-  return value
-
-
+@dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the config that can be read from a mapping."""
+  """A group of settings: typed fields without defaults, checked when built."""
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any], path: str = '') -> Self:
-    """Builds the section from plain values.
+    """Builds a section from plain values.
 
     Args:
-      values: Exactly the fields of the section; nested sections as mappings.
-      path: Where the section stands in the whole config, for messages.
+      values: Value of each field of the section; a nested section is a mapping.
+      path: Path of the section in the whole config, for error messages.
 
     Returns:
-      The section, checked.
+      The section.
 
     Raises:
-      ValueError: If a key is unknown or missing, or a value is not allowed.
+      ValueError: If a setting is unknown or missing, or its value is of another
+        type or not allowed.
     """
     prefix = f'{path}.' if path else ''
-    require(isinstance(values, Mapping), path, values, 'a group of settings')
+    is_group = isinstance(values, Mapping)
+    _require(is_group, path or 'config', values, 'a group of settings')
     fields = {f.name: f.type for f in dataclasses.fields(cls)}
     for key in values:
       if key not in fields:
@@ -101,9 +52,72 @@ class Section:
     try:
       return cls(**converted)
     except ValueError as error:
-      # Sections check themselves without knowing where they stand.
+      # A section checks itself without knowing its path in the whole config.
       raise ValueError(f'{prefix}{error}') from None
 
   def to_dict(self) -> dict[str, Any]:
     """Returns plain nested values, ready for JSON."""
     return dataclasses.asdict(self)
+
+  def require(self, ok: bool, path: str, allowed: str) -> None:
+    """Raises ValueError about a setting, unless `ok`.
+
+    Args:
+      ok: Whether the value of the setting is allowed.
+      path: Path of the setting below this section, such as `levels[0].freeze`.
+      allowed: Description of the values that are allowed.
+    """
+    if not ok:
+      value: Any = self
+      for name in re.findall(r'\w+', path):
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
+      _require(ok, path, value, allowed)
+
+  def require_positive(self, *names: str) -> None:
+    """Requires fields above 0; None passes where its type allows it."""
+    for name in names:
+      value = getattr(self, name)
+      self.require(value is None or value > 0, name, 'a positive number')
+
+  def require_non_negative(self, *names: str) -> None:
+    """Requires fields of 0 or above."""
+    for name in names:
+      self.require(getattr(self, name) >= 0, name, '>= 0')
+
+  def require_fraction(self, *names: str) -> None:
+    """Requires fields in 0 <= value < 1."""
+    for name in names:
+      self.require(0 <= getattr(self, name) < 1, name, '0 <= value < 1')
+
+
+def _require(ok: bool, path: str, value: Any, allowed: str) -> None:
+  if not ok:
+    raise ValueError(f'{path}: got {value!r}, allowed: {allowed}')
+
+
+def _convert(annotation: Any, value: Any, path: str) -> Any:
+  """Returns a plain value as the type of its field; ValueError names `path`."""
+  origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin in (types.UnionType, typing.Union):
+    if value is None:
+      return None
+    (annotation,) = [a for a in args if a is not type(None)]
+    return _convert(annotation, value, path)
+  if origin is Literal:
+    _require(value in args, path, value, ', '.join(map(str, args)))
+    return value
+  if origin is tuple:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    _require(is_list, path, value, 'a list')
+    return tuple(
+      _convert(args[0], v, f'{path}[{i}]') for i, v in enumerate(value)
+    )
+  if issubclass(annotation, Section):
+    return annotation.from_dict(value, path)
+  if annotation is float and type(value) is int:
+    return float(value)
+  is_typed = type(value) is annotation
+  _require(is_typed, path, value, f'a value of {annotation.__name__}')
+  if annotation is float:
+    _require(math.isfinite(value), path, value, 'a finite number')
+  return value

@@ -1,25 +1,21 @@
-"""Settings of the language model over the top codes."""
+"""Settings of the language model over the codes of the last level."""
 
 import dataclasses
 from typing import Literal
 
 from abstractinator.config.attention import StackConfig, require_heads
-from abstractinator.config.section import Section, require_positive
-
-Mode = Literal['discrete', 'continuous']
+from abstractinator.config.section import Section
 
 
 @dataclasses.dataclass(frozen=True)
 class TopLMConfig(Section):
-  """A `CodeSequenceTransformer`: what it predicts, its width, its stack."""
+  """A `CodeSequenceTransformer`: its mode, width and stack."""
 
-  mode: Mode
+  mode: Literal['discrete', 'continuous']
   d_model: int
   stack: StackConfig
   expand: bool
 
-  def __post_init__(self):
-    require_positive(self, 'd_model')
-    require_heads(
-      'stack', self.stack.num_heads, self.d_model, self.stack.attention
-    )
+  def __post_init__(self) -> None:
+    self.require_positive('d_model')
+    require_heads(self, 'stack', self.d_model)

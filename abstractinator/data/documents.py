@@ -1,169 +1,128 @@
-"""Documents: named bytes of which any slice can be read at any time.
+"""Documents: named bytes, or other ids, of which any slice can be read.
 
-Nothing is kept open and only names and places are kept in memory, so that
-documents can be read from many threads and sent to other processes. Documents
-of integers other than bytes are arrays, see `records`.
+No file stays open and only names and positions are kept in memory, so that
+documents can be read from many threads and sent to other processes.
 """
 
 import dataclasses
-import functools
 import hashlib
-import json
-from collections.abc import Sequence
-from typing import ClassVar, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 
-class Document(Protocol):
-  """One document: arbitrary bytes, or other ids, under a name.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+  """One document under a name: bytes, or ids of another vocabulary.
 
   Attributes:
-    name: Where it stands below the root of its corpus, with '/' between parts.
-    length: How many bytes it has, at least 1.
-    place: Where it lies, other than all other documents.
-    is_bytes: Whether `read` gives bytes, not an array of ids.
+    name: Path below the root of the corpus, with '/' between its parts.
+    length: Number of bytes or ids, at least 1.
+    path: Path of the file, or name of the data set, that holds it.
+    load: Function that reads ids `start` to `stop` of the document. It is
+      defined at the top of a module, so that documents can be pickled.
+    number: Number of the document in `path`; None if it is the only one.
+    at: Further values by which `load` finds the document in `path`.
+    is_bytes: True if `load` returns bytes, False if it returns int32 ids.
   """
 
-  is_bytes: ClassVar[bool]
-  name: str
-  length: int
-
-  @property
-  def place(self) -> str: ...
-
-  def read(self, start: int, stop: int) -> bytes | np.ndarray:
-    """Returns bytes `start` to `stop` of the document."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileDocument:
-  """A whole file."""
-
-  is_bytes: ClassVar[bool] = True
   name: str
   length: int
   path: str
+  load: Callable[['Document', int, int], bytes | np.ndarray]
+  number: int | None = None
+  at: tuple[Any, ...] = ()
+  is_bytes: bool = True
 
   @property
   def place(self) -> str:
-    """Its path."""
-    return self.path
+    """Path and number, which no other document has."""
+    return self.path if self.number is None else f'{self.path}:{self.number}'
 
-  def read(self, start: int, stop: int) -> bytes:
-    """Reads the slice; ValueError if the file is now shorter than it was."""
-    return _read_slice(self.path, start, stop)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LineDocument:
-  """The text of one line of a `.jsonl` file.
-
-  Reading any slice parses the whole line, which suits documents of some
-  kilobytes; longer ones are better kept as files of their own.
-  """
-
-  is_bytes: ClassVar[bool] = True
-  name: str
-  length: int
-  path: str
-  line: int
-  line_start: int
-  line_stop: int
-
-  @property
-  def place(self) -> str:
-    """Path and line."""
-    return f'{self.path}:{self.line}'
-
-  def read(self, start: int, stop: int) -> bytes:
-    """Reads the slice; ValueError if the line is not what it was."""
-    line = _read_slice(self.path, self.line_start, self.line_stop)
-    text = text_of_line(line, f'{self.path}:{self.line}')
-    if len(text) != self.length:
+  def require_bytes(self) -> None:
+    """Raises ValueError if the document holds other ids."""
+    if not self.is_bytes:
       raise ValueError(
-        f'{self.path}:{self.line}: has {len(text)} bytes of text, allowed:'
-        f' {self.length} as when the run began'
+        f'{self.place}: holds an array of ids, allowed: bytes; .npy files serve'
+        ' training only'
       )
-    return text[start:stop]
+
+  def require_size(self, size: int, expected: int) -> None:
+    """Raises ValueError if a size is not what it was when it was found."""
+    if size != expected:
+      raise ValueError(
+        f'{self.place}: has changed: got {size} bytes or ids, allowed:'
+        f' {expected} as when the run began'
+      )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MemoryDocument:
+class MemoryDocument(Document):
   """A document held in memory."""
 
-  is_bytes: ClassVar[bool] = True
-  name: str
-  content: bytes
-
-  @property
-  def place(self) -> str:
-    """Its name."""
-    return self.name
-
-  @property
-  def length(self) -> int:
-    """How many bytes it has."""
-    return len(self.content)
-
-  def read(self, start: int, stop: int) -> bytes:
-    """Returns the slice."""
-    return self.content[start:stop]
+  def __init__(self, name: str, content: bytes):
+    super().__init__(name, len(content), name, _load_content, at=(content,))
 
 
 class Documents:
-  """An ordered collection of documents that can be read at random."""
+  """An ordered collection of documents that can be read at random.
+
+  Attributes:
+    num_documents: Number of documents.
+    lengths: Bytes of each document, or ids, [num_documents] int64.
+  """
 
   def __init__(self, documents: Sequence[Document]):
     self._documents = tuple(documents)
-
-  @property
-  def num_documents(self) -> int:
-    """How many documents there are."""
-    return len(self._documents)
-
-  @functools.cached_property
-  def lengths(self) -> np.ndarray:
-    """Bytes of each document, [num_documents] int64."""
-    return np.array([d.length for d in self._documents], np.int64)
+    self.num_documents = len(self._documents)
+    self.lengths = np.array([d.length for d in self._documents], np.int64)
 
   def name(self, index: int) -> str:
     """Returns the name of document `index`, relative to its corpus."""
     return self._documents[index].name
 
   def places(self) -> set[str]:
-    """Returns where all of them lie."""
+    """Returns the paths, and positions in files, of all documents."""
     return {document.place for document in self._documents}
 
   def require_bytes(self) -> None:
-    """Refuses documents of other ids, for who reads texts.
+    """Checks that all documents are bytes, as callers that read texts need.
 
     Raises:
-      ValueError: If one of them is no bytes.
+      ValueError: If a document holds other ids.
     """
     for document in self._documents:
-      if not document.is_bytes:
-        raise ValueError(
-          f'{document.place}: holds an array of ids, allowed: bytes; .npy files'
-          ' are there to train on'
-        )
+      document.require_bytes()
 
   def read(self, index: int, start: int, stop: int) -> bytes | np.ndarray:
-    """Reads a slice of a document.
+    """Returns bytes or ids `start` to `stop` of document `index`.
 
     Args:
-      index: Which document.
-      start: First byte.
-      stop: Byte after the last, at most the document's length.
+      index: Number of the document.
+      start: First byte or id.
+      stop: Position after the last one, at most the length of the document.
 
     Returns:
-      `stop - start` bytes, or an int32 array of as many other ids.
+      `stop - start` bytes, or as many ids, int32.
 
     Raises:
-      ValueError: If what lies behind the document has changed its size.
-      OSError: If it can no longer be read.
+      ValueError: If the file has changed its size.
+      OSError: If the file can no longer be read.
     """
-    return self._documents[index].read(start, stop)
+    document = self._documents[index]
+    content = document.load(document, start, stop)
+    document.require_size(len(content), stop - start)
+    return content
+
+  def read_bytes(self, index: int) -> bytes:
+    """Returns all bytes of document `index`.
+
+    Raises:
+      ValueError: If the document holds other ids, or has changed its size.
+      OSError: If the file can no longer be read.
+    """
+    self._documents[index].require_bytes()
+    return bytes(self.read(index, 0, int(self.lengths[index])))
 
   @classmethod
   def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -174,7 +133,7 @@ class Documents:
     """Returns a collection of the documents `indices`, in that order."""
     return type(self)([self._documents[i] for i in indices])
 
-  def fingerprint(self) -> str:
+  def sha256(self) -> str:
     """Returns a sha256 in hex over names and lengths, wherever the root is."""
     digest = hashlib.sha256()
     for document in self._documents:
@@ -189,40 +148,23 @@ def encode_name(name: str) -> bytes:
   return name.encode('utf-8', 'surrogateescape')
 
 
-def text_of_line(line: bytes, where: str) -> bytes:
-  """Returns the text of a line of a `.jsonl` file.
-
-  Args:
-    line: A JSON object whose `text` is a string.
-    where: Path and number of the line, for messages.
-
-  Returns:
-    The text as UTF-8, at least 1 byte.
-
-  Raises:
-    ValueError: If the line is anything else.
-  """
-  allowed = 'allowed: an object with a non-empty string "text"'
-  try:
-    value = json.loads(line)
-    text = value.get('text') if isinstance(value, dict) else None
-    content = text.encode() if isinstance(text, str) else None
-  except ValueError as error:  # Not JSON, not UTF-8, or a lone surrogate.
-    raise ValueError(f'{where}: {error}, {allowed}') from None
-  if content is None:
-    raise ValueError(f'{where}: has no string "text", {allowed}')
-  if not content:
-    raise ValueError(f'{where}: "text" is empty, {allowed}')
-  return content
+def as_bytes(text: str | bytes) -> bytes:
+  """Returns a text as bytes, a string as UTF-8."""
+  return text.encode() if isinstance(text, str) else text
 
 
-def _read_slice(path: str, start: int, stop: int) -> bytes:
+def read_slice(path: str, start: int, stop: int) -> bytes:
+  """Returns bytes `start` to `stop` of a file, as far as it goes."""
   with open(path, 'rb', buffering=0) as file:
     file.seek(start)
-    content = file.read(stop - start)
-  if len(content) != stop - start:
-    raise ValueError(
-      f'{path}: ends before byte {stop}, allowed: files that stay as they were'
-      ' when the run began'
-    )
-  return content
+    return file.read(stop - start)
+
+
+def load_file(document: Document, start: int, stop: int) -> bytes:
+  """Reads a slice of a document that is a whole file."""
+  return read_slice(document.path, start, stop)
+
+
+def _load_content(document: Document, start: int, stop: int) -> bytes:
+  (content,) = document.at
+  return content[start:stop]

@@ -1,110 +1,83 @@
 """Documents of Hugging Face data sets: `hf:NAME` or `hf:NAME?OPTIONS`.
 
-With `documents=N` the first so many are streamed and kept in memory; without,
-the data set is downloaded once, by the library, and read from its files.
+With the option `documents=N` the first N rows are streamed and kept in memory;
+without it, the library downloads the whole data set once and reads its files.
 """
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import parse_qsl
 
-from abstractinator.data.documents import Document, MemoryDocument
-from abstractinator.data.records import lengths_of_column
+from abstractinator.data.documents import Document, MemoryDocument, as_bytes
+from abstractinator.data.records import (
+  import_extra,
+  lengths_of_column,
+  slice_of_text,
+)
 
 PREFIX = 'hf:'
 _DEFAULTS = {
-  # Of the data set, if it has several.
+  # Configuration of the data set, if it has several.
   'config': '',
   'split': 'train',
   # Column of the text.
   'field': 'text',
-  # How many to stream; all of them, not streamed, if empty.
+  # Number of rows to stream; if empty, all rows are read from files.
   'documents': '',
-  # Of a local builder such as `json`: its files, globs allowed.
+  # Files of a local builder such as `json`, globs allowed.
   'data_files': '',
   'revision': '',
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class HubDocument:
-  """A row of a data set that lies in files of the library."""
-
-  is_bytes: ClassVar[bool] = True
-  name: str
-  length: int
-  source: str
-  row: int
-
-  @property
-  def place(self) -> str:
-    """Source and row."""
-    return f'{self.source}:{self.row}'
-
-  def read(self, start: int, stop: int) -> bytes:
-    """Reads the slice."""
-    data, field = _open(self.source)
-    return _encoded(data[self.row][field])[start:stop]
-
-
 def hub_documents(source: str) -> list[Document]:
-  """Documents of a source.
+  """Returns the documents of a data set, one for each row.
 
   Args:
-    source: `hf:NAME?key=value&...`, with any of `config`, `split` (train),
-      `field` (text), `documents`, `data_files` and `revision`.
+    source: `hf:NAME?key=value&...`, with any of `config`, `split` (default
+      train), `field` (default text), `documents`, `data_files` and `revision`.
 
   Returns:
-    One a row, named by data set, split and number.
+    The documents; their names consist of data set, split and number.
 
   Raises:
     ValueError: If it cannot be read, or a text is missing or empty.
   """
   name, options = _parse(source)
-  label = f'{name}/{options["split"]}'
+  label, field = f'{name}/{options["split"]}', options['field']
+  where = f'{source}: {field!r}'
   if options['documents']:
-    return _streamed(source, label, options)
-  data, field = _open(source)
+    texts = _first_texts(source, field, int(options['documents']))
+    import pyarrow  # The library datasets has it.
+
+    lengths_of_column(pyarrow.array(texts), where)
+    return [
+      MemoryDocument(f'{label}:{row}', as_bytes(text))
+      for row, text in enumerate(texts)
+    ]
+  data, _ = _open(source)
   _require_field(source, data.column_names, field)
   # `with_format` gives the table as it lies in the files.
   column = data.with_format('arrow')[:][field]
   return [
-    HubDocument(f'{label}:{row}', length, source, row)
-    for row, length in enumerate(lengths_of_column(column, source))
+    Document(f'{label}:{row}', length, source, _load_row, row)
+    for row, length in enumerate(lengths_of_column(column, where))
   ]
 
 
-def _streamed(source: str, label: str, options: dict[str, str]):
-  count, field = int(options['documents']), options['field']
-  documents = []
-  for number, example in enumerate(_examples(source, count)):
-    _require_field(source, list(example), field)
-    value = example[field]
-    where = f'{source}: {field!r} of row {number}'
-    allowed = 'allowed: strings or bytes, none of them empty'
-    if value is not None and not isinstance(value, (str, bytes)):
-      raise ValueError(f'{where} is of type {type(value).__name__}, {allowed}')
-    if not value:
-      raise ValueError(f'{where} is empty, {allowed}')
-    documents.append(MemoryDocument(f'{label}:{number}', _encoded(value)))
-  return documents
-
-
-def _examples(source: str, count: int) -> Iterator[dict[str, Any]]:
-  """The first rows of a stream."""
-  data = iter(itertools.islice(_load(source, streaming=True), count))
-  while True:
-    try:
-      example = next(data)
-    except StopIteration:
-      return
-    # Builders and file systems of all kinds stand behind it.
-    except Exception as error:
-      raise ValueError(_unreadable(source, error)) from error
-    yield example
+def _first_texts(source: str, field: str, count: int) -> list[Any]:
+  data = _load(source, streaming=True)
+  columns, texts = [field], []
+  try:
+    for row in itertools.islice(data, count):
+      columns = list(row)
+      texts.append(row.get(field))
+  # Builders and file systems of all kinds stand behind a stream.
+  except Exception as error:
+    raise ValueError(_unreadable(source, error)) from error
+  _require_field(source, columns, field)
+  return texts
 
 
 def _unreadable(source: str, error: Exception) -> str:
@@ -133,14 +106,13 @@ def _open(source: str) -> tuple[Any, str]:
   return _load(source, streaming=False), _parse(source)[1]['field']
 
 
+def _load_row(document: Document, start: int, stop: int) -> bytes:
+  data, field = _open(document.path)
+  return slice_of_text(document, data[document.number][field], start, stop)
+
+
 def _load(source: str, streaming: bool) -> Any:
-  try:
-    import datasets
-  except ImportError as error:
-    raise ValueError(
-      f'{source}: read by the library datasets only, allowed: pip install'
-      " 'abstractinator[hf]'"
-    ) from error
+  datasets = import_extra('datasets', 'hf', source)
   name, options = _parse(source)
   try:
     return datasets.load_dataset(
@@ -160,7 +132,3 @@ def _require_field(source: str, columns: list[str], field: str) -> None:
     raise ValueError(
       f'{source}: field: got {field!r}, allowed: {", ".join(columns)}'
     )
-
-
-def _encoded(value: Any) -> bytes:
-  return value.encode() if isinstance(value, str) else value

@@ -6,7 +6,7 @@ batches, and positions in them, are the same for any number of processes.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any
 
 import grain
 import numpy as np
@@ -14,31 +14,29 @@ import numpy as np
 from abstractinator.config import DataConfig
 from abstractinator.data.documents import Documents
 from abstractinator.data.mixture import MixedRows, parse_mixture
-from abstractinator.data.packed_codes import PackedCodes
-from abstractinator.data.packing import PackedRows
+from abstractinator.data.packing import PackedRows, Rows, empty_row
 from abstractinator.data.sources import find_documents, split, standard_library
 from abstractinator.types import Batch
 
-Rows = PackedRows | MixedRows | PackedCodes
 
-
-def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
+def open_data(
+  config: DataConfig, *, max_documents: int
+) -> tuple[Rows, PackedRows]:
   """Finds the documents of a run and packs them.
 
   Args:
-    config: What to read. An empty `train` is the standard library; an empty
-      `validation` is a fraction of `train`, of each part of a mixture.
-    max_documents: How many documents a row may touch, if they are packed.
+    config: The data of the run. An empty `train` is the standard library; an
+      empty `validation` is a fraction of `train`, of each part of a mixture.
+    max_documents: Maximum number of documents in a row, if they are packed.
 
   Returns:
     Rows to train on and rows to validate on.
 
   Raises:
-    ValueError: If files are missing, cannot be read or split, or are to be
+    ValueError: If files are missing, cannot be read or split, or are both
       trained on and held out.
   """
   mixture = parse_mixture(config.train)
-  weights = [weight for weight, _ in mixture]
   train = [
     find_documents(globs, config.vocab_size) if globs else standard_library()
     for _, globs in mixture
@@ -48,38 +46,36 @@ def open_data(config: DataConfig, *, max_documents: int) -> tuple[Rows, Rows]:
   else:
     pairs = [split(part, config.validation_fraction) for part in train]
     train, validation = (list(side) for side in zip(*pairs, strict=True))
+  # Held-out documents are read once, so weights do not apply to them.
+  held_out = Documents.concatenate(validation)
   # A split goes by names, and a document may have one in each part of a
   # mixture.
-  require_apart(train, Documents.concatenate(validation), config)
+  require_apart(train, held_out, config)
 
-  def pack(documents: Documents) -> PackedRows:
-    return PackedRows(
-      documents,
-      sequence_length=config.sequence_length,
-      max_documents=max_documents if config.packing else 1,
-      vocab_size=config.vocab_size,
-    )
-
-  # What is held out is read once, in no proportion.
-  held_out = pack(Documents.concatenate(validation))
+  pack = functools.partial(
+    PackedRows,
+    sequence_length=config.sequence_length,
+    max_documents=max_documents if config.packing else 1,
+    vocab_size=config.vocab_size,
+  )
   parts = [pack(part) for part in train]
   if len(parts) == 1:
-    return parts[0], held_out
-  return MixedRows(parts, weights), held_out
+    return parts[0], pack(held_out)
+  return MixedRows(parts, [weight for weight, _ in mixture]), pack(held_out)
 
 
 def require_apart(
   train: Sequence[Documents], validation: Documents, config: DataConfig
 ) -> None:
-  """Refuses documents that are on both sides.
+  """Checks that no document is both trained on and held out.
 
   Args:
-    train: To train on, each part of a mixture.
-    validation: To validate on.
-    config: Where they come from.
+    train: Documents to train on, for each part of a mixture.
+    validation: Documents to validate on.
+    config: The data of the run, for the message.
 
   Raises:
-    ValueError: If there are some.
+    ValueError: If a document is in both.
   """
   held_out = validation.places()
   both = sorted(set().union(*(held_out & part.places() for part in train)))
@@ -98,14 +94,14 @@ def require_apart(
 
 
 def steps_per_epoch(rows: Rows, batch_size: int) -> int:
-  """How many batches it takes to have seen every row."""
+  """Returns the number of batches that contain every row once."""
   return -(-len(rows) // batch_size)
 
 
-class TrainIterator:
-  """Endless batches in an order that is shuffled anew in each epoch.
+class TrainIterator(Iterator[Batch]):
+  """Endless iterator over batches, whose order is shuffled anew each epoch.
 
-  Of a mixture each part is shuffled anew whenever it is used up. Any batch can
+  In a mixture each part is shuffled anew whenever it is used up. Any batch can
   be computed from the number of its first row, which is the whole state.
   """
 
@@ -123,21 +119,21 @@ class TrainIterator:
     """Starts before the first batch.
 
     Args:
-      rows: What to read.
-      seed: Determines the order.
-      batch_size: Rows of a global batch.
-      shard_index: Which part of each batch to read, 0 to shard_count - 1.
-      shard_count: Into how many parts a batch is divided.
-      read_threads: How many batches are read at once; 0 reads in `__next__`.
-      prefetch_batches: How many batches are kept ready by the threads.
+      rows: Rows to read.
+      seed: Seed of the order.
+      batch_size: Number of rows in a global batch.
+      shard_index: Part of each batch to read, 0 to shard_count - 1.
+      shard_count: Number of parts into which a batch is divided.
+      read_threads: Number of batches read at once; 0 reads in `__next__`.
+      prefetch_batches: Number of batches that the threads keep ready.
 
     Raises:
-      ValueError: If there is no row or batches cannot be divided.
+      ValueError: If there are no rows or batches cannot be divided.
     """
     local_size = _local_size(rows, batch_size, shard_index, shard_count)
-    # Grain orders the numbers of rows only and a batch is read as a whole: half
-    # the overhead of passing rows through it. Repeated before it is batched: no
-    # row is dropped, and a data set may be smaller than a batch.
+    # Grain orders row numbers and a batch is read as a whole, which halves the
+    # overhead of passing rows through it. The order repeats before it is cut
+    # into batches: no row is dropped, and there may be fewer rows than a batch.
     dataset = _order(rows, seed)[shard_index::shard_count].batch(
       local_size,
       drop_remainder=True,
@@ -149,20 +145,20 @@ class TrainIterator:
     self._iterator = iter(dataset.to_iter_dataset(options))
     self._batch_size = batch_size
 
-  def __iter__(self) -> Self:
-    return self
-
   def __next__(self) -> Batch:
     """Returns this shard's rows of the next batch, as numpy arrays."""
     return next(self._iterator)
 
   def get_state(self) -> dict[str, int]:
-    """Returns the position: how many rows all shards together have taken."""
+    """Returns the position, the number of rows that all shards have taken."""
     next_batch = self._iterator.get_state()['next_index']
     return {'next_row': next_batch * self._batch_size}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to a position, which may stem from another number of shards.
+    """Goes to a position.
+
+    Args:
+      state: From `get_state`; the number of shards may have been another.
 
     Raises:
       ValueError: If no batch of this size begins there.
@@ -177,12 +173,12 @@ class TrainIterator:
 
 
 def _order(rows: Rows, seed: int) -> grain.MapDataset:
-  """Numbers of rows, without end."""
+  """Returns row numbers in the order of training, without end."""
   if not isinstance(rows, MixedRows):
     return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
   parts = [
     grain.MapDataset.range(end - len(part), end)
-    # Else parts of one length would take the same order.
+    # With one seed, parts of equal length would take the same order.
     .seed(seed + number)
     .shuffle()
     .repeat()
@@ -205,22 +201,22 @@ def validation_batches(
   """Reads each row once, in an order that depends on the seed only.
 
   The order is shuffled, so that the first `max_batches` are a fair sample. The
-  last batch is filled up with rows of padding, numbered -1; so all batches
-  have one shape, and all shards as many batches.
+  last batch is filled up with rows of padding, numbered -1, so that all batches
+  have one shape and all shards have equally many batches.
 
   Args:
-    rows: What to read.
-    batch_size: Rows of a global batch.
-    seed: Determines the order.
-    shard_index: Which part of each batch to read, 0 to shard_count - 1.
-    shard_count: Into how many parts a batch is divided.
-    max_batches: Where to stop early; None reads all rows.
+    rows: Rows to read.
+    batch_size: Number of rows in a global batch.
+    seed: Seed of the order.
+    shard_index: Part of each batch to read, 0 to shard_count - 1.
+    shard_count: Number of parts into which a batch is divided.
+    max_batches: Maximum number of batches; None reads all rows.
 
   Returns:
     An iterator over this shard's rows of each batch, as numpy arrays.
 
   Raises:
-    ValueError: If there is no row or batches cannot be divided.
+    ValueError: If there are no rows or batches cannot be divided.
   """
   _local_size(rows, batch_size, shard_index, shard_count)
   order = np.random.default_rng(seed).permutation(len(rows))
@@ -235,7 +231,11 @@ def validation_batches(
 def _local_size(
   rows: Rows, batch_size: int, shard_index: int, shard_count: int
 ) -> int:
-  """Rows of a shard's part of a batch, checked."""
+  """Returns the number of rows in a shard's part of a batch.
+
+  Raises:
+    ValueError: If there are no rows or batches cannot be divided.
+  """
   if not len(rows):
     raise ValueError('data: has no rows, allowed: at least 1')
   if not 0 <= shard_index < shard_count:
@@ -252,10 +252,11 @@ def _local_size(
 
 def _read_batch(rows: Rows, indices: Sequence[int]) -> Batch:
   """Reads rows and stacks them; index -1 is a row of padding."""
-  padding = rows.empty_row()
+  padding = empty_row(rows.sequence_length, rows.pad_id)
   read = [rows[index] if index >= 0 else padding for index in indices]
-  return Batch(
-    ids_BS=np.stack([row['ids'] for row in read]),
-    document_BS=np.stack([row['document'] for row in read]),
-    row_B=np.stack([row['row'] for row in read]),
-  )
+
+  def column(name: str) -> Any:
+    # Any, since numpy arrays stand in for jax arrays until they are placed.
+    return np.stack([row[name] for row in read])
+
+  return Batch(column('ids'), column('document'), column('row'))

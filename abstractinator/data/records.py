@@ -1,188 +1,95 @@
-"""Files of many documents that can be read at random.
+"""Files of many documents: JSON lines, Parquet, ArrayRecord, arrays of ids.
 
-Parquet, with its rows by groups; ArrayRecord, by record; arrays of integers.
+Each file is read once, to learn how many documents it has and how long they
+are. After that any document can be read at random.
 """
 
-import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any, ClassVar
+import importlib
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from abstractinator.data.documents import Document
+from abstractinator.data.documents import Document, as_bytes, read_slice
 
 if TYPE_CHECKING:
   import pyarrow
 
-# Groups of rows are decompressed as a whole: the ones used last are kept.
+# A row group is decompressed as a whole: the ones used last are kept.
 _KEPT_GROUPS = 32
 _KEPT_FILES = 64
 _TEXT = 'text'
+# Number of a record, its bytes of text, and the numbers by which it is found.
+_Found = tuple[int, int, tuple[int, ...]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ParquetDocument:
-  """The column `text` of a row of a Parquet file, a string or bytes."""
+def record_documents(path: str, name: str) -> list[Document]:
+  """Returns the documents of a file that holds several.
 
-  is_bytes: ClassVar[bool] = True
-  name: str
-  length: int
-  path: str
-  group: int
-  row: int
+  Reading any slice of one loads the whole text, which suits documents of some
+  kilobytes; longer ones are better kept as files of their own.
 
-  @property
-  def place(self) -> str:
-    """Path, group of rows and row."""
-    return f'{self.path}:{self.group}:{self.row}'
-
-  def read(self, start: int, stop: int) -> bytes:
-    """Reads the slice; ValueError if the row is not what it was."""
-    column = _parquet_group(self.path, self.group)
-    value = column[self.row].as_py()
-    return _checked(value, self.place, self.length)[start:stop]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RecordDocument:
-  """A record of an ArrayRecord file: its bytes, whatever they are."""
-
-  is_bytes: ClassVar[bool] = True
-  name: str
-  length: int
-  path: str
-  record: int
-
-  @property
-  def place(self) -> str:
-    """Path and number of the record."""
-    return f'{self.path}:{self.record}'
-
-  def read(self, start: int, stop: int) -> bytes:
-    """Reads the slice; ValueError if the record is not what it was."""
-    (value,) = _record_file(self.path).read([self.record])
-    return _checked(value, self.place, self.length)[start:stop]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ArrayDocument:
-  """A `.npy` file of one axis, or a row of one of two: any ids."""
-
-  is_bytes: ClassVar[bool] = False
-  name: str
-  length: int
-  path: str
-  row: int | None
-
-  @property
-  def place(self) -> str:
-    """Path, and row if there are several."""
-    return self.path if self.row is None else f'{self.path}:{self.row}'
-
-  def read(self, start: int, stop: int) -> np.ndarray:
-    """Reads the slice, int32; ValueError if it is shorter than it was."""
-    array = _array_file(self.path)
-    ids = (array if self.row is None else array[self.row])[start:stop]
-    if len(ids) != stop - start:
-      raise ValueError(_changed(self.place, len(ids), stop - start))
-    return np.asarray(ids, np.int32)
-
-
-def parquet_documents(path: str, name: str) -> list[Document]:
-  """Documents of a Parquet file; its column `text` is read once.
+  Args:
+    path: Path of the file, whose ending is a key of `FORMATS`. In a `.jsonl`
+      file each non-blank line is a document, an object whose `text` is a
+      string; in a `.parquet` file each row, whose column `text` holds strings
+      or bytes; in an ArrayRecord file each record, which may hold any bytes.
+    name: Name of the file; a document is called `name:number`.
 
   Raises:
-    ValueError: If it has no such column, or a text is missing or empty.
+    ValueError: If it is no such file, or a text is missing or empty.
+    OSError: If the file cannot be read.
   """
-  parquet = _parquet()
-  try:
-    file = parquet.ParquetFile(path)
-  # Arrow's errors of formats are ValueErrors, those of files OSErrors.
-  except (ValueError, OSError) as error:
-    raise ValueError(f'{path}: {error}, allowed: a Parquet file') from None
-  if _TEXT not in file.schema_arrow.names:
-    raise ValueError(
-      f'{path}: has columns {", ".join(file.schema_arrow.names)}, allowed: a'
-      f' column {_TEXT!r} of strings or bytes'
-    )
-  documents = []
-  for group in range(file.num_row_groups):
-    column = _parquet_group(path, group)
-    lengths = lengths_of_column(column, path)
-    for row, length in enumerate(lengths):
-      number = len(documents)
-      documents.append(
-        ParquetDocument(f'{name}:{number}', length, path, group, row)
-      )
-  return documents
+  scan, load = FORMATS[path.rpartition('.')[2]]
+  return [
+    Document(f'{name}:{number}', length, path, load, number, at)
+    for number, length, at in scan(path)
+  ]
 
 
-def lengths_of_column(column: 'pyarrow.ChunkedArray', where: str) -> list[int]:
-  """Bytes of each text of a column.
+def lengths_of_column(
+  column: 'pyarrow.Array | pyarrow.ChunkedArray', where: str
+) -> list[int]:
+  """Returns the number of bytes of each text in a column.
+
+  Args:
+    column: Column of strings or bytes.
+    where: Name of the file or data set and of the column, for messages.
 
   Raises:
-    ValueError: If one is missing or empty, or they are no texts.
+    ValueError: If a text is missing or empty, or the column is of another type.
   """
   import pyarrow
   from pyarrow import compute
 
   allowed = 'allowed: strings or bytes, none of them empty'
-  kind = column.type
-  is_text = any(
-    check(kind)
-    for check in (
-      pyarrow.types.is_string,
-      pyarrow.types.is_large_string,
-      pyarrow.types.is_binary,
-      pyarrow.types.is_large_binary,
-    )
-  )
-  if not is_text:
-    raise ValueError(f'{where}: {_TEXT!r} is of type {kind}, {allowed}')
-  lengths = compute.binary_length(column).to_pylist()
+  try:
+    lengths = compute.binary_length(column).to_pylist()
+  except pyarrow.ArrowNotImplementedError:
+    raise ValueError(f'{where} is of type {column.type}, {allowed}') from None
   for row, length in enumerate(lengths):
     if not length:
-      raise ValueError(f'{where}: {_TEXT!r} of row {row} is empty, {allowed}')
+      raise ValueError(f'{where} of row {row} is empty, {allowed}')
   return lengths
 
 
-def record_documents(path: str, name: str) -> list[Document]:
-  """Documents of an ArrayRecord file, which is read once.
-
-  Raises:
-    ValueError: If it is none, or a record is empty.
-  """
-  try:
-    file = _record_file(path)
-  except (RuntimeError, ValueError) as error:
-    raise ValueError(f'{path}: {error}, allowed: an ArrayRecord file') from None
-  # It opens anything, and finds no records in what is no such file.
-  if not file.ok():
-    raise ValueError(f'{path}: is damaged, allowed: an ArrayRecord file')
-  documents = []
-  for number in range(file.num_records()):
-    (value,) = file.read([number])
-    if not value:
-      raise ValueError(
-        f'{path}: record {number} is empty, allowed: records with content'
-      )
-    documents.append(
-      RecordDocument(f'{name}:{number}', len(value), path, number)
-    )
-  return documents
-
-
 def array_documents(path: str, name: str, vocab_size: int) -> list[Document]:
-  """Documents of a `.npy` file, which is read once.
+  """Returns the documents of a `.npy` file of ids.
 
   Args:
-    path: The file: integers, of one axis for one document, of two for as many
-      as it has rows.
-    name: Of the file.
-    vocab_size: Ids are below.
+    path: Path of the file, which holds integers: along one axis they are one
+      document, along two axes each row is one.
+    name: Name of the file; a row of several is called `name:row`.
+    vocab_size: Number of ids; each is from 0 to `vocab_size - 1`.
+
+  Returns:
+    The documents, none if the file is empty.
 
   Raises:
-    ValueError: If it is anything else.
+    ValueError: If the file holds anything else.
   """
   try:
     array = _array_file(path)
@@ -195,46 +102,155 @@ def array_documents(path: str, name: str, vocab_size: int) -> list[Document]:
     )
   if not array.size:
     return []
-  # A part at a time: the file may be larger than memory.
-  low, high = 0, 0
-  for part in np.array_split(array, -(-array.size // 2**24)):
-    low, high = min(low, int(part.min())), max(high, int(part.max()))
+  # The array is mapped, not loaded: it may be larger than memory.
+  low, high = int(array.min()), int(array.max())
   if low < 0 or high >= vocab_size:
     raise ValueError(
       f'{path}: has ids from {low} to {high}, allowed: 0 to {vocab_size - 1}'
       f' of data.vocab_size ({vocab_size})'
     )
   if array.ndim == 1:
-    return [ArrayDocument(name, len(array), path, None)]
+    return [Document(name, len(array), path, _load_ids, is_bytes=False)]
   rows, length = array.shape
-  return [ArrayDocument(f'{name}:{i}', length, path, i) for i in range(rows)]
+  return [
+    Document(f'{name}:{i}', length, path, _load_ids, i, is_bytes=False)
+    for i in range(rows)
+  ]
 
 
-def _checked(value: Any, place: str, length: int) -> bytes:
-  content = value.encode() if isinstance(value, str) else value
-  if len(content) != length:
-    raise ValueError(_changed(place, len(content), length))
+def slice_of_text(
+  document: Document, text: str | bytes, start: int, stop: int
+) -> bytes:
+  """Returns bytes `start` to `stop` of the whole text of a document.
+
+  Raises:
+    ValueError: If the text is not as long as it was when it was found.
+  """
+  content = as_bytes(text)
+  document.require_size(len(content), document.length)
+  return content[start:stop]
+
+
+def import_extra(module: str, extra: str, where: str) -> ModuleType:
+  """Imports a module of a library that comes with an extra of the package.
+
+  Args:
+    module: Name of the module, such as 'pyarrow.parquet'.
+    extra: Name of the extra, such as 'parquet'.
+    where: Name of the file or data set that needs it, for the message.
+
+  Raises:
+    ValueError: If the library is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f"{where}: needs {module}, allowed: pip install 'abstractinator[{extra}]'"
+    ) from error
+
+
+def _text_of_line(line: bytes, where: str) -> bytes:
+  """Returns the `text` of a line of a `.jsonl` file as UTF-8."""
+  allowed = 'allowed: an object with a non-empty string "text"'
+  try:
+    value = json.loads(line)
+    text = value.get(_TEXT) if isinstance(value, dict) else None
+    content = text.encode() if isinstance(text, str) else None
+  except ValueError as error:  # Not JSON, not UTF-8, or a lone surrogate.
+    raise ValueError(f'{where}: {error}, {allowed}') from None
+  if content is None:
+    raise ValueError(f'{where}: has no string "text", {allowed}')
+  if not content:
+    raise ValueError(f'{where}: "text" is empty, {allowed}')
   return content
 
 
-def _changed(place: str, found: int, length: int) -> str:
-  return f'{place}: has {found} ids, allowed: {length} as when the run began'
+def _scan_lines(path: str) -> Iterator[_Found]:
+  stop = 0
+  with open(path, 'rb') as file:
+    for number, line in enumerate(file, start=1):
+      start, stop = stop, stop + len(line)
+      if line.strip():
+        text = _text_of_line(line, f'{path}:{number}')
+        yield number, len(text), (start, stop)
 
 
-def _parquet() -> Any:
+def _load_line(document: Document, start: int, stop: int) -> bytes:
+  line = read_slice(document.path, *document.at)
+  text = _text_of_line(line, document.place)
+  return slice_of_text(document, text, start, stop)
+
+
+def _scan_parquet(path: str) -> Iterator[_Found]:
+  parquet = import_extra('pyarrow.parquet', 'parquet', path)
   try:
-    from pyarrow import parquet
-  except ImportError as error:
+    file = parquet.ParquetFile(path)
+  # Arrow raises ValueErrors for wrong formats and OSErrors for files.
+  except (ValueError, OSError) as error:
+    raise ValueError(f'{path}: {error}, allowed: a Parquet file') from None
+  if _TEXT not in file.schema_arrow.names:
     raise ValueError(
-      'data: .parquet files are read by pyarrow only, allowed: pip install'
-      " 'abstractinator[parquet]'"
-    ) from error
-  return parquet
+      f'{path}: has columns {", ".join(file.schema_arrow.names)}, allowed: a'
+      f' column {_TEXT!r} of strings or bytes'
+    )
+  number = 0
+  for group in range(file.num_row_groups):
+    column = _parquet_group(path, group)
+    lengths = lengths_of_column(column, f'{path}: {_TEXT!r}')
+    for row, length in enumerate(lengths):
+      yield number, length, (group, row)
+      number += 1
+
+
+def _load_row(document: Document, start: int, stop: int) -> bytes:
+  group, row = document.at
+  text = _parquet_group(document.path, group)[row].as_py()
+  return slice_of_text(document, text, start, stop)
+
+
+def _scan_array_record(path: str) -> Iterator[_Found]:
+  try:
+    file = _record_file(path)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(f'{path}: {error}, allowed: an ArrayRecord file') from None
+  # The reader opens any file, and finds no records where there are none.
+  if not file.ok():
+    raise ValueError(f'{path}: is damaged, allowed: an ArrayRecord file')
+  for number in range(file.num_records()):
+    (value,) = file.read([number])
+    if not value:
+      raise ValueError(
+        f'{path}: record {number} is empty, allowed: records with content'
+      )
+    yield number, len(value), ()
+
+
+def _load_record(document: Document, start: int, stop: int) -> bytes:
+  (value,) = _record_file(document.path).read([document.number])
+  return slice_of_text(document, value, start, stop)
+
+
+def _load_ids(document: Document, start: int, stop: int) -> np.ndarray:
+  array = _array_file(document.path)
+  ids = array if document.number is None else array[document.number]
+  return np.asarray(ids[start:stop], np.int32)
+
+
+# For each ending of a file: a function that finds its documents and one that
+# loads a slice of a document.
+FORMATS = {
+  'jsonl': (_scan_lines, _load_line),
+  'parquet': (_scan_parquet, _load_row),
+  'arrayrecord': (_scan_array_record, _load_record),
+  'array_record': (_scan_array_record, _load_record),
+}
 
 
 @functools.lru_cache(_KEPT_GROUPS)
 def _parquet_group(path: str, group: int) -> 'pyarrow.ChunkedArray':
-  file = _parquet().ParquetFile(path)
+  parquet = import_extra('pyarrow.parquet', 'parquet', path)
+  file = parquet.ParquetFile(path)
   return file.read_row_group(group, columns=[_TEXT]).column(0)
 
 
@@ -247,5 +263,5 @@ def _record_file(path: str) -> Any:
 
 @functools.lru_cache(_KEPT_FILES)
 def _array_file(path: str) -> np.ndarray:
-  # `np.load` would take archives as well.
+  # `np.load` would accept archives as well.
   return np.lib.format.open_memmap(path, mode='r')

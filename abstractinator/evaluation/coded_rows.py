@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.evaluation.reconstruction import decode_output
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.modules.pyramid_output import DecodedRows, PyramidOutput
-from abstractinator.modules.segment_compressor import CompressorOutput
+from abstractinator.model.compressor import CompressorOutput
+from abstractinator.model.pyramid import (
+  DecodedRows,
+  PyramidOutput,
+)
+from abstractinator.objective.losses import prefixes
 from abstractinator.ops.sampling import BITS_PER_NAT
-from abstractinator.pyramid_losses import prefixes
 from abstractinator.types import Array, Batch, Mean, PyTree
 
 MEMORIES = ('true', 'zeroed', 'shuffled')

@@ -6,7 +6,7 @@ import numpy as np
 
 from abstractinator.config import LevelConfig
 from abstractinator.evaluation.coded_rows import CodedLevel
-from abstractinator.pyramid_losses import prefixes
+from abstractinator.objective.losses import prefixes
 
 _ENTROPY_BINS = 50
 

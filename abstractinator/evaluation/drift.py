@@ -6,12 +6,12 @@ that cuts by entropy stops cutting.
 
 import numpy as np
 
-from abstractinator import byte_vocab
+from abstractinator import types
 from abstractinator.data.documents import Documents
 from abstractinator.evaluation.coded_rows import slots_of_bytes
 from abstractinator.evaluation.evaluate import Figures
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.pyramid_losses import prefixes
+from abstractinator.objective.losses import prefixes
 
 _NUM_TEXTS = 8
 _PERIOD_BYTES = 64
@@ -43,7 +43,7 @@ def drift_figures(
   texts = []
   for index in range(documents.num_documents):
     if documents.lengths[index] >= period and len(texts) < _NUM_TEXTS:
-      ids = byte_vocab.encode(documents.read(index, 0, period))[:period]
+      ids = types.bytes_to_ids(documents.read(index, 0, period))[:period]
       texts.append(np.resize(ids, length))
   if not texts:
     raise ValueError(

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.evaluation.coded_rows import (
   MEMORIES,
   CodedRows,
@@ -18,7 +17,8 @@ from abstractinator.evaluation.level_statistics import (
 from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage, WindowBatch
-from abstractinator.pyramid_losses import prefixes
+from abstractinator.objective.losses import prefixes
+from abstractinator.types import NUM_BYTES
 
 Figures = dict[str, float]
 

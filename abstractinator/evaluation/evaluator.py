@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from abstractinator.config import ModelConfig, RunConfig
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.evaluation import coded_rows, likelihood
 from abstractinator.evaluation.coded_rows import CodedLevel, CodedRows
 from abstractinator.evaluation.windows import (
@@ -18,15 +19,9 @@ from abstractinator.evaluation.windows import (
   rows_of,
   windows_of,
 )
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.sharding import (
-  batch_sharding,
-  make_mesh,
-  replicated,
-)
-from abstractinator.training.trained import read_trained
+from abstractinator.objective.objectives import OBJECTIVES
+from abstractinator.runs.load import read_trained
+from abstractinator.runs.sharding import batch_sharding, make_mesh, replicated
 from abstractinator.types import Array, Batch, PyTree
 
 # Ids of a batch where its size is not given.

@@ -3,12 +3,11 @@
 import flax.struct
 import numpy as np
 
-from abstractinator import byte_vocab
-from abstractinator.alignment import align
-from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator import types
 from abstractinator.evaluation.coded_rows import CodedLevel, slots_of_bytes
-from abstractinator.modules.pyramid_output import DecodedRows
-from abstractinator.types import Array
+from abstractinator.evaluation.reconstruction import align
+from abstractinator.model.pyramid import DecodedRows
+from abstractinator.types import NUM_BYTES, Array
 
 # Of a picture, pixels but for the first two.
 _IDS_A_LINE = 128
@@ -151,6 +150,7 @@ def _bars(share_S, height=_CURVE, colour=_INK) -> np.ndarray:
 def _block(segments: list[np.ndarray]) -> str:
   """A Markdown code block, indented so that no text can end it."""
   texts = [
-    byte_vocab.decode(ids).decode('utf-8', errors='replace') for ids in segments
+    types.ids_to_bytes(ids).decode('utf-8', errors='replace')
+    for ids in segments
   ]
   return '\n'.join(f'    {line}' for line in '|'.join(texts).splitlines())

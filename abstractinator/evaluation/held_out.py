@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from abstractinator import metrics
-from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import LossConfig
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.evaluation.coded_rows import (
   coded_level,
   with_other_memories,
@@ -19,16 +18,12 @@ from abstractinator.evaluation.coded_rows import (
 from abstractinator.evaluation.distributions import Distributions, Histogram
 from abstractinator.evaluation.examples import ExampleRows, draw, markdown
 from abstractinator.evaluation.reconstruction import decode_output
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.pyramid_losses import prefixes
-from abstractinator.training.objective import Objective
-from abstractinator.training.sharding import (
-  batch_sharding,
-  replicated,
-  shard_batch,
-)
+from abstractinator.objective import metrics
+from abstractinator.objective.losses import prefixes
+from abstractinator.objective.objectives import Objective
+from abstractinator.runs.sharding import batch_sharding, replicated, shard_batch
 from abstractinator.training.step import eval_step
-from abstractinator.types import Batch, Mean, PyTree
+from abstractinator.types import NUM_BYTES, Batch, Mean, PyTree
 
 _DECODED_BATCHES = 8
 _EXAMPLE_ROWS = 4

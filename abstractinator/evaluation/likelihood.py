@@ -13,14 +13,13 @@ ends of all ids of the row are paid for.
 
 import jax.numpy as jnp
 
-from abstractinator import losses, top_lm_losses
-from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.modules.abstractinator import LevelOutput
-from abstractinator.modules.pyramid_output import PyramidOutput
+from abstractinator.model.level import LevelOutput
+from abstractinator.model.pyramid import PyramidOutput
+from abstractinator.objective import losses
+from abstractinator.objective.losses import prefixes
 from abstractinator.ops import segmentation
 from abstractinator.ops.sampling import BITS_PER_NAT
-from abstractinator.pyramid_losses import prefixes
-from abstractinator.types import Array, Batch
+from abstractinator.types import NUM_BYTES, Array, Batch
 
 RowSums = dict[str, Array]
 
@@ -63,8 +62,8 @@ def pyramid_bits(
     is_counted_BS = _codes_that_count(level, is_counted_BS)
   top_lm, codes = output.top_lm, output.top_codes
   if top_lm is not None and top_lm.logits is not None:
-    code_BU = top_lm_losses.code_nats(top_lm, codes.codes_BP)
-    end_BU = top_lm_losses.end_nats(top_lm, codes.is_end_BP)
+    code_BU = losses.code_nats(top_lm, codes.codes_BP)
+    end_BU = losses.end_nats(top_lm, codes.is_end_BP)
     sums['top_lm_code_bits'] = _bits(code_BU, is_counted_BS)
     sums['top_lm_end_bits'] = _bits(end_BU, is_counted_BS)
   return sums, is_counted_BS

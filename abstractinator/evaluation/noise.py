@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from abstractinator import byte_vocab
-from abstractinator.byte_vocab import NUM_BYTES
+from abstractinator import types
 from abstractinator.data.documents import Documents
 from abstractinator.evaluation.coded_rows import slots_of_bytes
 from abstractinator.evaluation.evaluate import Figures, evaluate
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.windows import Passage
-from abstractinator.pyramid_losses import prefixes
+from abstractinator.objective.losses import prefixes
+from abstractinator.types import NUM_BYTES
 
 RATE = 0.1
 _WORD = re.compile(r'\w+')
@@ -90,7 +90,7 @@ class DisturbedPassages:
       length = int(self.documents.lengths[index])
       text = self.documents.read(index, 0, length)
       rng = np.random.default_rng([self._seed, number, index])
-      yield Passage(byte_vocab.encode(disturb(text, self.kind, RATE, rng)))
+      yield Passage(types.bytes_to_ids(disturb(text, self.kind, RATE, rng)))
 
 
 def noise_figures(
@@ -148,7 +148,7 @@ def edit_figures(
     length = min(int(documents.lengths[index]), size - 1)
     if not length:
       continue
-    ids = byte_vocab.encode(documents.read(index, 0, length))
+    ids = types.bytes_to_ids(documents.read(index, 0, length))
     edited, place = ids.copy(), int(rng.integers(length))
     edited[place] = (ids[place] + rng.integers(1, NUM_BYTES)) % NUM_BYTES
     pairs += [Passage(ids), Passage(edited)]

@@ -1,14 +1,127 @@
 """How much of a text comes back from its codes alone."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from abstractinator.byte_vocab import NUM_BYTES
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.modules.pyramid_output import DecodedRows, PyramidOutput
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.model.pyramid import (
+  DecodedRows,
+  PyramidOutput,
+)
 from abstractinator.ops import segmentation
-from abstractinator.types import Array, Batch, Mean, PyTree
+from abstractinator.types import NUM_BYTES, Array, Batch, Mean, PyTree
+
+
+def align(
+  decoded_PL: np.ndarray,
+  length_P: np.ndarray,
+  origin_P: np.ndarray,
+  top_S: np.ndarray,
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+  """Sets what was decoded beside the ids of a row, segment by segment.
+
+  Segments of the top level are compared each on its own, as
+  `free_running_counts` does: what is decoded n-th stands beside the n-th id.
+
+  Args:
+    decoded_PL: [P, L] int32, ids of each segment of the first level.
+    length_P: [P] int32, how many of them hold; 0 in empty slots.
+    origin_P: [P] int32, the top slot that each comes from, ascending.
+    top_S: [S] int, the top slot of each id, ascending; -1 on padding, which
+      comes last.
+
+  Returns:
+    [S] int, the id decoded beside each; -1 of none. And for each top slot that
+    decodes to more ids than it has, those beyond.
+  """
+  is_kept_PL = np.arange(decoded_PL.shape[1]) < length_P[:, None]
+  ids_N = decoded_PL[is_kept_PL]
+  top_N = np.broadcast_to(origin_P[:, None], is_kept_PL.shape)[is_kept_PL]
+  number_N = np.arange(len(ids_N)) - np.searchsorted(top_N, top_N)
+  real_S = top_S[top_S >= 0]
+  begin_N, end_N = (
+    np.searchsorted(real_S, top_N, side) for side in ('left', 'right')
+  )
+  at_N = begin_N + number_N
+  is_beside_N = at_N < end_N
+  beside_S = np.full(len(top_S), -1)
+  beside_S[at_N[is_beside_N]] = ids_N[is_beside_N]
+  beyond_N, ids_beyond_N = top_N[~is_beside_N], ids_N[~is_beside_N]
+  return beside_S, {
+    int(top): ids_beyond_N[beyond_N == top] for top in np.unique(beyond_N)
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+  """What came back of a text from its codes alone.
+
+  Attributes:
+    text: The decoded bytes.
+    byte_accuracy: Bytes that free-running decoding got right, compared within
+      each segment; see `evaluation.reconstruction`.
+    teacher_forced_byte_accuracy: Bytes predicted right from their code and the
+      true bytes before them.
+    num_segments: How many segments there were.
+    bytes_per_segment: Bytes of the text over `num_segments`.
+    exact: Whether `text` is the original.
+  """
+
+  text: bytes
+  byte_accuracy: float
+  teacher_forced_byte_accuracy: float
+  num_segments: int
+  bytes_per_segment: float
+  exact: bool
+
+
+def reconstructions(
+  originals: Sequence[bytes],
+  texts: Sequence[bytes],
+  num_rows_T: Sequence[int],
+  *,
+  right_B: np.ndarray,
+  total_B: np.ndarray,
+  forced_B: np.ndarray,
+  num_segments_B: np.ndarray,
+) -> list[Reconstruction]:
+  """Sums what rows came to over the rows of each text.
+
+  Args:
+    originals: What was encoded.
+    texts: What came back.
+    num_rows_T: Rows of each.
+    right_B: [B] bytes that free-running decoding got right.
+    total_B: [B] bytes that count.
+    forced_B: [B] bytes right given the true ones before them.
+    num_segments_B: [B] segments of the first level.
+
+  Returns:
+    Of each text.
+  """
+  results, begin = [], 0
+  for original, text, count in zip(originals, texts, num_rows_T, strict=True):
+    right, total, forced, segments = (
+      x[begin : begin + count].sum()
+      for x in (right_B, total_B, forced_B, num_segments_B)
+    )
+    results.append(
+      Reconstruction(
+        text=text,
+        byte_accuracy=float(right) / float(total),
+        teacher_forced_byte_accuracy=float(forced) / len(original),
+        num_segments=int(segments),
+        bytes_per_segment=len(original) / int(segments),
+        exact=text == original,
+      )
+    )
+    begin += count
+  return results
 
 
 def free_running_counts(

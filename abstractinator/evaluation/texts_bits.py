@@ -15,7 +15,7 @@ from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage
-from abstractinator.pyramid_losses import prefixes
+from abstractinator.objective.losses import prefixes
 
 
 @dataclasses.dataclass

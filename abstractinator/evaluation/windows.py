@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from abstractinator import byte_vocab
+from abstractinator import types
 from abstractinator.data.documents import Documents
 from abstractinator.data.packing import empty_row
 from abstractinator.types import Batch
@@ -75,7 +75,7 @@ class DocumentPassages:
   def __iter__(self) -> Iterator[Passage]:
     for index in range(self.documents.num_documents):
       length = int(self.documents.lengths[index])
-      yield Passage(byte_vocab.encode(self.documents.read(index, 0, length)))
+      yield Passage(types.bytes_to_ids(self.documents.read(index, 0, length)))
 
 
 def windows_of(

@@ -1,10 +1,11 @@
-"""Keys and values kept for ids to come, one new id a row and step.
+"""KV cache of a stack of attention layers, for decoding one id a row at a time.
 
-A cache has W slots, which it fills in turn and then over again: with W one more
-than the window of a stack, what it holds is what the next id may see. A stack
-without window needs as many slots as a row will ever have ids.
+A cache is a ring of W slots. With W one more than the window of the stack, the
+slots hold just what the next id may see. A stack without a window needs as many
+slots as a row will ever have ids.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
@@ -17,12 +18,12 @@ from abstractinator.types import Array
 class KeyValues:
   """Keys and values of one layer, by slot.
 
-  Heads before slots: of each head, what a row holds lies side by side, which
-  makes attention to it a plain product.
+  Heads come before slots: all that a row holds of one head is contiguous, which
+  makes attention to it a plain matrix product.
 
   Attributes:
-    key_BGWA: [B, G, W, A], rotated to their positions.
-    value_BGWE: [B, G, W, E]; its G may differ from that of the keys.
+    key_BGWA: [B, G, W, A] keys, rotated to their positions.
+    value_BGWE: [B, G, W, E] values; G may differ from that of the keys.
   """
 
   key_BGWA: Array
@@ -31,12 +32,12 @@ class KeyValues:
 
 @flax.struct.dataclass
 class Cache:
-  """What a stack remembers of each row.
+  """Keys and values of all layers of a stack, with the groups of their ids.
 
   Attributes:
-    layers: One for each layer.
-    group_BW: [B, W] int32, group of the id in each slot; -1 for none.
-    length_B: [B] int32, ids of the row so far.
+    layers: Keys and values, one entry per layer.
+    group_BW: [B, W] int32, group of the id in each slot; -1 for an empty slot.
+    length_B: [B] int32, number of ids that the row has had so far.
   """
 
   layers: tuple[KeyValues, ...]
@@ -45,13 +46,13 @@ class Cache:
 
 
 @flax.struct.dataclass
-class Step:
-  """Where the ids of a step go and what they see, the same in every layer.
+class CacheStep:
+  """Place and visible slots of one new id per row, shared by all layers.
 
   Attributes:
-    position_B: [B] int32, position of the id in its row.
-    slot_B: [B] int32, slot that takes it; W for an id that is not kept.
-    sees_BW: [B, W] bool, slots that it sees, its own included.
+    position_B: [B] int32, position of the new id in its row.
+    slot_B: [B] int32, slot that takes the new id; W for an id that is dropped.
+    sees_BW: [B, W] bool, slots that the new id sees, its own included.
   """
 
   position_B: Array
@@ -66,21 +67,18 @@ def empty_cache(
   num_layers: int,
   dtype: jnp.dtype,
 ) -> Cache:
-  """A cache that holds nothing.
+  """Returns a cache without ids.
 
   Args:
-    batch_size: B.
-    slots: W.
-    widths: (G, A) of the keys and (G, E) of the values.
-    num_layers: How many layers share the rows.
-    dtype: Of keys and values.
-
-  Returns:
-    The cache.
+    batch_size: Number of rows B.
+    slots: Number of slots W.
+    widths: Heads and width of the keys (G, A), and of the values (G, E).
+    num_layers: Number of layers of the stack.
+    dtype: Type of keys and values.
   """
 
   def layer():
-    # Of its own: an array that stands twice in a cache cannot be donated.
+    # New arrays for each layer: one that stands twice cannot be donated.
     return KeyValues(
       *(jnp.zeros((batch_size, g, slots, a), dtype) for g, a in widths)
     )
@@ -95,15 +93,15 @@ def empty_cache(
 def fill(
   cache: Cache, layers: Sequence[tuple[Array, Array]], group_BS: Array
 ) -> Cache:
-  """The cache after the ids of whole rows, with nothing of before.
+  """Returns a cache of the last W ids of whole rows.
 
   Args:
-    cache: Gives the number of slots and the type.
-    layers: Keys and values by position, [B, S, G, A] and [B, S, G, E].
-    group_BS: [B, S] int32, -1 on padding, which only ends a row.
-
-  Returns:
-    The cache, with the last W ids of each row.
+    cache: Cache of the same shape, of which only the number of slots and the
+      types are read.
+    layers: Keys [B, S, G, A] and values [B, S, G, E] by position, one pair per
+      layer.
+    group_BS: [B, S] int32, group of each id; -1 on padding, which only ends a
+      row.
   """
   slots = cache.group_BW.shape[1]
   length_B = jnp.sum(group_BS >= 0, axis=1, dtype=jnp.int32)
@@ -112,7 +110,6 @@ def fill(
   position_BW = last_B1 - (last_B1 - jnp.arange(slots)) % slots
   is_held_BW = position_BW >= 0
   row_B1 = jnp.arange(group_BS.shape[0])[:, None]
-
   from_BW = jnp.where(is_held_BW, position_BW, 0)
 
   def held(x_BSGA, old_BGWA):
@@ -130,42 +127,49 @@ def fill(
 
 
 def last_group(cache: Cache) -> Array:
-  """Group of the last id of each row, [B] int32; -1 before the first."""
-  # The slot before the first is one of an empty cache, which says -1.
+  """Returns the group of the last id of each row, [B] int32; -1 if none."""
+  # Before the first id this is slot W - 1, which is empty and says -1.
   slot_B = (cache.length_B - 1) % cache.group_BW.shape[1]
   return jnp.take_along_axis(cache.group_BW, slot_B[:, None], axis=1)[:, 0]
 
 
 def advance(
   cache: Cache, group_B: Array, active_B: Array
-) -> tuple[Cache, Step]:
-  """Makes room for one id a row.
+) -> tuple[Cache, CacheStep]:
+  """Returns the cache with a slot for one more id per row, and that step.
+
+  Groups and lengths of the returned cache are up to date; the keys and values
+  of the new ids are still to be put into its layers by `write`.
 
   Args:
-    cache: Before the step.
-    group_B: [B] int32, group of each id; it sees earlier ids of the same.
-    active_B: [B] bool, rows that have an id; the others stay as they are.
-
-  Returns:
-    The cache, to whose layers the ids are still to be written, and the step.
+    cache: Cache before the step.
+    group_B: [B] int32, group of each new id; it sees earlier ids of its group.
+    active_B: [B] bool, rows that have a new id; other rows stay as they are.
   """
   slots = cache.group_BW.shape[1]
   slot_B = jnp.where(active_B, cache.length_B % slots, slots)
   row_B = jnp.arange(slot_B.shape[0])
   group_BW = cache.group_BW.at[row_B, slot_B].set(group_B, mode='drop')
-  step = Step(
+  step = CacheStep(
     position_B=cache.length_B,
     slot_B=slot_B,
     sees_BW=(group_BW == group_B[:, None]) & (group_BW >= 0),
   )
   length_B = cache.length_B + active_B
-  return cache.replace(group_BW=group_BW, length_B=length_B), step
+  return dataclasses.replace(cache, group_BW=group_BW, length_B=length_B), step
 
 
 def write(
-  layer: KeyValues, key_BGA: Array, value_BGE: Array, step: Step
+  layer: KeyValues, key_BGA: Array, value_BGE: Array, step: CacheStep
 ) -> KeyValues:
-  """Puts the keys and values of a step into their slots."""
+  """Returns the layer with the keys and values of a step in their slots.
+
+  Args:
+    layer: Keys and values of earlier ids.
+    key_BGA: [B, G, A] keys of the new ids, rotated to their positions.
+    value_BGE: [B, G, E] values of the new ids.
+    step: Slots of the new ids, from `advance`.
+  """
   row_B = jnp.arange(step.slot_B.shape[0])
 
   def put(x_BGWA, new_BGA):

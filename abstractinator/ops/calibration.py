@@ -1,37 +1,38 @@
-"""A segmentation threshold that moves until segments have the wanted length."""
+"""Segmentation threshold that moves until segments have the wanted length."""
+
+import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax.numpy as jnp
 
+from abstractinator.config.segmentation import MAX_THRESHOLD
 from abstractinator.types import Array, Segments
 
-# From a threshold, a step and the wanted length to the next threshold. A step
-# is small where lengths answer strongly, so that the threshold settles: at a
-# step size of 0.05, lengths that grow with a threshold of ids one for one close
-# a fifth of the gap, those that grow in proportion to it a twentieth.
-MOVES = {
+# Each maps a threshold, a step and the wanted length to the next threshold. A
+# step is small where lengths answer strongly, so that the threshold settles: at
+# a step size of 0.05, lengths that grow with a threshold of ids one for one
+# close a fifth of the gap, those that grow in proportion to it a twentieth.
+MOVES: dict[str, Callable[[Array, Array, float], Array]] = {
   'bits': lambda threshold, by, length: threshold + by,
   'relative': lambda threshold, by, length: threshold * jnp.exp(by),
   'ids': lambda threshold, by, length: threshold + 4.0 * length * by,
 }
 
 
-# A length that cannot be had must not drive a threshold out of its range, see
-# `config.SegmentationConfig`.
-_LIMIT = 1e5
-
-
 @flax.struct.dataclass
 class ThresholdState:
-  """A threshold under calibration.
+  """State of a threshold under calibration.
 
   Attributes:
-    threshold: [] float32, in the unit of its rule.
-    num_ids: [] float32, ids of the step so far.
-    num_segments: [] float32, segments of the step so far.
-    target_length: Wanted mean ids per segment, None to keep the threshold.
-    step_size: How far one step moves the threshold at a relative error of 1.
-    move: One of `MOVES`, which says in what.
+    threshold: Threshold in the unit of its rule, [] float32.
+    num_ids: Ids of the step so far, [] float32.
+    num_segments: Segments of the step so far, [] float32.
+    target_length: Wanted mean ids per segment; None to keep the threshold.
+    step_size: Distance that one step moves the threshold at a relative error of
+      1.
+    move: Name of the entry of `MOVES` that moves the threshold, which gives the
+      unit of `step_size`.
   """
 
   threshold: Array
@@ -45,7 +46,7 @@ class ThresholdState:
 def initial_state(
   threshold: float, target_length: float | None, step_size: float, move: str
 ) -> ThresholdState:
-  """A threshold before any step."""
+  """Returns a threshold before any step; see `ThresholdState`."""
   return ThresholdState(
     threshold=jnp.float32(threshold),
     num_ids=jnp.zeros((), jnp.float32),
@@ -57,23 +58,30 @@ def initial_state(
 
 
 def observe(state: ThresholdState, segments: Segments) -> ThresholdState:
-  """Adds the lengths of a batch to the sums of the step."""
+  """Adds the lengths of the segments of a batch to the sums of the step."""
   num_ids = jnp.sum(segments.index_BS >= 0, dtype=jnp.float32)
   num_segments = jnp.sum(segments.count_B, dtype=jnp.float32)
-  return state.replace(
+  return dataclasses.replace(
+    state,
     num_ids=state.num_ids + num_ids,
     num_segments=state.num_segments + num_segments,
   )
 
 
 def advance(state: ThresholdState) -> ThresholdState:
-  """Moves the threshold up where segments came out short, down where long."""
+  """Moves the threshold by the sums of the step, and clears them.
+
+  The threshold rises if segments came out short, and falls if they came out
+  long. It stays within the range of `config.SegmentationConfig`, also if the
+  wanted length cannot be reached.
+  """
   zero = jnp.zeros((), jnp.float32)
-  cleared = state.replace(num_ids=zero, num_segments=zero)
+  cleared = dataclasses.replace(state, num_ids=zero, num_segments=zero)
   if state.target_length is None:
     return cleared
   length = state.num_ids / jnp.maximum(state.num_segments, 1.0)
   error = jnp.clip(1.0 - length / state.target_length, -1.0, 1.0)
   by = jnp.where(state.num_segments > 0, state.step_size * error, 0.0)
   moved = MOVES[state.move](state.threshold, by, state.target_length)
-  return cleared.replace(threshold=jnp.clip(moved, -_LIMIT, _LIMIT))
+  moved = jnp.clip(moved, -MAX_THRESHOLD, MAX_THRESHOLD)
+  return dataclasses.replace(cleared, threshold=moved)

@@ -1,4 +1,4 @@
-"""Rows of codes, and what decoded segments make of them one level down."""
+"""Rows of codes, and the rows of the level below that they decode to."""
 
 import flax.struct
 import jax
@@ -10,14 +10,16 @@ from abstractinator.types import Array
 
 @flax.struct.dataclass
 class CodeRows:
-  """Codes of rows of packed documents, as they are decoded.
+  """Codes of rows of packed documents while they are decoded.
 
   Attributes:
-    codes_BU: [B, U] int32; arbitrary in empty slots.
-    is_valid_BP: [B, P] bool, slots with a segment, the first ones of a row.
-    lowest_BP: [B, P] int32, first slot of the document of each slot; arbitrary
+    codes_BU: Codes, [B, U] int32; arbitrary in empty slots.
+    is_valid_BP: True for slots with a segment, the first ones of a row, [B, P]
+      bool.
+    lowest_BP: First slot of the document of each slot, [B, P] int32; arbitrary
       in empty slots.
-    origin_BP: [B, P] int32, the slot of the top level that each comes from.
+    origin_BP: Slot of the top level from which each slot was decoded, [B, P]
+      int32.
   """
 
   codes_BU: Array
@@ -27,7 +29,7 @@ class CodeRows:
 
 
 def top_rows(codes_BU: Array, is_valid_BP: Array, lowest_BP: Array) -> CodeRows:
-  """Rows that come from themselves."""
+  """Returns rows of the top level, whose slots are their own origin."""
   origin_BP = jnp.broadcast_to(
     jnp.arange(is_valid_BP.shape[1], dtype=jnp.int32), is_valid_BP.shape
   )
@@ -42,19 +44,19 @@ def unfold(
   num_slots: int,
   num_queries: int,
 ) -> CodeRows:
-  """Makes the ids that segments decode to the codes of the level below.
+  """Lays out decoded ids as the codes of the level below.
 
-  The ids of a document follow each other; every document begins a slot. With
-  several codes a slot, those that do not fill a slot at the end of a document
-  are left out, and so is what finds no slot in its row: only wrong lengths lead
-  to either.
+  The ids of a document follow each other; every document begins a slot. If a
+  slot has several codes, ids at the end of a document that do not fill a slot
+  are left out. So are ids beyond the last slot of a row. Both happen only if
+  lengths are wrong.
 
   Args:
-    rows: What was decoded.
-    ids_BPL: [B, P, L] int32, ids of each segment.
-    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
-    num_slots: Slots of a row of the level below.
-    num_queries: Codes of a slot there.
+    rows: Rows whose segments were decoded.
+    ids_BPL: Ids that each segment decodes to, [B, P, L] int32.
+    length_BP: Number of ids of each segment, [B, P] int32; 0 in empty slots.
+    num_slots: Number of slots of a row of the level below.
+    num_queries: Number of codes per slot of the level below.
 
   Returns:
     Rows of the level below.
@@ -68,10 +70,10 @@ def unfold(
     lambda x, i: jax.ops.segment_sum(x, i, num_segments=slots)[i]
   )(length_BP, document_BP)
 
-  def of_document(x_BP):
+  def of_document(x_BP: Array) -> Array:
     return jnp.take_along_axis(x_BP, rows.lowest_BP, axis=1)
 
-  # Slots of each document, and those of the documents before it.
+  # Slots of each document, and of all documents before it.
   whole_BP = total_BP // num_queries
   new_BP = jnp.where(is_first_BP, whole_BP, 0)
   begin_BP = jnp.cumsum(new_BP, axis=1) - new_BP

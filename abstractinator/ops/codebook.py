@@ -1,48 +1,56 @@
-"""State of an EMA codebook, and how one optimizer step moves it.
+"""Codebook whose entries are moving averages (EMA) of the vectors they won.
 
 A forward pass only adds to the sums of the step (`observe`); `advance` turns
 them into the next codebook, once per optimizer step. So any split of a batch
 over microbatches or devices gives the same codebook.
 """
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.ops.kmeans import kmeans
+from abstractinator.ops.nearest_code import nearest_code
 from abstractinator.types import Array
 
+# Reservoir places per entry of a codebook that k-means initialises.
 _KMEANS_PLACES = 4
 _KMEANS_ITERATIONS = 10
-# Of their length, the distance of vectors that are the same but for rounding.
-_ALIKE = 1e-5
+# Vectors closer than this part of their length are equal but for rounding.
+_EQUAL = 1e-5
 
 
 @flax.struct.dataclass
 class CodebookState:
-  """An EMA codebook.
+  """State of an EMA codebook.
 
   Attributes:
-    codebook_KC: [K, C] float32 entries.
-    ema_count_K: [K] float32, moving average of the hits per step; starts at 1,
-      so that entries without hits keep their place.
-    ema_sum_KC: [K, C] float32, moving average of the summed vectors per step.
-    last_hit_step_K: [K] int32, when an entry last won or was replaced.
-    step: [] int32, optimizer steps seen.
-    reservoir_RC: [R, C] float32, recent vectors that replace dead entries; R
-      is K, or 4 K to have enough of them for k-means.
-    reservoir_step_R: [R] int32, step each one is from, -1 for none, or none
-      that has not become an entry.
-    hits_K, sum_KC, priority_R, candidate_RC: the sums of the step so far:
-      hits, summed vectors, and for each place of the reservoir the candidate
-      of the highest priority.
-    decay: Of the moving averages, per step.
-    reset_interval_steps: Every so many steps, dead entries are replaced.
-    reset_after_steps: An entry without hits for so many steps is dead.
-    reset_usage: So is an entry with less than this fraction of the mean count.
+    codebook_KC: Entries, [K, C] float32.
+    ema_count_K: Moving average of the hits per step, [K] float32; it starts at
+      1, so that entries without hits keep their place.
+    ema_sum_KC: Moving average of the summed vectors per step, [K, C] float32.
+    last_hit_step_K: Step in which an entry last won or was replaced, [K] int32.
+    step: Optimizer steps seen, [] int32.
+    reservoir_RC: Recent vectors that replace dead entries, [R, C] float32; R is
+      K, or 4 K to have enough vectors for k-means.
+    reservoir_step_R: Step that each vector of the reservoir is from, [R] int32;
+      -1 for an empty place, or a vector that has become an entry.
+    hits_K: Hits of the step so far, [K] float32.
+    sum_KC: Sum of the vectors of the step so far, [K, C] float32.
+    priority_R: Highest priority among the candidates of the step so far for
+      each place of the reservoir, [R] uint32; 0 without a candidate.
+    candidate_RC: Candidate that has this priority, [R, C] float32.
+    decay: Factor of the moving averages per step.
+    reset_interval_steps: Number of steps from one replacement of dead entries
+      to the next.
+    reset_after_steps: Number of steps without hits after which an entry is
+      dead.
+    reset_usage: Fraction of the mean count below which an entry is dead, too.
     protected: Entries that are never replaced.
-    kmeans_step: The step whose vectors' centers become the entries, or None.
+    kmeans_step: Step whose vectors are clustered, and the centers become the
+      entries; None for no such step.
   """
 
   codebook_KC: Array
@@ -76,7 +84,19 @@ def initial_state(
   protected: tuple[int, ...],
   kmeans_step: int | None,
 ) -> CodebookState:
-  """A codebook of `size` normal entries that the first steps may replace."""
+  """Returns a codebook of normal entries that the first steps may replace.
+
+  Args:
+    key: Key of jax.random.
+    size: Number of entries, K.
+    width: Width of an entry, C.
+    decay: See `CodebookState`, as the arguments after it.
+    reset_interval_steps: See `CodebookState`.
+    reset_after_steps: See `CodebookState`.
+    reset_usage: See `CodebookState`.
+    protected: See `CodebookState`.
+    kmeans_step: See `CodebookState`.
+  """
   places = size if kmeans_step is None else _KMEANS_PLACES * size
   codebook_KC = jax.random.normal(key, (size, width), jnp.float32)
   return CodebookState(
@@ -113,12 +133,13 @@ def observe(
   """Adds vectors and their codes to the sums of the step.
 
   Args:
-    state: The state.
-    x_NC: [N, C] float32 vectors; no gradient is taken.
-    code_N: [N] int32, nearest entry of each.
-    is_valid_N: [N] bool; vectors of empty slots touch nothing.
-    name_N: [N] uint32, an identity of each vector that does not depend on the
-      batch it came in; it decides which vectors enter the reservoir.
+    state: Codebook and sums so far.
+    x_NC: Vectors, [N, C] float32; no gradient is taken.
+    code_N: Nearest entry of each vector, [N] int32.
+    is_valid_N: True for vectors that count, [N] bool; those of empty slots
+      change nothing.
+    name_N: Identity of each vector that does not depend on the batch it came
+      in, [N] uint32; it decides which vectors enter the reservoir.
 
   Returns:
     The state with new sums. The order of calls does not matter, beyond the
@@ -126,31 +147,27 @@ def observe(
   """
   x_NC = lax.stop_gradient(x_NC.astype(jnp.float32))
   size = state.hits_K.shape[0]
-  # Invalid vectors go to an entry past the end, which is dropped.
-  code_N = jnp.where(is_valid_N, code_N, size)
-  add = dict(num_segments=size + 1)
-  hits_K = jax.ops.segment_sum(is_valid_N.astype(jnp.float32), code_N, **add)
-  sum_KC = jax.ops.segment_sum(x_NC, code_N, **add)
+  hits_K, sum_KC = _sum_by_code(x_NC, code_N, is_valid_N, size)
 
   places = state.priority_R.shape[0]
-  add = dict(num_segments=places + 1)
   # Each vector applies for one place, at random, with a random priority.
   lot_N = _hash(name_N + _hash(state.step.astype(jnp.uint32)))
   place_N = jnp.where(is_valid_N, lot_N % jnp.uint32(places), places)
   place_N = place_N.astype(jnp.int32)
   priority_N = _hash(lot_N) | jnp.uint32(1)
-  best_R = jax.ops.segment_max(priority_N, place_N, **add)[:places]
+  best_R = jax.ops.segment_max(priority_N, place_N, places + 1)[:places]
   best_R = jnp.maximum(best_R, state.priority_R)
   is_best_N = is_valid_N & (priority_N == best_R[place_N])
   winner_R = jax.ops.segment_max(
-    jnp.where(is_best_N, jnp.arange(x_NC.shape[0]), -1), place_N, **add
+    jnp.where(is_best_N, jnp.arange(x_NC.shape[0]), -1), place_N, places + 1
   )[:places]
   candidate_RC = jnp.where(
     (winner_R >= 0)[:, None], x_NC[winner_R], state.candidate_RC
   )
-  return state.replace(
-    hits_K=state.hits_K + hits_K[:size],
-    sum_KC=state.sum_KC + sum_KC[:size],
+  return dataclasses.replace(
+    state,
+    hits_K=state.hits_K + hits_K,
+    sum_KC=state.sum_KC + sum_KC,
     priority_R=best_R,
     candidate_RC=candidate_RC,
   )
@@ -159,11 +176,12 @@ def observe(
 def advance(state: CodebookState) -> CodebookState:
   """Turns the sums of the step into the next codebook and clears them.
 
-  count <- decay count + (1 - decay) hits, sums likewise, entry = sum / count,
-  with the counts smoothed as in van den Oord et al., arXiv:1711.00937, appendix
-  A.1; an entry without hits stays where it is. Then, every
-  `reset_interval_steps`, dead entries become vectors of the reservoir, each
-  another one that no entry is or has been, as far as it reaches.
+  count <- decay count + (1 - decay) hits, sum <- decay sum + (1 - decay) sum of
+  the step, entry = sum / count, with smoothed counts; an entry without hits
+  stays where it is. Then, every `reset_interval_steps`, each dead entry becomes
+  a vector of the reservoir that no entry is or has been, while there are any.
+
+  Source: van den Oord et al., arXiv:1711.00937, appendix A.1.
   """
   is_new_R = state.priority_R > 0
   keep = jnp.float32(state.decay)
@@ -171,7 +189,8 @@ def advance(state: CodebookState) -> CodebookState:
   sum_KC = keep * state.ema_sum_KC + (1 - keep) * state.sum_KC
   size, total = count_K.shape[0], jnp.sum(count_K)
   smooth_K = (count_K + 1e-5) / (total + size * 1e-5) * total
-  state = state.replace(
+  state = dataclasses.replace(
+    state,
     # Smoothing would draw an entry whose count has decayed towards zero.
     codebook_KC=jnp.where(
       state.hits_K[:, None] > 0, sum_KC / smooth_K[:, None], state.codebook_KC
@@ -199,7 +218,7 @@ def advance(state: CodebookState) -> CodebookState:
 
 
 def _start_over(state: CodebookState) -> CodebookState:
-  """Entries become the centers of the vectors of the step."""
+  """Makes the k-means centers of the vectors of the step the entries."""
   centers_KC, is_new_K = kmeans(
     state.reservoir_RC,
     state.reservoir_step_R == state.step - 1,
@@ -208,7 +227,8 @@ def _start_over(state: CodebookState) -> CodebookState:
   )
   is_new_K &= ~_is_protected(state)
   codebook_KC = jnp.where(is_new_K[:, None], centers_KC, state.codebook_KC)
-  return state.replace(
+  return dataclasses.replace(
+    state,
     codebook_KC=codebook_KC,
     ema_count_K=jnp.where(is_new_K, 1.0, state.ema_count_K),
     ema_sum_KC=jnp.where(is_new_K[:, None], centers_KC, state.ema_sum_KC),
@@ -217,18 +237,19 @@ def _start_over(state: CodebookState) -> CodebookState:
 
 
 def _is_protected(state: CodebookState) -> Array:
-  """[K] bool."""
+  """Returns which entries are never replaced, [K] bool."""
   codes = jnp.asarray(state.protected, jnp.int32)
   return jnp.zeros(state.hits_K.shape, bool).at[codes].set(True)
 
 
 def _replace_dead(state: CodebookState) -> CodebookState:
+  """Replaces dead entries by the freshest vectors that are no entry yet."""
   age_K = state.step - 1 - state.last_hit_step_K
   least = state.reset_usage * jnp.mean(state.ema_count_K)
   is_dead_K = (age_K >= state.reset_after_steps) | (state.ema_count_K < least)
   is_dead_K &= ~_is_protected(state)
-  # The n-th dead entry takes the n-th of the freshest vectors that are no entry
-  # yet: of two entries alike, rounding would say which one wins.
+  # The n-th dead entry takes the n-th freshest vector. Two entries must not be
+  # equal: rounding would decide which one wins.
   is_first_N = _is_first(
     jnp.concatenate([state.codebook_KC, state.reservoir_RC]),
     jnp.concatenate(
@@ -245,9 +266,10 @@ def _replace_dead(state: CodebookState) -> CodebookState:
   reset = is_reset_K[:, None]
   places = state.reservoir_step_R.shape[0]
   used_K = jnp.where(is_reset_K, source_K, places)
-  return state.replace(
+  return dataclasses.replace(
+    state,
     codebook_KC=jnp.where(reset, vector_KC, state.codebook_KC),
-    # Enough not to be dead at once.
+    # The count is large enough for the entry not to be dead at once.
     ema_count_K=jnp.where(
       is_reset_K, jnp.maximum(least, 1.0), state.ema_count_K
     ),
@@ -260,24 +282,70 @@ def _replace_dead(state: CodebookState) -> CodebookState:
 
 
 def _is_first(x_NC: Array, rank_N: Array) -> Array:
-  """Whether no vector of a lower rank or index is the same.
+  """Returns whether no vector of a lower rank or index is equal, [N] bool.
 
-  But for rounding in float32. Vectors alike are neighbours along any direction,
-  but for chance, so that nothing but neighbours is compared: what is missed is
-  one more entry that nothing may hit.
+  Vectors are equal if they differ by rounding in float32 only. Only neighbours
+  along one direction are compared: equal vectors are neighbours along any,
+  but for chance. A pair that is missed costs one entry that nothing may hit.
   """
   count, width = x_NC.shape
   along_N = jnp.sum(x_NC * jnp.sin(1.0 + jnp.arange(width)), axis=1)
   order_N = jnp.argsort(along_N)
   x_NC = x_NC[order_N]
   distance_N = jnp.sum(jnp.square(x_NC[1:] - x_NC[:-1]), axis=1)
-  least_N = _ALIKE**2 * jnp.sum(jnp.square(x_NC[1:]), axis=1)
+  least_N = _EQUAL**2 * jnp.sum(jnp.square(x_NC[1:]), axis=1)
   is_other_N = ~(distance_N <= least_N)
   group_N = jnp.pad(jnp.cumsum(is_other_N), (1, 0))
   place_N = jnp.argsort(jnp.argsort(rank_N))[order_N]
   first_N = jax.ops.segment_min(place_N, group_N, num_segments=count)
   is_first_N = place_N == first_N[group_N]
   return jnp.zeros((count,), bool).at[order_N].set(is_first_N)
+
+
+def kmeans(
+  x_NC: Array, is_valid_N: Array, num_centers: int, *, iterations: int
+) -> tuple[Array, Array]:
+  """Clusters vectors by Lloyd's algorithm, starting from the first valid ones.
+
+  jax.scipy.cluster has the assignment to centers only, in memory that grows as
+  N K C.
+
+  Args:
+    x_NC: Vectors, [N, C] float32, N at least `num_centers`.
+    is_valid_N: True for vectors that count, [N] bool.
+    num_centers: Number of clusters, K.
+    iterations: Number of times that centers move to the mean of their vectors.
+
+  Returns:
+    Centers, [K, C] float32, and which of them have vectors, [K] bool. With
+    fewer vectors than centers, or equal vectors, some centers have none.
+  """
+  x_NC = jnp.where(is_valid_N[:, None], x_NC, 0.0)
+  order_N = jnp.argsort(~is_valid_N, stable=True)[:num_centers]
+  # A copy of the first loses every tie, and so stays empty.
+  order_N = jnp.where(is_valid_N[order_N], order_N, order_N[0])
+
+  def step(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    centers_KC = carry[0]
+    code_N = nearest_code(x_NC, centers_KC, implementation='xla')
+    hits_K, sum_KC = _sum_by_code(x_NC, code_N, is_valid_N, num_centers)
+    mean_KC = sum_KC / jnp.maximum(hits_K, 1.0)[:, None]
+    has_vectors_K = hits_K > 0
+    return jnp.where(has_vectors_K[:, None], mean_KC, centers_KC), has_vectors_K
+
+  start = (x_NC[order_N], jnp.zeros((num_centers,), bool))
+  return lax.fori_loop(0, iterations, step, start)
+
+
+def _sum_by_code(
+  x_NC: Array, code_N: Array, is_valid_N: Array, size: int
+) -> tuple[Array, Array]:
+  """Returns the hits [K] and the summed valid vectors [K, C] of each code."""
+  # Invalid vectors go to an entry past the end, which is dropped.
+  code_N = jnp.where(is_valid_N, code_N, size)
+  ones_N = is_valid_N.astype(jnp.float32)
+  hits_K = jax.ops.segment_sum(ones_N, code_N, size + 1)[:size]
+  return hits_K, jax.ops.segment_sum(x_NC, code_N, size + 1)[:size]
 
 
 def _hash(x: Array) -> Array:

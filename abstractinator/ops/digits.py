@@ -1,7 +1,7 @@
 """Composed codes and their digits.
 
 A code of M stages is one number in a mixed radix: the digit of stage 0 counts
-least. Specials come after the last code and have no digits.
+least. Special ids come after the last code and have no digits.
 """
 
 import math
@@ -12,16 +12,18 @@ from abstractinator.types import Array
 
 
 def place_values(sizes: tuple[int, ...]) -> tuple[int, ...]:
-  """What one unit of each digit is worth, [M]."""
+  """Returns the worth of one unit of each digit, [M]."""
   return tuple(math.prod(sizes[:stage]) for stage in range(len(sizes)))
 
 
 def compose(digits_M: Array, sizes: tuple[int, ...]) -> Array:
-  """Codes of digits.
+  """Composes codes from digits.
+
+  `jnp.ravel_multi_index` does the same, but the first digit counts most there.
 
   Args:
-    digits_M: [..., M] int32, digit m in 0..sizes[m]-1.
-    sizes: Values of each digit, M of them.
+    digits_M: Digit m in 0..sizes[m]-1, [..., M] int32.
+    sizes: Number of values of each digit, M of them.
 
   Returns:
     [...] int32 in 0..prod(sizes)-1.
@@ -31,11 +33,11 @@ def compose(digits_M: Array, sizes: tuple[int, ...]) -> Array:
 
 
 def decompose(codes: Array, sizes: tuple[int, ...]) -> Array:
-  """Undoes `compose`.
+  """Returns the digits of codes, the inverse of `compose`.
 
   Args:
-    codes: [...] int32 in 0..prod(sizes)-1.
-    sizes: Values of each digit, M of them.
+    codes: Composed codes, [...] int32 in 0..prod(sizes)-1.
+    sizes: Number of values of each digit, M of them.
 
   Returns:
     [..., M] int32.

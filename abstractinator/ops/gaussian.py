@@ -1,8 +1,8 @@
-"""Mixtures of diagonal Gaussians: likelihood, entropy, draws.
+"""Mixtures of diagonal Gaussians: likelihood and entropy.
 
 Everything is in float32. Bits and nats are per dimension, so that they do not
-grow with the width; a density has no zero of its own, and its entropy may be
-below 0.
+grow with the width. The entropy of a density may be below 0: it depends on the
+unit in which vectors are measured.
 """
 
 import math
@@ -19,12 +19,12 @@ _LOG_2_PI = math.log(2 * math.pi)
 
 @flax.struct.dataclass
 class Mixture:
-  """Predictions of vectors, J components each.
+  """Gaussian mixtures that predict vectors, J components each.
 
   Attributes:
-    logits_J: [..., J] float32, unnormalised log weights.
-    mean_JD: [..., J, D] float32.
-    log_variance_JD: [..., J, D] float32.
+    logits_J: Unnormalised log weights, [..., J] float32.
+    mean_JD: Means of the components, [..., J, D] float32.
+    log_variance_JD: Logs of their variances, [..., J, D] float32.
   """
 
   logits_J: Array
@@ -33,11 +33,11 @@ class Mixture:
 
 
 def nll_nats(mixture: Mixture, x_D: Array) -> Array:
-  """-log density per dimension.
+  """Computes -log density per dimension.
 
   Args:
-    mixture: Of one prediction for each vector.
-    x_D: [..., D].
+    mixture: Prediction of each vector.
+    x_D: Vectors, [..., D].
 
   Returns:
     [...] float32, nats per dimension.
@@ -59,17 +59,17 @@ def nll_nats(mixture: Mixture, x_D: Array) -> Array:
 
 
 def entropy_bits(mixture: Mixture, temperature: float = 1.0) -> Array:
-  """Differential entropy per dimension, an upper bound for J > 1.
+  """Computes the differential entropy per dimension, or a bound for J > 1.
 
-  One Gaussian: the mean of (log2(2 pi e) + log2 variance) / 2. A mixture has no
-  closed form; this is the smaller of two upper bounds: the entropy of the
-  components and of the choice between them, tight where they lie far apart, and
-  that of the diagonal Gaussian with the mixture's mean and variances, tight
-  where they coincide.
+  The entropy of one Gaussian is the mean of (log2(2 pi e) + log2 variance) / 2.
+  A mixture has no closed form, so the smaller of two upper bounds is returned:
+  the entropy of the components plus that of the choice between them, tight if
+  they lie far apart; and the entropy of the diagonal Gaussian with the mean and
+  variances of the mixture, tight if the components coincide.
 
   Args:
-    mixture: Of any shape.
-    temperature: Scales the standard deviations of the components.
+    mixture: Predictions of any shape.
+    temperature: Factor on the standard deviations of the components.
 
   Returns:
     [...] float32, bits per dimension.
@@ -92,39 +92,6 @@ def entropy_bits(mixture: Mixture, temperature: float = 1.0) -> Array:
   return jnp.minimum(apart, together) * BITS_PER_NAT
 
 
-def sample(key: Array, mixture: Mixture, temperature: float = 1.0) -> Array:
-  """Draws vectors.
-
-  Args:
-    key: Of jax.random.
-    mixture: Of any shape.
-    temperature: Scales the standard deviations of the components; 0 gives the
-      mean of the most likely component.
-
-  Returns:
-    [..., D] float32.
-
-  Raises:
-    ValueError: If the temperature is below 0.
-  """
-  if temperature < 0:
-    raise ValueError(f'temperature: got {temperature!r}, allowed: >= 0')
-  choice_key, noise_key = jax.random.split(key)
-  if temperature == 0:
-    choice = jnp.argmax(mixture.logits_J, axis=-1)
-  else:
-    choice = jax.random.categorical(choice_key, mixture.logits_J)
-
-  def chosen(x_JD):
-    return jnp.take_along_axis(x_JD, choice[..., None, None], axis=-2)[
-      ..., 0, :
-    ]
-
-  mean_D = chosen(mixture.mean_JD)
-  noise_D = jax.random.normal(noise_key, mean_D.shape)
-  deviation_D = jnp.exp(0.5 * chosen(mixture.log_variance_JD))
-  return mean_D + temperature * deviation_D * noise_D
-
-
 def _entropy_nats(log_variance_D: Array) -> Array:
+  """Returns the entropy per dimension of diagonal Gaussians, [...]."""
   return 0.5 * (1 + _LOG_2_PI + jnp.mean(log_variance_D, axis=-1))

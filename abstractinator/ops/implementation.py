@@ -1,4 +1,4 @@
-"""What computes the ops and layers, on which platform."""
+"""Choice of the implementation of each op, by setting and platform."""
 
 import dataclasses
 import functools
@@ -6,21 +6,20 @@ from typing import Self
 
 from absl import logging
 
-from abstractinator.ops.attention import support as attention
-from abstractinator.ops.nearest_code import support as nearest_code
-from abstractinator.ops.segment_cross import support as segment_cross
-from abstractinator.ops.segment_pool import support as segment_pool
+from abstractinator.ops.attention import support as attention_support
+from abstractinator.ops.nearest_code import support as nearest_code_support
+from abstractinator.ops.segment_cross import support as segment_cross_support
+from abstractinator.ops.segment_pool import support as segment_pool_support
 from abstractinator.ops.support import PLATFORMS
 
-# Of each op: what it can be computed by, and on which platforms.
 _SUPPORTS = {
-  'attention': attention.SUPPORT,
-  'segment_pool': segment_pool.SUPPORT,
-  'segment_cross': segment_cross.SUPPORT,
-  'nearest_code': nearest_code.SUPPORT,
+  'attention': attention_support.SUPPORT,
+  'segment_pool': segment_pool_support.SUPPORT,
+  'segment_cross': segment_cross_support.SUPPORT,
+  'nearest_code': nearest_code_support.SUPPORT,
 }
 
-# What 'auto' stands for: of each op, by platform.
+# The setting that 'auto' stands for, by op and platform.
 _AUTO = {
   'attention': {'cpu': 'xla', 'gpu': 'pallas', 'tpu': 'pallas'},
   'segment_pool': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'pallas'},
@@ -28,21 +27,25 @@ _AUTO = {
   'nearest_code': {'cpu': 'xla', 'gpu': 'xla', 'tpu': 'xla'},
 }
 
-# Of ops that have a kernel for each platform: those are one setting.
+# One setting names the kernel of whichever platform the op runs on.
 _SETTINGS = {'pallas_triton': 'pallas', 'pallas_tpu': 'pallas'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Implementations:
-  """What computes each op, as the ops themselves name it, and layers.
+  """Implementation of each op, and how stacks of blocks are run.
 
   Attributes:
-    attention: See `ops.attention`.
-    segment_pool: See `ops.segment_pool`.
-    segment_cross: See `ops.segment_cross`.
-    nearest_code: See `ops.nearest_code`.
-    remat: What blocks keep for the backward pass: 'none' for all that it reads,
-      'dots' for matrix products, 'blocks' for their inputs only.
+    attention: Implementation of self-attention, a key of
+      `ops.attention.support.SUPPORT`.
+    segment_pool: Implementation of segment pooling, a key of
+      `ops.segment_pool.support.SUPPORT`.
+    segment_cross: Implementation of segment cross-attention, a key of
+      `ops.segment_cross.support.SUPPORT`.
+    nearest_code: Implementation of code search, a key of
+      `ops.nearest_code.support.SUPPORT`.
+    remat: Arrays that a block keeps for its backward pass: 'none' for all that
+      it reads, 'dots' for results of matrix products, 'blocks' for its inputs.
     scan_layers: Whether the blocks of a stack are compiled once, as a loop.
   """
 
@@ -55,7 +58,12 @@ class Implementations:
 
   @classmethod
   def everywhere(cls, name: str) -> Self:
-    """All ops by 'reference' or 'xla', which is 'gather' to one of them."""
+    """Returns one choice for all ops.
+
+    Args:
+      name: 'reference' or 'xla'; segment cross-attention is computed by
+        'gather' in place of 'xla'.
+    """
     return cls(name, name, 'gather' if name == 'xla' else name, name)
 
   def __str__(self) -> str:
@@ -77,38 +85,33 @@ def resolve_implementations(
   remat: str = 'none',
   scan_layers: bool = False,
 ) -> Implementations:
-  """Turns the settings `model.implementation` into what the ops take.
+  """Returns the implementations that the settings name on a platform.
 
-  The choice is logged the first time it is asked for.
+  The settings are those of `model.implementation`. For an op: 'auto', or a key
+  of the op's `support.SUPPORT`, where 'pallas' stands for both 'pallas_tpu' and
+  'pallas_triton'. The choice is logged the first time it is asked for.
 
   Args:
-    attention: 'auto', or a name of `ops.attention.support`, less the platform
-      of a kernel; likewise the others.
-    segment_pool: Likewise.
-    segment_cross: Likewise.
-    nearest_code: Likewise.
-    platform: 'cpu', 'gpu' or 'tpu', of the mesh that the ops will run on.
-    remat: See `Implementations`.
-    scan_layers: Likewise.
-
-  Returns:
-    The implementations.
+    attention: Setting of self-attention.
+    segment_pool: Setting of segment pooling.
+    segment_cross: Setting of segment cross-attention.
+    nearest_code: Setting of code search.
+    platform: 'cpu', 'gpu' or 'tpu', that of the mesh the ops will run on.
+    remat: Field `remat` of the result.
+    scan_layers: Field `scan_layers` of the result.
 
   Raises:
-    ValueError: If the platform is unknown, or cannot take a setting.
+    ValueError: If the platform is unknown, or has no such implementation.
   """
   if platform not in PLATFORMS:
     raise ValueError(
       f'platform: got {platform!r}, allowed: {", ".join(PLATFORMS)}'
     )
-  settings = dict(
-    attention=attention,
-    segment_pool=segment_pool,
-    segment_cross=segment_cross,
-    nearest_code=nearest_code,
-  )
   resolved = Implementations(
-    **{op: _resolve(op, name, platform) for op, name in settings.items()},
+    attention=_resolve('attention', attention, platform),
+    segment_pool=_resolve('segment_pool', segment_pool, platform),
+    segment_cross=_resolve('segment_cross', segment_cross, platform),
+    nearest_code=_resolve('nearest_code', nearest_code, platform),
     remat=remat,
     scan_layers=scan_layers,
   )

@@ -1,4 +1,4 @@
-"""Softmax-weighted means of vectors that come one at a time."""
+"""Softmax-weighted mean of vectors that come one at a time."""
 
 import flax.struct
 import jax.numpy as jnp
@@ -8,15 +8,15 @@ from abstractinator.types import Array
 
 @flax.struct.dataclass
 class RunningPool:
-  """The mean so far of each row; the parts of one division.
+  """Numerator and denominator of the mean so far, one entry per row.
 
-  Scores are [B, ...] and their values [B, ..., E] with any axes between, as
-  heads, or queries and heads.
+  Scores are [B, ...] and their values [B, ..., E]. The axes between (X in
+  names) are free, such as heads, or queries and heads.
 
   Attributes:
-    largest: [B, ...] float32, the largest score; -inf before the first.
-    total: [B, ...] float32, sum of the weights exp(score - largest).
-    weighted: [B, ..., E] float32, sum of the values times their weights.
+    largest: Largest score so far, [B, ...] float32; -inf before the first.
+    total: Sum of the weights exp(score - largest), [B, ...] float32.
+    weighted: Sum of the values times their weights, [B, ..., E] float32.
 
   Source: Milakov and Gimelshein, Online normalizer calculation for softmax,
     arXiv:1805.02867.
@@ -28,20 +28,18 @@ class RunningPool:
 
 
 def of_rows(score_BSX: Array, value_BSX: Array, is_in_BS: Array) -> RunningPool:
-  """The pool of some ids of whole rows.
+  """Returns the pool of some ids of whole rows.
 
   Args:
-    score_BSX: [B, S, ...].
-    value_BSX: [B, S, ..., E].
-    is_in_BS: [B, S] bool, ids that count; a row may have none.
-
-  Returns:
-    The pool.
+    score_BSX: Scores, [B, S, ...].
+    value_BSX: Values, [B, S, ..., E].
+    is_in_BS: True for ids that count, [B, S] bool; a row may have none.
   """
   is_in = _expand(is_in_BS, score_BSX)
   score = jnp.where(is_in, score_BSX.astype(jnp.float32), -jnp.inf)
   largest = jnp.max(score, axis=1)
-  weight = jnp.exp(score - _finite(largest)[:, None])
+  finite = jnp.where(jnp.isfinite(largest), largest, 0.0)
+  weight = jnp.exp(score - finite[:, None])
   return RunningPool(
     largest=largest,
     total=jnp.sum(weight, axis=1),
@@ -52,16 +50,13 @@ def of_rows(score_BSX: Array, value_BSX: Array, is_in_BS: Array) -> RunningPool:
 def add(
   pool: RunningPool, score_BX: Array, value_BX: Array, is_first_B: Array
 ) -> RunningPool:
-  """The pool with one more vector a row.
+  """Returns the pool with one more vector per row.
 
   Args:
-    pool: So far.
-    score_BX: [B, ...].
-    value_BX: [B, ..., E].
-    is_first_B: [B] bool, rows that begin anew with this vector.
-
-  Returns:
-    The pool.
+    pool: Pool of the vectors before.
+    score_BX: Scores of the new vectors, [B, ...].
+    value_BX: Values, [B, ..., E].
+    is_first_B: True for rows that start a new mean with this vector, [B] bool.
   """
   score = score_BX.astype(jnp.float32)
   before = jnp.where(_expand(is_first_B, score), -jnp.inf, pool.largest)
@@ -75,14 +70,11 @@ def add(
 
 
 def mean(pool: RunningPool) -> Array:
-  """[B, ..., E] float32; zeros where nothing has come."""
+  """Returns the mean, [B, ..., E] float32; zeros before the first vector."""
   total = jnp.where(pool.total > 0, pool.total, 1.0)
   return pool.weighted / total[..., None]
 
 
 def _expand(x: Array, like: Array) -> Array:
+  """Adds axes of size 1 at the end of `x`, up to the rank of `like`."""
   return x.reshape(*x.shape, *(1,) * (like.ndim - x.ndim))
-
-
-def _finite(largest: Array) -> Array:
-  return jnp.where(jnp.isfinite(largest), largest, 0.0)

@@ -1,4 +1,4 @@
-"""Where segments begin, and what they are made of."""
+"""Division of whole rows into segments."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from abstractinator.types import Array, Segments
 
 
 def document_starts(document_BS: Array) -> Array:
-  """First id of each document, [B, S] bool; False on padding."""
+  """Marks the first id of each document, [B, S] bool; False on padding."""
   previous = jnp.pad(document_BS, ((0, 0), (1, 0)), constant_values=-1)
   return (document_BS >= 0) & (document_BS != previous[:, :-1])
 
@@ -20,16 +20,16 @@ def known_before(
   entropy_bits_BS: Array,
   surprisal_bits_BS: Array,
 ) -> Known:
-  """What is known before each id of whole rows.
+  """Returns the facts that are known before each id of whole rows.
 
   Args:
-    ids_BS: [B, S] int32.
-    document_BS: [B, S] int32, -1 on padding.
-    entropy_bits_BS: [B, S] float32, entropy of predicting id s from ids < s.
-    surprisal_bits_BS: [B, S] float32, -log2 p of id s in that prediction.
+    ids_BS: Ids, [B, S] int32.
+    document_BS: Document of each id, [B, S] int32, -1 on padding.
+    entropy_bits_BS: Entropy of predicting id s from ids < s, [B, S] float32.
+    surprisal_bits_BS: -log2 p of id s in that prediction, [B, S] float32.
 
   Returns:
-    For id s: of ids < s, and the entropy of s.
+    Facts for each id s, [B, S] each: they use ids < s and the entropy of s.
   """
   first_BS = _latest(document_starts(document_BS))
   return Known(
@@ -65,11 +65,11 @@ def segment(
   the prefix of the division.
 
   Args:
-    wishes: [B, S] each, of the rule.
-    document_BS: [B, S] int32, -1 on padding; see `Batch`.
-    min_length: Smallest segment, except at the end of a document.
-    max_length: Largest segment.
-    num_slots: Segments a row can hold.
+    wishes: Wishes of the rule, [B, S] each.
+    document_BS: Document of each id, [B, S] int32, -1 on padding; see `Batch`.
+    min_length: Fewest ids of a segment, except at the end of a document.
+    max_length: Most ids of a segment.
+    num_slots: Number of segments that a row can hold.
 
   Returns:
     The segments.
@@ -97,27 +97,28 @@ def segment(
 
 
 def first_slots(segments: Segments, document_BS: Array) -> Array:
-  """First segment of the document that each id lies in, [B, S] int32.
+  """Returns the first segment of the document of each id, [B, S] int32.
 
-  It bounds how far back an id may look; 0 on padding.
+  An id may not look at earlier segments. The result is 0 on padding.
   """
   first_BS = jnp.where(document_starts(document_BS), segments.index_BS, 0)
   return jnp.where(document_BS >= 0, lax.cummax(first_BS, axis=1), 0)
 
 
 def per_slot(x_BS: Array, segments: Segments, num_slots: int) -> Array:
-  """What stands at the first id of each segment, [B, P]; 0 in empty slots."""
+  """Takes the value at the first id of each segment, [B, P]; 0 if empty."""
   return _to_slots(x_BS, segments.is_start_BS, segments, num_slots)
 
 
 def per_slot_end(x_BS: Array, segments: Segments, num_slots: int) -> Array:
-  """What stands at the last id of each segment, [B, P]; 0 in empty slots."""
+  """Takes the value at the last id of each segment, [B, P]; 0 if empty."""
   return _to_slots(x_BS, segments.is_end_BS, segments, num_slots)
 
 
 def _to_slots(
   x_BS: Array, mark_BS: Array, segments: Segments, num_slots: int
 ) -> Array:
+  """Moves the value at each marked id to the slot of its segment, [B, P]."""
   slot_BS = jnp.where(mark_BS, segments.index_BS, num_slots)
   empty_BP = jnp.zeros((x_BS.shape[0], num_slots), x_BS.dtype)
   return jax.vmap(lambda e, i, x: e.at[i].set(x, mode='drop'))(
@@ -126,47 +127,55 @@ def _to_slots(
 
 
 def _latest(mark_BS: Array) -> Array:
-  """Position of the last mark at or before each id, [B, S] int32."""
+  """Returns the position of the last mark up to each id, [B, S] int32."""
   position = jnp.arange(mark_BS.shape[1], dtype=jnp.int32)
   return lax.cummax(jnp.where(mark_BS, position, 0), axis=1)
 
 
 def _back(x_BS: Array, by: int) -> Array:
+  """Returns the value `by` ids before each id, [B, S]; 0 before the first."""
   return jnp.pad(x_BS, ((0, 0), (by, 0)))[:, : x_BS.shape[1]]
 
 
 def _starts(
   wishes: Wishes, is_first_BS: Array, min_length: int, max_length: int
 ) -> Array:
-  """The division without regard to slots, [B, S] bool.
+  """Divides rows as if slots never ran short; returns the starts, [B, S] bool.
 
-  Whether an id opens a segment depends on the length so far, and so on all ids
-  before. Following it id by id would take S steps. Instead blocks of ids are
-  followed at once from every possible length, then the blocks are chained, and
-  of each block the right walk is kept: about 2 sqrt(S) steps. What a segment
-  has collected follows from its length, since its first id is known by it.
+  An id opens a segment depending on the length so far, and so on all ids
+  before. A walk from id to id would take S steps. Instead all blocks of ids are
+  walked at once, from every possible length; then the blocks are chained, and
+  of each block the walk from the right length is kept: about 2 sqrt(S) steps.
+  The length at the beginning of a block gives the first id of the open segment,
+  and with it the sum that the segment has collected.
 
   A second walk, from the right lengths alone, would need less memory. But XLA
-  may compute wishes anew for it, and round differently: of an id that hangs by
-  a rounding the walks disagree, and segments become too long.
+  may compute the wishes again for it and round them differently: the walks
+  could disagree about an id, and segments become too long.
   """
   batch, size = is_first_BS.shape
   block = 1 << max(3, (size.bit_length() + 1) // 2)
   num_blocks = -(-size // block)
   padding = ((0, 0), (0, num_blocks * block - size))
 
-  def blocked(x_BS):  # [block, B, num_blocks]
+  def blocked(x_BS: Array) -> Array:  # [block, B, num_blocks]
     x_BS = jnp.pad(x_BS, padding)
     return jnp.moveaxis(x_BS.reshape(batch, num_blocks, block), 2, 0)
 
   ids = jax.tree.map(blocked, (wishes, is_first_BS))
 
-  def follow(carry, ids):
-    length, collected, is_start = opens(*carry, *ids, min_length, max_length)
+  def walk(
+    carry: tuple[Array, Array], id_: tuple[Wishes, Array]
+  ) -> tuple[tuple[Array, Array], Array]:
+    (length, collected), (wish, is_first) = carry, id_
+    length, collected, is_start = opens(
+      length, collected, wish, is_first, min_length, max_length
+    )
     return (length, collected), is_start
 
-  # Gains of the ids after the first of a segment that has `length` ids at the
-  # beginning of a block. Lengths that no segment can have there do no harm.
+  # The sum for each length: gains of the ids after the first of the segment
+  # that has this length at the beginning of a block. Lengths that no segment
+  # can have there do no harm.
   length_L = jnp.arange(1, max_length + 1, dtype=jnp.int32)
   begin = jnp.arange(num_blocks, dtype=jnp.int32) * block
   total = jnp.cumsum(jnp.pad(wishes.gain, ((0, 0), (1, 0))), axis=1)
@@ -174,10 +183,10 @@ def _starts(
   collected = total[:, begin, None] - total[:, from_id]
   entry = jnp.broadcast_to(length_L, collected.shape)
   (leave, _), is_start = lax.scan(
-    follow, (entry, collected), jax.tree.map(lambda x: x[..., None], ids)
+    walk, (entry, collected), jax.tree.map(lambda x: x[..., None], ids)
   )
 
-  def chain(length_B, leave_BL):
+  def chain(length_B: Array, leave_BL: Array) -> tuple[Array, Array]:
     after = jnp.take_along_axis(leave_BL, length_B[:, None] - 1, axis=1)[:, 0]
     return after, length_B
 
@@ -198,7 +207,8 @@ def _fit_slots(
   """Falls back to `max_length` boundaries once slots run short.
 
   Returns:
-    The starts, and the ids from the first denied wish on, [B, S] bool each.
+    The starts, and the ids from the first denied wish to the end of the row,
+    [B, S] bool each.
   """
   size = is_start_BS.shape[1]
   position = jnp.arange(size, dtype=jnp.int32)
@@ -214,8 +224,8 @@ def _fit_slots(
   whole = jnp.where(is_first_BS, rest_of_document, 0)
   after = jnp.sum(whole, axis=1, keepdims=True) - jnp.cumsum(whole, axis=1)
   used = jnp.cumsum(is_start_BS, axis=1) - is_start_BS
-  # Without a wish the count stays: boundaries that lengths and documents force
-  # were paid for when the segment before them was granted.
+  # Forced boundaries are never denied: their slots were counted when the wish
+  # before them was granted.
   open_at = _latest(jnp.pad(is_start_BS, ((0, 0), (1, 0)))[:, :-1]) - 1
   is_forced = is_first_BS | (position - open_at == max_length)
   is_denied = (

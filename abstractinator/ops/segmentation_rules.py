@@ -1,10 +1,10 @@
-"""What makes an id want to open a segment, and the walk over the ids.
+"""Rules that say which ids want to open a segment, and one step of the walk.
 
 Every rule is brought to one form: an open segment collects a number at each id,
-and an id wants to open the next one when what was collected reaches what that
-id needs. The numbers are whole, in units of 2^-12, so that sums do not depend
-on the order or the way they are compiled: ids that come one at a time
-(`segmentation_stream`) are divided exactly as whole rows are.
+and an id wants to open the next segment when the collected sum reaches the
+number that this id needs. The numbers are whole, in units of 2^-12, so that
+sums do not depend on the order or the way they are compiled: ids that come one
+at a time (`segmentation_stream`) are divided exactly as whole rows are.
 """
 
 from collections.abc import Callable
@@ -13,29 +13,28 @@ from typing import NamedTuple
 import flax.struct
 import jax.numpy as jnp
 
-from abstractinator.types import Array
+from abstractinator.types import NUM_BYTES, Array
 
 _UNIT_BITS = 12
 _UNITS = 1 << _UNIT_BITS
 _NEVER = jnp.iinfo(jnp.int32).max
-_NUM_BYTES = 256
 # 2^32 over the golden ratio: multiples of it fill the circle evenly.
 _GOLDEN = 2654435769
 
 
 @flax.struct.dataclass
 class Known:
-  """What is known before an id is seen; arrays of any one shape.
+  """Facts that are known before an id is seen, arrays of any one shape.
 
-  Where a document has no such earlier id, anything may stand.
+  Values are arbitrary where the document has no such earlier id.
 
   Attributes:
-    entropy_bits: float32, entropy of the prediction of the id.
-    last_entropy_bits: float32, the same of the id before.
-    last_surprisal_bits: float32, -log2 p of the id before, as predicted.
-    last_id: int32, the id before.
-    second_last_id: int32, the id before that.
-    position: int32, number of the id in its document, from 0.
+    entropy_bits: Entropy of the prediction of the id, float32.
+    last_entropy_bits: Entropy of the prediction of the id before, float32.
+    last_surprisal_bits: -log2 p of the id before, as predicted, float32.
+    last_id: The id before, int32.
+    second_last_id: The id two before, int32.
+    position: Number of the id in its document, from 0, int32.
   """
 
   entropy_bits: Array
@@ -47,12 +46,12 @@ class Known:
 
 
 class Wishes(NamedTuple):
-  """Ids that want to open a segment.
+  """Wishes of ids to open a segment.
 
   Attributes:
-    gain: int32, what the open segment collects before the id decides.
-    need: int32, the id wants to open a segment if that much is collected since
-      the segment's first id decided.
+    gain: Number that the open segment collects before the id decides, int32.
+    need: Sum at which the id wants to open a segment, int32: of all gains since
+      the first id of the open segment decided.
   """
 
   gain: Array
@@ -60,20 +59,20 @@ class Wishes(NamedTuple):
 
   @classmethod
   def at(cls, wants: Array) -> 'Wishes':
-    """Wishes that stand whatever the segment holds; `wants` is bool."""
+    """Returns wishes that do not depend on the segment; `wants` is bool."""
     wants = jnp.asarray(wants)
     return cls(jnp.zeros(wants.shape, jnp.int32), jnp.where(wants, 0, _NEVER))
 
 
 @flax.struct.dataclass
 class Policy:
-  """How to divide.
+  """Settings by which rows are divided.
 
   Attributes:
-    threshold: [] float32, of the rule.
-    rule: One of `RULES`.
-    min_length: Smallest segment, except at the end of a document.
-    max_length: Largest segment.
+    threshold: Threshold of the rule, [] float32.
+    rule: Name of one of `RULES`.
+    min_length: Fewest ids of a segment, except at the end of a document.
+    max_length: Most ids of a segment.
   """
 
   threshold: Array
@@ -83,7 +82,7 @@ class Policy:
 
 
 def wishes(known: Known, policy: Policy) -> Wishes:
-  """Wishes of a policy's rule, of the shape of `known`."""
+  """Returns the wishes of a policy's rule, of the shape of `known`."""
   return RULES[policy.rule].wish(known, policy)
 
 
@@ -95,18 +94,20 @@ def opens(
   min_length: int,
   max_length: int,
 ) -> tuple[Array, Array, Array]:
-  """One id of the walk; arrays that broadcast against each other.
+  """Decides for one id of each row whether it opens a segment.
+
+  Arrays broadcast against each other.
 
   Args:
-    length: int32, ids of the open segment.
-    collected: int32, what it has collected.
-    wish: Of the id.
-    is_first: bool, the id is the first of its document.
-    min_length: See `Policy`.
-    max_length: See `Policy`.
+    length: Ids of the open segment, int32.
+    collected: Sum that the open segment has collected, int32.
+    wish: Wish of the id.
+    is_first: True for the first id of a document, bool.
+    min_length: Fewest ids of a segment, except at the end of a document.
+    max_length: Most ids of a segment.
 
   Returns:
-    Length and sum with the id, and whether it opens a segment.
+    Length and sum of the segment with the id, and True where the id opens it.
   """
   collected = collected + wish.gain
   wants = (length >= min_length) & (collected >= wish.need)
@@ -119,7 +120,7 @@ def opens(
 
 
 def is_space(ids: Array) -> Array:
-  """Bytes that end a word: all but letters, digits and continuations.
+  """Finds bytes that end a word: all but letters, digits and continuations.
 
   Letters and digits are those of ASCII; continuations are the bytes of a UTF-8
   character after its first, 0x80 to 0xBF.
@@ -138,13 +139,13 @@ def check_rule(rule: str, num_ids: int) -> None:
   """Raises ValueError if a rule cannot divide ids of a level.
 
   Args:
-    rule: One of `RULES`.
-    num_ids: Ordinary ids of the level.
+    rule: Name of one of `RULES`.
+    num_ids: Number of ordinary ids of the level.
 
   Raises:
     ValueError: If the rule is about bytes and the ids are not.
   """
-  if rule == 'space' and num_ids != _NUM_BYTES:
+  if rule == 'space' and num_ids != NUM_BYTES:
     raise ValueError(
       f'segmentation.rule: got {rule!r} for {num_ids} ids, allowed:'
       f' {", ".join(name for name in RULES if name != rule)}, where ids are not'
@@ -153,7 +154,7 @@ def check_rule(rule: str, num_ids: int) -> None:
 
 
 def _entropy_delta(known: Known, policy: Policy) -> Wishes:
-  """The entropy jumps by more than the threshold, bits.
+  """Begins a segment if the entropy jumps by more than the threshold, bits.
 
   Source: the approximate monotonicity constraint of Pagnoni et al., Byte Latent
     Transformer, arXiv:2412.09871, section 2.3.
@@ -163,7 +164,7 @@ def _entropy_delta(known: Known, policy: Policy) -> Wishes:
 
 
 def _entropy_threshold(known: Known, policy: Policy) -> Wishes:
-  """The entropy is above the threshold, bits.
+  """Begins a segment if the entropy is above the threshold, bits.
 
   Source: the global constraint of Byte Latent Transformer, section 2.3.
   """
@@ -171,38 +172,39 @@ def _entropy_threshold(known: Known, policy: Policy) -> Wishes:
 
 
 def _equal_information(known: Known, policy: Policy) -> Wishes:
-  """The bits spent on the segment and the entropy exceed the threshold, bits.
+  """Begins a segment if the open one would exceed the threshold, bits.
 
-  Spent are the surprisals of the ids in the segment; the entropy is what the id
-  at hand will cost on average.
+  The bits of the open segment are the surprisals of its ids; the entropy is the
+  surprisal to expect of the id at hand.
   """
   need = _whole(policy.threshold) - _whole(known.entropy_bits) + 1
   return Wishes(_whole(known.last_surprisal_bits), need)
 
 
 def _stride(known: Known, policy: Policy) -> Wishes:
-  """Segments of `threshold` ids, counted from the document's first.
+  """Begins a segment every `threshold` ids, counted in the document.
 
-  The k-th begins at id ceil(k threshold): lengths of a fractional stride are
+  Segment k begins at id ceil(k threshold): lengths of a fractional stride are
   the whole numbers around it, in turns. A stride below 1 is 1.
   """
-  # The part of a stride gone, in 2^-31 of it, wraps around where one begins.
-  # Rounded up, so that whole strides come out whole.
+  # The part of the stride that lies behind, in units of 2^-31 of a stride; it
+  # wraps around where a stride begins. The step is rounded up, so that whole
+  # strides come out whole.
   half = jnp.float32(2**31)
   a_step = jnp.nextafter(half / jnp.maximum(policy.threshold, 1.0), 2 * half)
   a_step = a_step.astype(jnp.uint32)
-  gone = (known.position.astype(jnp.uint32) * a_step) & jnp.uint32(2**31 - 1)
-  return Wishes.at(gone < a_step)
+  part = (known.position.astype(jnp.uint32) * a_step) & jnp.uint32(2**31 - 1)
+  return Wishes.at(part < a_step)
 
 
 def _space(known: Known, policy: Policy) -> Wishes:
-  """After the first of a run of bytes that end words, paced by the threshold.
+  """Begins a segment after the first of a run of bytes that end words.
 
-  At 0 words are segments. Above, as many ids more than `min_length` must lie in
-  the open segment for a word to begin another: short words are merged. Below,
-  any id opens a segment that many ids before `max_length`: long words are cut.
-  Fractions hold for a fraction of the places, spread evenly and determined by
-  the position in the document.
+  At a threshold of 0 words are segments. A threshold above 0 merges short
+  words: a word begins a segment only if the open one has that many ids more
+  than `min_length`. A threshold below 0 cuts long words: any id begins a
+  segment that many ids before `max_length`. A fraction of an id holds for this
+  fraction of the positions in the document, which are spread evenly.
 
   Source: Slagle, SpaceByte, arXiv:2404.14408, section 3; the threshold is ours.
   """
@@ -212,21 +214,23 @@ def _space(known: Known, policy: Policy) -> Wishes:
   spread = known.position.astype(jnp.uint32) * jnp.uint32(_GOLDEN)
   fraction = (spread >> (32 - _UNIT_BITS)).astype(jnp.int32)
   least = jnp.where(is_word, policy.min_length, policy.max_length)
-  # Collected are the ids themselves.
+  # The open segment collects 1 for each id.
   need = _whole(policy.threshold) + least * _UNITS - fraction
   return Wishes(jnp.full_like(need, _UNITS), need)
 
 
 def _whole(x: Array) -> Array:
+  """Rounds bits or ids to whole units of 2^-12, int32."""
   return jnp.round(x * _UNITS).astype(jnp.int32)
 
 
-class Rule(NamedTuple):
-  """A rule.
+class SegmentationRule(NamedTuple):
+  """Rule by which ids want to open segments.
 
   Attributes:
-    wish: Wishes, from what is known and the policy.
-    move: How its threshold is calibrated, see `calibration.MOVES`.
+    wish: Function from the known facts and the policy to wishes.
+    move: Name of the move that calibrates its threshold, see
+      `calibration.MOVES`.
   """
 
   wish: Callable[[Known, Policy], Wishes]
@@ -234,9 +238,9 @@ class Rule(NamedTuple):
 
 
 RULES = {
-  'entropy_delta': Rule(_entropy_delta, 'bits'),
-  'entropy_threshold': Rule(_entropy_threshold, 'bits'),
-  'equal_information': Rule(_equal_information, 'relative'),
-  'stride': Rule(_stride, 'relative'),
-  'space': Rule(_space, 'ids'),
+  'entropy_delta': SegmentationRule(_entropy_delta, 'bits'),
+  'entropy_threshold': SegmentationRule(_entropy_threshold, 'bits'),
+  'equal_information': SegmentationRule(_equal_information, 'relative'),
+  'stride': SegmentationRule(_stride, 'relative'),
+  'space': SegmentationRule(_space, 'ids'),
 }

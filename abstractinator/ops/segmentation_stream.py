@@ -1,4 +1,4 @@
-"""Division of ids that come one at a time."""
+"""Division into segments of ids that come one at a time."""
 
 import flax.struct
 import jax
@@ -16,15 +16,16 @@ from abstractinator.types import Array, Segments
 
 @flax.struct.dataclass
 class SegmenterState:
-  """Where each row of a stream stands.
+  """State of the division of a stream, one entry per row.
 
   Attributes:
-    length_B: [B] int32, ids of the open segment.
-    collected_B: [B] int32, what it has collected, see `segmentation_rules`.
-    document_B: [B] int32, document of the last id; -1 before the first.
-    position_B: [B] int32, number of the next id if its document goes on.
-    last_entropy_bits_B: [B] float32, of the prediction of the last id.
-    second_last_id_B: [B] int32, the id before the last.
+    length_B: Ids of the open segment, [B] int32.
+    collected_B: Sum that the open segment has collected, [B] int32; see
+      `segmentation_rules`.
+    document_B: Document of the last id, [B] int32; -1 before the first id.
+    position_B: Position of the next id in the document of the last, [B] int32.
+    last_entropy_bits_B: Entropy of the prediction of the last id, [B] float32.
+    second_last_id_B: The id before the last one, [B] int32.
   """
 
   length_B: Array
@@ -36,7 +37,7 @@ class SegmenterState:
 
 
 def initial_state(batch_size: int) -> SegmenterState:
-  """Rows before their first id."""
+  """Returns the state of rows before their first id."""
   zero_B = jnp.zeros((batch_size,), jnp.int32)
   return SegmenterState(
     length_B=zero_B,
@@ -51,21 +52,22 @@ def initial_state(batch_size: int) -> SegmenterState:
 def state_after(
   known: Known, wishes: Wishes, segments: Segments, document_BS: Array
 ) -> SegmenterState:
-  """Where rows stand after whole rows were divided.
+  """Returns the state after whole rows were divided.
 
   Args:
-    known: [B, S] each, what was known before each id.
-    wishes: [B, S] each, what came of it.
-    segments: The division, in which slots did not bind.
-    document_BS: [B, S] int32, -1 on padding, which only ends a row.
+    known: Facts known before each id, [B, S] each.
+    wishes: Wishes that the rule made of them, [B, S] each.
+    segments: Division of the rows, in which slots did not run short.
+    document_BS: Document of each id, [B, S] int32, -1 on padding, which only
+      ends a row.
 
   Returns:
-    The state that steps over the same ids lead to.
+    The state that calls of `step` over the same ids lead to.
   """
   num_ids_B = jnp.sum(document_BS >= 0, axis=1, dtype=jnp.int32)
   last_B1 = jnp.maximum(num_ids_B - 1, 0)[:, None]
 
-  def last(x_BS):
+  def last(x_BS: Array) -> Array:
     return jnp.take_along_axis(x_BS, last_B1, axis=1)[:, 0]
 
   is_open_BS = segments.index_BS == last(segments.index_BS)[:, None]
@@ -96,20 +98,21 @@ def step(
 ) -> tuple[SegmenterState, Array]:
   """Decides whether the next id opens a segment, before it is seen.
 
-  Fed a row id by id, it opens the segments that `segmentation.segment` opens in
-  the whole row, bit for bit, while slots do not bind there: a stream has none.
+  Fed a row id by id, it opens exactly the segments that `segmentation.segment`
+  opens in the whole row if slots do not run short there; a stream has no slots.
 
   Args:
-    state: Of the step before.
-    policy: How to divide.
-    entropy_bits_B: [B] float32, entropy of the prediction of the next id.
-    document_B: [B] int32, document of the next id. A row with -1 has no next id
-      in this step: it stays as it is.
-    last_id_B: [B] int32, the id before; at a document's first anything.
-    last_surprisal_bits_B: [B] float32, -log2 p of that id, likewise.
+    state: State after the ids before.
+    policy: Settings of the division.
+    entropy_bits_B: Entropy of the prediction of the next id, [B] float32.
+    document_B: Document of the next id, [B] int32. A row with -1 has no next id
+      in this step: its state stays.
+    last_id_B: The id before, [B] int32; arbitrary at the start of a document.
+    last_surprisal_bits_B: -log2 p of the id before, [B] float32; arbitrary at
+      the start of a document.
 
   Returns:
-    The next state, and [B] bool.
+    The next state, and which rows open a segment, [B] bool.
   """
   is_active_B = document_B >= 0
   is_first_B = document_B != state.document_B

@@ -1,11 +1,12 @@
-"""Runs an op on each device's own rows and heads of the ambient mesh.
+"""Ops over the rows and heads that each device of the ambient mesh holds.
 
-The partitioner of XLA cannot look into a kernel: without this it would gather
-the whole batch on every device.
+The ambient mesh is the one set by `jax.set_mesh`. The partitioner of XLA cannot
+look into a kernel: left alone, it would gather the whole batch on every device.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 from jax import lax
@@ -17,32 +18,34 @@ from abstractinator.types import Array
 BATCH_AXES = ('data', 'fsdp')
 HEAD_AXIS = 'tensor'
 
+_Out = TypeVar('_Out', Array, tuple[Array, ...])
+
 
 def over_shards(
-  function: Callable[..., Array | tuple[Array, ...]],
+  function: Callable[..., _Out],
   args: Sequence[Array],
   dims: Sequence[str],
   out_dims: str | tuple[str, ...],
-) -> Array | tuple[Array, ...]:
+) -> _Out:
   """Calls a function with each device's part of the arrays.
 
-  Rows are split over the axes 'data' and 'fsdp' of the mesh set by
-  `jax.set_mesh`, heads over 'tensor'. What does not divide is not split: every
-  device computes all of it. Without a mesh, with one device, or where those
-  axes are already split by a `shard_map` around, it is a plain call.
+  Rows are split over the mesh axes 'data' and 'fsdp', heads over 'tensor'. Rows
+  or heads that do not divide are not split: every device computes all of them.
+  Without a mesh, with one device, or inside a `shard_map` over those axes, it
+  is a plain call.
 
   Args:
-    function: Of arrays, to one or several; rows, and heads, must not depend on
-      each other.
-    args: Arrays.
-    dims: Of each array, one letter a dimension: 'B' for rows, 'H' for heads,
+    function: Function from arrays to one or several. Rows must not depend on
+      each other, nor heads.
+    args: Arrays that the function takes.
+    dims: Letters for the dimensions of each array: 'B' for rows, 'H' for heads,
       '.' for others. A dimension 'H' of size 1 is shared by all heads, and not
       split.
-    out_dims: Of what the function returns, likewise; of size 1 where all of
-      the arguments' are.
+    out_dims: Letters for the dimensions of each result; 'H' is of size 1 if it
+      is in all arguments.
 
   Returns:
-    What the function returns, of the whole.
+    The results for all rows and heads.
   """
   rows, heads = (
     {
@@ -60,18 +63,14 @@ def over_shards(
   if not any(axes.values()):
     return function(*args)
 
-  def spec(letters, shape=None):
-    names = [axes.get(letter) or None for letter in letters]
-    if shape is not None:
-      is_shared = [
-        letter == 'H' and size == 1
-        for letter, size in zip(letters, shape, strict=True)
-      ]
-      names = [
-        None if shared else name
-        for name, shared in zip(names, is_shared, strict=True)
-      ]
-    return P(*names)
+  def spec(letters: str, shape: Sequence[int] | None = None) -> P:
+    sizes = shape or [0] * len(letters)
+    return P(
+      *(
+        None if letter == 'H' and size == 1 else axes.get(letter) or None
+        for letter, size in zip(letters, sizes, strict=True)
+      )
+    )
 
   return jax.shard_map(
     function,
@@ -81,7 +80,7 @@ def over_shards(
     out_specs=spec(out_dims)
     if isinstance(out_dims, str)
     else tuple(map(spec, out_dims)),
-    # Kernels say nothing of which axes their results vary over.
+    # Kernels do not say over which axes their results vary.
     check_vma=False,
   )(*args)
 
@@ -89,23 +88,23 @@ def over_shards(
 def by_rows(x: Array) -> Array:
   """Keeps an array split by its rows over the batch axes, and by nothing else.
 
-  For the states between layers, and what is put together of two. Left to itself
-  the partitioner of XLA may split their width as the weights are, and then move
-  parts about, slowly; on a mesh with all of its axes jax 0.10.2 and 0.11.2 even
-  add parts that do not belong together.
+  It is for the states between layers, and for concatenated arrays. Left to
+  itself the partitioner of XLA may split their width like that of the weights,
+  and then move parts between devices, slowly. On a mesh with all of its axes
+  jax 0.10.2 and 0.11.2 even add parts that do not belong together.
 
   Args:
-    x: [B, ...].
+    x: Array with rows first, [B, ...].
 
   Returns:
-    The same; without a mesh, or if rows do not divide, nothing is said.
+    `x`; without a mesh, or if rows do not divide, it is not constrained.
   """
   axes = dividing_axes(BATCH_AXES, [x.shape[0]])
   return lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
 def num_row_shards(batch: int) -> int:
-  """How many parts the devices of the ambient mesh split so many rows into."""
+  """Returns the number of parts into which devices split `batch` rows."""
   shape = jax.sharding.get_abstract_mesh().shape
   return math.prod(shape[name] for name in dividing_axes(BATCH_AXES, [batch]))
 
@@ -113,15 +112,15 @@ def num_row_shards(batch: int) -> int:
 def dividing_axes(
   names: Sequence[str], sizes: Sequence[int] | set[int]
 ) -> tuple[str, ...]:
-  """Which axes of the ambient mesh can split a dimension.
+  """Returns the axes of the ambient mesh that can split a dimension.
 
   Args:
-    names: Axes to split it over, together.
-    sizes: Of the dimension, in each array that has it.
+    names: Names of the axes that split it together.
+    sizes: Size of the dimension in each array that has it.
 
   Returns:
-    Those of the names that are axes of several devices and not split already;
-    none if together they do not divide every size, or there is no size.
+    The names that are axes of several devices and are not split already. It is
+    empty if together they do not divide every size, or there is no size.
   """
   mesh = jax.sharding.get_abstract_mesh()
   free = {

@@ -1,4 +1,4 @@
-"""Scores of the digits of a code, one stage after the other."""
+"""Logits of the digits of a code, one stage after the other."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import flax.struct
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.ops.likeliest import likeliest
+from abstractinator.ops.sampling import likeliest
 from abstractinator.types import Array
 
 
@@ -15,8 +15,8 @@ class StageLogits:
   """Predictions of the digits of codes.
 
   Attributes:
-    logits: M arrays [..., K] float32, one a stage.
-    digits_M: [..., M] int32, the best digit of each stage, or the chosen one.
+    logits: Logits of each stage, M arrays [..., K] float32.
+    digits_M: Chosen digit of each stage, by default the best, [..., M] int32.
   """
 
   logits: tuple[Array, ...]
@@ -33,22 +33,24 @@ def stage_logits(
   allowed_K: Array | None = None,
   choose: Callable[[int, Array], Array] | None = None,
 ) -> StageLogits:
-  """Scores every entry of every stage against a prediction.
+  """Scores every codebook entry of every stage against a prediction.
 
   Args:
-    h_C: [..., C], the prediction in the space of the codes.
-    codebooks: M arrays [K, C] float32.
-    digits_M: [..., M] int32, the digits each stage is told of those before it;
-      None to go on from the best ones.
-    residual_conditioning: Whether a stage scores what the digits before it
-      leave of the prediction, or all of it.
-    distance: 'dot', inner products; 'squared', negative squared distances.
-    allowed_K: [K] bool, digits of stage 0 that may be the best; None for all.
-    choose: From a stage and its logits [..., K], -inf where not allowed, to
-      digits [...] int32; the best ones by default.
+    h_C: Predictions in the space of the codes, [..., C].
+    codebooks: Entries of each stage, M arrays [K, C] float32.
+    digits_M: True digits on which later stages are conditioned, [..., M] int32;
+      None to condition them on the chosen digits.
+    residual_conditioning: True if a stage scores the residual: the prediction
+      less the entries of the digits before. Else it scores the prediction.
+    distance: Kind of score: 'dot' for inner products, 'squared' for negative
+      squared distances.
+    allowed_K: True for digits of stage 0 that may be chosen, [K] bool; None for
+      all.
+    choose: Function from the number of a stage and its logits [..., K], -inf
+      where not allowed, to digits [...] int32; None for the best digits.
 
   Returns:
-    Logits and best digits, float32. No gradient passes through what is
+    Logits and chosen digits. No gradient passes through the entries that are
     subtracted.
 
   Raises:
@@ -59,20 +61,21 @@ def stage_logits(
       f'distance: got {distance!r}, allowed: {", ".join(_SCORES)}'
     )
   rest_C = h_C.astype(jnp.float32)
-  logits, best = [], []
+  logits: list[Array] = []
+  chosen: list[Array] = []
   for stage, codebook_KC in enumerate(codebooks):
     logits.append(_SCORES[distance](rest_C, codebook_KC))
     choice_K = logits[-1]
     if stage == 0 and allowed_K is not None:
       choice_K = jnp.where(allowed_K, choice_K, -jnp.inf)
     if choose is None:
-      best.append(likeliest(choice_K))
+      chosen.append(likeliest(choice_K))
     else:
-      best.append(choose(stage, choice_K))
+      chosen.append(choose(stage, choice_K))
     if residual_conditioning:
-      digit = best[-1] if digits_M is None else digits_M[..., stage]
+      digit = chosen[-1] if digits_M is None else digits_M[..., stage]
       rest_C = rest_C - lax.stop_gradient(codebook_KC[digit])
-  return StageLogits(tuple(logits), jnp.stack(best, axis=-1))
+  return StageLogits(tuple(logits), jnp.stack(chosen, axis=-1))
 
 
 def _dot(x_C: Array, codebook_KC: Array) -> Array:

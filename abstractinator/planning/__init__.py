@@ -1,1 +1,1 @@
-"""What a run would take on chips that are not at hand."""
+"""Needs of a run on chips that are not at hand, by compiling for them."""

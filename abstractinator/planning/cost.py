@@ -1,15 +1,15 @@
-"""What a compiled program moves, and how long a step takes at the least."""
+"""Data that a compiled program moves, and a lower bound on its step time."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from abstractinator.planning.hlo import Computation, Instruction, Program
-from abstractinator.training.chips import Chip
+from abstractinator.planning.hlo import Computation, HloProgram, Instruction
+from abstractinator.runs.chips import Chip
 
-# Bytes that a chip sends for each byte of an operand, of a group of n, along a
-# ring.
+# Bytes that a chip of a group of n sends along a ring for each byte of an
+# operand.
 _SENT = {
   'all-gather': lambda n: n - 1,
   'all-reduce': lambda n: 2 * (n - 1) / n,
@@ -19,7 +19,7 @@ _SENT = {
   'collective-permute': lambda n: 1,
   'collective-broadcast': lambda n: 1,
 }
-# What neither reads nor writes an array.
+# Opcodes that neither read nor write an array.
 _FREE = frozenset(
   (
     'after-all async-done async-start async-update bitcast call conditional'
@@ -32,12 +32,12 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """All collectives of a kind in one step, of one chip.
+  """All collectives of one kind in a step, for one chip.
 
   Attributes:
-    count: How often one runs.
-    operand_bytes: What goes in.
-    sent_bytes: What a chip sends, along rings.
+    count: Number of times that a collective runs.
+    operand_bytes: Bytes of all operands.
+    sent_bytes: Bytes that a chip sends, along rings.
   """
 
   count: int
@@ -45,10 +45,13 @@ class Collective:
   sent_bytes: float
 
 
-def collectives(program: Program) -> dict[str, Collective]:
-  """Collectives by kind; a sum of which a chip keeps its part is one kind."""
+def collectives(program: HloProgram) -> dict[str, Collective]:
+  """Returns the collectives of a program by kind.
+
+  An all-reduce of which each chip keeps a part counts as a reduce-scatter.
+  """
   found: dict[str, Collective] = {}
-  for computation, instruction, times in program.executed():
+  for computation, instruction, times in program.executed:
     for where, one in _collectives_of(program, computation, instruction):
       kind = one.opcode.removesuffix('-start')
       if instruction.name.startswith('all-reduce-scatter'):
@@ -65,8 +68,10 @@ def collectives(program: Program) -> dict[str, Collective]:
   return dict(sorted(found.items()))
 
 
-def _collectives_of(program, computation, instruction):
-  """Of an instruction: itself, or those of a fusion."""
+def _collectives_of(
+  program: HloProgram, computation: Computation, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+  """Yields an instruction if it is a collective, or those of a fusion."""
   if instruction.opcode.removesuffix('-start') in _SENT:
     yield computation, instruction
   elif instruction.opcode == 'fusion':
@@ -77,7 +82,7 @@ def _collectives_of(program, computation, instruction):
 
 
 def _group_size(attributes: str, num_chips: int) -> int:
-  """How many chips a collective is over, of any way to write its groups."""
+  """Returns the number of chips of a collective, in any notation of groups."""
   if found := re.search(
     r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes
   ):
@@ -87,78 +92,82 @@ def _group_size(attributes: str, num_chips: int) -> int:
     return int(found[1])
   if found := re.search(r'replica_groups=\{\{([\d,]*)\}', attributes):
     return len(found[1].split(','))
-  # None for all chips; a permutation has pairs instead.
+  # No groups mean all chips; a permutation has pairs instead of groups.
   return num_chips
 
 
-def memory_traffic(program: Program) -> int:
-  """Bytes that a step reads from and writes to the memory of a chip.
+def memory_traffic(program: HloProgram) -> int:
+  """Returns the bytes that a step reads from and writes to a chip's memory.
 
-  Each instruction reads its operands and writes its results once; of what it
-  slices, the slices count. What stays in nearer memory does not.
+  Each instruction reads its operands and writes its results once; if it reads
+  or writes slices, only the slices count. Data in nearer memories is free.
   """
   return sum(
     times * _traffic(program, computation, instruction)
-    for computation, instruction, times in program.executed()
+    for computation, instruction, times in program.executed
     if instruction.opcode not in _FREE
     and not instruction.opcode.endswith('-done')
   )
 
 
 def _traffic(
-  program: Program, computation: Computation, instruction: Instruction
+  program: HloProgram, computation: Computation, instruction: Instruction
 ) -> int:
   written = sum(b.num_bytes for b in instruction.results if not b.space)
-  operands = instruction.operands
   if instruction.opcode == 'fusion':
     inner = program.computations[instruction.called[0]]
-    parameters = {
-      int(x.arguments): x
-      for x in inner.instructions.values()
-      if x.opcode == 'parameter'
-    }
-    read = sum(
-      min(
-        computation.bytes_of((name,), space=0),
-        _read_by_fusion(inner, parameters[number]),
-      )
-      for number, name in enumerate(operands)
-    )
-    if (update := _update_bytes(inner, inner.root)) is not None:
-      written = min(written, update)
-    return read + written
+    update = _update_bytes(inner, inner.root)
+    read = _read_by_fusion(computation, instruction, inner)
+    return read + (written if update is None else min(written, update))
   if instruction.opcode in _SLICES:
     return 2 * written
   update = _update_bytes(computation, instruction)
   if update is not None:
     return 2 * update
-  if instruction.opcode.endswith('-start'):
-    # Its result repeats its operands.
-    whole = computation.bytes_of(operands, space=0)
-    return max(whole, written)
-  return written + computation.bytes_of(operands, space=0)
+  read = computation.bytes_of(instruction.operands, space=0)
+  # The result of a start repeats its operands.
+  is_start = instruction.opcode.endswith('-start')
+  return max(read, written) if is_start else read + written
 
 
-def _read_by_fusion(inner: Computation, parameter: Instruction) -> float:
-  """Bytes that a fusion reads of a parameter; all if not only slices of it."""
+def _read_by_fusion(
+  computation: Computation, fusion: Instruction, inner: Computation
+) -> int:
+  """Returns the bytes that a fusion reads of its operands."""
+  parameters = {
+    int(x.arguments): x
+    for x in inner.instructions.values()
+    if x.opcode == 'parameter'
+  }
   read = 0
-  for user in _users(inner, parameter.name):
-    is_first = user.operands[0] == parameter.name
-    if user.opcode == 'bitcast':
-      read += _read_by_fusion(inner, user)
-    elif user.opcode in _SLICES and is_first:
-      read += sum(b.num_bytes for b in user.results)
-    elif user.opcode != 'dynamic-update-slice' or not is_first:
-      return math.inf
+  for number, name in enumerate(fusion.operands):
+    whole = computation.bytes_of((name,), space=0)
+    slices = _sliced_bytes(inner, parameters[number])
+    read += whole if slices is None else min(whole, slices)
   return read
 
 
-def _users(inner: Computation, name: str) -> list[Instruction]:
-  return [x for x in inner.instructions.values() if name in x.operands]
+def _sliced_bytes(inner: Computation, parameter: Instruction) -> int | None:
+  """Returns the bytes of a parameter's slices, None if all of it is read."""
+  read = 0
+  for user in inner.instructions.values():
+    if parameter.name not in user.operands:
+      continue
+    is_first = user.operands[0] == parameter.name
+    if user.opcode == 'bitcast':
+      slices = _sliced_bytes(inner, user)
+      if slices is None:
+        return None
+      read += slices
+    elif user.opcode in _SLICES and is_first:
+      read += sum(b.num_bytes for b in user.results)
+    elif user.opcode != 'dynamic-update-slice' or not is_first:
+      return None
+  return read
 
 
 def _update_bytes(where: Computation, instruction: Instruction) -> int | None:
-  """Of an update in place, what it writes; None for anything else."""
+  """Returns the bytes that an update in place writes; None for others."""
   while instruction.opcode == 'bitcast':
     instruction = where.instructions[instruction.operands[0]]
   if instruction.opcode != 'dynamic-update-slice':
@@ -168,49 +177,41 @@ def _update_bytes(where: Computation, instruction: Instruction) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds of a step, by what limits it.
+  """Seconds of a step at a chip's documented peaks, by what limits it.
 
   Attributes:
-    compute: Of matrix products at the peak of the chip.
-    memory: To read and write its memory.
-    links: To send what collectives send.
+    compute: Time of the matrix products.
+    memory: Time to read and write the memory of a chip.
+    links: Time to send the data of collectives.
+    step: Lower bound on the step: all three overlap.
+    step_in_turn: Time of the step if the three wait for each other.
   """
 
   compute: float
   memory: float
   links: float
-
-  @property
-  def step(self) -> float:
-    """The least it can take: all three at once."""
-    return max(self.compute, self.memory, self.links)
-
-  @property
-  def step_in_turn(self) -> float:
-    """What it takes if they wait for each other."""
-    return self.compute + self.memory + self.links
+  step: float
+  step_in_turn: float
 
 
 def roofline(
-  chip: Chip,
-  flops: float,
-  memory_bytes: float,
-  found: Mapping[str, Collective],
+  chip: Chip, flops: float, memory_bytes: float, found: Mapping[str, Collective]
 ) -> Roofline:
-  """Times of a step from what a chip does in it.
+  """Computes the time of a step.
 
   Args:
-    chip: Which.
-    flops: Of its matrix products.
-    memory_bytes: See `memory_traffic`.
-    found: See `collectives`.
+    chip: Chip that runs the step.
+    flops: Floating point operations of its matrix products.
+    memory_bytes: Bytes read and written, from `memory_traffic`.
+    found: Collectives by kind, from `collectives`.
 
   Returns:
-    Times at the chip's documented peaks.
+    Times of one chip.
   """
   sent = sum(collective.sent_bytes for collective in found.values())
-  return Roofline(
+  times = (
     flops / chip.flops_per_second,
     memory_bytes / chip.memory_bytes_per_second,
     sent / chip.link_bytes_per_second,
   )
+  return Roofline(*times, step=max(times), step_in_turn=sum(times))

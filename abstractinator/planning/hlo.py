@@ -1,4 +1,8 @@
-"""Compiled programs, read: their instructions and how often each runs."""
+"""Compiled programs as text: their instructions and how often each one runs.
+
+XLA's own `cost_analysis` counts the body of a loop once, whatever its length,
+and its Python bindings do not list instructions; therefore the text is parsed.
+"""
 
 import dataclasses
 import functools
@@ -6,15 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 
-_BITS = {
-  'pred': 8,
-  **{f'{sign}{bits}': bits for sign in 'su' for bits in (4, 8, 16, 32, 64)},
-  **{f'f{bits}': bits for bits in (16, 32, 64)},
-  'bf16': 16,
-  'c64': 64,
-  'c128': 128,
-}
-_ARRAY = re.compile(r'([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?')
+# Type, bits of an element, sizes of the axes, layout.
+_ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([^}]*)\})?')
 _SPACE = re.compile(r'S\((\d+)\)')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
@@ -22,9 +19,9 @@ _CALLED = re.compile(
   r'\b(?:calls|to_apply|body|condition|true_computation|false_computation)='
   r'%?([\w.\-]+)|\bbranch_computations=\{([^}]*)\}'
 )
-# Called an element at a time; what they do is part of the caller.
+# Instructions that call a computation for each element; the work of the
+# computation is part of the instruction.
 _ELEMENTWISE = ('all-reduce', 'reduce', 'reduce-scatter', 'scatter', 'sort')
-_OPENING, _CLOSING = '([{', ')]}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +29,8 @@ class Buffer:
   """An array of a program.
 
   Attributes:
-    num_bytes: Without padding.
-    space: Which memory it lies in; 0 is the large one.
+    num_bytes: Size in bytes, without padding.
+    space: Number of the memory that holds it; 0 is the large one.
   """
 
   num_bytes: int
@@ -45,13 +42,13 @@ class Instruction:
   """A line of a program.
 
   Attributes:
-    name: Of its result.
-    opcode: What it does.
-    results: Arrays it makes.
-    operands: Names of what it reads.
-    arguments: What stands between its parentheses.
-    attributes: What follows them.
-    is_root: Whether it is what its computation returns.
+    name: Name of the result.
+    opcode: Operation, such as 'fusion' or 'all-reduce'.
+    results: Arrays that it makes.
+    operands: Names of the instructions whose results it reads.
+    arguments: Text between its parentheses.
+    attributes: Text after its parentheses.
+    is_root: True if its computation returns the result.
   """
 
   name: str
@@ -64,18 +61,13 @@ class Instruction:
 
   @functools.cached_property
   def called(self) -> tuple[str, ...]:
-    """Computations it runs, those that run an element at a time left out."""
+    """Names of the computations it runs, except those for each element."""
     if self.opcode.removesuffix('-start') in _ELEMENTWISE:
       return ()
     names = []
     for one, several in _CALLED.findall(self.attributes):
       names += [one] if one else re.findall(r'[\w.\-]+', several)
     return tuple(names)
-
-  def attribute(self, pattern: str) -> str | None:
-    """What a pattern's group finds in the attributes."""
-    found = re.search(pattern, self.attributes)
-    return found and found[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +78,16 @@ class Computation:
 
   @property
   def root(self) -> Instruction:
-    """What it returns."""
+    """Instruction whose result the computation returns."""
     return next(x for x in self.instructions.values() if x.is_root)
 
   def bytes_of(self, names: tuple[str, ...], space: int | None = None) -> int:
-    """Bytes of the results of instructions, of one memory or of all."""
+    """Returns the bytes of the results of instructions.
+
+    Args:
+      names: Names of the instructions.
+      space: Number of the memory to count; None counts all memories.
+    """
     return sum(
       buffer.num_bytes
       for name in names
@@ -99,17 +96,22 @@ class Computation:
     )
 
 
-class Program:
+class HloProgram:
   """All computations of a compiled program.
 
   Attributes:
-    computations: By name.
-    entry: Name of the first.
-    num_chips: That run it together.
+    computations: Computations by name.
+    entry: Name of the computation that runs first.
+    num_chips: Number of chips that run the program together.
+    executed: Instructions that run, each with its computation and how often it
+      runs. Computations that an instruction calls are entered, those of loops
+      as often as they run; a fusion is one instruction. A loop of unknown
+      length counts once.
+    unbounded_loops: Number of loops of unknown length.
   """
 
   def __init__(self, text: str):
-    """Reads what `Compiled.as_text` wrote.
+    """Parses the text of `jax.stages.Compiled.as_text`.
 
     Raises:
       ValueError: If it has no entry.
@@ -131,16 +133,12 @@ class Program:
       raise ValueError(
         'program: has no ENTRY, allowed: the text of an HLO module'
       )
+    self.unbounded_loops = 0
+    self.executed = tuple(self._executed(self.entry, 1))
 
-  def executed(self) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Yields what runs, with how often: fusions as one, bodies of loops apart.
-
-    Computations that an instruction calls are entered, except those of fusions.
-    A loop of which nothing says how often it runs counts once, see `unbounded`.
-    """
-    yield from self._executed(self.entry, 1)
-
-  def _executed(self, name, times):
+  def _executed(
+    self, name: str, times: int
+  ) -> Iterator[tuple[Computation, Instruction, int]]:
     computation = self.computations[name]
     for instruction in computation.instructions.values():
       yield computation, instruction, times
@@ -148,29 +146,25 @@ class Program:
         continue
       runs = times
       if instruction.opcode == 'while':
-        runs *= self.trip_count(instruction) or 1
+        count = self._trip_count(instruction)
+        self.unbounded_loops += count is None
+        runs *= count or 1
       for called in instruction.called:
         yield from self._executed(called, runs)
 
-  def unbounded(self) -> int:
-    """How many loops there are of unknown length."""
-    return sum(
-      instruction.opcode == 'while' and self.trip_count(instruction) is None
-      for _, instruction, _ in self.executed()
-    )
-
-  def trip_count(self, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None if that is not written."""
-    known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
+  def _trip_count(self, loop: Instruction) -> int | None:
+    """Returns how often the body of a `while` runs, None if it is unknown."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
-      return int(known)
-    condition = loop.attribute(r'condition=%?([\w.\-]+)')
-    computation = self.computations[condition]
-    root = computation.root
-    is_less = root.opcode == 'compare' and 'direction=LT' in root.attributes
+      return int(known[1])
+    condition = re.search(r'condition=%?([\w.\-]+)', loop.attributes)
+    if not condition:
+      return None
+    computation = self.computations[condition[1]]
+    root = compared = computation.root
     if root.opcode == 'fusion' and root.called:
-      inner = self.computations[root.called[0]].root
-      is_less = inner.opcode == 'compare' and 'direction=LT' in inner.attributes
+      compared = self.computations[root.called[0]].root
+    is_less = 'direction=LT' in compared.attributes
     # Loops of scans count from 0.
     bounds = [
       computation.instructions[name].arguments
@@ -182,7 +176,8 @@ class Program:
 
 def _instruction(name: str, text: str, is_root: bool) -> Instruction:
   text = re.sub(r'/\*.*?\*/', '', text)
-  end = _end_of_type(text)
+  # The type of the result is a tuple in parentheses, or has no spaces.
+  end = _closing(text) if text[:1] == '(' else len(text.split(' ')[0])
   opcode, _, rest = text[end:].lstrip().partition('(')
   stop = _closing(f'({rest}') - 1
   arguments = rest[: stop - 1]
@@ -197,27 +192,20 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
   )
 
 
-def _end_of_type(text: str) -> int:
-  if text.startswith('('):
-    return _closing(text)
-  end = text.find(' ')
-  return end if end >= 0 else len(text)
-
-
 def _closing(text: str) -> int:
-  """Where what the first character opens is closed, one after it."""
+  """Returns the position after the bracket that closes the first character."""
   depth = 0
   for match in re.finditer(r'[()\[\]{}]', text):
-    depth += 1 if match[0] in _OPENING else -1
+    depth += 1 if match[0] in '([{' else -1
     if not depth:
       return match.end()
   return len(text)
 
 
 def _buffers(text: str) -> Iterator[Buffer]:
-  for dtype, sizes, layout in _ARRAY.findall(text):
+  for dtype, digits, sizes, layout in _ARRAY.findall(text):
     space = _SPACE.search(layout)
-    # Tokens, opaque values and the like take no room.
-    bits = 8 if dtype.startswith('f8') else _BITS.get(dtype, 0)
+    # Tokens, opaque values and the like have no digits and take no memory.
+    bits = 8 if dtype == 'pred' else int(digits or 0)
     count = math.prod(int(size) for size in sizes.split(',') if size)
     yield Buffer(-(-count * bits // 8), int(space[1]) if space else 0)

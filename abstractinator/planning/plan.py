@@ -1,38 +1,162 @@
-"""Meshes of a topology compared, by the programs compiled for them."""
+"""Comparison of meshes for a run, by the programs compiled for them."""
 
 import dataclasses
+import math
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from abstractinator.config import MeshConfig, RunConfig
-from abstractinator.planning import compiled, cost, hlo
+from abstractinator.planning import cost
+from abstractinator.planning.hlo import HloProgram
 from abstractinator.planning.topology import Topology
+from abstractinator.runs import sharding
+from abstractinator.training import flops
+from abstractinator.training.program import make_program
 
-# What is not to be exceeded: fragments and the runtime need the rest.
+# Largest share of memory to use: fragments and the runtime need the rest.
 MEMORY_FRACTION = 0.9
-# What a program calls a Pallas kernel.
+# Target of the custom call by which a program runs a Pallas kernel.
 _KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
-  """A mesh and what a step takes on it; all of one chip.
+class RunSizes:
+  """Sizes of a run that do not depend on its chips.
 
   Attributes:
-    mesh: Sizes of its axes.
-    state_bytes: Of the state.
-    refused: Why it does not fit, None if it does.
-    memory_bytes: At the fullest point of a step. This and what follows is None
-      if it was not compiled, or did not fit the compiler.
-    compile_seconds: To compile it.
-    kernels: How many Pallas kernels are in the program.
-    unbounded_loops: Loops of unknown length, which are counted once.
-    traffic_bytes: See `cost.memory_traffic`.
-    collectives: By kind.
-    roofline: Seconds by what limits them.
-    utilisation: Of the peak, by the matrix products of the model, at most.
+    parameters: Number of parameters.
+    model_flops: Floating point operations of the model's matrix products in a
+      step, see `flops.training_flops`.
+    step_flops: Floating point operations of all matrix products in a step,
+      those that rematerialization repeats included.
+  """
+
+  parameters: int
+  model_flops: int
+  step_flops: int
+
+
+def run_sizes(config: RunConfig) -> RunSizes:
+  """Counts without compiling, on a step whose ops run without kernels."""
+  program, state = flops.xla_program(config), flops.abstract_state(config)
+  return RunSizes(
+    sum(x.size for x in jax.tree.leaves(state.params)),
+    flops.model_flops(config),
+    flops.matmul_flops(program.step, state, flops.abstract_batch(config)),
+  )
+
+
+class OutOfMemoryError(Exception):
+  """Error that XLA reports for a program that does not fit a chip."""
+
+
+class MeshStep:
+  """Training step of a run laid out over a mesh, ready to be compiled.
+
+  Attributes:
+    state_bytes: Bytes of the training state on one chip.
+  """
+
+  def __init__(
+    self,
+    config: RunConfig,
+    mesh: MeshConfig,
+    devices: Sequence[jax.Device],
+    platform: str,
+  ):
+    """Lays the state out over devices.
+
+    Args:
+      config: The run.
+      mesh: Mesh that takes the place of the run's own.
+      devices: All devices of the mesh.
+      platform: 'gpu' or 'tpu'.
+
+    Raises:
+      ValueError: If the mesh or the batch does not fit the devices.
+    """
+    self._mesh = sharding.make_mesh(mesh, devices)
+    rows = math.prod(self._mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    rows *= config.microbatches
+    if config.data.batch_size % rows:
+      raise ValueError(
+        f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
+        f' mesh.data * mesh.fsdp * microbatches ({rows})'
+      )
+    # The number of steps only shapes the schedule; any number will do.
+    steps = config.optimizer.warmup_steps + 10**6
+    program = make_program(config, platform, steps)
+    abstract = jax.eval_shape(program.init, jax.random.key(0))
+    shardings = sharding.state_shardings(abstract, self._mesh)
+    place = sharding.batch_sharding(self._mesh)
+    self._state = sharding.with_shardings(abstract, shardings)
+    self._batch = flops.abstract_batch(config, place)
+    self._step = jax.jit(
+      program.step,
+      in_shardings=(shardings, place),
+      out_shardings=(shardings, sharding.replicated(self._mesh)),
+      donate_argnums=0,
+    )
+    self.state_bytes = sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(self._state)
+    )
+
+  def compile(self) -> jax.stages.Compiled:
+    """Compiles the step as a run would.
+
+    Raises:
+      OutOfMemoryError: If it does not fit, with the numbers that XLA reports.
+    """
+    try:
+      with jax.set_mesh(self._mesh):
+        return self._step.lower(self._state, self._batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+      message = str(error)
+      if 'RESOURCE_EXHAUSTED' not in message:
+        raise
+      used = re.search(r'Used [\d.]+\w? of [\d.]+\w? \w+', message)
+      raise OutOfMemoryError(
+        used[0] if used else message.splitlines()[0]
+      ) from error
+
+
+def _memory_bytes(program: jax.stages.Compiled) -> int:
+  """Returns the largest memory that a chip needs during a step, in bytes."""
+  memory: Any = program.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A mesh and what a training step needs on it; all numbers are per chip.
+
+  Fields from `memory_bytes` on are None if the step was not compiled, or did
+  not fit the compiler.
+
+  Attributes:
+    mesh: Sizes of the axes of the mesh.
+    state_bytes: Bytes of the training state.
+    refused: Reason why the step does not fit, None if it does.
+    memory_bytes: Largest memory that a step needs.
+    compile_seconds: Time that the compiler took.
+    kernels: Number of Pallas kernels in the program.
+    unbounded_loops: Number of loops of unknown length, which count once.
+    traffic_bytes: Bytes read and written, see `cost.memory_traffic`.
+    collectives: Collectives by kind.
+    roofline: Seconds of a step, by what limits it.
+    utilisation: Upper bound on the share of the peak that the matrix products
+      of the model reach.
   """
 
   mesh: MeshConfig
@@ -49,71 +173,57 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a run would take on a topology.
+class RunPlan:
+  """Needs of a run on a topology, for each of several meshes.
 
   Attributes:
-    topology: Which.
-    batch_size: Rows of a step.
-    sequence_length: Ids of a row.
-    sizes: On any chips.
+    topology: Chips that the meshes divide.
+    batch_size: Number of rows in a step.
+    sequence_length: Number of ids in a row.
+    sizes: Sizes that are equal on all chips.
     candidates: Meshes that were compared.
-    recommended: That with the least time a step of those that fit; None if
-      none does.
+    recommended: Mesh with the least time a step of those that fit; None if none
+      does.
   """
 
   topology: Topology
   batch_size: int
   sequence_length: int
-  sizes: compiled.Sizes
+  sizes: RunSizes
   candidates: tuple[Candidate, ...]
   recommended: MeshConfig | None
-
-  def to_dict(self) -> dict[str, Any]:
-    """Ready for JSON."""
-    values = dataclasses.asdict(self)
-    for entry, candidate in zip(
-      values['candidates'], self.candidates, strict=True
-    ):
-      if candidate.roofline is not None:
-        entry['roofline']['step'] = candidate.roofline.step
-        entry['roofline']['step_in_turn'] = candidate.roofline.step_in_turn
-    return values
 
 
 def meshes(
   num_chips: int, batch_size: int, own: MeshConfig, microbatches: int = 1
 ) -> list[MeshConfig]:
-  """Meshes worth a comparison: the run's own first, then the usual ones.
+  """Returns meshes worth comparing: the run's own first, then the usual ones.
 
   Args:
-    num_chips: Of the topology.
-    batch_size: Rows of a step, which a mesh has to divide.
-    own: Of the run; left out if it does not fit.
-    microbatches: Parts of a step, of each of which every device has a row.
+    num_chips: Number of chips of the topology.
+    batch_size: Number of rows in a step, which a mesh has to divide.
+    own: Mesh of the run; left out if it does not fit.
+    microbatches: Number of parts of a step; each device has a row of each part.
 
   Returns:
-    Each once, without -1.
+    Meshes that differ, without -1.
   """
-  half = 1
-  while half * half < num_chips:
-    half *= 2
+  # The least power of two whose square is not below the number of chips.
+  half = 2 ** -(-(num_chips - 1).bit_length() // 2)
+  sizes = dataclasses.astuple(own)
+  rest = num_chips // math.prod(size for size in sizes if size != -1)
   found = [
+    tuple(rest if size == -1 else size for size in sizes),
     (num_chips, 1, 1),
     (1, num_chips, 1),
     (num_chips // half, half, 1),
     (1, num_chips // 4, 4),
   ]
-  sizes = dataclasses.astuple(own)
-  known = 1
-  for size in sizes:
-    known *= 1 if size == -1 else size
-  found.insert(0, tuple(num_chips // known if s == -1 else s for s in sizes))
   return [
     MeshConfig(*sizes)
     for sizes in dict.fromkeys(found)
     if min(sizes) > 0
-    and sizes[0] * sizes[1] * sizes[2] == num_chips
+    and math.prod(sizes) == num_chips
     and batch_size % (sizes[0] * sizes[1] * microbatches) == 0
   ]
 
@@ -124,71 +234,74 @@ def compare(
   devices: Sequence[jax.Device],
   candidates: Sequence[MeshConfig],
   tell: Callable[[str], None] = lambda line: None,
-) -> Plan:
-  """Compiles a step for each mesh.
+) -> RunPlan:
+  """Compiles the training step of a run for each mesh.
 
   Args:
     config: The run.
-    topology: Of the devices.
-    devices: From `topology.devices`.
-    candidates: Meshes.
-    tell: Takes a line before each compilation.
+    topology: Chips to compile for.
+    devices: Devices of the topology, from `topology.devices`.
+    candidates: Meshes to compare.
+    tell: Function that is called with a line before each compilation.
 
   Returns:
-    What each takes.
+    The needs of each mesh, and the recommended one.
 
   Raises:
     ValueError: If a mesh does not fit the topology or the batch.
   """
-  sizes = compiled.sizes(config)
+  sizes = run_sizes(config)
   found = []
   for mesh in candidates:
-    step = compiled.Step(config, mesh, devices, topology.platform)
+    step = MeshStep(config, mesh, devices, topology.platform)
     tell(f'compiling for mesh {show(mesh)}')
     found.append(_candidate(step, mesh, topology, sizes))
-  fitting = [c for c in found if c.refused is None]
-  best = min(fitting, key=lambda c: c.roofline.step_in_turn, default=None)
-  return Plan(
+  best = min(
+    (x for x in found if x.refused is None),
+    key=lambda x: x.roofline.step_in_turn if x.roofline else math.inf,
+    default=None,
+  )
+  return RunPlan(
     topology,
     config.data.batch_size,
     config.data.sequence_length,
     sizes,
     tuple(found),
-    best and best.mesh,
+    best.mesh if best else None,
   )
 
 
 def _candidate(
-  step: compiled.Step,
-  mesh: MeshConfig,
-  topology: Topology,
-  sizes: compiled.Sizes,
+  step: MeshStep, mesh: MeshConfig, topology: Topology, sizes: RunSizes
 ) -> Candidate:
-  chip, state_bytes = topology.chip, step.state_bytes()
-  if state_bytes > chip.memory_bytes:
-    return Candidate(mesh, state_bytes, 'the state alone does not fit a chip')
+  chip = topology.chip
+  if step.state_bytes > chip.memory_bytes:
+    reason = 'the state alone does not fit a chip'
+    return Candidate(mesh, step.state_bytes, reason)
+  start = time.perf_counter()
   try:
-    result = step.compile()
-  except compiled.OutOfMemoryError as error:
-    return Candidate(mesh, state_bytes, f'XLA: {error}')
-  program = hlo.Program(result.text)
-  collectives = cost.collectives(program)
-  traffic = cost.memory_traffic(program)
+    program = step.compile()
+  except OutOfMemoryError as error:
+    return Candidate(mesh, step.state_bytes, f'XLA: {error}')
+  seconds = time.perf_counter() - start
+  text = program.as_text() or ''
+  hlo = HloProgram(text)
+  collectives = cost.collectives(hlo)
+  traffic = cost.memory_traffic(hlo)
   roofline = cost.roofline(
     chip, sizes.step_flops / topology.num_chips, traffic, collectives
   )
   peak = chip.flops_per_second * topology.num_chips
-  share = result.memory_bytes / chip.memory_bytes
+  memory_bytes = _memory_bytes(program)
+  fits = memory_bytes / chip.memory_bytes <= MEMORY_FRACTION
   return Candidate(
     mesh,
-    state_bytes,
-    f'above {MEMORY_FRACTION:.0%} of memory'
-    if share > MEMORY_FRACTION
-    else None,
-    result.memory_bytes,
-    result.seconds,
-    result.text.count(f'custom_call_target="{_KERNELS[topology.platform]}"'),
-    program.unbounded(),
+    step.state_bytes,
+    None if fits else f'above {MEMORY_FRACTION:.0%} of memory',
+    memory_bytes,
+    seconds,
+    text.count(f'custom_call_target="{_KERNELS[topology.platform]}"'),
+    hlo.unbounded_loops,
     traffic,
     collectives,
     roofline,
@@ -197,12 +310,12 @@ def _candidate(
 
 
 def show(mesh: MeshConfig) -> str:
-  """Data, fsdp and tensor, as `--mesh` takes them."""
+  """Returns the sizes of data, fsdp and tensor, as `--mesh` takes them."""
   return ','.join(map(str, dataclasses.astuple(mesh)))
 
 
-def table(plan: Plan) -> Iterator[str]:
-  """Yields the lines to print."""
+def table(plan: RunPlan) -> Iterator[str]:
+  """Yields the lines of a plan to print."""
   topology, chip, sizes = plan.topology, plan.topology.chip, plan.sizes
   yield (
     f'{topology.name}: {topology.num_chips} x {chip.device_kind}, each'
@@ -237,15 +350,13 @@ def table(plan: Plan) -> Iterator[str]:
 
 def _row(candidate: Candidate, capacity: float) -> str:
   mesh = f'{show(candidate.mesh):>12}'
-  if candidate.memory_bytes is None:
+  times = candidate.roofline
+  if times is None or candidate.memory_bytes is None:
     state = f'{candidate.state_bytes / 1e9:.2f} GB of state'
     return f'{mesh}  does not fit: {candidate.refused} ({state})'
-  times = candidate.roofline
   refused = f'  does not fit: {candidate.refused}' if candidate.refused else ''
-  loops = candidate.unbounded_loops
-  unbounded = (
-    f'; {loops} loops of unknown length, counted once' if loops else ''
-  )
+  count = candidate.unbounded_loops
+  loops = f'; {count} loops of unknown length, counted once' if count else ''
   return (
     f'{mesh}  {candidate.memory_bytes / 1e9:.2f} GB'
     f' ({candidate.memory_bytes / capacity:.1%})'
@@ -254,5 +365,5 @@ def _row(candidate: Candidate, capacity: float) -> str:
     f'  {times.step * 1e3:.3g} to {times.step_in_turn * 1e3:.3g} ms'
     f'  {candidate.utilisation:.1%}'
     f'  ({candidate.kernels} kernels, compiled in'
-    f' {candidate.compile_seconds:.0f} s{unbounded}){refused}'
+    f' {candidate.compile_seconds:.0f} s{loops}){refused}'
   )

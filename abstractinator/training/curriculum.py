@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LossConfig, RunConfig
-from abstractinator.training.parts import level_place
+from abstractinator.objective.frozen import level_place
 from abstractinator.types import Array, PyTree
 
 _LEVEL_OF_TERM = re.compile(r'level(\d+)/')

@@ -6,28 +6,22 @@ from collections.abc import Iterator
 
 import jax
 
-from abstractinator import metrics
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import HeldOut
-from abstractinator.training import (
-  base,
-  checkpoint,
-  metric_writer,
-  processes,
-  report,
-  sharding,
-)
-from abstractinator.training.alarm_log import AlarmLog
+from abstractinator.objective import metrics
+from abstractinator.runs import checkpoint, load_parts, processes, sharding
+from abstractinator.runs.state import TrainState, averaged_variables_of
+from abstractinator.training import metric_writer, report
 from abstractinator.training.curriculum import require_time
-from abstractinator.training.device_metrics import DeviceMetrics
+from abstractinator.training.flops import DeviceMetrics
+from abstractinator.training.health import AlarmLog
+from abstractinator.training.open_rows import open_rows
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.progress import Progress
-from abstractinator.training.run_rows import open_rows
-from abstractinator.training.state import TrainState, averaged_variables_of
-from abstractinator.training.window import Window
+from abstractinator.training.step_metrics import Window
 from abstractinator.types import Batch
 
 
@@ -88,8 +82,8 @@ class Run:
       self.total_steps = min(self.total_steps, c.max_steps)
     require_time(c, self.total_steps)
     self._data_identity = {
-      'train': self._train_rows.fingerprint(),
-      'validation': self._validation_rows.fingerprint(),
+      'train': self._train_rows.identity(),
+      'validation': self._validation_rows.identity(),
     }
 
   def require_same_data(self) -> None:
@@ -146,9 +140,9 @@ class Run:
     else:
       self._next_row, self._window = 0, None
       state = self._init(jax.random.key(self.config.seed))
-      return base.load(state, self._abstract, self.config)
+      return load_parts.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
-    base.check_sources(self.config, restored.config, source)
+    load_parts.check_sources(self.config, restored.config, source)
     is_done = self.total_steps <= restored.step
     if self.total_steps < restored.step or (is_done and source == resume_from):
       raise ValueError(

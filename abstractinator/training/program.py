@@ -5,13 +5,12 @@ import functools
 from collections.abc import Callable
 
 from abstractinator.config import RunConfig
-from abstractinator.metrics import Metrics
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.training.model import make_model
-from abstractinator.training.objective import OBJECTIVES, Objective
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.objective.frozen import Frozen
+from abstractinator.objective.metrics import Metrics
+from abstractinator.objective.objectives import OBJECTIVES, Objective
+from abstractinator.runs.state import TrainState, initial_state
 from abstractinator.training.optimizer import make_optimizer
-from abstractinator.training.parts import Frozen
-from abstractinator.training.state import TrainState, initial_state
 from abstractinator.training.step import train_step
 from abstractinator.types import Array, Batch
 

@@ -1,20 +1,71 @@
 """One step of training and one of evaluation, pure functions of arrays."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from abstractinator import losses
 from abstractinator.config import LossConfig
-from abstractinator.metrics import Metrics
-from abstractinator.modules.abstractinator import advance
-from abstractinator.modules.pyramid import AbstractinatorPyramid
-from abstractinator.training.accumulation import accumulate
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.model.level import advance
+from abstractinator.objective import losses
+from abstractinator.objective.frozen import Frozen
+from abstractinator.objective.metrics import Metrics
+from abstractinator.objective.objectives import Objective
+from abstractinator.ops.shards import BATCH_AXES, dividing_axes
+from abstractinator.runs.state import TrainState, variables_of
 from abstractinator.training.curriculum import Curriculum
-from abstractinator.training.objective import Objective
-from abstractinator.training.parts import Frozen
-from abstractinator.training.state import TrainState, variables_of
-from abstractinator.types import Batch, Mean, PyTree
+from abstractinator.types import Array, Batch, Mean, PyTree
+
+
+def accumulate(
+  function: Callable[[PyTree, Batch], tuple[PyTree, PyTree, Any]],
+  collections: PyTree,
+  batch: Batch,
+  like_sums: PyTree,
+  microbatches: int,
+) -> tuple[PyTree, PyTree, Any]:
+  """Calls a function on one part of a batch after the other.
+
+  Args:
+    function: From collections and rows to a tree to be summed in place, the
+      collections after these rows, and a second tree to be summed, of what is
+      small.
+    collections: Before the first part.
+    batch: All rows.
+    like_sums: A tree of the shapes, types and shardings of the first sums.
+    microbatches: How many parts.
+
+  Returns:
+    What the function would return for the whole batch, but for rounding.
+  """
+  if microbatches == 1:
+    return function(collections, batch)
+
+  def part(carry, rows):
+    sums, collections = carry
+    more, collections, small = function(collections, rows)
+    return (jax.tree.map(jnp.add, sums, more), collections), small
+
+  start = jax.tree.map(jnp.zeros_like, like_sums), collections
+  parts = jax.tree.map(lambda x: split_rows(x, microbatches), batch)
+  (sums, collections), small = lax.scan(part, start, parts)
+  return sums, collections, jax.tree.map(lambda x: jnp.sum(x, axis=0), small)
+
+
+def split_rows(x_B: Array, parts: int) -> Array:
+  """[B, ...] to [parts, B / parts, ...]; part m has the rows m, m + parts, ...
+
+  Every device has rows of each part among its own, so that none moves.
+  """
+  rows = x_B.shape[0] // parts
+  x = x_B.reshape(rows, parts, *x_B.shape[1:]).swapaxes(0, 1)
+  axes = dividing_axes(BATCH_AXES, [rows])
+  return lax.with_sharding_constraint(x, P(None, axes)) if axes else x
 
 
 def train_step(

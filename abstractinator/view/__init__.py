@@ -1,1 +1,1 @@
-"""A page that shows a text, its segments and codes."""
+"""An HTML page that shows a text, its segments and codes."""

@@ -1,4 +1,4 @@
-// What the page shows, from the numbers that came with it.
+// Data of the page: the text, its levels, and the bytes its codes decode to.
 
 const given = JSON.parse(document.getElementById('data').textContent);
 
@@ -10,7 +10,7 @@ function numbers([type, base64]) {
   return new globalThis[type](bytesOf(base64).buffer);
 }
 
-// The last index whose value is at most x; values ascend.
+// Returns the last index whose value is at most x; values are ascending.
 function lastAtMost(values, x) {
   let low = 0;
   let high = values.length - 1;
@@ -23,7 +23,8 @@ function lastAtMost(values, x) {
 }
 
 class Level {
-  // begin: where each id of the level begins in the text, and the end of all.
+  // begin: position of each id of the level in the text, and the end of the
+  // last one.
   constructor(of, begin, below) {
     this.begin = begin;
     this.rule = of.rule;
@@ -31,7 +32,7 @@ class Level {
     this.queries = of.queries;
     this.codes = numbers(of.codes);
     this.shortBits = numbers(of.short);
-    // Hundredths of bits.
+    // In hundredths of a bit.
     this.bits = {
       entropy: numbers(of.entropy),
       cost: numbers(of.cost),
@@ -52,7 +53,8 @@ class Level {
     });
   }
 
-  // Which segment each position of the text is in, and which those of each are.
+  // Sets `owner`, the segment of each position of the text, and `from` and `to`,
+  // the positions of each segment.
   own(below) {
     const segmentOf = new Uint32Array(this.first[this.count]);
     for (let i = 0; i < this.count; i++) {
@@ -69,7 +71,7 @@ class Level {
     });
   }
 
-  // Whether it was cut where it was for want of slots.
+  // Returns whether a segment was cut because its row ran short of slots.
   isShort(segment) {
     return (this.shortBits[segment >> 3] >> (7 - (segment & 7)) & 1) === 1;
   }
@@ -83,7 +85,7 @@ class Level {
     return Array.from(this.codesOf(segment)).join('·');
   }
 
-  // Steps of the golden ratio: hues of near codes are far apart.
+  // Returns a multiple of the golden ratio: similar codes get distant hues.
   hue(segment) {
     return ((this.codes[segment * this.queries] * 0.6180339887) % 1) * 360;
   }
@@ -92,7 +94,8 @@ class Level {
     return Math.min(lastAtMost(this.start, position), this.count - 1);
   }
 
-  // Where the codes of segments begin in the text: a segment is shared out.
+  // Returns the position of each code in the text, and the end of the last one:
+  // the codes of a segment divide it evenly.
   codeBegins() {
     const q = this.queries;
     const begins = new Float64Array(this.count * q + 1);
@@ -126,13 +129,12 @@ given.levels.forEach((of, number) => {
 const peak = levels[levels.length - 1];
 const topCost = given.topCost === null ? null : numbers(given.topCost);
 
-// Of each position: what came in the place of its id, -1 for nothing; RIGHT
-// where that is the id.
+// Id decoded at each position: -1 for none, RIGHT for the true id.
 const RIGHT = -2;
 const decoded = numbers(given.decoded);
 const forced = numbers(given.forced);
 
-// What top segments decode to beyond their own bytes: how much, and its start.
+// Bytes that top segments decode to past their end: how many, and the first.
 const beyond = new Map();
 {
   const counts = numbers(given.beyond.counts);
@@ -149,8 +151,8 @@ function idAt(position) {
   return position < text.length ? text[position] : END;
 }
 
-// The positions that a segment has, which may be none: those of the segments
-// below whose first code is one of its own.
+// Returns the range of positions of a segment, which may be empty: those of the
+// segments below whose first code is one of its ids.
 function range(level, segment) {
   const {from, to} = levels[level];
   return [from[segment], to[segment]];
@@ -160,7 +162,7 @@ function bytesBetween(from, to) {
   return Array.from(text.subarray(from, Math.min(to, text.length)));
 }
 
-// What the codes alone make of a segment of any level.
+// Returns the bytes that a segment decodes to from codes alone.
 function decodedOf(level, segment) {
   const [from, to] = range(level, segment);
   const found = [];
@@ -173,7 +175,7 @@ function decodedOf(level, segment) {
   return found;
 }
 
-// What comes after a position that is the last of its top segment.
+// Returns bytes decoded past the top segment that a position ends, if any.
 function beyondAt(position) {
   const segment = peak.owner[position];
   if (position + 1 < peak.to[segment]) return undefined;

@@ -1,4 +1,4 @@
-// Where each byte stands: characters of a fixed width, in lines.
+// Layout of the text: characters of a fixed width, in lines.
 
 const utf8 = new TextDecoder('utf-8', {fatal: true, ignoreBOM: true});
 
@@ -14,7 +14,7 @@ function escaped(byte) {
   return '\\x' + byte.toString(16).padStart(2, '0');
 }
 
-// A character that begins at i and ends by stop, or null.
+// Returns the character that begins at i if it ends by stop, else null.
 function characterAt(bytes, i, stop) {
   const size = sizeOf(bytes[i]);
   if (!size || i + size > stop) return null;
@@ -25,7 +25,7 @@ function characterAt(bytes, i, stop) {
   }
 }
 
-// How a character is shown, and how.
+// Returns the label of a character, and its CSS class.
 function shown(character) {
   const code = character.codePointAt(0);
   if (character === ' ') return ['·', 'blank'];
@@ -39,7 +39,7 @@ function shown(character) {
   return [/\p{M}/u.test(character) ? '◌' + character : character, ''];
 }
 
-// Bytes as text; those that are no UTF-8 as \xNN.
+// Returns bytes as text; those that are not UTF-8 as \xNN.
 function show(bytes) {
   let found = '';
   for (let i = 0; i < bytes.length;) {
@@ -80,17 +80,17 @@ for (let i = 0; i < numIds;) {
 }
 
 class Layout {
-  // columns: how many a line may have.
+  // columns: most columns of a line.
   constructor(columns) {
     this.lineOf = new Uint32Array(numIds + 1);
     this.columnOf = new Float32Array(numIds + 1);
-    // The first cell of each line; where it begins and ends in the text.
+    // First cell of each line, the position that it ends at, and its width.
     this.firstCell = [0];
     this.ends = [];
     this.widths = [];
     let column = 0;
     cells.forEach((cell, number) => {
-      // Short lines share one: there is much under each.
+      // Short lines of the text share one line of the page, which is high.
       const isLong = column >= columns / 3;
       const isBroken = isLong && text[cells[number - 1].at] === 10;
       if (number && (isBroken || column + cell.width > columns)) {
@@ -119,7 +119,7 @@ class Layout {
     return line ? this.ends[line - 1] : 0;
   }
 
-  // The column of a position of a line; positions may be fractions.
+  // Returns the column of a position in a line; positions may be fractions.
   column(line, position) {
     if (position <= this.begin(line)) return 0;
     if (position >= this.ends[line]) return this.widths[line];

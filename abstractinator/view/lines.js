@@ -1,4 +1,4 @@
-// Lines on the screen: only those in sight are there.
+// Lines of the page: only those in view are in the document.
 
 const BAR = 18;
 const CODE_CURVE = 13;
@@ -26,7 +26,7 @@ let charWidth = 9;
 let curve = 'entropy';
 const inSight = new Map();
 
-// The height of a curve: all but the highest few of a thousand fit.
+// Bits, in hundredths, at the full height of a curve: the 99.8th percentile.
 const highest = {};
 for (const name of ['entropy', 'cost', 'given']) {
   highest[name] = levels.map((of) => {
@@ -61,7 +61,7 @@ function drawBars(block, line, number) {
     const width = Math.max((right - left) * charWidth - 1.5, 1.5);
     bar.style.width = `${width}px`;
     bar.title = of.keys[i];
-    // Half a number would be another one.
+    // A code that is cut off would read as another one.
     const room = width / of.keys[i].length;
     bar.classList.toggle('tight', room < 6.6 && room >= 4.8);
     bar.classList.toggle('narrow', room < 4.8);
@@ -97,7 +97,7 @@ function drawText(block, line) {
   }
 }
 
-// What codes alone make of a character, where it is another.
+// Draws the bytes decoded in the place of a character, where they differ.
 function drawGot(block, cell, column, span) {
   const got = [];
   let isWrong = false;
@@ -124,7 +124,7 @@ function drawGot(block, cell, column, span) {
   }
 }
 
-// Steps over ids of a level in a line, as the path of an area.
+// Returns the curve over the ids of a level in a line, as the path of an area.
 function steps(line, number, y, height) {
   const of = levels[number];
   const [begin, end] = [layout.begin(line), layout.ends[line]];
@@ -171,7 +171,7 @@ function drawLine(line) {
   return block;
 }
 
-// Draws what came into sight and drops what is out of it.
+// Draws the lines that came into view and removes those that left it.
 function drawInSight() {
   const from = window.scrollY - main.offsetTop - LINE;
   const first = Math.max(Math.floor(from / LINE), 0);

@@ -1,6 +1,7 @@
-// What hands do: point, click, press keys.
+// Input: pointing, clicking, and keys.
 
-// {level, segment, at: the byte pointed at, or null}; null for none.
+// Segments chosen by a click and by pointing: {level, segment, at}, where `at`
+// is the position of the byte pointed at, or null; null for no segment.
 let kept = null;
 let pointed = null;
 
@@ -160,7 +161,7 @@ document.addEventListener('keydown', (event) => {
     update();
   } else if (event.key in KEYS) {
     const now = current();
-    // The first key chooses what comes first in sight.
+    // The first key selects the first segment in view.
     const at = layout.begin(Math.max(Math.ceil((scrollY - main.offsetTop) / LINE), 0));
     keep(...(now === null ? [0, levels[0].at(at)] : KEYS[event.key](now)));
   } else {

@@ -1,4 +1,4 @@
-"""What there is to see of a text as a page that needs nothing else."""
+"""HTML page that shows an inspected text, in one file without links."""
 
 import base64
 import html
@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from abstractinator.byte_vocab import NUM_BYTES
 from abstractinator.config import LevelConfig
-from abstractinator.inspection import InspectedLevel, Inspection
+from abstractinator.types import NUM_BYTES
+from abstractinator.view.inspection import InspectedLevel, Inspection
 
-# In the place of an id that is as it should be.
+# Stands for the true id in arrays of decoded and predicted ids.
 _RIGHT = -2
+# Bytes past the end of a top segment that the page shows.
 _MAX_BEYOND = 4
-# By their names in JavaScript, smallest first; bytes as all machines of today
-# have them.
+# Typed arrays of JavaScript, smallest first. They have the byte order of the
+# machine that shows the page: little-endian on all that run a browser.
 _TYPES = {
   'Uint8Array': '<u1',
   'Uint16Array': '<u2',
@@ -35,20 +36,20 @@ def page(
   run: str,
   step: int,
 ) -> bytes:
-  """A page of HTML, in one file.
+  """Renders an inspection as HTML.
 
   Args:
-    inspection: Of the text.
-    levels: Of the run, bottom first.
-    name: Of the text.
-    run: Where the run lies.
-    step: Of its checkpoint.
+    inspection: The inspected text.
+    levels: Configs of the levels of the run, bottom first.
+    name: Name of the text.
+    run: Directory of the run.
+    step: Step of its checkpoint.
 
   Returns:
-    The file.
+    The content of the HTML file.
   """
   data = {'name': name, 'run': run, 'step': step, **_data(inspection, levels)}
-  # Nothing in it may look like the end of the script that it stands in.
+  # No part of it may look like the end of the script element it stands in.
   text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')
   parts = {
     'TITLE': html.escape(f'{name}: segments and codes'),
@@ -57,17 +58,19 @@ def page(
     'SCRIPT': ''.join(map(_read, _SCRIPTS)),
   }
   filled = _read('page.html')
-  # The last ones first: what is filled in is not looked through again.
+  # Filled from the end, so that the text filled in is never searched.
   for place, part in reversed(parts.items()):
     before, after = filled.split(place, 1)
     filled = f'{before}{part}{after}'
   return filled.encode()
 
 
-def _data(seen: Inspection, configs: Sequence[LevelConfig]) -> dict:
+def _data(
+  seen: Inspection, configs: Sequence[LevelConfig]
+) -> dict[str, object]:
   ids_N = seen.ids()
-  is_wrong_N = seen.is_wrong()
   is_other_N = (ids_N < NUM_BYTES) & (seen.forced_N != ids_N)
+  top_bits_N = seen.top_code_bits_N
   return {
     'text': base64.b64encode(seen.text).decode(),
     'rowSize': seen.row_size,
@@ -75,18 +78,16 @@ def _data(seen: Inspection, configs: Sequence[LevelConfig]) -> dict:
       _level(level, config)
       for level, config in zip(seen.levels, configs, strict=True)
     ],
-    'decoded': _packed(np.where(is_wrong_N, seen.decoded_N, _RIGHT)),
+    'decoded': _packed(np.where(seen.is_wrong(), seen.decoded_N, _RIGHT)),
     'forced': _packed(np.where(is_other_N, seen.forced_N, _RIGHT)),
     'beyond': _beyond(seen.beyond),
-    'topCost': None
-    if seen.top_code_bits_N is None
-    else _bits(seen.top_code_bits_N),
+    'topCost': None if top_bits_N is None else _bits(top_bits_N),
     'byteAccuracy': seen.byte_accuracy,
     'forcedAccuracy': 1 - float(is_other_N.sum()) / len(seen.text),
   }
 
 
-def _level(level: InspectedLevel, config: LevelConfig) -> dict:
+def _level(level: InspectedLevel, config: LevelConfig) -> dict[str, object]:
   return {
     'rule': config.segmentation.rule,
     'numCodes': config.quantizer.num_codes,
@@ -100,9 +101,9 @@ def _level(level: InspectedLevel, config: LevelConfig) -> dict:
   }
 
 
-def _beyond(of_top: dict[int, np.ndarray]) -> dict:
-  """Bytes beyond segments, how many of each, and the first few of them."""
-  bytes_of = {top: ids[ids < NUM_BYTES] for top, ids in of_top.items()}
+def _beyond(ids_of_top: dict[int, np.ndarray]) -> dict[str, object]:
+  """Returns bytes past top segments: their numbers, and the first few."""
+  bytes_of = {top: ids[ids < NUM_BYTES] for top, ids in ids_of_top.items()}
   bytes_of = {top: ids for top, ids in bytes_of.items() if len(ids)}
   few = [ids[:_MAX_BEYOND] for ids in bytes_of.values()]
   return {
@@ -114,21 +115,20 @@ def _beyond(of_top: dict[int, np.ndarray]) -> dict:
 
 
 def _bits(bits_N: np.ndarray) -> tuple[str, str]:
-  """Hundredths of bits."""
+  """Returns bits in hundredths, within the range of int16, as `_packed`."""
   limit = np.iinfo(np.int16).max
   return _packed(np.clip(np.round(100 * bits_N), 1 - limit, limit))
 
 
 def _packed(values: np.ndarray) -> tuple[str, str]:
-  """Integers in few characters: their type and base64."""
+  """Returns integers as the smallest type that holds them, and base64."""
   values = np.asarray(values).reshape(-1).astype(np.int64)
+  low, high = values.min(initial=0), values.max(initial=0)
   for name, dtype in _TYPES.items():
     limits = np.iinfo(dtype)
-    if (
-      limits.min <= values.min(initial=0) <= values.max(initial=0) <= limits.max
-    ):
+    if limits.min <= low and high <= limits.max:
       return name, base64.b64encode(values.astype(dtype).tobytes()).decode()
-  raise ValueError(f'{values.min()} to {values.max()}: no type holds them')
+  raise ValueError(f'got integers from {low} to {high}, allowed: 32 bits')
 
 
 def _read(name: str) -> str:

@@ -1,4 +1,4 @@
-// What stands beside the text.
+// Panel beside the text: the run, a segment, and segments of equal codes.
 
 const MAX_SAME = 200;
 const AROUND = 14;
@@ -11,7 +11,7 @@ function bits(x) {
   return `${x.toFixed(2)} bits`;
 }
 
-// With its spaces.
+// Returns bytes as text, with dots for spaces.
 function visible(bytes) {
   return show(bytes).replace(/ /g, '·');
 }
@@ -77,7 +77,7 @@ function describeSegment(now) {
   section.hidden = false;
 }
 
-// The ids of a segment: bytes, or codes of the level below.
+// Returns a table of the ids of a segment: bytes, or codes of the level below.
 function idTable(now) {
   const of = levels[now.level];
   const table = element('table', '');
@@ -109,7 +109,7 @@ function describeSame(now) {
     ? 'no other segment with this code'
     : `${all.length} segments with this code`;
   const list = element('ol', '');
-  // Those around this one, if there are too many.
+  // Of too many segments, those around this one are listed.
   const here = lastAtMost(all, now.segment);
   const start = Math.max(Math.min(here - MAX_SAME / 2, all.length - MAX_SAME), 0);
   for (const segment of all.slice(start, start + MAX_SAME)) {

@@ -2,7 +2,7 @@ import lzma
 
 from abstractinator.benchmarks import compress
 from abstractinator.evaluation.evaluator import open_run
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 
 def test_every_way_has_a_row(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 
 from abstractinator.benchmarks import data
 from abstractinator.data.sources import find_documents
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 TEXTS = [b'one', 'zwü'.encode(), b'three' * 50]
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from abstractinator.benchmarks import decode
-from abstractinator.modules import expander_lanes
-from tests import tiny_run
+from abstractinator.decoding import lanes
+from tests.helpers import tiny_run
 
 LANES = 8
 
 
 @pytest.mark.parametrize('lookback', [0, 1])
 def test_a_row_of_the_text_of_a_run(tmp_path, monkeypatch, lookback):
-  monkeypatch.setitem(expander_lanes._MOST_LANES, 'cpu', LANES)
+  monkeypatch.setitem(lanes._MOST_LANES, 'cpu', LANES)
   config = tiny_run.config(lookback=lookback)
   tiny_run.save(tmp_path, config)
   case = decode.of_run(str(tmp_path), b'to be or not to be ' * 4)

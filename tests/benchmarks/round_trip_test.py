@@ -1,7 +1,7 @@
 import numpy as np
 
 from abstractinator.benchmarks import round_trip
-from abstractinator.codes import Codes
+from abstractinator.codes.codes import Codes
 
 
 def test_segments_are_the_same_if_place_and_codes_are():

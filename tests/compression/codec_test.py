@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator.cli import main
+from abstractinator.cli.main import main
 from abstractinator.compression import container
 from abstractinator.compression.byte_model import (
   PRECISION_BITS,
@@ -13,9 +13,9 @@ from abstractinator.compression.byte_model import (
   frequencies,
 )
 from abstractinator.compression.codec import compress, decompress
-from abstractinator.training.state import variables_of
-from tests import tiny_run, tiny_texts
-from tests.jitted import jit
+from abstractinator.runs.state import variables_of
+from tests.helpers import tiny_run, tiny_texts
+from tests.helpers.jitted import jit
 
 
 def louder(state):

@@ -3,7 +3,7 @@
 import pytest
 
 from abstractinator.compression import hierarchy_model
-from tests.tiny_hierarchy import ROW
+from tests.helpers.tiny_hierarchy import ROW
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator import top_lm_losses
-from abstractinator.cli import main
+from abstractinator.cli.main import main
 from abstractinator.compression import (
   code_unigram,
   codec,
@@ -26,10 +25,11 @@ from abstractinator.compression.hierarchy_codec import (
 from abstractinator.compression.hierarchy_model import HierarchyModel
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
+from abstractinator.objective import losses
 from abstractinator.types import Batch
-from tests import tiny_run, tiny_texts
-from tests.jitted import jit
-from tests.tiny_hierarchy import ROW, config_of, make, pyramid_config
+from tests.helpers import tiny_run, tiny_texts
+from tests.helpers.jitted import jit
+from tests.helpers.tiny_hierarchy import ROW, config_of, make, pyramid_config
 
 
 @pytest.fixture(scope='module')
@@ -130,7 +130,7 @@ def bits_of(model, variables, ids_N):
     ].sum()
   codes = output.top_codes
   if output.top_lm is not None:
-    nats_BU = top_lm_losses.code_nats(output.top_lm, codes.codes_BP)
+    nats_BU = losses.code_nats(output.top_lm, codes.codes_BP)
     nats += np.asarray(nats_BU)[np.asarray(codes.document_BP) >= 0].sum()
     return nats / np.log(2)
   counts = CodeCounts(model.stage_sizes)

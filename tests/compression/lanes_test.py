@@ -7,7 +7,7 @@ import numpy as np
 from abstractinator.compression import code_top_lm, segment_coder
 from abstractinator.compression.hierarchy_codec import read_block, write_block
 from abstractinator.config import RunConfig
-from tests.tiny_hierarchy import ROW, make, pyramid_config
+from tests.helpers.tiny_hierarchy import ROW, make, pyramid_config
 
 WIDTHS = (2, 8)
 

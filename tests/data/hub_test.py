@@ -6,7 +6,9 @@ import datasets
 import pytest
 
 from abstractinator.data import sources
+from abstractinator.data.documents import Documents
 from abstractinator.data.hub import hub_documents
+from tests.helpers.document_files import contents, names
 
 TEXTS = ['one', 'zwü', 'three']
 
@@ -24,37 +26,38 @@ def source(tmp_path):
   return f'hf:json?data_files={tmp_path}/a.jsonl&field=body'
 
 
-def read(documents):
-  return [d.read(0, d.length).decode() for d in documents]
+def test_all_rows_of_a_data_set_are_documents(source):
+  found = hub_documents(source)
+  documents = Documents(found)
+  assert contents(documents) == [text.encode() for text in TEXTS]
+  assert names(documents) == [f'json/train:{i}' for i in range(3)]
+  assert documents.read(1, 2, 4) == 'ü'.encode()
+  assert found[1].place == f'{source}:1'
 
 
-def test_a_data_set(source):
-  documents = hub_documents(source)
-  assert read(documents) == TEXTS
-  assert [d.name for d in documents] == [f'json/train:{i}' for i in range(3)]
-  assert documents[1].read(2, 4) == 'ü'.encode()
-  assert documents[1].place == f'{source}:1'
-
-
-def test_the_first_of_a_stream(source):
-  documents = hub_documents(f'{source}&documents=2')
-  assert read(documents) == TEXTS[:2]
-  # The same documents as without, as far as they go.
-  assert [d.name for d in documents] == ['json/train:0', 'json/train:1']
+def test_a_stream_has_the_first_rows_under_the_same_names(source):
+  documents = Documents(hub_documents(f'{source}&documents=2'))
+  assert contents(documents) == [text.encode() for text in TEXTS[:2]]
+  assert names(documents) == ['json/train:0', 'json/train:1']
 
 
 @pytest.mark.parametrize(
-  ('value', 'kind'), [(7, 'int'), (['a', 'b'], 'list'), ({'a': 'b'}, 'dict')]
+  ('value', 'reason'),
+  [
+    (7, 'is of type int64'),
+    (['a', 'b'], 'is of type list'),
+    ({'a': 'b'}, 'is of type struct'),
+    ('', 'of row 0 is empty'),
+  ],
 )
-def test_a_stream_of_what_is_no_text(value, kind, tmp_path):
-  (tmp_path / 'a.jsonl').write_text(json.dumps({'text': value}))
-  with pytest.raises(
-    ValueError, match=rf'^hf:.*row 0 is of type {kind}, allow'
-  ):
-    hub_documents(f'hf:json?data_files={tmp_path}/a.jsonl&documents=2')
+def test_a_stream_without_texts_is_refused(value, reason, tmp_path):
+  (tmp_path / 'a.jsonl').write_text(json.dumps({'body': value}))
+  source = f'hf:json?data_files={tmp_path}/a.jsonl&documents=2&field=body'
+  with pytest.raises(ValueError, match=rf"^hf:.*: 'body' {reason}.*, allow"):
+    hub_documents(source)
 
 
-def test_a_stream_that_breaks(tmp_path):
+def test_a_stream_that_breaks_is_reported(tmp_path):
   good = json.dumps({'text': 'a' * 100})
   (tmp_path / 'a.jsonl').write_text(f'{good}\n' * 3)
   (tmp_path / 'b.jsonl').write_text('{"text": 1')
@@ -62,7 +65,7 @@ def test_a_stream_that_breaks(tmp_path):
     hub_documents(f'hf:json?data_files={tmp_path}/*.jsonl&documents=9')
 
 
-def test_beside_files(source, tmp_path):
+def test_data_sets_come_after_files_and_once(source, tmp_path):
   (tmp_path / 'b.txt').write_text('b')
   found = sources.find_documents(f'{source},{tmp_path}/*.txt, {source}')
   assert found.num_documents == 4
@@ -73,15 +76,16 @@ def test_beside_files(source, tmp_path):
   ('edit', 'reason'),
   [
     (('field=body', 'field=text'), "field: got 'text', allowed: body, id"),
+    (('field=body', 'documents=2'), "field: got 'text', allowed: body, id"),
     (('field=body', 'fields=body'), 'got fields, allowed: hf:NAME'),
     (('field=body', 'documents=0'), "documents: got '0'"),
-    (('field=body', 'field=id'), 'is of type int64'),
+    (('field=body', 'field=id'), "'id' is of type int64"),
     (('field=body', 'split=test'), 'allowed: a data set'),
     (('a.jsonl', 'none.jsonl'), 'allowed: a data set'),
     (('hf:json', 'hf:'), 'no name'),
   ],
 )
-def test_wrong_sources(source, edit, reason):
+def test_a_wrong_source_says_what_is_allowed(source, edit, reason):
   with pytest.raises(ValueError, match=r'^hf:') as error:
     hub_documents(source.replace(*edit))
   assert reason in str(error.value)

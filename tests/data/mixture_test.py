@@ -1,3 +1,5 @@
+"""Mixtures of corpora: numbers of rows, order of training, settings."""
+
 import collections
 import json
 
@@ -17,7 +19,7 @@ from tests.data.pipeline_test import (
 
 
 def part(name, count):
-  """Rows of 8 ids, a document each, all of the same byte."""
+  """Returns rows of 8 ids; each is a document of one repeated byte and EOS."""
   documents = [MemoryDocument(f'{name}{i}', name * 7) for i in range(count)]
   return PackedRows(Documents(documents), sequence_length=8, max_documents=9)
 
@@ -57,7 +59,7 @@ def test_a_position_holds_for_any_number_of_processes(mixed):
       first.append(take(iterator, 2))
       state = json.loads(json.dumps(iterator.get_state()))
       assert state == {'next_row': 8}
-      # Goes on with another number, and another size of batches.
+      # One process continues, with batches of another size.
       other = train_iterator(mixed, batch_size=8)
       other.set_state(state)
       second.append(row_numbers(take(other, 2)))
@@ -82,14 +84,14 @@ def test_a_position_within_a_batch_is_refused(mixed):
     ('2:a', [(2.0, 'a')]),
   ],
 )
-def test_what_is_written(text, expected):
+def test_parse_mixture(text, expected):
   assert parse_mixture(text) == expected
 
 
 @pytest.mark.parametrize(
   'text', ['a;b', '0.5:a;b', '0:a;1:b', '1.2.3:a', '1:a;']
 )
-def test_what_is_no_mixture(text):
+def test_a_mixture_without_weights_is_refused(text):
   with pytest.raises(ValueError, match=r'data\.train: got .*WEIGHT:GLOBS'):
     parse_mixture(text)
 
@@ -110,7 +112,7 @@ def test_a_mixture_from_a_config(tmp_path):
     validation.documents.read(i, 0, 1) for i in range(validation.num_documents)
   }
   assert held_out == {b'a', b'b'}
-  found = train.fingerprint()
+  found = train.identity()
   assert json.loads(json.dumps(found)) == found
   assert [p['num_documents'] for p in found['parts']] == [
     p.num_documents for p in train.parts

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import EOS_ID, PAD_ID, encode
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packing import PackedRows, empty_row
+from abstractinator.types import EOS_ID, PAD_ID, bytes_to_ids
 
 
 def pack(*contents, sequence_length, max_documents=99):
@@ -84,20 +84,20 @@ def test_every_id_is_in_exactly_one_row(sequence_length, max_documents, seed):
     before = ids[: count - 1] == EOS_ID
     assert document[:count].tolist() == [0, *np.cumsum(before)]
     assert document.max() < max_documents
-    # It ends early only at the end of a document, because it is full of them.
+    # A row ends early only at a document's end, when it holds the maximum.
     if count < sequence_length and i < len(rows) - 1:
       assert ids[count - 1] == EOS_ID
       assert document[count - 1] == max_documents - 1
     stream.append(ids[is_real])
     ends += (ids == EOS_ID).sum()
-  expected = np.concatenate([encode(content) for content in contents])
+  expected = np.concatenate([bytes_to_ids(content) for content in contents])
   np.testing.assert_array_equal(np.concatenate(stream), expected)
   assert ends == rows.num_documents == len(contents)
   assert rows.num_bytes == sum(map(len, contents))
 
 
-def test_rows_are_arithmetic_exactly_when_none_could_close_early():
-  # 2 whole documents of 3 ids and one id at each side: 8 ids touch 4 of them.
+def test_rows_are_walked_only_when_one_could_close_early():
+  # 8 ids can hold 2 whole documents of 3 ids and one id on each side of them.
   contents = [b'ab'] * 9
   for sequence_length, max_documents, is_plain in (
     (7, 3, True),
@@ -109,7 +109,10 @@ def test_rows_are_arithmetic_exactly_when_none_could_close_early():
     rows = pack(
       *contents, sequence_length=sequence_length, max_documents=max_documents
     )
-    assert (rows._starts is None) == is_plain
+    assert rows._may_close_early() != is_plain
+    starts = rows._starts.tolist()
+    expected = [*range(0, 27, sequence_length), 27]
+    assert (starts == expected) == is_plain
 
 
 def test_rows_without_documents():
@@ -138,11 +141,6 @@ def test_rows_can_be_pickled(max_documents):
   assert len(copy) == len(rows)
   for one, two in zip(copy, rows, strict=True):
     assert one['ids'].tolist() == two['ids'].tolist()
-
-
-def test_repr_is_short_and_stable():
-  rows = pack(b'abc', b'd', sequence_length=3)
-  assert repr(rows) == 'PackedRows(2 rows of 3 ids)'
 
 
 def test_empty_row_is_padding():

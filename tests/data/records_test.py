@@ -1,4 +1,4 @@
-"""Documents that are records of files: parquet, array_record and npy."""
+"""Files of many documents: Parquet, ArrayRecord and arrays of ids."""
 
 import pickle
 from concurrent import futures
@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from abstractinator.data import records, sources
-from tests.document_files import contents, names, write
+from tests.helpers.document_files import contents, names, write
 
 ALL_BYTES = bytes(range(256))
 
@@ -73,14 +73,14 @@ def test_arrays_of_ids_are_no_texts(tmp_path):
 @pytest.mark.parametrize(
   ('array', 'reason'),
   [
-    (np.array([5, 1000]), 'has ids from 0 to 1000, allowed: 0 to 999'),
+    (np.array([5, 1000]), 'has ids from 5 to 1000, allowed: 0 to 999'),
     (np.array([-1, 7]), 'has ids from -1 to 7'),
     (np.array([0.5]), '1 axes of float64'),
     (np.zeros((1, 1, 1), int), '3 axes'),
     (np.array(['a']), '1 axes of <U1'),
   ],
 )
-def test_an_array_of_anything_else(tmp_path, array, reason):
+def test_an_array_of_no_ids_is_refused(tmp_path, array, reason):
   np.save(tmp_path / 'a.npy', array)
   with pytest.raises(ValueError, match=f'a.npy: (has )?{reason}'):
     sources.find_documents(f'{tmp_path}/a.npy', vocab_size=1000)
@@ -94,7 +94,7 @@ def test_other_ids_do_not_come_from_texts(tmp_path):
     sources.find_documents('hf:json', vocab_size=300)
 
 
-def test_files_that_are_no_arrays(tmp_path):
+def test_a_file_that_is_no_array_is_refused(tmp_path):
   np.savez(tmp_path / 'a.npz', a=np.arange(3))
   (tmp_path / 'a.npz').rename(tmp_path / 'a.npy')
   write(tmp_path, b_npy=b'')
@@ -103,7 +103,7 @@ def test_files_that_are_no_arrays(tmp_path):
       sources.find_documents(f'{tmp_path}/{name}')
 
 
-def test_records_that_are_cut_off(tmp_path):
+def test_array_record_files_that_are_cut_off_are_refused(tmp_path):
   path = tmp_path / 'a.arrayrecord'
   array_record(path, [b'one', b'two'])
   content = path.read_bytes()
@@ -114,7 +114,7 @@ def test_records_that_are_cut_off(tmp_path):
       sources.find_documents(str(path))
 
 
-def test_damaged_files_of_records(tmp_path):
+def test_damaged_files_and_empty_texts_are_refused(tmp_path):
   write(tmp_path, a_parquet=b'PAR1', b_arrayrecord=b'no records', c_npy=b'x')
   for name in ('a.parquet', 'b.arrayrecord', 'c.npy'):
     with pytest.raises(ValueError, match=rf'{name}: .*allowed'):

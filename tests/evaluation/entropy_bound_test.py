@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import EOS_ID, PAD_ID, encode
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
 from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
+from abstractinator.runs.state import variables_of
 from abstractinator.training.program import make_program
-from abstractinator.training.state import variables_of
-from abstractinator.types import Batch
+from abstractinator.types import EOS_ID, PAD_ID, Batch, bytes_to_ids
 from configs import default, tiny
 
 # Rows hold the longest document and its end.
@@ -131,7 +130,7 @@ def test_no_model_takes_less_than_the_entropy(num_levels, num_codes, num_seeds):
       costs = expected_costs(evaluator, texts, p_T)
       total = sum(costs.values())
       assert total >= entropy - 1e-3, costs
-    passages = [Passage(encode(text)) for text in texts]
+    passages = [Passage(bytes_to_ids(text)) for text in texts]
     bits_T = np.array([x.bits for x in texts_bits(evaluator, passages)])
     assert np.sum(p_T * bits_T) == pytest.approx(total, rel=1e-5)
     # All of them together are no more likely than certain.
@@ -157,7 +156,7 @@ def expected_costs(evaluator, texts, p_T, add_eos=True):
   """Bits of a document, part by part."""
   names = [*expansion_sums(len(evaluator.config.model.levels)), *TOP_LM_SUMS]
   found = dict.fromkeys(names, 0.0)
-  passages = [Passage(encode(text, add_eos=add_eos)) for text in texts]
+  passages = [Passage(bytes_to_ids(text, add_eos=add_eos)) for text in texts]
   for scored in evaluator.score(passages, alone=True):
     for row, (window,) in enumerate(scored.windows):
       for name in names:

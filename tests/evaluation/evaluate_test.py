@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import EOS_ID, encode
-from abstractinator.cli import main
+from abstractinator.cli.main import main
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.evaluation.coded_rows import other_memory
 from abstractinator.evaluation.evaluate import evaluate
@@ -26,7 +25,8 @@ from abstractinator.evaluation.windows import (
   rows_of,
   windows_of,
 )
-from tests import tiny_run
+from abstractinator.types import EOS_ID, bytes_to_ids
+from tests.helpers import tiny_run
 
 LEVEL_FIGURES = {
   'entropy_model_bits_per_byte',
@@ -271,7 +271,7 @@ def test_segment_statistics():
 
 
 def test_boundaries_and_words():
-  ids = encode('Ab, été_1  x'.encode())
+  ids = bytes_to_ids('Ab, été_1  x'.encode())
   is_first = np.arange(len(ids)) == 0
   starts = word_starts(ids, is_first)
   assert [int(i) for i in np.flatnonzero(starts)] == [0, 4, 13]

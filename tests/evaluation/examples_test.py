@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.config import ModelConfig
 from abstractinator.evaluation import distributions, examples
 from abstractinator.evaluation.coded_rows import CodedLevel
-from abstractinator.modules.pyramid_output import DecodedRows
+from abstractinator.model.pyramid import DecodedRows
 from abstractinator.ops.code_rows import CodeRows
-from tests import tiny_pyramid
+from abstractinator.types import EOS_ID, PAD_ID
+from tests.helpers import tiny_pyramid
 
 
 def level(index_S, bits_S, codes_U):

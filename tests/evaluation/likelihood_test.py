@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import BOS_ID, EOS_ID, encode
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.windows import Passage
-from abstractinator.training.state import variables_of
-from abstractinator.types import Batch
-from tests import tiny_pyramid, tiny_run
-from tests.jitted import jit
+from abstractinator.runs.state import variables_of
+from abstractinator.types import BOS_ID, EOS_ID, Batch, bytes_to_ids
+from tests.helpers import tiny_pyramid, tiny_run
+from tests.helpers.jitted import jit
 
 SIZE, STRIDE = 24, 10
 
@@ -235,7 +234,7 @@ def test_bits_are_those_of_a_decoder(evaluator):
   decoder = Decoder(evaluator)
   expected, num_bytes, num_windows = {}, 0, 0
   for text in texts():
-    ids = encode(text)
+    ids = bytes_to_ids(text)
     num_bytes += len(text)
     for start, counted, stop in windows(len(ids)):
       part = decoder.bits(ids[start:stop], counted - start)
@@ -245,7 +244,7 @@ def test_bits_are_those_of_a_decoder(evaluator):
   # Else it is not seen that the ends of their known ids are paid for.
   assert 0 < decoder.num_short < 2 * num_windows
   got = {}
-  passages = [Passage(encode(text)) for text in texts()]
+  passages = [Passage(bytes_to_ids(text)) for text in texts()]
   # Alone, as the reference is: which windows share a row changes how slots run
   # short.
   for scored in evaluator.score(passages, alone=True):

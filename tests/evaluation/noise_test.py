@@ -10,8 +10,8 @@ from abstractinator.evaluation.noise import (
   disturb,
   edit_figures,
 )
-from abstractinator.training.state import variables_of
-from tests import tiny_run
+from abstractinator.runs.state import variables_of
+from tests.helpers import tiny_run
 
 
 def documents():

@@ -2,11 +2,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import EOS_ID, PAD_ID
 from abstractinator.evaluation.reconstruction import free_running_counts
 from abstractinator.ops import segmentation
 from abstractinator.ops.segmentation_rules import Wishes
-from tests.jitted import jit
+from abstractinator.types import EOS_ID, PAD_ID
+from tests.helpers.jitted import jit
 
 MAX_LENGTH = 4
 SIZE, SLOTS = 20, 10

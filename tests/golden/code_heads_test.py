@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abstractinator.ops import digits as digits_lib
-from tests.golden_quantizers import PAD, module
+from tests.helpers.golden_quantizers import PAD, module
 
 
 def heads(golden):

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules import attention as attention_lib
-from abstractinator.modules import layers
+from abstractinator.model import attention as attention_lib
+from abstractinator.model import layers
 from tests.golden.pool_test import pool, real_index
 from tests.golden.segmentation_test import divide
-from tests.golden_attention import latent_block, regular_block
-from tests.golden_parts import below, close, dense_attention, in_order
-from tests.golden_quantizers import module, state_of
+from tests.helpers.golden_attention import latent_block, regular_block
+from tests.helpers.golden_parts import below, close, dense_attention, in_order
+from tests.helpers.golden_quantizers import module, state_of
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from abstractinator.modules import attention as attention_lib
+from abstractinator.model import attention as attention_lib
 from abstractinator.ops.rope import rope_table
 
 

@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules import attention as attention_lib
-from abstractinator.modules import latent_attention
-from abstractinator.modules.attention import RegularAttention
+from abstractinator.model import attention
+from abstractinator.model import attention as attention_lib
+from abstractinator.model.attention import RegularAttention
 from abstractinator.ops.rope import rope_table
-from tests.golden_attention import (
+from tests.helpers.golden_attention import (
   OPS,
   REGULAR,
   form_of,
@@ -17,13 +17,13 @@ from tests.golden_attention import (
   latent_module,
   stored_tables,
 )
-from tests.golden_parts import (
+from tests.helpers.golden_parts import (
   dense_attention,
   latent_params,
   regular_cross_params,
 )
-from tests.implementations import BY_NAME
-from tests.remembering import remember_and_cross
+from tests.helpers.implementations import BY_NAME
+from tests.helpers.remembering import remember_and_cross
 
 
 def cross_visible(golden):
@@ -105,7 +105,7 @@ def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
 def test_golden_latent_cross_attention(golden, implementation, monkeypatch):
   # The original counts positions of queries in ids.
   monkeypatch.setattr(
-    latent_attention,
+    attention,
     'rope_table',
     lambda position, width: rope_table(jnp.arange(position.shape[-1]), width),
   )

@@ -15,19 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax.losses import (
+  softmax_cross_entropy_with_integer_labels as cross_entropy,
+)
 
 from abstractinator.config import EntropyHeadsConfig
 from abstractinator.config.attention import AttentionConfig, StackConfig
-from abstractinator.modules.attention import RegularAttention
-from abstractinator.modules.entropy_model import EntropyModel
-from abstractinator.modules.entropy_output import predictive_entropy_bits
-from abstractinator.modules.latent_attention import LatentAttention
+from abstractinator.model.attention import LatentAttention, RegularAttention
+from abstractinator.model.entropy_model import (
+  EntropyModel,
+  predictive_entropy_bits,
+)
 from abstractinator.ops import cache as cache_lib
 from abstractinator.ops import gaussian, sampling
-from abstractinator.ops.cross_entropy import cross_entropy
 from abstractinator.types import Special
-from tests.golden_attention import REGULAR, is_scaled
-from tests.golden_parts import (
+from tests.helpers.golden_attention import REGULAR, is_scaled
+from tests.helpers.golden_parts import (
   below,
   close,
   in_order,
@@ -38,7 +41,7 @@ from tests.golden_parts import (
   swiglu,
   with_one,
 )
-from tests.implementations import XLA
+from tests.helpers.implementations import XLA
 
 # Absolute, of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
@@ -378,5 +381,6 @@ def test_golden_categorical_entropies(golden):
   assert quirks > 0
 
 
-def _filtered_entropy(logits, **filters):
-  return sampling.entropy_bits(sampling.filter_logits(logits, **filters))
+def _filtered_entropy(logits, temperature, top_k, top_p):
+  filters = sampling.Filters(temperature, top_k, top_p)
+  return sampling.entropy_bits(sampling.filter_logits(logits, filters))

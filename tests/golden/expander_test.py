@@ -18,16 +18,15 @@ import numpy as np
 import pytest
 
 from abstractinator.config.attention import AttentionConfig
-from abstractinator.modules import attention as attention_lib
-from abstractinator.modules import latent_attention, layers
-from abstractinator.modules.attention import RegularAttention
-from abstractinator.modules.latent_attention import LatentAttention
-from abstractinator.modules.vocabulary import Vocabulary
+from abstractinator.model import attention, layers
+from abstractinator.model import attention as attention_lib
+from abstractinator.model.attention import LatentAttention, RegularAttention
+from abstractinator.model.vocabulary import Vocabulary
 from abstractinator.ops.rope import rope_table
 from abstractinator.types import Special
-from tests import golden_parts as parts
-from tests.implementations import XLA
-from tests.remembering import remember_and_cross
+from tests.helpers import golden_parts as parts
+from tests.helpers.implementations import XLA
+from tests.helpers.remembering import remember_and_cross
 
 # Absolute, of logits and of gradients; the tables of attention of a decoder.
 VALUE, GRADIENT = 1e-4, 1e-3
@@ -105,7 +104,7 @@ class Original:
       attention_lib, 'rope_table', lambda p, w: rounded_table(in_ids(p), w)
     )
     monkeypatch.setattr(
-      latent_attention, 'rope_table', lambda p, w: rope_table(in_ids(p), w)
+      attention, 'rope_table', lambda p, w: rope_table(in_ids(p), w)
     )
 
   def module(self, width, biases):

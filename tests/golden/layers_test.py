@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.rope import rope_table, rotate
-from tests.golden_attention import VALUE, hold
-from tests.golden_parts import close, half_split, swiglu
+from tests.helpers.golden_attention import VALUE, hold
+from tests.helpers.golden_parts import close, half_split, swiglu
 
 
 @pytest.mark.golden('c15_rope*')

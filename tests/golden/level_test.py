@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import golden_quantizers
 from tests.golden.segmentation_test import divide_by_any
-from tests.golden_levels import ENTROPY_BRANCH, levels
-from tests.golden_parts import close
+from tests.helpers import golden_quantizers
+from tests.helpers.golden_levels import ENTROPY_BRANCH, levels
+from tests.helpers.golden_parts import close
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 

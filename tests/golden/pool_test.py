@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules.learned_query_attention import LearnedQueryAttention
+from abstractinator.model.pooling import LearnedQueryAttention
 from abstractinator.ops.segment_pool import segment_pool
-from tests.golden_attention import REFERENCE, VALUE, hold
-from tests.golden_parts import close
-from tests.implementations import BY_NAME
+from tests.helpers.golden_attention import REFERENCE, VALUE, hold
+from tests.helpers.golden_parts import close
+from tests.helpers.implementations import BY_NAME
 
 
 def pool(p, heads, implementation, x_BSD, index_BS, num_slots):

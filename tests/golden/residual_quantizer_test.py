@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden_quantizers import (
+from tests.helpers.golden_quantizers import (
   PAD,
   assert_forward,
   assert_moved,

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.modules import attention as attention_lib
+from abstractinator.model import attention as attention_lib
 from abstractinator.ops import cache as cache_lib
-from tests.golden_attention import (
+from tests.helpers.golden_attention import (
   OPS,
   VALUE,
   form_of,
@@ -20,7 +20,7 @@ from tests.golden_attention import (
   regular_block,
   stored_tables,
 )
-from tests.golden_parts import (
+from tests.helpers.golden_parts import (
   close,
   dense_attention,
   half_split,

@@ -16,23 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator import metrics, top_lm_losses, top_lm_metrics
 from abstractinator.config.attention import AttentionConfig
 from abstractinator.config.top_lm import TopLMConfig
-from abstractinator.modules import attention as attention_lib
-from abstractinator.modules import code_sequence_transformer
-from abstractinator.modules.attention import RegularAttention
-from abstractinator.modules.code_sequence_transformer import (
+from abstractinator.model import attention as attention_lib
+from abstractinator.model import top_lm
+from abstractinator.model.attention import LatentAttention, RegularAttention
+from abstractinator.model.layers import RMSNorm
+from abstractinator.model.pyramid import read_only
+from abstractinator.model.top_lm import (
   CodeSequence,
   CodeSequenceOutput,
   CodeSequenceTransformer,
 )
-from abstractinator.modules.latent_attention import LatentAttention
-from abstractinator.modules.layers import RMSNorm
-from abstractinator.modules.read_only import read_only
-from tests import golden_quantizers, tiny_quantizer, tiny_top_lm
-from tests.golden_attention import GRADIENT, OPS, REGULAR, VALUE, is_scaled
-from tests.golden_parts import (
+from abstractinator.objective import losses, metrics
+from tests.helpers import golden_quantizers, tiny_quantizer, tiny_top_lm
+from tests.helpers.golden_attention import (
+  GRADIENT,
+  OPS,
+  REGULAR,
+  VALUE,
+  is_scaled,
+)
+from tests.helpers.golden_parts import (
   below,
   close,
   dense_attention,
@@ -43,7 +48,7 @@ from tests.golden_parts import (
   swiglu,
   with_one,
 )
-from tests.implementations import BY_NAME
+from tests.helpers.implementations import BY_NAME
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 
@@ -236,7 +241,7 @@ def test_golden_top_lm_states_predictions_and_gradients(
 ):
   """The original's input gradient is what ours stops: with it let through."""
   through = types.SimpleNamespace(stop_gradient=lambda x: x)
-  monkeypatch.setattr(code_sequence_transformer, 'lax', through)
+  monkeypatch.setattr(top_lm, 'lax', through)
   original = Original(golden, golden.cfg['cfg'], '', implementation)
   x = jnp.asarray(golden.arrays['in/x'])
   padding = golden.arrays.get(
@@ -324,7 +329,7 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
     is_end_BP=document > 0,
   )
   output = CodeSequenceOutput(None, vectors, jnp.zeros(document.shape))
-  terms = top_lm_losses.terms(output, sequence)
+  terms = losses.top_lm_terms(output, sequence)
   quantizer, _ = quantizer_of(golden, 'levels.0.hi_quantizer.')
   quantize = read_only(quantizer)
   quantized = quantize(vectors, is_input, jnp.arange(len(memory)))
@@ -336,9 +341,7 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
     method='stage_logits',
   ).logits[0]
   found = metrics.summarize(
-    top_lm_metrics.continuous_metrics(
-      output, sequence, terms, quantized, scores
-    )
+    metrics.continuous_metrics(output, sequence, terms, quantized, scores)
   )
   for name, original_name in DIAGNOSTICS.items():
     got = found[f'top_lm_{name}']

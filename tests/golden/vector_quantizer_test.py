@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator import metrics
-from tests.golden_quantizers import (
+from abstractinator.objective import metrics
+from tests.helpers.golden_quantizers import (
   NEVER,
   assert_forward,
   assert_moved,

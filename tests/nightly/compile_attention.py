@@ -17,7 +17,7 @@ from tests.nightly.one_chip import OneChip  # noqa: I001
 
 import jax
 
-from abstractinator.benchmarks import named_configs
+from abstractinator.cli import config_file
 from abstractinator.ops.attention import attention
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
@@ -61,9 +61,7 @@ def program(shape, chip):
 def step(name, chip):
   """The training step of a config and its arguments."""
   # Compiled once for all layers of a stack, which otherwise takes many minutes.
-  config = named_configs.load(
-    name, [('model.implementation.scan_layers', True)]
-  )
+  config = config_file.load(name, ['model.implementation.scan_layers=True'])
   run = make_program(config, chip.platform, total_steps=10_000)
   state = jax.eval_shape(run.init, jax.random.key(0))
   state = jax.tree.map(lambda x: chip.array(x.shape, x.dtype), state)

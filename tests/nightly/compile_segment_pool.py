@@ -1,9 +1,9 @@
-"""Compiles segment pooling for chips; prints what came of it.
+"""Compiles segment pooling for chips; prints one line of JSON per program.
 
     python tests/nightly/compile_segment_pool.py v5e-4 kernels
 
-A line of JSON for each program. `kernels` compiles many shapes, `long` the one
-whose cycles are counted: less what only ids run whose slots are far apart.
+`kernels` compiles many shapes. `long` compiles the shape whose cycles are
+counted, without the code that runs only for ids whose slots are far apart.
 """
 
 import functools
@@ -17,10 +17,7 @@ from tests.nightly.one_chip import OneChip  # noqa: I001
 
 import jax
 
-from abstractinator.ops.segment_pool import (
-  segment_pool,
-  slot_windows,
-)
+from abstractinator.ops.segment_pool import pallas_kernels, segment_pool
 
 # Rows, ids, queries, heads, width of a head, slots, type.
 KERNELS = (
@@ -28,14 +25,14 @@ KERNELS = (
   (2, 2048, 2, 8, 32, 512, 'float32'),
   (2, 1000, 1, 3, 40, 77, 'bfloat16'),
   (1, 100, 1, 4, 16, 30, 'float32'),
-  # Heads in groups: slots of all of them do not fit.
+  # Heads are in groups: the slots of all heads do not fit.
   (1, 16384, 1, 16, 128, 4096, 'bfloat16'),
 )
 LONG = (8, 8192, 1, 8, 64, 2048, 'bfloat16')
 
 
 def program(shape, chip):
-  """A function of pooling and its arguments."""
+  """Returns a function that pools and its arguments."""
   rows, size, queries, heads, width, slots, dtype = shape
 
   def both(score, value, index):
@@ -59,7 +56,7 @@ def main(topology, what):
   chip = OneChip(topology)
   if what == 'long':
     # Slots that rise one by one never need a second window.
-    slot_windows.is_wide = lambda *_: False
+    pallas_kernels.is_wide = lambda *_: False
   for shape in {'kernels': KERNELS, 'long': (LONG,)}[what]:
     found = {'topology': topology, 'program': str(shape)}
     found |= chip.compile(*program(shape, chip))

@@ -1,6 +1,6 @@
-"""The kernels of segment pooling, for devices that are not at hand.
+"""Tests of the kernels of segment pooling, for devices not at hand.
 
-See `attention_nightly_test` for how to run it.
+The docstring of `attention_nightly_test` has the command that runs them.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from abstractinator.ops.segment_pool import pallas_plan, pallas_tpu, reference
+from abstractinator.ops.segment_pool import pallas_tpu, reference
 from tests.nightly.attention_nightly_test import TOPOLOGIES, compile_for
 
 pytestmark = pytest.mark.nightly
@@ -27,18 +27,19 @@ def test_kernels_compile_forward_and_backward(topology):
   print(*programs, sep='\n')
   assert len(programs) == 5
   for program in programs:
-    # Going backward on GPU there is none.
+    # The backward pass on GPU has no kernel.
     assert program['kernels'] == (1 if topology.startswith('h') else 2)
-    # Small arrays are laid out anew, in tiles.
+    # The compiler copies small arrays to lay them out in tiles.
     bound = max(program['dense bytes'] / 8, 8 << 20)
     assert program['temporary bytes'] < bound
 
 
 def test_issue_cycles_of_the_forward_pass(tmp_path):
-  """Of 8 heads of 64, 8 rows of 8192 ids and 2048 slots, on v5e.
+  """Bounds the cycles of 8 heads of 64, 8 rows of 8192 ids, 2048 slots on v5e.
 
-  A step of 512 ids issues all bundles of the kernel, at most; but a row begins
-  and ends with loops over its means, of 16 bundles a tile at most.
+  A step of 512 ids issues each bundle of the kernel at most once. The loops
+  over the means at the beginning and end of a row add at most 16 bundles per
+  tile.
   """
   compile_for('v5e-4', 'long', tmp_path, script=SCRIPT)
   (file,) = (
@@ -53,9 +54,8 @@ def test_issue_cycles_of_the_forward_pass(tmp_path):
   assert cycles < 600_000
 
 
-def test_no_races_and_nothing_read_before_it_is_written(monkeypatch):
-  """Of rows of several steps, whose segments go on from one to the next."""
-  monkeypatch.setattr(pallas_plan, '_BLOCKS', 1)
+def test_no_races_and_nothing_read_before_it_is_written():
+  """Rows have several steps, and segments continue from one to the next."""
   rng = np.random.default_rng(0)
   score = jnp.asarray(rng.normal(size=(2, 300, 2, 2)), 'float32')
   value = jnp.asarray(rng.normal(size=(2, 300, 2, 16)), 'float32')
@@ -73,7 +73,7 @@ def test_no_races_and_nothing_read_before_it_is_written(monkeypatch):
     return out, *pullback(jnp.cos(out))
 
   params = pltpu.InterpretParams(detect_races=True, uninitialized_memory='nan')
-  got = both(pallas_tpu.segment_pool, interpret=params)
+  got = both(pallas_tpu.segment_pool, interpret=params, step_blocks=1)
   want = both(reference.segment_pool)
   for a, b in zip(got, want, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)

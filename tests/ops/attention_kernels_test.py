@@ -17,8 +17,8 @@ from abstractinator.ops.attention import (
   reference,
   splash,
 )
-from tests.jitted import jit
-from tests.lowering import lowered
+from tests.helpers.jitted import jit
+from tests.helpers.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close
 
 # Interpreted but on their own platform.

@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from abstractinator.ops.attention import attention
-from tests.jitted import jit
+from tests.helpers.jitted import jit
 
 IMPLEMENTATIONS = ['xla']
 ROWS, HEADS, WIDTH, VALUE_WIDTH = 3, 2, 6, 4

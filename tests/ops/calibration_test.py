@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abstractinator.config.segmentation import MAX_THRESHOLD
 from abstractinator.ops import calibration, segmentation
 from abstractinator.ops.segmentation_rules import (
   RULES,
@@ -105,7 +106,7 @@ STARTS = {
 
 @pytest.mark.parametrize('rule', STARTS)
 def test_settles_at_the_target_length(rule):
-  """On a stream that differs from step to step, held to what it never saw."""
+  """Calibrates on a stream that changes, and tests on batches held out."""
   rows, length = 8, 256
   rng = np.random.default_rng(0)
   # Words of about five letters and a space, in documents of about 60 ids.
@@ -127,7 +128,7 @@ def test_settles_at_the_target_length(rule):
       num_slots=length,
     )
 
-  # Of any start and target, for it takes longer to compile than to run.
+  # Start and target are arguments: it takes longer to compile than to run.
   @jax.jit
   def run(start, target):
     def one(i, threshold):
@@ -153,10 +154,10 @@ def test_settles_at_the_target_length(rule):
 
 
 @pytest.mark.parametrize('move', calibration.MOVES)
-def test_a_length_that_cannot_be_had_drives_no_threshold_out_of_range(move):
+def test_a_length_that_cannot_be_reached_keeps_the_threshold_in_range(move):
   state = calibration.initial_state(99990.0, 16.0, 1.0, move)
   for _ in range(20):
     state = calibration.advance(
       state.replace(num_ids=jnp.float32(0.0), num_segments=jnp.float32(1.0))
     )
-  assert float(state.threshold) == 1e5
+  assert float(state.threshold) == MAX_THRESHOLD

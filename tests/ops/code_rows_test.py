@@ -8,7 +8,7 @@ LONGEST = 4
 
 
 def plain(rows, ids_BPL, length_BP, num_slots, num_queries):
-  """The same in Python: per row, slots of (codes, lowest slot, origin)."""
+  """Does the same in Python; returns (codes, lowest slot, origin) by row."""
   found = []
   for row in range(len(ids_BPL)):
     documents = {}

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import xla_flags
-from tests.jitted import jit
+from tests.helpers import xla_flags
+from tests.helpers.jitted import jit
 
 # Values and gradients, relative to the largest number of the oracle.
 TOLERANCES = {'float32': (2e-6, 1e-5), 'bfloat16': (2e-2, 2e-2)}

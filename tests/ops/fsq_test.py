@@ -67,6 +67,6 @@ def test_more_input_never_lowers_a_digit():
 
 
 @pytest.mark.parametrize('levels', ALL)
-def test_nothing_is_near_the_middle_and_not_between_two_levels(levels):
+def test_an_input_of_zero_is_near_a_level(levels):
   bounded = bound(jnp.zeros((len(levels),)), levels)
   assert float(jnp.abs(bounded).max()) < 0.05

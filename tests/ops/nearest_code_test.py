@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.nearest_code import nearest_code, xla
-from tests.lowering import lowered
+from tests.helpers.lowering import lowered
 
 ALL = ['reference', 'xla']
 
@@ -106,12 +106,12 @@ def real_inputs(count, size, width=16):
   return x, codebook
 
 
-def test_tiles_find_what_the_whole_does(monkeypatch):
+def test_tiles_find_what_the_whole_does():
   x, codebook = real_inputs(300, 112)
   whole = search(x, codebook, 'xla', forbidden=(5,))
-  monkeypatch.setattr(xla, '_VECTORS', 64)
-  monkeypatch.setattr(xla, '_ENTRIES', 32)
-  tiled = search(x, codebook, 'xla', forbidden=(5,))
+  tiled = xla.nearest_code(
+    jnp.asarray(x), codebook, (5,), tile_vectors=64, tile_entries=32
+  )
   np.testing.assert_array_equal(whole, tiled)
   # Only the first of two equal entries is found, unless it is forbidden.
   found = set(np.asarray(tiled).tolist())
@@ -120,7 +120,7 @@ def test_tiles_find_what_the_whole_does(monkeypatch):
 
 @pytest.mark.parametrize(('data', 'tensor'), [(2, 4), (8, 1), (1, 8)])
 def test_eight_devices_find_what_one_does(data, tensor):
-  """Vectors and entries are split, and equals are on different devices."""
+  """Vectors and entries are split; equal ones are on different devices."""
   x, codebook = real_inputs(304, 112)
   alone = search(x, codebook, 'xla', forbidden=(5, 61))
   with jax.set_mesh(make_mesh(data, tensor)):
@@ -133,7 +133,7 @@ def test_eight_devices_find_what_one_does(data, tensor):
       x, codebook
     )
   np.testing.assert_array_equal(alone, split)
-  # Distances of a device: of its own vectors and entries only.
+  # A device has distances of its own vectors and entries only.
   tile = f'f32[{304 // data},{112 // tensor}]'
   assert tile in compiled.as_text()
   assert ('all-gather' in compiled.as_text()) == (tensor > 1)

@@ -1,4 +1,4 @@
-"""Means of vectors that come one at a time against means of all at once."""
+"""Compares means of vectors that come one at a time with means of all."""
 
 import functools
 
@@ -24,7 +24,7 @@ def make_rows(scale=1.0):
 
 @jax.jit
 def one_at_a_time(score, value, is_start):
-  """Means [B, S, ...] after each vector, and the last pool."""
+  """Returns the means [B, S, ...] after each vector, and the last pool."""
 
   def step(pool, at):
     pool = running_pool.add(pool, *at)
@@ -43,7 +43,7 @@ pool_all = jax.jit(
 )
 
 
-# Weights of all sizes, and of ones so far apart that all but one vanish.
+# At the larger scale scores are so far apart that all weights but one vanish.
 @pytest.mark.parametrize('scale', [1.0, 1e4])
 def test_means_so_far_are_those_of_the_segments_so_far(scale):
   score, value, is_start = make_rows(scale)
@@ -64,7 +64,7 @@ def test_means_so_far_are_those_of_the_segments_so_far(scale):
 
 
 def test_axes_between_rows_and_values_are_free():
-  """As of several queries: each has its own scores, all the same values."""
+  """Several queries have scores of their own, and share the values."""
   score, value, is_start = make_rows()
   both = jnp.stack([score, -2 * score], axis=2)
   means, _ = one_at_a_time(both, value[:, :, None], is_start)
@@ -73,7 +73,7 @@ def test_axes_between_rows_and_values_are_free():
     np.testing.assert_allclose(means[:, :, query], want, atol=1e-6)
 
 
-def test_nothing_has_a_mean_of_zero():
+def test_the_mean_of_no_vectors_is_zero():
   score, value, is_start = make_rows()
   pool = running_pool.of_rows(score, value, jnp.zeros_like(is_start))
   assert (pool.largest == -jnp.inf).all()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.segment_cross import segment_cross_attention
-from tests.jitted import jit
-from tests.lowering import lowered
+from tests.helpers.jitted import jit
+from tests.helpers.lowering import lowered
 
 IMPLEMENTATIONS = ['gather', 'halo']
 ALL = ['reference', *IMPLEMENTATIONS]
@@ -16,7 +16,7 @@ QUERIES, SLOTS = 300, 90
 
 
 def make_rows():
-  """Own slot and lowest visible slot of the queries of rows that bite."""
+  """Returns own and lowest visible slots of queries, hard in some way."""
   rng = np.random.default_rng(0)
   slot = np.cumsum(rng.random(QUERIES) < 0.25)
   document = np.cumsum(rng.random(QUERIES) < 0.02)
@@ -111,8 +111,8 @@ def test_agrees_with_the_reference_with_fewer_slots_than_lookback(
 def test_agrees_with_the_reference_at_large_scores(
   hold_against, implementation
 ):
-  # Queries torn between slots: one that is not has gradients that are small
-  # differences, and set no scale.
+  # Large queries only: with large keys as well, every query sees one slot, and
+  # gradients are small differences that set no scale.
   q, k, v = make_inputs()
   hold_against(at(implementation), at('reference'), (20 * q, k, v))
 

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +7,13 @@ import numpy as np
 import pytest
 
 from abstractinator.ops.segment_pool import (
-  api,
-  pallas_plan,
+  pallas_tpu,
   pallas_triton,
   segment_pool,
 )
 from abstractinator.ops.segment_pool.support import SUPPORT
-from tests.jitted import jit
-from tests.lowering import lowered
+from tests.helpers.jitted import jit
+from tests.helpers.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close
 
 ALL = [
@@ -31,20 +31,21 @@ SAME_TWICE = [
   if jax.default_backend() != 'gpu' or 'gpu' in SUPPORT[name].is_reproducible_on
 ]
 SIZE, SLOTS, HEADS, WIDTH = 301, 400, 2, 3
-
-
-@pytest.fixture(autouse=True)
-def _small_steps(request, monkeypatch):
-  """Steps of 128 ids: segments go on from one to the next, and it compiles."""
-  monkeypatch.setattr(pallas_plan, '_BLOCKS', 1)
-  # Interpreted but on its own platform, or where it is lowered for that.
-  if jax.default_backend() != 'gpu' and 'lowers' not in request.node.name:
-    interpreted = functools.partial(pallas_triton.segment_pool, interpret=True)
-    monkeypatch.setitem(api._IMPLEMENTATIONS, 'pallas_triton', interpreted)
+# Steps of 128 ids: segments continue from one to the next, and compilation is
+# short.
+AS_RUN: dict[str, Any] = {
+  'pallas_interpret': functools.partial(
+    pallas_tpu.segment_pool, interpret=True, step_blocks=1
+  )
+}
+if jax.default_backend() != 'gpu':
+  AS_RUN['pallas_triton'] = functools.partial(
+    pallas_triton.segment_pool, interpret=True
+  )
 
 
 def make_index():
-  """Rows of ids that bite, by name."""
+  """Returns rows of ids that are hard in some way."""
   rng = np.random.default_rng(0)
   plain = np.cumsum(rng.random(SIZE) < 0.2)
   rows = {
@@ -79,13 +80,12 @@ def make_inputs(queries=1, seed=0):
 
 @functools.cache
 def value_and_pullback(implementation):
-  """Of scores, values, indices, gradient of the output; compiled once."""
+  """Returns a compiled function of scores, values, indices and gradients."""
+  by = AS_RUN.get(implementation, implementation)
 
   def both(score, value, index, grad):
     out, pullback = jax.vjp(
-      lambda *x: segment_pool(
-        *x, index, num_slots=SLOTS, implementation=implementation
-      ),
+      lambda *x: segment_pool(*x, index, num_slots=SLOTS, implementation=by),
       score,
       value,
     )
@@ -186,7 +186,7 @@ def test_ids_without_slot_are_not_read_and_get_zero_gradients(implementation):
   for grad in before[1:]:
     np.testing.assert_array_equal(grad[is_out], 0)
     assert np.abs(np.asarray(grad)[~is_out]).max() > 0
-  # A not-a-number is one of them, but for the oracle, which adds zeros of it.
+  # NaN must not be read either, except by the oracle, which adds 0 x NaN.
   score[is_out] += 50.0
   value[is_out] += 50.0 if implementation == 'reference' else np.nan
   after = compute(implementation, score, value)
@@ -210,32 +210,38 @@ def test_gives_the_same_twice_and_whatever_stands_in_other_rows(implementation):
 
 
 @pytest.mark.nightly
-def test_tiles_of_heads_give_the_same(monkeypatch):
-  """Where memory is short, groups of heads take turns."""
+def test_groups_of_heads_give_the_same():
+  """If memory is short, groups of heads take turns."""
   rng = np.random.default_rng(0)
   score = jnp.asarray(rng.normal(size=(1, 200, 2, 4)), jnp.float32)
   value = jnp.asarray(rng.normal(size=(1, 200, 4, 64)), jnp.float32)
   index = jnp.asarray(np.arange(200) // 3, jnp.int32)[None]
 
-  def pool(score, value):
-    return segment_pool(
-      score, value, index, num_slots=70, implementation='pallas_interpret'
+  def tiling(max_bytes):
+    return pallas_tpu.make_tiling(
+      (200, 2, 4, 64, 70), 4, step_blocks=1, max_bytes=max_bytes, interpret=True
     )
 
-  def both(score, value):
-    out, pullback = jax.vjp(pool, score, value)
+  def both(score, value, max_bytes):
+    by = functools.partial(AS_RUN['pallas_interpret'], max_bytes=max_bytes)
+    out, pullback = jax.vjp(
+      lambda *x: segment_pool(*x, index, num_slots=70, implementation=by),
+      score,
+      value,
+    )
     return out, *pullback(jnp.cos(out))
 
-  whole = jit(both)(score, value)
-  plan = pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True)
-  assert (plan.groups, plan.lanes) == (1, 256)
-  monkeypatch.setattr(pallas_plan, '_MAX_BYTES', plan.memory_bytes - 1)
-  assert pallas_plan.make_plan(200, 2, 4, 64, 70, 4, True).groups == 2
-  for a, b in zip(whole, jit(both)(score, value), strict=True):
+  whole = tiling(1 << 30)
+  assert (whole.groups, whole.lanes) == (1, 256)
+  short = whole.memory_bytes - 1
+  assert tiling(short).groups == 2
+  found = jit(both, max_bytes=short)(score, value)
+  for a, b in zip(
+    jit(both, max_bytes=1 << 30)(score, value), found, strict=True
+  ):
     np.testing.assert_allclose(a, b, atol=2e-6)
-  monkeypatch.setattr(pallas_plan, '_MAX_BYTES', 1000)
   with pytest.raises(ValueError, match=r'70 slots and 2 queries of 4 heads'):
-    pool(score, value)
+    both(score, value, 1000)
 
 
 @pytest.mark.parametrize(
@@ -248,12 +254,11 @@ def test_eight_devices_give_what_one_does(implementation):
   score = jnp.asarray(rng.normal(size=(4, 140, 1, 2)), jnp.float32)
   value = jnp.asarray(rng.normal(size=(4, 140, 2, 4)), jnp.float32)
   index = np.cumsum(rng.random((4, 140)) < 0.3, axis=1).astype(np.int32)
+  by = AS_RUN.get(implementation, implementation)
 
   def both(score, value):
     out, pullback = jax.vjp(
-      lambda *x: segment_pool(
-        *x, index, num_slots=40, implementation=implementation
-      ),
+      lambda *x: segment_pool(*x, index, num_slots=40, implementation=by),
       score,
       value,
     )
@@ -284,7 +289,7 @@ def test_eight_devices_give_what_one_does(implementation):
   ],
 )
 def test_lowers_without_the_device(implementation, platform):
-  """Of 8 heads of 64, forward and backward."""
+  """Lowers 8 heads of 64, forward and backward."""
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
 
   def loss(score, value, index):
@@ -304,8 +309,8 @@ def test_lowers_without_the_device(implementation, platform):
   assert text.count('@tpu_custom_call') == kernels
   kernels = {'pallas_triton': 1}.get(implementation, 0)
   assert text.count('@__gpu$xla.gpu.triton') == kernels
-  # Only sums over segments scatter, and none is left in deterministic ones but
-  # the maximum, whose order does not matter.
+  # Only reductions over segments scatter. The one that is deterministic is the
+  # maximum, whose order does not matter.
   scatters = {'xla': 3, 'xla_deterministic': 1}.get(implementation, 0)
   assert text.count('"stablehlo.scatter"') == scatters
 

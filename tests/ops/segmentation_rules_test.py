@@ -29,7 +29,7 @@ POLICIES = [
   ('space', -9.7, 2, 16),
   ('space', -2.25, 2, 6),
 ]
-# One shape for whatever can have it: each costs a compilation.
+# Tests share one shape: each shape costs a compilation.
 ROWS, SIZE = 1000, 133
 TEXT = 'Of the 3 bytes—café, naïve: "日本" … ok?\n\n  def f(x):\n    pass'
 
@@ -56,7 +56,7 @@ def whole_rows(name, min_length, max_length):
 
 @functools.cache
 def id_by_id(name, min_length, max_length):
-  """The stream, compiled apart from whole rows and run over their ids."""
+  """Returns the stream, compiled apart from whole rows, run over their ids."""
 
   def run(threshold, ids, document, entropy, surprisal):
     policy = Policy(threshold, name, min_length, max_length)
@@ -72,7 +72,7 @@ def id_by_id(name, min_length, max_length):
         last_surprisal_bits_B=last_surprisal_B,
       )
 
-    # What a document's first id finds behind it may be anything.
+    # The id before the first one of a document is arbitrary.
     def behind(x):
       return jnp.roll(x, 1, axis=1)
 
@@ -87,7 +87,7 @@ def id_by_id(name, min_length, max_length):
 
 
 def make_rows(seed, rows, size):
-  """Text-like ids with bits to match; documents from single ids to the row."""
+  """Returns text-like ids and bits; documents from single ids to the row."""
   rng = np.random.default_rng(seed)
   pool = np.frombuffer((TEXT * 3).encode(), np.uint8)
   begin = rng.integers(0, len(pool), (rows, 1))
@@ -109,7 +109,7 @@ def make_rows(seed, rows, size):
 
 
 def is_space_like(byte):
-  """By hand: ASCII letters, digits and bytes that go on a character are not."""
+  """Excludes ASCII letters, digits and continuation bytes, by hand."""
   return not (chr(byte).isascii() and chr(byte).isalnum()) and not (
     0x80 <= byte < 0xC0
   )
@@ -120,7 +120,7 @@ def rounded(x):
 
 
 def in_words(name, threshold, min_length, max_length, row):
-  """The docstrings of the rules, id by id, in exact arithmetic.
+  """Follows the docstrings of the rules id by id, in exact arithmetic.
 
   Sums are of numbers rounded to multiples of 2^-12.
   """
@@ -163,7 +163,7 @@ def in_words(name, threshold, min_length, max_length, row):
 
 @pytest.fixture(scope='module', params=POLICIES, ids=str)
 def setting(request):
-  """Of the whole module, so that what is compiled of one is at hand."""
+  """Runs all tests on a setting before the next, which compiles anew."""
   return request.param
 
 
@@ -201,13 +201,13 @@ def test_ids_one_at_a_time_are_divided_as_whole_rows(setting):
   for field, want in vars(state).items():
     got = getattr(after, field)
     if field == 'second_last_id_B':
-      # Behind a document's first id may be anything.
+      # The id before the first one of a document is arbitrary.
       got, want = (jnp.where(state.position_B > 1, x, 0) for x in (got, want))
     np.testing.assert_array_equal(got, want, field)
 
 
 def test_later_ids_and_their_bits_change_no_earlier_boundary(setting):
-  """Rows have ever more ids of one of them, which ends up there as a whole."""
+  """Row n has the first n ids of the last row, and then other ids."""
   name, threshold, min_length, max_length = setting
   row, other = make_rows(4, 1, SIZE), make_rows(5, ROWS, SIZE)
   document = jnp.zeros((ROWS, SIZE), jnp.int32)

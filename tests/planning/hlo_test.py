@@ -1,6 +1,8 @@
+"""Compiled programs, parsed from their text."""
+
 import pytest
 
-from abstractinator.planning.hlo import Buffer, Program
+from abstractinator.planning.hlo import Buffer, HloProgram
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true, num_partitions=8
@@ -48,7 +50,7 @@ ENTRY %main (x: f32[10,4], y: bf16[3]) -> f32[10,4] {
 
 
 def test_instructions():
-  program = Program(TEXT)
+  program = HloProgram(TEXT)
   assert (program.entry, program.num_chips) == ('main', 8)
   near = program.computations['body'].instructions['near']
   assert near.opcode == 'fusion'
@@ -61,20 +63,39 @@ def test_instructions():
   assert program.computations['test'].root.name == 'lt'
 
 
+@pytest.mark.parametrize(
+  ('array', 'num_bytes'),
+  [
+    ('pred[10]{0}', 10),
+    ('s4[3]{0}', 2),
+    ('bf16[3]{0}', 6),
+    ('f8e4m3fn[5]{0}', 5),
+    ('c64[2,3]{1,0}', 48),
+    ('f32[]', 4),
+    ('token[]', 0),
+  ],
+)
+def test_bytes_of_each_type(array, num_bytes):
+  program = HloProgram(
+    f'ENTRY %main (x: t) -> t {{\n  ROOT %x = {array} parameter(0)\n}}\n'
+  )
+  assert program.computations['main'].root.results == (Buffer(num_bytes, 0),)
+
+
 def test_a_loop_counts_as_often_as_it_runs():
-  program = Program(TEXT)
-  times = {x.name: n for _, x, n in program.executed()}
+  program = HloProgram(TEXT)
+  times = {x.name: n for _, x, n in program.executed}
   assert (times['near'], times['lt'], times['all']) == (7, 7, 1)
-  # Neither the inside of a fusion nor the sum of an all-reduce.
+  # The inside of a fusion and the sum of an all-reduce do not count.
   assert 'slice' not in times
   assert 'add' not in times
-  assert program.unbounded() == 0
+  assert program.unbounded_loops == 0
 
 
 def test_the_length_that_xla_writes_wins():
   known = '"known_trip_count":{"n":"3"}'
   text = TEXT.replace('body=%body', f'body=%body, backend_config={{{known}}}')
-  times = {x.name: n for _, x, n in Program(text).executed()}
+  times = {x.name: n for _, x, n in HloProgram(text).executed}
   assert times['near'] == 3
 
 
@@ -82,11 +103,11 @@ def test_the_length_that_xla_writes_wins():
   'edit', [('direction=LT', 'direction=NE'), ('constant(7)', 'parameter(1)')]
 )
 def test_a_loop_of_unknown_length_is_reported(edit):
-  program = Program(TEXT.replace(*edit))
-  assert program.unbounded() == 1
-  assert {x.name: n for _, x, n in program.executed()}['near'] == 1
+  program = HloProgram(TEXT.replace(*edit))
+  assert program.unbounded_loops == 1
+  assert {x.name: n for _, x, n in program.executed}['near'] == 1
 
 
-def test_a_text_that_is_no_program():
+def test_a_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match='ENTRY'):
-    Program('HloModule x')
+    HloProgram('HloModule x')

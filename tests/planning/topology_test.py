@@ -1,7 +1,9 @@
+"""Names of topologies, and devices to compile for."""
+
 import pytest
 
-from abstractinator.planning import gpu_target, topology
-from abstractinator.training.chips import CHIPS
+from abstractinator.planning import topology
+from abstractinator.runs.chips import CHIPS
 
 
 @pytest.mark.parametrize(
@@ -9,7 +11,7 @@ from abstractinator.training.chips import CHIPS
   [
     ('v5e-256', 'v5e', (16, 16)),
     ('v5e-8', 'v5e', (2, 4)),
-    # Its number is that of cores, two of a chip.
+    # The number counts cores, of which a chip has two.
     ('v5p-128', 'v5p', (4, 4, 4)),
     ('v5p-8', 'v5p', (2, 2, 1)),
     ('v6e-1', 'v6e', (1, 1)),
@@ -27,7 +29,7 @@ def test_names(name, chip, shape):
   ('name', 'allowed'),
   [
     ('v5e-12', 'v5e-1, v5e-4'),
-    ('v9z-8', 'v5e, v5p, v6e'),
+    ('v9z-8', 'v5e-N, v6e-N, v5p-N'),
     ('v5e:4x4', 'v5e-256'),
     ('h100x0', '1 to 8'),
     ('h100x12', 'a multiple of'),
@@ -46,8 +48,8 @@ def test_a_missing_compiler_names_the_extra(monkeypatch):
     topology.devices(topology.parse('v5e-4'))
 
 
-def test_what_xla_is_told_of_a_gpu():
-  text = gpu_target.text(CHIPS['h100'])
+def test_the_gpu_target_has_the_numbers_of_the_card():
+  text = topology.gpu_target(CHIPS['h100'])
   assert 'name: "NVIDIA H100 80GB HBM3"' in text
   assert 'device_memory_size: 80000000000' in text
-  assert text.count('{') == text.count('}')
+  assert text.count('{') == text.count('}') == 3

@@ -7,13 +7,13 @@ import optax
 import pytest
 
 from abstractinator.config import LossConfig
+from abstractinator.objective.objectives import OBJECTIVES
+from abstractinator.runs.state import initial_state
 from abstractinator.training.curriculum import Curriculum
-from abstractinator.training.objective import OBJECTIVES
-from abstractinator.training.state import initial_state
 from abstractinator.training.step import eval_step, train_step
 from configs import default
-from tests import tiny_pyramid
-from tests.jitted import jit
+from tests.helpers import tiny_pyramid
+from tests.helpers.jitted import jit
 
 INTERVAL = 10
 

@@ -6,15 +6,15 @@ import jax
 import pytest
 
 from abstractinator.config import RunConfig
-from abstractinator.training import device_metrics
-from abstractinator.training.device_metrics import DeviceMetrics
-from abstractinator.training.model_flops import (
+from abstractinator.training import flops
+from abstractinator.training.flops import (
+  DeviceMetrics,
   abstract_batch,
   model_flops,
   xla_program,
 )
 from configs import stage2
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 
 def device(kind, memory=None, process=0):
@@ -24,7 +24,7 @@ def device(kind, memory=None, process=0):
 
 
 def test_utilisation_and_memory(monkeypatch):
-  monkeypatch.setattr(device_metrics, 'model_flops', lambda _: 394 * 10**12)
+  monkeypatch.setattr(flops, 'model_flops', lambda _: 394 * 10**12)
   memory = {'bytes_in_use': 3, 'peak_bytes_in_use': 5, 'num_allocs': 7}
   devices = [device('TPU v5 lite', None, 1), device('TPU v5 lite', memory)]
   metrics = DeviceMetrics(tiny_run.config(), devices)
@@ -48,7 +48,7 @@ def test_nothing_is_counted_or_told_of_a_device_without_a_known_peak(
   def count(config):
     raise AssertionError
 
-  monkeypatch.setattr(device_metrics, 'model_flops', count)
+  monkeypatch.setattr(flops, 'model_flops', count)
   found = DeviceMetrics(tiny_run.config(), jax.devices())
   assert found.tags(1.0) == {}
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from abstractinator.config import RunConfig
-from abstractinator.training import checkpoint
+from abstractinator.runs import checkpoint
+from abstractinator.runs.load import read_trained
+from abstractinator.runs.state import averaged_variables_of
 from abstractinator.training.loop import Run
 from abstractinator.training.program import make_program
-from abstractinator.training.state import averaged_variables_of
-from abstractinator.training.trained import read_trained
 from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
-from tests import many_processes
+from tests.helpers import many_processes
 
 
 def make_config(**data) -> RunConfig:

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from abstractinator.config import RunConfig
-from abstractinator.training import health, sharding
+from abstractinator.runs import sharding
+from abstractinator.training import health
 from abstractinator.training.loop import Run
 from configs import tiny, tiny_2level
 
@@ -95,7 +96,7 @@ def test_of_several_levels_each_has_its_own():
   assert raised(health.train_alarms(config, 5000, bad)) == tags
   # It joins 700 steps after the first one.
   assert not health.train_alarms(config, 799, bad)
-  assert set(tags) < set(health.tags(config, health.TRAIN_ALARMS))
+  assert set(tags) < set(health.alarm_tags(config, health.TRAIN_ALARMS))
 
 
 def test_stages_are_judged_one_by_one():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from abstractinator.config import RunConfig
+from abstractinator.runs.load import read_trained
+from abstractinator.runs.state import variables_of
 from abstractinator.training.program import make_program
-from abstractinator.training.state import variables_of
 from abstractinator.training.step import eval_step
-from abstractinator.training.trained import read_trained
 from abstractinator.types import Batch, Special
-from tests import tiny_run
+from tests.helpers import tiny_run
 
 VOCAB_SIZE = 600
 

@@ -11,7 +11,7 @@ from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
-from tests.jitted import jit
+from tests.helpers.jitted import jit
 
 STEPS = 20
 

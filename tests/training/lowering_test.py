@@ -9,7 +9,7 @@ import pytest
 from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
-from tests.lowering import lowered
+from tests.helpers.lowering import lowered
 
 KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
 

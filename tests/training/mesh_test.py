@@ -9,19 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator import metrics
-from abstractinator.benchmarks import named_configs
+from abstractinator.cli import config_file
 from abstractinator.config import ImplementationConfig, MeshConfig
 from abstractinator.config.top_lm import TopLMConfig
-from abstractinator.modules.code_sequence_transformer import (
-  CodeSequence,
-  CodeSequenceTransformer,
-)
-from abstractinator.training import sharding
+from abstractinator.model.top_lm import CodeSequence, CodeSequenceTransformer
+from abstractinator.objective import metrics
+from abstractinator.runs import sharding
 from abstractinator.training.program import make_program
 from configs import tiny_2level
-from tests import tiny_mesh, tiny_top_lm
-from tests.implementations import XLA
+from tests.helpers import tiny_mesh, tiny_top_lm
+from tests.helpers.implementations import XLA
 
 LARGE = 4096
 QUICK = ('base', 'pyramid_2level')
@@ -159,7 +156,7 @@ def test_states_of_single_rows_are_added_up_right():
 @functools.cache
 def abstract(name):
   """Shapes of the state of a config, which depend on no kernel."""
-  config = named_configs.load(name)
+  config = config_file.load(name)
   xla = ImplementationConfig.everywhere('xla')
   config = dataclasses.replace(
     config,
@@ -183,7 +180,7 @@ def bytes_per_device(state, shardings):
   'name',
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.nightly)
-    for name in named_configs.names()
+    for name in config_file.names()
   ],
 )
 def test_every_large_parameter_of_a_config_is_split(name):

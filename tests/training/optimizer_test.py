@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from abstractinator.config import LearningRatesConfig, OptimizerConfig
-from abstractinator.training import muon, optimizer
-from tests import tiny_pyramid
+from abstractinator.training import optimizer
+from tests.helpers import tiny_pyramid
 
 
 def make_config(**changes):
@@ -207,7 +207,7 @@ def test_every_matrix_of_blocks_is_one_of_muon():
   batch = tiny_pyramid.make_batch([[(16, 0)]], 16)
   params = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
   for path, label in jax.tree_util.tree_leaves_with_path(
-    muon.muon_labels(params)
+    optimizer.muon_labels(params)
   ):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     is_matrix = 'block_' in name and name.endswith('kernel')

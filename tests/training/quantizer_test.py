@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.byte_vocab import EOS_ID
 from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
-from abstractinator.types import Batch
+from abstractinator.types import EOS_ID, Batch
 from configs import tiny
 
 STEPS, ROWS, SIZE = 30, 4, 64

@@ -5,7 +5,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests import tiny_run
+from tests.helpers import tiny_run
 from tests.view import tiny_inspection
 from tests.view.page_test import make_page
 
@@ -271,7 +271,7 @@ def test_a_long_text_is_drawn_where_it_is_seen(open_page):
 
 @pytest.mark.nightly
 def test_the_page_of_a_run(open_page, tmp_path):
-  from abstractinator.cli import main
+  from abstractinator.cli.main import main
 
   config = tiny_run.pyramid_config()
   tiny_run.save(tmp_path / 'run', config)

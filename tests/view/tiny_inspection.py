@@ -8,9 +8,9 @@ import json
 
 import numpy as np
 
-from abstractinator import byte_vocab
+from abstractinator import types
 from abstractinator.config import LevelConfig
-from abstractinator.inspection import InspectedLevel, Inspection
+from abstractinator.view.inspection import InspectedLevel, Inspection
 from configs import default
 
 
@@ -48,7 +48,7 @@ def make(
     forced: What is predicted given true ids, by position.
     short: Segments of the first level that were cut for want of slots.
   """
-  ids_N = byte_vocab.encode(text)
+  ids_N = types.bytes_to_ids(text)
   rows = np.split(ids_N, range(row_size, len(ids_N), row_size))
   levels = []
   for number in range(num_levels):

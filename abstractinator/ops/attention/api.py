@@ -1,6 +1,7 @@
-"""The one entry to self-attention, whatever computes it."""
+"""Causal self-attention: one contract for all implementations."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 
@@ -14,9 +15,10 @@ from abstractinator.ops.attention import (
 )
 from abstractinator.ops.attention.support import SUPPORT
 from abstractinator.ops.shards import over_shards
+from abstractinator.ops.support import require_supported
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
   'reference': reference.attention,
   'xla': xla.attention,
   'pallas_tpu': pallas_tpu.attention,
@@ -25,7 +27,8 @@ _IMPLEMENTATIONS = {
   'cudnn': cudnn.attention,
   'splash': splash.attention,
 }
-# What XLA splits over a mesh by itself, better than one device at a time.
+# Implementations that XLA splits over a mesh by itself, better than
+# `over_shards`.
 _PARTITIONED = ('reference', 'xla')
 
 
@@ -39,23 +42,23 @@ def attention(
   scale: float,
   implementation: str,
 ) -> Array:
-  """Causal self-attention inside groups, over a sliding window if any.
+  """Computes causal self-attention inside groups, over a sliding window if any.
 
   Id s sees id t if 0 <= s - t <= window, that is, `window` ids before it and
   itself, and if both belong to the same group. Keys and values have H heads
   each, or one head that all of the queries share: multi-head latent attention
-  has H of keys and one of values. An id of no group sees nothing
-  and is seen by nothing; it gets zeros and zero gradients.
+  has H heads of keys and one of values. An id without a group sees nothing and
+  is seen by nothing; it gets zeros and zero gradients.
 
   Args:
     q_BSHA: [B, S, H, A] queries.
     k_BSGA: [B, S, G, A] keys, G of H or 1.
-    v_BSGE: [B, S, G, E] values, G of H or 1, whatever that of the keys.
+    v_BSGE: [B, S, G, E] values, G of H or 1; may differ from that of the keys.
     group_BS: [B, S] int32, a document or a segment; -1 for none.
-    window: How many ids before itself an id sees, >= 0; None for all.
+    window: Number of ids before itself that an id sees, >= 0; None for all.
     scale: Factor on the scores.
-    implementation: A name in `support.SUPPORT`, which says what each can take.
-      All but 'reference', the oracle of the tests, are linear in S.
+    implementation: A key of `support.SUPPORT`, which says what each can take.
+      All but 'reference', the oracle of the tests, need memory linear in S.
 
   Returns:
     [B, S, H, E] of the type of `v_BSGE`. Softmax is in float32.
@@ -73,32 +76,29 @@ def attention(
   require_shared_heads(q_BSHA.shape[2], k_BSGA, v_BSGE)
   if window is not None and window < 0:
     raise ValueError(f'window: got {window}, allowed: >= 0, or None')
-  if implementation not in _IMPLEMENTATIONS:
-    raise ValueError(
-      f'implementation: got {implementation!r}, allowed:'
-      f' {", ".join(_IMPLEMENTATIONS)}'
-    )
-  allowed = SUPPORT[implementation].dtypes
-  for x in (q_BSHA, k_BSGA, v_BSGE):
-    if x.dtype not in allowed:
-      raise NotImplementedError(
-        f'attention by {implementation!r}: got {x.dtype}, allowed:'
-        f' {", ".join(allowed)}'
-      )
+  args = q_BSHA, k_BSGA, v_BSGE, group_BS
+  require_supported('attention', SUPPORT, implementation, *args[:3])
 
   def function(q, k, v, group):
     return _IMPLEMENTATIONS[implementation](
       q, k, v, group_BS=group, window=window, scale=scale
     )
 
-  args = q_BSHA, k_BSGA, v_BSGE, group_BS
   if implementation in _PARTITIONED:
     return function(*args)
   return over_shards(function, args, ('B.H.', 'B.H.', 'B.H.', 'B.'), 'B.H.')
 
 
 def require_shared_heads(heads: int, *keys_and_values: Array) -> None:
-  """Raises ValueError unless all [B, S, G, ...] have G of `heads` or 1."""
+  """Checks that [B, S, G, ...] keys and values have as many heads, or one.
+
+  Args:
+    heads: Number of heads of the queries.
+    *keys_and_values: Arrays to check.
+
+  Raises:
+    ValueError: If an array has another number of heads.
+  """
   for x in keys_and_values:
     if x.shape[2] not in (1, heads):
       raise ValueError(

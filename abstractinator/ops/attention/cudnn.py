@@ -1,18 +1,21 @@
 """Attention by cuDNN, through `jax.nn`, for GPU.
 
-cuDNN knows windows and lengths of rows, but no documents. So that scores of
-ids of two groups are far below those of one, queries and keys are widened by
-a code of their group: 16 signs, whose product is 16 for equal groups and 14 or
-less for others, times what makes a difference of two worth `_GAP` nats.
+cuDNN knows windows and lengths of rows, but no groups. Queries and keys are
+therefore widened by a code of their group, 16 signs: the product of two codes
+is 16 for equal groups and at most 14 for different ones. The signs of queries
+are multiplied such that a difference of two lowers a score by `_GAP` nats.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from abstractinator.ops.attention.shapes import pad_ids, repeat_heads
 from abstractinator.types import Array
 
 _BITS, _MULTIPLE, _MAX_WIDTH = 16, 8, 256
-# Between groups; e^-64 is less than any rounding.
+# Nats between scores of different groups; e^-64 is less than any rounding.
 _GAP = 64.0
 
 
@@ -24,25 +27,24 @@ def attention(
   group_BS: Array,
   window: int | None,
   scale: float,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> Array:
-  """See `api.attention`. Groups are told apart up to 65,535; scores by `_GAP`.
+  """Implements `api.attention` by cuDNN, for up to 65,535 groups.
 
-  Scores of other groups that are more than `_GAP` nats above those of the own
-  would be seen. What heads share is copied to each, and the narrower of keys
-  and values is padded to the wider, rows to an even number of ids.
+  An id of another group would be seen if its score were more than `_GAP` nats
+  above those of the own group. Keys and values that heads share are copied to
+  each head, the narrower of keys and values is padded to the wider, and rows
+  are padded to an even number of ids. `implementation` is that of
+  `jax.nn.dot_product_attention`: 'xla' runs on any platform.
 
   Raises:
-    NotImplementedError: If heads and the code are wider than 256.
+    NotImplementedError: If a head with the code of its group is wider than 256.
   """
-  length, heads = q_BSHA.shape[1:3]
-  # jax refuses a backward pass over rows of odd length. What is last is seen by
-  # nothing before it.
-  q_BSHA, k_BSGA, v_BSGE = (
-    jnp.pad(x, ((0, 0), (0, length % 2), (0, 0), (0, 0)))
-    for x in (q_BSHA, k_BSGA, v_BSGE)
-  )
-  group_BS = jnp.pad(group_BS, ((0, 0), (0, length % 2)), constant_values=-1)
+  size, heads = q_BSHA.shape[1:3]
+  # jax refuses a backward pass over rows of odd length. No earlier id sees the
+  # padding.
+  q_BSHA, k_BSGA, v_BSGE = (pad_ids(x, 2) for x in (q_BSHA, k_BSGA, v_BSGE))
+  group_BS = pad_ids(group_BS, 2, -1)
   width = max(q_BSHA.shape[3] + _BITS, v_BSGE.shape[3])
   width = -(-width // _MULTIPLE) * _MULTIPLE
   if width > _MAX_WIDTH:
@@ -54,9 +56,8 @@ def attention(
   code = (2 * bits - 1)[:, :, None].astype(q_BSHA.dtype)
 
   def widened(x, *codes):
-    x = jnp.broadcast_to(x, (*x.shape[:2], heads, x.shape[3]))
-    codes = [jnp.broadcast_to(c, (*x.shape[:3], _BITS)) for c in codes]
-    x = jnp.concatenate([x, *codes], axis=-1)
+    parts = [repeat_heads(part, heads) for part in (x, *codes)]
+    x = jnp.concatenate(parts, axis=-1)
     return jnp.pad(x, ((0, 0),) * 3 + ((0, width - x.shape[3]),))
 
   amplitude = jnp.asarray(_GAP / (2 * scale), q_BSHA.dtype)
@@ -69,4 +70,4 @@ def attention(
     local_window_size=None if window is None else (window, 0),
     implementation=implementation,
   )[..., : v_BSGE.shape[3]]
-  return jnp.where((group_BS >= 0)[:, :, None, None], out, 0)[:, :length]
+  return jnp.where((group_BS >= 0)[:, :, None, None], out, 0)[:, :size]

@@ -1,221 +1,185 @@
-"""Bodies of the attention kernels for GPU: what one program of a grid does.
+"""Bodies of the attention kernels for GPU: the work of one program of a grid.
 
-A program has one head of one block of ids, and loops over the blocks that it
-sees, or that see it. References to those reach over a whole row; nothing is
-read before it is asked for. Tiles are as wide as the next power of two, what
-is beyond the width of a head is read as 0. Scores are in bits, not nats, for
-`exp2` is what the hardware has. Where all of two blocks is within the window
-nothing but groups are compared: to mask a score costs as much as its weight.
+A program has one head of one block of ids, and loops over the near blocks:
+those that it sees, or that see it. Its references to those reach over a whole
+row; nothing is read before it is asked for. Tiles are as wide as the next power
+of two, and numbers beyond the width of a head are read as 0. Scores are in
+bits, not nats, as `exp2` is what the hardware has. Positions are compared only
+where a block is partly out of sight, since masking a score costs as much as its
+weight.
+
+References come in the order of `pallas_common.Kernels.call`: limits, inputs of
+the own block, inputs of the row, outputs.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-# See `pallas_tpu_kernels`.
-MASK = -1e38
-FLOOR = -1e30
-_ROWS, _COLUMNS = ((1,), (1,)), ((1,), (0,))
-_BITS = 1 / math.log(2)
+from abstractinator.ops.attention.pallas_common import (
+  COLUMNS,
+  FLOOR,
+  MASK,
+  ROWS,
+  BlockLayout,
+  dot,
+)
+
+_BITS_PER_NAT = 1 / math.log(2)
 
 
-def forward(
-  first_ref,
-  group_ref,
-  q_ref,
-  k_ref,
-  v_ref,
-  out_ref,
-  log_total_ref,
-  *,
-  plan,
-):
-  """A block of queries: result, and log2 of the total weight of each."""
-  q = _tile(q_ref, plan.key_width)
+def forward(first_ref: jax.Ref, *refs: jax.Ref, layout: BlockLayout) -> None:
+  """Computes the result of a block of queries, and log2 of total weights."""
+  own_ref, q_ref, near_ref, k_ref, v_ref, out_ref, log_total_ref = refs
+  q = _tile(q_ref, layout.key_width)
 
   def meet(at, sees, state):
     largest, total, out = state
-    k = _tile(k_ref.at[at], plan.key_width)
-    v = _tile(v_ref.at[at], plan.value_width)
-    score = jnp.where(sees, _dot(q, k, _ROWS) * (plan.scale * _BITS), MASK)
+    k = _tile(k_ref.at[at], layout.key_width)
+    v = _tile(v_ref.at[at], layout.value_width)
+    score = _scores(q, k, sees, layout)
     new = jnp.maximum(largest, jnp.max(score, axis=1))
     weight = jnp.exp2(score - new[:, None])
     decay = jnp.exp2(largest - new)
     total = total * decay + jnp.sum(weight, axis=1)
-    value = _dot(weight.astype(v.dtype), v, _COLUMNS)
+    value = dot(weight.astype(v.dtype), v, COLUMNS)
     return new, total, out * decay[:, None] + value
 
   start = (
-    jnp.full((plan.block,), FLOOR, jnp.float32),
-    jnp.zeros((plan.block,), jnp.float32),
-    jnp.zeros((plan.block, out_ref.shape[1]), jnp.float32),
+    jnp.full((layout.block,), FLOOR, jnp.float32),
+    jnp.zeros((layout.block,), jnp.float32),
+    jnp.zeros((layout.block, out_ref.shape[1]), jnp.float32),
   )
-  largest, total, out = _past(meet, start, first_ref, group_ref, plan)
+  groups = own_ref, near_ref
+  largest, total, out = _meet_all(meet, start, first_ref, groups, layout, -1)
   is_seeing = total > 0
   total = jnp.where(is_seeing, total, 1.0)
-  _put(out_ref, out / total[:, None], plan.value_width)
-  # So that the weights of a query that sees nothing are 0 going backward.
+  _put(out_ref, out / total[:, None], layout.value_width)
+  # The weights of a query that sees no key become 0 in the backward pass.
   log_total_ref[...] = jnp.where(is_seeing, largest + jnp.log2(total), -FLOOR)
 
 
 def backward_queries(
-  first_ref,
-  group_ref,
-  q_ref,
-  k_ref,
-  v_ref,
-  grad_ref,
-  out_ref,
-  log_total_ref,
-  grad_q_ref,
-  mean_ref,
-  *,
-  plan,
-):
-  """A block of queries: gradients, and what softmax takes off each weight's."""
-  q = _tile(q_ref, plan.key_width)
-  grad = _tile(grad_ref, plan.value_width)
-  out = _tile(out_ref, plan.value_width)
+  first_ref: jax.Ref, *refs: jax.Ref, layout: BlockLayout
+) -> None:
+  """Computes gradients of a block of queries, and the mean over their weights.
+
+  The mean is that of the gradients of a query's weights, each times its weight:
+  the pullback of softmax subtracts it from the gradient of each weight.
+  """
+  own_ref, q_ref, grad_ref, out_ref, log_total_ref, *rest = refs
+  near_ref, k_ref, v_ref, grad_q_ref, mean_ref = rest
+  q = _tile(q_ref, layout.key_width)
+  grad = _tile(grad_ref, layout.value_width)
+  out = _tile(out_ref, layout.value_width)
   mean = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=1)
   mean_ref[...] = mean
   log_total = log_total_ref[...]
 
   def meet(at, sees, grad_q):
-    k = _tile(k_ref.at[at], plan.key_width)
-    v = _tile(v_ref.at[at], plan.value_width)
-    score = jnp.where(sees, _dot(q, k, _ROWS) * (plan.scale * _BITS), MASK)
-    weight = jnp.exp2(score - log_total[:, None])
-    grad_score = weight * (_dot(grad, v, _ROWS) - mean[:, None])
-    return grad_q + _dot(grad_score.astype(k.dtype), k, _COLUMNS)
+    k = _tile(k_ref.at[at], layout.key_width)
+    v = _tile(v_ref.at[at], layout.value_width)
+    weight = jnp.exp2(_scores(q, k, sees, layout) - log_total[:, None])
+    grad_score = weight * (dot(grad, v, ROWS) - mean[:, None])
+    return grad_q + dot(grad_score.astype(k.dtype), k, COLUMNS)
 
   start = jnp.zeros(q.shape, jnp.float32)
-  grad_q = _past(meet, start, first_ref, group_ref, plan)
-  _put(grad_q_ref, grad_q * plan.scale, plan.key_width)
+  groups = own_ref, near_ref
+  grad_q = _meet_all(meet, start, first_ref, groups, layout, -1)
+  _put(grad_q_ref, grad_q * layout.scale, layout.key_width)
 
 
 def backward_keys(
-  last_ref,
-  group_ref,
-  q_ref,
-  k_ref,
-  v_ref,
-  grad_ref,
-  log_total_ref,
-  mean_ref,
-  grad_k_ref,
-  grad_v_ref,
-  *,
-  plan,
-):
-  """A block of keys: gradients of it and of its values, from one head."""
-  k = _tile(k_ref, plan.key_width)
-  v = _tile(v_ref, plan.value_width)
+  last_ref: jax.Ref, *refs: jax.Ref, layout: BlockLayout
+) -> None:
+  """Computes gradients of a block of keys and of its values, from one head."""
+  own_ref, k_ref, v_ref, near_ref, q_ref, grad_ref, *rest = refs
+  log_total_ref, mean_ref, grad_k_ref, grad_v_ref = rest
+  k = _tile(k_ref, layout.key_width)
+  v = _tile(v_ref, layout.value_width)
 
   def meet(at, sees, state):
     grad_k, grad_v = state
-    q = _tile(q_ref.at[at], plan.key_width)
-    grad = _tile(grad_ref.at[at], plan.value_width)
-    score = jnp.where(sees, _dot(k, q, _ROWS) * (plan.scale * _BITS), MASK)
+    q = _tile(q_ref.at[at], layout.key_width)
+    grad = _tile(grad_ref.at[at], layout.value_width)
+    score = _scores(k, q, sees, layout)
     weight = jnp.exp2(score - log_total_ref[at][None, :])
-    grad_v += _dot(weight.astype(grad.dtype), grad, _COLUMNS)
-    grad_score = weight * (_dot(v, grad, _ROWS) - mean_ref[at][None, :])
-    return grad_k + _dot(grad_score.astype(q.dtype), q, _COLUMNS), grad_v
+    grad_v += dot(weight.astype(grad.dtype), grad, COLUMNS)
+    grad_score = weight * (dot(v, grad, ROWS) - mean_ref[at][None, :])
+    return grad_k + dot(grad_score.astype(q.dtype), q, COLUMNS), grad_v
 
   start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))
-  grad_k, grad_v = _future(meet, start, last_ref, group_ref, plan)
-  _put(grad_k_ref, grad_k * plan.scale, plan.key_width)
-  _put(grad_v_ref, grad_v, plan.value_width)
+  groups = own_ref, near_ref
+  grad_k, grad_v = _meet_all(meet, start, last_ref, groups, layout, 1)
+  _put(grad_k_ref, grad_k * layout.scale, layout.key_width)
+  _put(grad_v_ref, grad_v, layout.value_width)
 
 
-def _past(meet, state, first_ref, group_ref, plan):
-  """Meets the blocks that a block of queries sees, its own last.
+def _meet_all(meet, state, limit_ref, group_refs, layout, direction):
+  """Meets the own block and the near ones on one side of it.
 
   Args:
-    meet: From the place of a block, what is seen of it, [own, other] bool, and
-      the state to the next state.
-    state: The first.
-    first_ref: First block that each may see.
-    group_ref: Group of each id.
-    plan: Of the kernel.
+    meet: Function from the slice of a block, which ids see each other, [own,
+      near] bool, and a state to the next state.
+    state: State before the first block.
+    limit_ref: [n] int32, of each block the farthest block it has to meet.
+    group_refs: Groups of the own block, and groups of the row, int32.
+    layout: Layout of the arrays.
+    direction: -1 if the own ids are queries that see keys before them, 1 if
+      they are keys that queries after them see.
 
   Returns:
     The last state.
   """
-  index = pl.program_id(1)
-  own = _own_group(group_ref, index, plan)
-  query = _positions(index, plan)[:, None]
+  index, (own_group_ref, group_ref) = pl.program_id(1), group_refs
+  own_group = own_group_ref[...][:, None]
+  own = _positions(index, layout)[:, None]
 
-  def sees(near, *, is_own=False, is_edge=False):
-    at, key = _place(near, plan), _positions(near, plan)[None, :]
-    seen = own[:, None] == group_ref[at][None, :]
+  def step(near_index, state, *, is_own=False, is_edge=False):
+    at = pl.ds(near_index * layout.block, layout.block)
+    near = _positions(near_index, layout)[None, :]
+    query, key = (own, near) if direction < 0 else (near, own)
+    sees = own_group == group_ref[at][None, :]
     if is_own:
-      seen &= query >= key
+      sees &= query >= key
     if is_edge:
-      seen &= query - plan.window <= key
-    return at, seen
+      sees &= query - layout.window <= key
+    return meet(at, sees, state)
 
-  first, inner = first_ref[index], _inner_blocks(plan)
-  if inner is None:
-    whole = first
-  else:
-    whole = jnp.maximum(first, index - inner)
-    state = lax.fori_loop(
-      first, whole, lambda i, s: meet(*sees(i, is_edge=True), s), state
-    )
-  state = lax.fori_loop(whole, index, lambda i, s: meet(*sees(i), s), state)
-  is_edge = plan.window is not None and plan.window < plan.block - 1
-  return meet(*sees(index, is_own=True, is_edge=is_edge), state)
-
-
-def _future(meet, state, last_ref, group_ref, plan):
-  """Meets the blocks that see a block of keys, its own first; see `_past`."""
-  index = pl.program_id(1)
-  own = _own_group(group_ref, index, plan)
-  key = _positions(index, plan)[:, None]
-
-  def sees(near, *, is_own=False, is_edge=False):
-    at, query = _place(near, plan), _positions(near, plan)[None, :]
-    seen = own[:, None] == group_ref[at][None, :]
-    if is_own:
-      seen &= query >= key
-    if is_edge:
-      seen &= query <= key + plan.window
-    return at, seen
-
-  is_edge = plan.window is not None and plan.window < plan.block - 1
-  state = meet(*sees(index, is_own=True, is_edge=is_edge), state)
-  end, inner = last_ref[index] + 1, _inner_blocks(plan)
+  limit, window = limit_ref[index], layout.window
+  is_edge = window is not None and window < layout.block - 1
+  meet_own = functools.partial(step, index, is_own=True, is_edge=is_edge)
+  at_edge = functools.partial(step, is_edge=True)
+  # Near blocks of which all pairs of ids are within the window.
+  inner = None
+  if window is not None:
+    inner = max((window - layout.block + 1) // layout.block, 0)
+  if direction < 0:
+    whole = limit if inner is None else jnp.maximum(limit, index - inner)
+    if inner is not None:
+      state = lax.fori_loop(limit, whole, at_edge, state)
+    return meet_own(lax.fori_loop(whole, index, step, state))
+  end = limit + 1
   whole = end if inner is None else jnp.minimum(end, index + inner + 1)
-  state = lax.fori_loop(index + 1, whole, lambda i, s: meet(*sees(i), s), state)
-  if inner is None:
-    return state
-  return lax.fori_loop(
-    whole, end, lambda i, s: meet(*sees(i, is_edge=True), s), state
-  )
+  state = lax.fori_loop(index + 1, whole, step, meet_own(state))
+  if inner is not None:
+    state = lax.fori_loop(whole, end, at_edge, state)
+  return state
 
 
-def _inner_blocks(plan):
-  """Blocks beside the own one that are within the window for all of it."""
-  if plan.window is None:
-    return None
-  return max((plan.window - plan.block + 1) // plan.block, 0)
+def _positions(index, layout):
+  return index * layout.block + jnp.arange(layout.block, dtype=jnp.int32)
 
 
-def _place(index, plan):
-  return pl.ds(index * plan.block, plan.block)
-
-
-def _positions(index, plan):
-  return index * plan.block + jnp.arange(plan.block, dtype=jnp.int32)
-
-
-def _own_group(group_ref, index, plan):
-  """Groups of a block; none is that of no other id either."""
-  group = group_ref[_place(index, plan)]
-  return jnp.where(group >= 0, group, -2)
+def _scores(own, near, sees, layout):
+  """Returns [own, near] scores in bits; MASK if one does not see the other."""
+  score = dot(own, near, ROWS) * (layout.scale * _BITS_PER_NAT)
+  return jnp.where(sees, score, MASK)
 
 
 def _is_inside(shape, width):
@@ -223,21 +187,11 @@ def _is_inside(shape, width):
 
 
 def _tile(ref, width):
-  """Reads a tile, with zeros beyond the width of a head."""
+  """Returns a tile, with zeros beyond the width of a head."""
   mask = _is_inside(ref.shape, width)
   return plt.load(ref, mask=mask, other=None if mask is None else 0)
 
 
 def _put(ref, value, width):
+  """Writes a tile, up to the width of a head."""
   plt.store(ref, value.astype(ref.dtype), mask=_is_inside(ref.shape, width))
-
-
-def _dot(x, y, contracting):
-  """Sums in float32; by default float32 would be rounded to tf32 first."""
-  return lax.dot_general(
-    x,
-    y,
-    (contracting, ((), ())),
-    precision='highest' if x.dtype == jnp.float32 else None,
-    preferred_element_type=jnp.float32,
-  )

@@ -1,12 +1,14 @@
 """Attention by the splash kernels that come with JAX, for TPU.
 
-A peer of our own: heads are transposed to the front, and a window is a mask.
+These stand beside `pallas_tpu` for comparison: heads are transposed to the
+front of the ids, and a window is one more mask.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from abstractinator.ops.attention.shapes import pad_ids, repeat_heads
 from abstractinator.types import Array
 
 _LANES, _BLOCK = 128, 512
@@ -22,23 +24,23 @@ def attention(
   scale: float,
   interpret: bool = False,
 ) -> Array:
-  """See `api.attention`. What heads share is copied to each.
+  """Implements `api.attention` by the splash kernels of JAX.
 
-  `interpret` is that of the kernels.
+  Keys and values that heads share are copied to each head. `interpret` runs the
+  kernels as plain operations of JAX, on any platform.
   """
   size, heads = q_BSHA.shape[1:3]
   block = min(_BLOCK, -(-size // _LANES) * _LANES)
-  whole = -(-size // block) * block
+  padded = -(-size // block) * block
 
   def heads_first(x):
-    x = jnp.broadcast_to(x, (*x.shape[:2], heads, x.shape[3]))
-    x = jnp.pad(x, ((0, 0), (0, whole - size), (0, 0), (0, 0)))
-    return x.swapaxes(1, 2)
+    return pad_ids(repeat_heads(x, heads), block).swapaxes(1, 2)
 
-  if window is None:
-    mask = splash_attention.CausalMask((whole, whole))
-  else:
-    mask = splash_attention.LocalMask((whole, whole), (window, 0), 0)
+  mask = (
+    splash_attention.CausalMask((padded, padded))
+    if window is None
+    else splash_attention.LocalMask((padded, padded), (window, 0), 0)
+  )
   kernel = splash_attention.make_splash_mha(
     splash_attention.MultiHeadMask([mask] * heads),
     block_sizes=splash_attention.BlockSizes(
@@ -53,8 +55,8 @@ def attention(
     q_seq_shards=1,
     interpret=interpret,
   )
-  group = jnp.pad(group_BS, ((0, 0), (0, whole - size)), constant_values=-1)
-  # It scales nothing itself.
+  group = pad_ids(group_BS, block, -1)
+  # The kernel multiplies scores by no factor of its own.
   q = (q_BSHA.astype(jnp.float32) * scale).astype(q_BSHA.dtype)
   out = jax.vmap(kernel)(
     heads_first(q),

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.ops.attention import xla_full
+from abstractinator.ops.attention.shapes import in_blocks
 from abstractinator.types import Array
 
 
@@ -16,20 +17,22 @@ def attention(
   window: int | None,
   scale: float,
 ) -> Array:
-  """See `api.attention`. Cost and memory grow as S * (window + block)."""
+  """Implements `api.attention` by dense attention of blocks of ids.
+
+  Time and memory grow as S x (window + block). Without a window, `xla_full` is
+  called. The softmax is written out, as `jax.nn.softmax` divides each weight by
+  the sum of weights: dividing after the sum over keys touches E numbers per
+  query in place of one per key.
+  """
   if window is None:
     return xla_full.attention(
       q_BSHA, k_BSGA, v_BSGE, group_BS=group_BS, scale=scale
     )
   batch, size, heads, _ = q_BSHA.shape
   block = min(_block_size(window), size)
-  num_blocks = -(-size // block)
+  q = in_blocks(q_BSHA, block)
+  num_blocks = q.shape[1]
   reach = min(-(-window // block), num_blocks - 1)
-
-  def blocked(x, fill=0):
-    pad = ((0, 0), (0, num_blocks * block - size)) + ((0, 0),) * (x.ndim - 2)
-    x = jnp.pad(x, pad, constant_values=fill)
-    return x.reshape(batch, num_blocks, block, *x.shape[2:])
 
   def with_previous(x, fill=0):
     """[B, n, block, ...] -> [B, n, (reach + 1) * block, ...]."""
@@ -38,11 +41,10 @@ def attention(
     shifted = [x[:, i : i + num_blocks] for i in range(reach + 1)]
     return jnp.concatenate(shifted, axis=2)
 
-  q = blocked(q_BSHA)
   k, key_head = _per_head(k_BSGA)
   v, value_head = _per_head(v_BSGE)
-  k, v = with_previous(blocked(k)), with_previous(blocked(v))
-  query_group = blocked(group_BS, -1)
+  k, v = (with_previous(in_blocks(x, block)) for x in (k, v))
+  query_group = in_blocks(group_BS, block, -1)
   key_group = with_previous(query_group, -1)
   distance = (
     jnp.arange(block)[:, None]
@@ -69,17 +71,19 @@ def attention(
     v,
     preferred_element_type=jnp.float32,
   )
-  # Dividing after the sum over keys touches E numbers a query, not its keys.
   total = jnp.moveaxis(jnp.where(total > 0, total, 1.0), 2, 3)[..., None]
   out = (out / total).reshape(batch, num_blocks * block, heads, -1)
   return out[:, :size].astype(v_BSGE.dtype)
 
 
 def _per_head(x_BSGX: Array) -> tuple[Array, str]:
-  """Drops an axis of one shared head, and says how products call the axis."""
+  """Returns [B, S, X] and '' for one shared head, else the array and 'h'.
+
+  The second is the einsum letter of the head axis.
+  """
   return (x_BSGX[:, :, 0], '') if x_BSGX.shape[2] == 1 else (x_BSGX, 'h')
 
 
 def _block_size(window: int) -> int:
-  """A power of two near the window: two blocks of keys cover it."""
+  """Returns a power of two near the window: two blocks of keys cover it."""
   return min(max(32, 1 << (window - 1).bit_length()), 128)

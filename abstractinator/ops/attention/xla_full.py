@@ -1,8 +1,8 @@
-"""Causal attention over all earlier ids, without their square in memory.
+"""Causal attention without a window, in memory linear in the number of ids.
 
-A loop over pairs of a block of queries and a block of keys no later keeps a
-running softmax; the backward pass goes over the same pairs again. Only the
-result and one number a query are kept between the two.
+A loop over pairs of a block of queries and a block of keys that is no later
+keeps a running softmax; the backward pass goes over the same pairs again. Only
+the result and one number per query are kept between the two passes.
 
 Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from abstractinator.ops.attention.shapes import in_blocks
 from abstractinator.types import Array
 
 _BLOCK = 128
@@ -27,19 +28,21 @@ def attention(
   group_BS: Array,
   scale: float,
 ) -> Array:
-  """See `api.attention`, without window. Memory grows as S * block."""
+  """Implements `api.attention` without a window by a running softmax.
+
+  Time grows as half of S x S, memory as S x block.
+  """
   batch, size, heads, _ = q_BSHA.shape
   block = min(_BLOCK, size)
-  num_blocks = -(-size // block)
 
-  def blocked(x, fill=0):
+  def block_first(x, fill=0):
     """[B, S, ...] -> [n, B, block, ...]."""
-    pad = ((0, 0), (0, num_blocks * block - size)) + ((0, 0),) * (x.ndim - 2)
-    x = jnp.pad(x, pad, constant_values=fill)
-    return jnp.moveaxis(x.reshape(batch, num_blocks, block, *x.shape[2:]), 1, 0)
+    return jnp.moveaxis(in_blocks(x, block, fill), 1, 0)
 
-  q, k, v = (jnp.moveaxis(blocked(x), 3, 2) for x in (q_BSHA, k_BSGA, v_BSGE))
-  out = _attention(q, k, v, blocked(group_BS, -1), scale)
+  q, k, v = (
+    jnp.moveaxis(block_first(x), 3, 2) for x in (q_BSHA, k_BSGA, v_BSGE)
+  )
+  out = _attention(q, k, v, block_first(group_BS, -1), scale)
   # [n, B, H, block, E] -> [B, S, H, E].
   out = out.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, v.shape[-1])
   return out[:, :size]
@@ -47,12 +50,17 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attention(q, k, v, group, scale):
-  """[n, B, H, block, A], [n, B, G, block, A and E] to [n, B, H, block, E]."""
-  out, _ = _forward(q, k, v, group, scale)
-  return out
+  """Computes attention of arrays whose axis of blocks comes first.
+
+  Shapes are [n, B, H, block, A] for queries, [n, B, G, block, A] for keys,
+  [n, B, G, block, E] for values and [n, B, block] for groups; the result is
+  [n, B, H, block, E].
+  """
+  return _forward(q, k, v, group, scale)[0]
 
 
 def _forward(q, k, v, group, scale):
+  """Returns the result and, per query, the log of its total weight."""
   shape = q.shape[:-1]
 
   def pair(carry, indices):
@@ -60,7 +68,7 @@ def _forward(q, k, v, group, scale):
     i, j = indices
     score = _scores(q, k, group, i, j, scale)
     new = jnp.maximum(largest[i], jnp.max(score, axis=-1))
-    # A query that has seen nothing yet has no largest score.
+    # A query that has seen no key yet has a largest score of -inf.
     shift = jnp.where(jnp.isfinite(new), new, 0.0)
     weight = jnp.exp(score - shift[..., None])
     decay = jnp.exp(largest[i] - shift)
@@ -90,7 +98,7 @@ def _save(q, k, v, group, scale):
 
 def _backward(scale, saved, grad):
   q, k, v, group, out, log_total = saved
-  # What the softmax takes off every gradient of a query's weights.
+  # Mean gradient of a query's weights, which the softmax's pullback subtracts.
   mean = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
   def pair(carry, indices):
@@ -110,20 +118,23 @@ def _backward(scale, saved, grad):
 
   start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
   grads, _ = lax.scan(pair, start, _pairs(len(q)))
-  grads = (g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
-  return *grads, None
+  return *jax.tree.map(lambda g, x: g.astype(x.dtype), grads, (q, k, v)), None
 
 
 _attention.defvjp(_save, _backward)
 
 
 def _pairs(num_blocks: int) -> tuple[Array, Array]:
-  """Blocks of queries, and of keys none of which is later."""
-  return tuple(jnp.asarray(x, jnp.int32) for x in np.tril_indices(num_blocks))
+  """Returns blocks of queries, and for each a block of keys no later."""
+  i, j = np.tril_indices(num_blocks)
+  return jnp.asarray(i, jnp.int32), jnp.asarray(j, jnp.int32)
 
 
 def _scores(q, k, group, i, j, scale):
-  """Scores of a pair, [B, H, block, block] float32; -inf where unseen."""
+  """Returns scores of blocks i and j, [B, H, block, block] float32.
+
+  The score of a key that a query does not see is -inf.
+  """
   block = q.shape[3]
   position = jnp.arange(block)
   sees = (
@@ -136,7 +147,7 @@ def _scores(q, k, group, i, j, scale):
 
 
 def _product(x_BHQX, y_BGXY):
-  """Matrix products of each head, with that of the heads it shares."""
+  """Returns [B, H, Q, X] times [B, G, X, Y], float32; heads share if G is 1."""
   batch, heads, size, width = x_BHQX.shape
   shared = y_BGXY.shape[1]
   x = x_BHQX.reshape(batch, shared, -1, width)
@@ -145,7 +156,10 @@ def _product(x_BHQX, y_BGXY):
 
 
 def _product_over_queries(x_BHQK, y_BHQY, shared):
-  """[B, G, K, Y] sums over the queries of the heads that share one."""
+  """Returns products summed over queries, [B, G, K, Y] float32.
+
+  Heads that share a key or value head are summed, too.
+  """
   x, y = (
     z.reshape(z.shape[0], shared, -1, z.shape[-1]) for z in (x_BHQK, y_BHQY)
   )

@@ -1,4 +1,4 @@
-"""Nearest codebook entry of each vector."""
+"""Search for the nearest codebook entry of each vector."""
 
 from abstractinator.ops.nearest_code.api import nearest_code
 

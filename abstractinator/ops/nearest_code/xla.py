@@ -1,4 +1,6 @@
-"""Code search by matrix products, a tile of distances at a time."""
+"""Search for the nearest code by products, one tile of distances at a time."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +10,42 @@ from jax.sharding import PartitionSpec as P
 from abstractinator.ops.shards import BATCH_AXES, HEAD_AXIS, dividing_axes
 from abstractinator.types import Array
 
-# Vectors, and entries, of a tile: 16 MiB of distances.
-_VECTORS, _ENTRIES = 1024, 4096
-
 
 def nearest_code(
-  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
+  x_NC: Array,
+  codebook_KC: Array,
+  forbidden: tuple[int, ...],
+  *,
+  tile_vectors: int = 1024,
+  tile_entries: int = 4096,
 ) -> Array:
-  """See `api.nearest_code`. Holds a [1024, 4096] tile of distances at a time.
+  """Finds the nearest entries as `api.nearest_code`, tile by tile.
 
   Under a mesh, vectors are split over the axes of the batch and entries over
-  'tensor', where they divide; the nearest of all is then found among those of
-  the devices. Distances are the same sums wherever they are taken, so that the
-  result is, too.
+  'tensor' if they divide; then the nearest entry is picked among those that the
+  devices found. Every distance is the same sum on any device, and so the result
+  does not depend on the mesh.
+
+  Args:
+    x_NC: Vectors, [N, C] of any float type.
+    codebook_KC: Entries, [K, C] float32.
+    forbidden: Entries that are never found.
+    tile_vectors: Vectors of a tile.
+    tile_entries: Entries of a tile, by default 16 MiB of distances together.
   """
+  search = functools.partial(
+    _search, tile_vectors=tile_vectors, tile_entries=tile_entries
+  )
   # |x|^2 is the same for every entry and left out.
   norm_K = jnp.sum(jnp.square(codebook_KC), axis=-1)
   norm_K = norm_K.at[jnp.asarray(forbidden, jnp.int32)].set(jnp.inf)
   vectors = dividing_axes(BATCH_AXES, [x_NC.shape[0]])
   entries = dividing_axes((HEAD_AXIS,), [codebook_KC.shape[0]])
   if not vectors and not entries:
-    return _search(x_NC, codebook_KC, norm_K)[1]
+    return search(x_NC, codebook_KC, norm_K)[1]
 
-  def search_part(x_NC, codebook_KC, norm_K):
-    distance_N, code_N = _search(x_NC, codebook_KC, norm_K)
+  def search_part(x_NC: Array, codebook_KC: Array, norm_K: Array) -> Array:
+    distance_N, code_N = search(x_NC, codebook_KC, norm_K)
     if not entries:
       return code_N
     code_N += lax.axis_index(HEAD_AXIS) * codebook_KC.shape[0]
@@ -49,39 +63,50 @@ def nearest_code(
   )(x_NC, codebook_KC, norm_K)
 
 
-def _search(x_NC, codebook_KC, norm_K):
-  """Distances [N] but for |x|^2, and codes [N], of the nearest."""
+def _search(
+  x_NC: Array,
+  codebook_KC: Array,
+  norm_K: Array,
+  *,
+  tile_vectors: int,
+  tile_entries: int,
+) -> tuple[Array, Array]:
+  """Returns distances less |x|^2, [N], and codes, [N], of nearest entries."""
   count, width = x_NC.shape
-  if count <= _VECTORS:
-    return _search_tile(x_NC, codebook_KC, norm_K)
-  tiles = -(-count // _VECTORS)
-  x_NC = jnp.pad(x_NC, ((0, tiles * _VECTORS - count), (0, 0)))
-  found = lax.map(
-    lambda x: _search_tile(x, codebook_KC, norm_K),
-    x_NC.reshape(tiles, _VECTORS, width),
+  if count <= tile_vectors:
+    return _search_tile(x_NC, codebook_KC, norm_K, tile_entries)
+  tiles = -(-count // tile_vectors)
+  x_NC = jnp.pad(x_NC, ((0, tiles * tile_vectors - count), (0, 0)))
+  distance, code = lax.map(
+    lambda x: _search_tile(x, codebook_KC, norm_K, tile_entries),
+    x_NC.reshape(tiles, tile_vectors, width),
   )
-  return tuple(x.reshape(-1)[:count] for x in found)
+  return distance.reshape(-1)[:count], code.reshape(-1)[:count]
 
 
-def _search_tile(x_NC, codebook_KC, norm_K):
-  """Likewise of at most 1024 vectors, over tiles of entries."""
+def _search_tile(
+  x_NC: Array, codebook_KC: Array, norm_K: Array, tile_entries: int
+) -> tuple[Array, Array]:
+  """Returns the same as `_search` for one tile of vectors."""
   x_NC = x_NC.astype(jnp.float32)
 
-  def nearest(codebook_KC, norm_K):
+  def nearest(codebook_KC: Array, norm_K: Array) -> tuple[Array, Array]:
     product = jnp.einsum('nc,kc->nk', x_NC, codebook_KC, precision='highest')
     distance_NK = norm_K - 2 * product
     code_N = jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)
     return jnp.min(distance_NK, axis=-1), code_N
 
   size, width = codebook_KC.shape
-  if size <= _ENTRIES:
+  if size <= tile_entries:
     return nearest(codebook_KC, norm_K)
-  tiles = -(-size // _ENTRIES)
-  pad = tiles * _ENTRIES - size
+  tiles = -(-size // tile_entries)
+  pad = tiles * tile_entries - size
   codebook = jnp.pad(codebook_KC, ((0, pad), (0, 0)))
   norm = jnp.pad(norm_K, (0, pad), constant_values=jnp.inf)
 
-  def closer(best, tile):
+  def closer(
+    best: tuple[Array, Array], tile: tuple[Array, Array, Array]
+  ) -> tuple[tuple[Array, Array], None]:
     start, codebook_KC, norm_K = tile
     distance_N, code_N = nearest(codebook_KC, norm_K)
     # Equals lose to what came before.
@@ -91,13 +116,8 @@ def _search_tile(x_NC, codebook_KC, norm_K):
       jnp.where(is_closer_N, start + code_N, best[1]),
     ), None
 
-  start = (
-    jnp.full(len(x_NC), jnp.inf),
-    jnp.zeros(len(x_NC), jnp.int32),
-  )
-  tiles = (
-    jnp.arange(tiles, dtype=jnp.int32) * _ENTRIES,
-    codebook.reshape(tiles, _ENTRIES, width),
-    norm.reshape(tiles, _ENTRIES),
-  )
-  return lax.scan(closer, start, tiles)[0]
+  start = (jnp.full(len(x_NC), jnp.inf), jnp.zeros(len(x_NC), jnp.int32))
+  begin = jnp.arange(tiles, dtype=jnp.int32) * tile_entries
+  codebooks = codebook.reshape(tiles, tile_entries, width)
+  norms = norm.reshape(tiles, tile_entries)
+  return lax.scan(closer, start, (begin, codebooks, norms))[0]

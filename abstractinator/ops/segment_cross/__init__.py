@@ -1,4 +1,4 @@
-"""Attention from ids to the codes of their own and earlier segments."""
+"""Segment cross-attention: ids attend to their own and earlier segments."""
 
 from abstractinator.ops.segment_cross.api import segment_cross_attention
 

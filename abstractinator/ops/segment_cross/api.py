@@ -1,14 +1,19 @@
-"""The one entry to segment cross-attention, whatever computes it."""
+"""Public entry to segment cross-attention."""
+
+import functools
+from collections.abc import Callable
 
 import chex
 
 from abstractinator.ops.attention.api import require_shared_heads
 from abstractinator.ops.segment_cross import gather, halo, reference
-from abstractinator.ops.segment_cross.lookup import lookup
+from abstractinator.ops.segment_cross.fetch import lookup
+from abstractinator.ops.segment_cross.support import SUPPORT
 from abstractinator.ops.shards import over_shards
+from abstractinator.ops.support import require_supported
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
   'reference': reference.segment_cross_attention,
   'gather': gather.segment_cross_attention,
   'halo': halo.segment_cross_attention,
@@ -27,33 +32,36 @@ def segment_cross_attention(
   implementation: str,
   rows_per_slot: int = 1,
 ) -> Array:
-  """Attention over the slots index - lookback .. index of each query.
+  """Attends from each query to the slots index - lookback .. index.
+
+  With a lookback of 0 and one row per slot a query sees one row, whose softmax
+  is 1: queries and keys are not read then, and may be None.
 
   Args:
-    q_BTHA: [B, T, H, A] queries. Not read with a lookback of 0 and one row a
-      slot, where the softmax over the one visible row is 1; may then be None.
-    k_BUGA: [B, U, G, A] keys, U = P x `rows_per_slot`, those of a slot side by
-      side, G of H or 1; likewise.
-    v_BUGE: [B, U, G, E] values, G of H or 1, whatever that of the keys.
-    index_BT: [B, T] int32, the query's own slot; outside 0..P-1 for none.
-    lowest_BT: [B, T] int32, first slot the query may see: that of the first
-      segment of its document.
-    lookback: How many slots before its own a query sees, >= 0.
+    q_BTHA: Queries, [B, T, H, A].
+    k_BUGA: Keys, [B, U, G, A], U = P x `rows_per_slot`, those of a slot side by
+      side, G of H or 1.
+    v_BUGE: Values, [B, U, G, E], G of H or 1, independent of that of the keys.
+    index_BT: Slot of each query, [B, T] int32; outside 0..P-1 for none.
+    lowest_BT: First slot each query may see, that of the first segment of its
+      document, [B, T] int32.
+    lookback: Number of slots before its own that a query sees, >= 0.
     scale: Factor on the scores.
-    implementation: A name in `support.SUPPORT`. 'gather' fetches the few rows
+    implementation: Name in `support.SUPPORT`. 'gather' fetches the few rows
       each query sees; 'halo' multiplies a block of queries with the run of
-      slots that it sees, see there what that asks of the indices; both are
+      slots that it sees, and its docstring says what indices it takes; both are
       linear in T. 'reference' is dense, the oracle of the tests.
-    rows_per_slot: Keys and values of a slot, >= 1; a query sees all or none.
+    rows_per_slot: Number of keys and values of a slot, >= 1; a query sees all
+      of them or none.
 
   Returns:
     [B, T, H, E] of the type of `v_BUGE`, or [B, T, G, E] with a lookback of 0
-    and one row a slot; zeros for a query without slot. Softmax is in float32.
+    and one row per slot; zeros for a query without slot. Softmax is in float32.
 
   Raises:
-    ValueError: If the implementation is unknown, the lookback negative, the
-      rows do not fit into slots, or keys or values have another number of
-      heads.
+    ValueError: If the implementation is unknown, the lookback negative, queries
+      or keys missing, the rows do not fit into slots, or keys or values have
+      another number of heads.
   """
   chex.assert_rank([v_BUGE, index_BT], [4, 2])
   chex.assert_equal_shape([index_BT, lowest_BT])
@@ -64,33 +72,28 @@ def segment_cross_attention(
       f'rows_per_slot: got {rows_per_slot}, allowed: a divisor of the number of'
       f' rows ({v_BUGE.shape[1]})'
     )
-  if lookback or rows_per_slot > 1:
-    chex.assert_rank([q_BTHA, k_BUGA], 4)
-    chex.assert_equal_shape_prefix([q_BTHA, index_BT], 2)
-    chex.assert_equal_shape_prefix([k_BUGA, v_BUGE], 2)
-    require_shared_heads(q_BTHA.shape[2], k_BUGA, v_BUGE)
-  if implementation not in _IMPLEMENTATIONS:
-    raise ValueError(
-      f'implementation: got {implementation!r}, allowed:'
-      f' {", ".join(_IMPLEMENTATIONS)}'
-    )
-  if implementation != 'reference' and not lookback and rows_per_slot == 1:
-    return lookup(v_BUGE, index_BT)
+  require_supported('segment_cross', SUPPORT, implementation)
+  settings = dict(lookback=lookback, scale=scale, rows_per_slot=rows_per_slot)
+  attend = functools.partial(_IMPLEMENTATIONS[implementation], **settings)
+  if not lookback and rows_per_slot == 1:
+    if implementation != 'reference':
+      return lookup(v_BUGE, index_BT)
+    return attend(None, None, v_BUGE, index_BT=index_BT, lowest_BT=lowest_BT)
+  if q_BTHA is None or k_BUGA is None:
+    raise ValueError('queries or keys: got None, allowed: arrays')
+  chex.assert_rank([q_BTHA, k_BUGA], 4)
+  chex.assert_equal_shape_prefix([q_BTHA, index_BT], 2)
+  chex.assert_equal_shape_prefix([k_BUGA, v_BUGE], 2)
+  require_shared_heads(q_BTHA.shape[2], k_BUGA, v_BUGE)
 
-  def function(q, k, v, index, lowest):
-    return _IMPLEMENTATIONS[implementation](
-      q,
-      k,
-      v,
-      index_BT=index,
-      lowest_BT=lowest,
-      lookback=lookback,
-      scale=scale,
-      rows_per_slot=rows_per_slot,
-    )
+  def function(
+    q: Array, k: Array, v: Array, index: Array, lowest: Array
+  ) -> Array:
+    return attend(q, k, v, index_BT=index, lowest_BT=lowest)
 
   args = q_BTHA, k_BUGA, v_BUGE, index_BT, lowest_BT
   if implementation == 'reference':
     return function(*args)
-  dims = ('B.H.', 'B.H.', 'B.H.', 'B.', 'B.')
-  return over_shards(function, args, dims, 'B.H.')
+  return over_shards(
+    function, args, ('B.H.', 'B.H.', 'B.H.', 'B.', 'B.'), 'B.H.'
+  )

@@ -1,7 +1,6 @@
-"""Fetches rows of a memory, and adds up their gradients in float32."""
+"""Fetches rows of keys and values; their gradients are summed in float32."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,48 +9,67 @@ from jax import lax
 from abstractinator.types import Array
 
 
-def _summed_in_float32(
-  fetch: Callable[..., Array],
-) -> Callable[..., Array]:
-  """A row that many fetch gets many gradients: too many for bfloat16."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def fetch_slices(x_BUX: Array, start_BN: Array, size: int) -> Array:
+  """Fetches runs of rows.
 
-  @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-  def fetch_rows(x_BUX, index, size=None):
-    return fetch(x_BUX, index, size)
+  A row that many queries fetch gets many gradients: too many to be added up in
+  bfloat16.
 
-  def forward(x_BUX, index, size):
-    return fetch(x_BUX, index, size), (x_BUX, index)
+  Args:
+    x_BUX: Rows, [B, U, ...]; X is all dimensions of a row.
+    start_BN: First row of each run, [B, N] int32 in 0..U-size; N is the number
+      of runs.
+    size: Number of rows of a run.
 
-  def backward(size, residuals, grad):
-    x_BUX, index = residuals
-    _, pullback = jax.vjp(
-      lambda x: fetch(x, index, size), x_BUX.astype(jnp.float32)
-    )
-    return pullback(grad.astype(jnp.float32))[0].astype(x_BUX.dtype), None
-
-  fetch_rows.defvjp(forward, backward)
-  return fetch_rows
+  Returns:
+    [B, N, size, ...].
+  """
+  return _fetch(x_BUX, start_BN, size)
 
 
-@_summed_in_float32
-def _rows(x_BUX, row_BT, size):
-  del size
-  return jax.vmap(lambda x, i: x[i])(x_BUX, row_BT)
-
-
-@_summed_in_float32
-def _slices(x_BUX, start_BN, size):
-  def of_row(x, starts):
+def _fetch(x_BUX: Array, start_BN: Array, size: int) -> Array:
+  def of_row(x: Array, starts: Array) -> Array:
     return jax.vmap(lambda i: lax.dynamic_slice_in_dim(x, i, size))(starts)
 
   return jax.vmap(of_row)(x_BUX, start_BN)
 
 
+def _forward(
+  x_BUX: Array, start_BN: Array, size: int
+) -> tuple[Array, tuple[Array, Array]]:
+  return _fetch(x_BUX, start_BN, size), (x_BUX, start_BN)
+
+
+def _backward(
+  size: int, saved: tuple[Array, Array], grad: Array
+) -> tuple[Array, None]:
+  x_BUX, start_BN = saved
+  _, pullback = jax.vjp(
+    lambda x: _fetch(x, start_BN, size), x_BUX.astype(jnp.float32)
+  )
+  return pullback(grad.astype(jnp.float32))[0].astype(x_BUX.dtype), None
+
+
+fetch_slices.defvjp(_forward, _backward)
+
+
 def fetch_rows(x_BUX: Array, row_BT: Array) -> Array:
-  """[B, T, ...] rows of [B, U, ...]; `row_BT` is in 0..U-1."""
-  return _rows(x_BUX, row_BT, None)
+  """Fetches the rows `row_BT`, which are in 0..U-1: [B, T, ...]."""
+  return fetch_slices(x_BUX, row_BT, 1)[:, :, 0]
 
 
-def fetch_slices(x_BUX: Array, start_BN: Array, size: int) -> Array:
-  """[B, N, size, ...] runs of rows of [B, U, ...], from 0..U-size on."""
-  return _slices(x_BUX, start_BN, size)
+def lookup(v_BPGE: Array, index_BT: Array) -> Array:
+  """Fetches the value of each query's own slot, whose weight is always 1.
+
+  Args:
+    v_BPGE: Values, one per slot, [B, P, G, E].
+    index_BT: Slot of each query, [B, T] int32; outside 0..P-1 for none.
+
+  Returns:
+    [B, T, G, E]; zeros for a query without slot.
+  """
+  has_slot_BT = (index_BT >= 0) & (index_BT < v_BPGE.shape[1])
+  slot_BT = jnp.clip(index_BT, 0, v_BPGE.shape[1] - 1)
+  out = fetch_rows(v_BPGE, slot_BT)
+  return jnp.where(has_slot_BT[..., None, None], out, 0)

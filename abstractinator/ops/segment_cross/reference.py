@@ -1,7 +1,9 @@
 """Dense segment cross-attention in float32, the oracle of the others."""
 
+import jax
 import jax.numpy as jnp
 
+from abstractinator.ops.attention.shapes import repeat_heads
 from abstractinator.types import Array
 
 
@@ -16,7 +18,10 @@ def segment_cross_attention(
   scale: float,
   rows_per_slot: int,
 ) -> Array:
-  """See `api.segment_cross_attention`. Builds [B, H, T, U]."""
+  """Attends as `api.segment_cross_attention`; builds [B, H, T, U].
+
+  Without queries and keys all scores are 0.
+  """
   v = v_BUGE.astype(jnp.float32)
   rows = v.shape[1]
   slot_U = jnp.arange(rows) // rows_per_slot
@@ -28,18 +33,14 @@ def segment_cross_attention(
     & (index >= 0)
     & (index < rows // rows_per_slot)
   )
-  score = jnp.zeros(())
-  if lookback or rows_per_slot > 1:
-    q, k = q_BTHA.astype(jnp.float32), k_BUGA.astype(jnp.float32)
-    k, v = (
-      jnp.broadcast_to(x, (*x.shape[:2], q.shape[2], x.shape[3]))
-      for x in (k, v)
-    )
+  if q_BTHA is None or k_BUGA is None:
+    score = jnp.zeros((1, 1, 1, 1))
+  else:
+    q, heads = q_BTHA.astype(jnp.float32), q_BTHA.shape[2]
+    k, v = (repeat_heads(x, heads) for x in (k_BUGA.astype(jnp.float32), v))
     score = jnp.einsum('bthd,buhd->bhtu', q, k, precision='highest') * scale
-  score = jnp.where(sees_BTU[:, None], score, -jnp.inf)
-  largest = jnp.max(score, axis=-1, keepdims=True)
-  weight = jnp.exp(score - jnp.where(jnp.isfinite(largest), largest, 0.0))
-  total = jnp.sum(weight, axis=-1, keepdims=True)
-  weight /= jnp.where(total > 0, total, 1.0)
+  sees = sees_BTU[:, None]
+  score = jnp.broadcast_to(score, jnp.broadcast_shapes(score.shape, sees.shape))
+  weight = jax.nn.softmax(score, where=sees)
   out = jnp.einsum('bhtu,buhe->bthe', weight, v, precision='highest')
   return out.astype(v_BUGE.dtype)

@@ -1,4 +1,4 @@
-"""Softmax-weighted means of the values of each segment."""
+"""Segment pooling: means of the values of segments, weighted by softmax."""
 
 from abstractinator.ops.segment_pool.api import segment_pool
 

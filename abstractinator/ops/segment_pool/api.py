@@ -1,6 +1,7 @@
-"""The one entry to segment pooling, whatever computes it."""
+"""Public entry to segment pooling."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 import jax.numpy as jnp
@@ -12,10 +13,12 @@ from abstractinator.ops.segment_pool import (
   reference,
   xla,
 )
+from abstractinator.ops.segment_pool.support import SUPPORT
 from abstractinator.ops.shards import over_shards
+from abstractinator.ops.support import require_supported
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
   'reference': reference.segment_pool,
   'xla': xla.segment_pool,
   'xla_deterministic': functools.partial(
@@ -35,7 +38,7 @@ def segment_pool(
   index_BS: Array,
   *,
   num_slots: int,
-  implementation: str,
+  implementation: str | Callable[..., Array],
 ) -> Array:
   """Averages values over each segment, weighted by a softmax over its ids.
 
@@ -43,12 +46,13 @@ def segment_pool(
   outside 0..num_slots-1, or smaller than one before it.
 
   Args:
-    score_BSQH: [B, S, Q, H] attention scores of the learned queries.
-    value_BSHE: [B, S, H, E] values, which all queries share.
-    index_BS: [B, S] int32, segment of each id, not decreasing where >= 0.
-    num_slots: Segments of the result, P.
-    implementation: A name in `support.SUPPORT`, which says what each can take.
-      All but 'reference', the oracle of the tests, are linear in S.
+    score_BSQH: Attention scores of the learned queries, [B, S, Q, H].
+    value_BSHE: Values that all queries share, [B, S, H, E].
+    index_BS: Segment of each id, [B, S] int32, not decreasing where >= 0.
+    num_slots: Number of segments of the result, P.
+    implementation: Name in `support.SUPPORT`, which has the limits of each, or
+      a function like `reference.segment_pool`. All names but 'reference', the
+      oracle of the tests, are linear in S.
 
   Returns:
     [B, P, Q, H, E] of the type of `value_BSHE`; empty slots are zero. Softmax
@@ -64,17 +68,12 @@ def segment_pool(
   chex.assert_equal(score_BSQH.shape[3], value_BSHE.shape[2])
   if num_slots < 1:
     raise ValueError(f'num_slots: got {num_slots}, allowed: >= 1')
-  if implementation not in _IMPLEMENTATIONS:
-    raise ValueError(
-      f'implementation: got {implementation!r}, allowed:'
-      f' {", ".join(_IMPLEMENTATIONS)}'
-    )
+  if isinstance(implementation, str):
+    require_supported('segment_pool', SUPPORT, implementation, value_BSHE)
+    implementation = _IMPLEMENTATIONS[implementation]
   slot_BS, has_slot_BS = _sorted_slots(index_BS, num_slots)
-  pool = functools.partial(
-    _IMPLEMENTATIONS[implementation], num_slots=num_slots
-  )
   return over_shards(
-    pool,
+    functools.partial(implementation, num_slots=num_slots),
     (score_BSQH, value_BSHE, slot_BS, has_slot_BS),
     ('B..H', 'B.H.', 'B.', 'B.'),
     'B..H.',
@@ -82,9 +81,9 @@ def segment_pool(
 
 
 def _sorted_slots(index_BS: Array, num_slots: int) -> tuple[Array, Array]:
-  """Slots that never decrease, and which ids really have theirs.
+  """Returns slots that never decrease, and which ids really have a slot.
 
-  An id without a slot is counted to the one before it, for the sake of order.
+  An id without a slot is given that of the id before it, to keep the order.
   """
   largest_BS = lax.cummax(index_BS, axis=1)
   has_slot_BS = (index_BS >= 0) & (index_BS < num_slots)

@@ -1,66 +1,73 @@
 """Bodies of the kernels that pool segments on TPU.
 
-A step has a run of ids of one row and one group of heads. Everything an id has
-one number of (scores, weights) lies with ids along lanes, [heads, ids]: a
-segment is then a run of lanes, and its maximum and sum come by rotation.
+A step has a run of ids of one row and one group of heads. Arrays with one
+number per id (scores, weights) have ids along lanes, [heads, ids]: a segment is
+then a run of lanes, and its maximum and sum are found by rotations.
 
 Since slots do not decrease, a segment is complete within a step, except that
-the first may go on from the step before. The weights of a step are normalised
-by what is known up to it; what the open slot holds is scaled down for that.
+the first one may have begun in the step before. The weights of a step are
+divided by the sums known up to this step; the mean of a slot that continues is
+scaled down when its sum grows.
 
-Values go to their slots by a product with a one-hot matrix: a block of ids
-reaches a window of slots, mostly the next few. In bfloat16 all products but the
-scores' gradients have exact factors or ones rounded as values are.
+Values go to their slots by a product with a one-hot matrix. A block of ids
+reaches from the slot of its first id to that of its last: mostly one window of
+slots, sometimes more. In bfloat16 the factors of all products are exact or
+rounded like values, except those of the gradients of the scores.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Ref, lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-from abstractinator.ops.segment_pool import lane_runs, slot_windows
-from abstractinator.ops.segment_pool.slot_windows import BLOCK
+from abstractinator.types import Array
 
 # Score of an id without a slot.
 NOTHING = -1e30
+# Ids of a product: a tile of lanes.
+BLOCK = 128
+# Windows of slots begin at multiples of this: a tile of bfloat16 rows.
+ALIGNMENT = 16
 
 
 def forward(
-  first_ref,
-  last_ref,
-  slot_ref,
-  score_ref,
-  value_ref,
-  expand_ref,
-  out_ref,
-  norm_ref,
-  sum_ref,
-  largest_ref,
-  total_ref,
-):
-  """Writes means, and per id what its segment's weights are divided by so far.
+  first_ref: Ref,
+  last_ref: Ref,
+  slot_ref: Ref,
+  score_ref: Ref,
+  value_ref: Ref,
+  expand_ref: Ref,
+  out_ref: Ref,
+  norm_ref: Ref,
+  sum_ref: Ref,
+  largest_ref: Ref,
+  total_ref: Ref,
+) -> None:
+  """Writes the means, and for each id the divisor of its segment's weights.
 
   Args:
-    first_ref: [B, blocks] int32, slot of the first id of each block.
-    last_ref: Likewise of the last.
-    slot_ref: [1, ids] int32.
-    score_ref: [heads, ids] float32.
-    value_ref: [ids, lanes].
-    expand_ref: [heads, lanes], 1 in the lanes of a head.
-    out_ref: [P, lanes].
-    norm_ref: [2, heads, ids] float32, the largest score of an id's segment, and
-      the sum of the exponentials of scores less that; not two in one number,
-      which could not hold both.
-    sum_ref: [slots, lanes] float32, means so far.
-    largest_ref: [heads, 1] float32, of the open segment.
-    total_ref: Likewise.
+    first_ref: Slot of the first id of each block, [B, blocks] int32.
+    last_ref: Slot of the last id of each block, [B, blocks] int32.
+    slot_ref: Slots of the ids, [1, ids] int32.
+    score_ref: Scores, [heads, ids] float32.
+    value_ref: Values, [ids, lanes].
+    expand_ref: 1 in the lanes of each head, else 0, [heads, lanes].
+    out_ref: Means, [P, lanes].
+    norm_ref: Largest score of an id's segment, and the sum of the exponentials
+      of the scores less the largest, up to this step, [2, heads, ids] float32.
+      One number could not hold both.
+    sum_ref: Means so far, [slots, lanes] float32.
+    largest_ref: Largest score of the open segment, [heads, 1] float32.
+    total_ref: Sum of its exponentials, [heads, 1] float32.
   """
   row, step = pl.program_id(0), pl.program_id(2)
 
   @pl.when(step == 0)
-  def _():
+  def _() -> None:
     sum_ref[...] = jnp.zeros_like(sum_ref)
     largest_ref[...] = jnp.full_like(largest_ref, NOTHING)
     total_ref[...] = jnp.zeros_like(total_ref)
@@ -69,93 +76,147 @@ def forward(
   blocks = ids // BLOCK
   score = score_ref[...]
   slot = jnp.broadcast_to(slot_ref[...], (heads, ids))
-  before, after = lane_runs.neighbours(slot)
+  runs = _neighbours(slot)
   previous = last_ref[row, jnp.maximum(step * blocks - 1, 0)]
   is_open = (slot == previous) & (step > 0)
-
-  largest = lane_runs.to_all(
-    lane_runs.running(score, before, jnp.maximum), after
+  weight, largest, total, carried = _weigh(
+    score, runs, is_open, largest_ref, total_ref
   )
-  largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
-  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
-  total = lane_runs.to_all(lane_runs.running(weight, before, jnp.add), after)
-  carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
-  total = jnp.where(is_open, total + carried, total)
   safe_total = jnp.where(total > 0, total, 1.0)
   share = weight / safe_total
   norm_ref[0], norm_ref[1] = largest, safe_total
 
   @pl.when((first_ref[row, step * blocks] == previous) & (step > 0))
-  def _():
+  def _() -> None:
     kept = (carried / safe_total)[:, :1] * expand_ref[...].astype(jnp.float32)
     open_row = pl.ds(previous, 1)
     sum_ref[open_row] = sum_ref[open_row] * jnp.sum(kept, 0, keepdims=True)
 
-  largest_ref[...] = largest[:, -1:]
-  total_ref[...] = total[:, -1:]
+  largest_ref[...], total_ref[...] = largest[:, -1:], total[:, -1:]
 
-  def add(block, number):
-    lanes = pl.ds(block * BLOCK, BLOCK)
-    index = step * blocks + block
-    hot, window = slot_windows.window(
-      slot_ref[:, lanes], first_ref[row, index], number, sum_ref
-    )
-    dtype = value_ref.dtype
-    weight = _product(
-      share[:, block * BLOCK : (block + 1) * BLOCK].astype(dtype),
-      expand_ref[...],
-      (0, 0),
-    )
-    # What weighs nothing is not read, whatever it is.
-    value = jnp.where(
-      weight != 0, weight * value_ref[lanes].astype(jnp.float32), 0.0
-    )
-    sum_ref[window] += _product(hot.astype(dtype), value.astype(dtype), (1, 0))
+  def add(block: int, number: int | Array) -> None:
+    refs = first_ref, slot_ref, value_ref, expand_ref, sum_ref
+    _add_block(share, row, step * blocks, block, number, *refs)
 
   for block in range(blocks):
     add(block, 0)
 
-  @pl.when(
-    slot_windows.is_wide(first_ref, last_ref, row, step, blocks, sum_ref)
-  )
-  def _():
+  @pl.when(is_wide(first_ref, last_ref, row, step, blocks, sum_ref))
+  def _() -> None:
     for block in range(blocks):
-      count = slot_windows.num_windows(
-        first_ref, last_ref, row, step * blocks + block, sum_ref
-      )
+      index = step * blocks + block
+      count = _num_windows(first_ref, last_ref, row, index, sum_ref)
       lax.fori_loop(1, count, lambda n, _, block=block: add(block, n), None)
 
   @pl.when(step == pl.num_programs(2) - 1)
-  def _():
+  def _() -> None:
     out_ref[...] = sum_ref[: out_ref.shape[0]].astype(out_ref.dtype)
 
 
+def _weigh(
+  score: Array,
+  runs: tuple[list[Array], list[Array]],
+  is_open: Array,
+  largest_ref: Ref,
+  total_ref: Ref,
+) -> tuple[Array, Array, Array, Array]:
+  """Returns weights of ids that are not divided yet, and their segment's sums.
+
+  Args:
+    score: Scores, [heads, ids] float32.
+    runs: Ids of the same slot, from `_neighbours`.
+    is_open: True for ids of the segment that continues from the step before,
+      [heads, ids] bool.
+    largest_ref: Largest score of this segment so far, [heads, 1] float32.
+    total_ref: Sum of its exponentials so far, [heads, 1] float32.
+
+  Returns:
+    The weight of each id, the largest score and the sum of weights of its
+    segment, and the part of this sum from the steps before if the segment
+    continues, [heads, ids] float32 each.
+  """
+  before, after = runs
+  largest = _last_of_all(_running(score, before, jnp.maximum), after)
+  largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
+  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
+  total = _last_of_all(_running(weight, before, jnp.add), after)
+  carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
+  total = jnp.where(is_open, total + carried, total)
+  return weight, largest, total, carried
+
+
+def _add_block(
+  share: Array,
+  row: Array,
+  start: Array,
+  block: int,
+  number: int | Array,
+  first_ref: Ref,
+  slot_ref: Ref,
+  value_ref: Ref,
+  expand_ref: Ref,
+  sum_ref: Ref,
+) -> None:
+  """Adds the weighted values of a block of ids to one window of slots.
+
+  Args:
+    share: Weights of the ids of the step, [heads, ids] float32.
+    row: Row of the batch.
+    start: Number of the first block of the step.
+    block: Number of the block in the step.
+    number: Number of the window.
+    first_ref: See `forward`, as the arguments after it.
+    slot_ref: See `forward`.
+    value_ref: See `forward`.
+    expand_ref: See `forward`.
+    sum_ref: See `forward`.
+  """
+  lanes = pl.ds(block * BLOCK, BLOCK)
+  index = start + block
+  hot, window = _window(
+    slot_ref[:, lanes], first_ref[row, index], number, sum_ref
+  )
+  dtype = value_ref.dtype
+  weight = _product(
+    share[:, block * BLOCK : (block + 1) * BLOCK].astype(dtype),
+    expand_ref[...],
+    (0, 0),
+  )
+  # A value of weight 0 is not read: it may be NaN.
+  value = jnp.where(
+    weight != 0, weight * value_ref[lanes].astype(jnp.float32), 0.0
+  )
+  sum_ref[window] += _product(hot.astype(dtype), value.astype(dtype), (1, 0))
+
+
 def backward(
-  first_ref,
-  last_ref,
-  slot_ref,
-  score_ref,
-  norm_ref,
-  value_ref,
-  expand_ref,
-  delta_ref,
-  *refs,
-):
+  first_ref: Ref,
+  last_ref: Ref,
+  slot_ref: Ref,
+  score_ref: Ref,
+  norm_ref: Ref,
+  value_ref: Ref,
+  expand_ref: Ref,
+  delta_ref: Ref,
+  *refs: Ref,
+) -> None:
   """Writes the gradients; steps go from the last ids to the first.
 
   Args:
-    first_ref: See `forward`; likewise the others.
-    last_ref: Likewise.
-    slot_ref: Likewise.
-    score_ref: [Q, heads, ids] float32.
-    norm_ref: [Q, 2, heads, ids] float32, from `forward`; of a segment over
-      several steps, that of its last ids is the whole one's.
-    value_ref: Likewise.
-    expand_ref: Likewise.
-    delta_ref: [Q, slots, heads] float32, output . its gradient.
-    *refs: Of each query [slots, lanes], the gradient of its output; then what
-      is written, [Q, heads, ids] float32 of the scores and [ids, lanes] of the
-      values; then [Q, 2, heads, 1] float32, the norm of the open segment.
+    first_ref: Slot of the first id of each block, [B, blocks] int32.
+    last_ref: Slot of the last id of each block, [B, blocks] int32.
+    slot_ref: Slots of the ids, [1, ids] int32.
+    score_ref: Scores, [Q, heads, ids] float32.
+    norm_ref: Divisors that `forward` wrote, [Q, 2, heads, ids] float32. For a
+      segment over several steps, those at its last ids count for all of it.
+    value_ref: Values, [ids, lanes].
+    expand_ref: 1 in the lanes of each head, else 0, [heads, lanes].
+    delta_ref: Inner products of the output and its gradient, [Q, slots, heads]
+      float32.
+    *refs: Gradients of the outputs of each query, Q times [slots, lanes]; the
+      gradients of the scores, [Q, heads, ids] float32, and of the values,
+      [ids, lanes], which are written; and the divisors of the open segment,
+      [Q, 2, heads, 1] float32.
   """
   *grad_refs, grad_score_ref, grad_value_ref, carry_ref = refs
   queries, heads, ids = score_ref.shape
@@ -168,48 +229,23 @@ def backward(
     row, jnp.minimum((step + 1) * blocks, steps * blocks - 1)
   ]
   is_open = (slot == following) & (step < steps - 1)
-  shares = []
-  for q in range(queries):
-    score = score_ref[q]
-    largest, total = (
-      jnp.where(is_open, carry_ref[q, i], norm_ref[q, i]) for i in range(2)
-    )
-    carry_ref[q, 0], carry_ref[q, 1] = largest[:, :1], total[:, :1]
-    weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
-    shares.append(weight / total)
-
+  shares = [
+    _share(q, is_open, score_ref, norm_ref, carry_ref) for q in range(queries)
+  ]
   dtype = value_ref.dtype
-  expand = expand_ref[...]
 
-  def write(gather):
-    for block in range(blocks):
-      lanes = pl.ds(block * BLOCK, BLOCK)
-      static = slice(block * BLOCK, (block + 1) * BLOCK)
-      value = value_ref[lanes].astype(jnp.float32)
-      grad_value = jnp.zeros_like(value)
-      for q, share in enumerate(shares):
-        grad, delta = gather(block, q)
-        share = share[:, static]
-        grad_value += _product(share.astype(dtype), expand, (0, 0)) * grad
-        slope = _sum_of_heads(grad * value, expand) - delta
-        grad_score_ref[q, :, lanes] = jnp.where(share > 0, share * slope, 0.0)
-      grad_value_ref[lanes] = grad_value.astype(dtype)
-
-  def of_window(block, q, number):
-    """Gradient and delta of each id's slot, if it is in the window."""
+  def of_window(block: int, q: int, number: int | Array) -> tuple[Array, Array]:
+    """Returns gradient and delta of each id's slot; 0 outside the window."""
     lanes = pl.ds(block * BLOCK, BLOCK)
     first = first_ref[row, step * blocks + block]
-    hot, window = slot_windows.window(
-      slot_ref[:, lanes], first, number, grad_refs[q]
-    )
+    hot, window = _window(slot_ref[:, lanes], first, number, grad_refs[q])
     grad = _product(hot.astype(dtype), grad_refs[q][window], (0, 0))
     delta = _product(delta_ref[q, window], hot.astype(jnp.float32), (0, 0))
     return grad, delta
 
-  def of_all_windows(block, q):
-    count = slot_windows.num_windows(
-      first_ref, last_ref, row, step * blocks + block, grad_refs[q]
-    )
+  def of_all_windows(block: int, q: int) -> tuple[Array, Array]:
+    index = step * blocks + block
+    count = _num_windows(first_ref, last_ref, row, index, grad_refs[q])
     return lax.fori_loop(
       1,
       count,
@@ -217,16 +253,69 @@ def backward(
       of_window(block, q, 0),
     )
 
+  write = functools.partial(
+    _write_gradients,
+    shares,
+    value_ref,
+    expand_ref[...],
+    grad_score_ref,
+    grad_value_ref,
+  )
   write(functools.partial(of_window, number=0))
 
-  @pl.when(
-    slot_windows.is_wide(first_ref, last_ref, row, step, blocks, grad_refs[0])
-  )
-  def _():
+  @pl.when(is_wide(first_ref, last_ref, row, step, blocks, grad_refs[0]))
+  def _() -> None:
     write(of_all_windows)
 
 
-def _sum_of_heads(x, expand):
+def _share(
+  q: int, is_open: Array, score_ref: Ref, norm_ref: Ref, carry_ref: Ref
+) -> Array:
+  """Returns the weights of a query, [heads, ids], and carries its divisors."""
+  score = score_ref[q]
+  largest, total = (
+    jnp.where(is_open, carry_ref[q, i], norm_ref[q, i]) for i in range(2)
+  )
+  carry_ref[q, 0], carry_ref[q, 1] = largest[:, :1], total[:, :1]
+  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
+  return weight / total
+
+
+def _write_gradients(
+  shares: Sequence[Array],
+  value_ref: Ref,
+  expand: Array,
+  grad_score_ref: Ref,
+  grad_value_ref: Ref,
+  gather: Callable[[int, int], tuple[Array, Array]],
+) -> None:
+  """Writes gradients from the weights of each query and gathered gradients.
+
+  Args:
+    shares: Weights of the ids of each query, [heads, ids] float32.
+    value_ref: See `backward`.
+    expand: Value of `expand_ref`, see `backward`.
+    grad_score_ref: Gradients of the scores, [Q, heads, ids] float32.
+    grad_value_ref: Gradients of the values, [ids, lanes].
+    gather: Function from a block and a query to the gradient of the output in
+      the slot of each id, [BLOCK, lanes], and to its delta, [heads, BLOCK].
+  """
+  dtype = value_ref.dtype
+  for block in range(value_ref.shape[0] // BLOCK):
+    lanes = pl.ds(block * BLOCK, BLOCK)
+    static = slice(block * BLOCK, (block + 1) * BLOCK)
+    value = value_ref[lanes].astype(jnp.float32)
+    grad_value = jnp.zeros_like(value)
+    for q, share in enumerate(shares):
+      grad, delta = gather(block, q)
+      share = share[:, static]
+      grad_value += _product(share.astype(dtype), expand, (0, 0)) * grad
+      slope = _sum_of_heads(grad * value, expand) - delta
+      grad_score_ref[q, :, lanes] = jnp.where(share > 0, share * slope, 0.0)
+    grad_value_ref[lanes] = grad_value.astype(dtype)
+
+
+def _sum_of_heads(x: Array, expand: Array) -> Array:
   """Sums the lanes of each head: [ids, lanes] float32 to [heads, ids]."""
   if expand.dtype == jnp.float32:
     return _product(expand, x, (1, 1))
@@ -236,8 +325,8 @@ def _sum_of_heads(x, expand):
   return _product(expand, high, (1, 1)) + _product(expand, low, (1, 1))
 
 
-def _product(a, b, contract):
-  """A product over one dimension of each, exact but for rounding at the end."""
+def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+  """Computes a product over one dimension of each, rounded at the end only."""
   is_float32 = a.dtype == jnp.float32
   return lax.dot_general(
     a,
@@ -246,3 +335,91 @@ def _product(a, b, contract):
     precision=lax.Precision.HIGHEST if is_float32 else lax.Precision.DEFAULT,
     preferred_element_type=jnp.float32,
   )
+
+
+def _window(
+  slot: Array, first: Array, number: int | Array, slots_ref: Ref
+) -> tuple[Array, pl.Slice | slice]:
+  """Finds the slots of ids in a window of slots.
+
+  Args:
+    slot: Slots of the ids of a block, [1, BLOCK] int32.
+    first: The smallest of them.
+    number: Number of the window, from 0; windows follow each other.
+    slots_ref: Array that has a window of slots, [slots, ...].
+
+  Returns:
+    True where a row of the window is the slot of an id, [window, BLOCK] bool,
+    and the rows of the window. A window that would reach beyond the end is
+    moved; it then has only the slots that no window before it had.
+  """
+  size, total = _window_size(slots_ref), slots_ref.shape[0]
+  begin = first // ALIGNMENT * ALIGNMENT + number * size
+  start = pl.multiple_of(jnp.minimum(begin, total - size), ALIGNMENT)
+  here = jnp.where(slot >= begin, slot - start, -1)
+  hot = lax.broadcasted_iota(jnp.int32, (size, slot.shape[1]), 0) == here
+  return hot, pl.ds(start, size)
+
+
+def _window_size(slots_ref: Ref) -> int:
+  """Returns the slots of a window: those of a block, wherever they begin."""
+  return min(BLOCK + ALIGNMENT, slots_ref.shape[0])
+
+
+def _num_windows(
+  first_ref: Ref, last_ref: Ref, row: Array, index: Array, slots_ref: Ref
+) -> Array:
+  """Returns the number of windows that a block of ids reaches."""
+  begin = first_ref[row, index] // ALIGNMENT * ALIGNMENT
+  return (last_ref[row, index] - begin) // _window_size(slots_ref) + 1
+
+
+def is_wide(
+  first_ref: Ref,
+  last_ref: Ref,
+  row: Array,
+  step: Array,
+  blocks: int,
+  slots_ref: Ref,
+) -> Array:
+  """Returns whether any block of a step needs more than one window."""
+  counts = [
+    _num_windows(first_ref, last_ref, row, step * blocks + block, slots_ref)
+    for block in range(blocks)
+  ]
+  return functools.reduce(jnp.maximum, counts) > 1
+
+
+def _neighbours(slot: Array) -> tuple[list[Array], list[Array]]:
+  """Returns which ids have the slot of the id 1, 2, 4, ... lanes apart.
+
+  The first list compares with the id before, the second with the id after.
+  """
+  ids = slot.shape[1]
+  lane = lax.broadcasted_iota(jnp.int32, slot.shape, 1)
+  before, after = [], []
+  shift = 1
+  while shift < ids:
+    before.append((pltpu.roll(slot, shift, 1) == slot) & (lane >= shift))
+    after.append(
+      (pltpu.roll(slot, ids - shift, 1) == slot) & (lane < ids - shift)
+    )
+    shift *= 2
+  return before, after
+
+
+def _running(
+  x: Array, before: Sequence[Array], join: Callable[[Array, Array], Array]
+) -> Array:
+  """Joins each number with all before it in its segment."""
+  for i, is_same in enumerate(before):
+    x = jnp.where(is_same, join(x, pltpu.roll(x, 1 << i, 1)), x)
+  return x
+
+
+def _last_of_all(x: Array, after: Sequence[Array]) -> Array:
+  """Spreads the last number of each segment over it; they must not decrease."""
+  for i, is_same in enumerate(after):
+    shifted = pltpu.roll(x, x.shape[1] - (1 << i), 1)
+    x = jnp.where(is_same, jnp.maximum(x, shifted), x)
+  return x

@@ -1,9 +1,9 @@
 """Pooling by a kernel for GPU: sums without atomics, in one pass over the ids.
 
 A program has one query and head, and a block of slots. The ids of a segment lie
-side by side, and so do those of a block of slots: it reads them, tile by tile,
-with a softmax that goes along, and sums by a product with the matrix of which
-id is in which slot. Going backward ids only read, which XLA does as well.
+side by side, and so do those of a block of slots: the program reads them tile
+by tile, with a running softmax, and sums by a product with the matrix that says
+which id is in which slot. The backward pass only gathers; XLA does it.
 
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax,
 arXiv:1805.02867, for the softmax.
@@ -17,14 +17,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from abstractinator.ops.segment_pool.gradients import buckets, gradients
+from abstractinator.ops.segment_pool.xla import buckets, gradients
 from abstractinator.types import Array
 
-# Slots of a program, ids of a tile, groups of 32 threads of a program. Matrix
-# units multiply 16 by 16 at least.
+# Slots of a program, ids of a tile, and groups of 32 threads of a program.
+# Matrix units multiply at least 16 by 16.
 _SLOTS, _IDS, _NUM_WARPS = 32, 64, 4
 _MIN_WIDTH, _MAX_WIDTH = 16, 256
-# Far below any score, and above what overflows in a difference.
+# Scores that are far below any real one, and whose differences do not overflow.
 _MASK, _FLOOR = -1e38, -1e30
 
 
@@ -37,7 +37,9 @@ def segment_pool(
   num_slots: int,
   interpret: bool = False,
 ) -> Array:
-  """See `api.segment_pool`. `interpret` is that of `pl.pallas_call`.
+  """Pools like `reference.segment_pool`.
+
+  `interpret` is the mode of interpretation of `pl.pallas_call`.
 
   Raises:
     NotImplementedError: If a head is wider than 256.
@@ -64,7 +66,7 @@ def _forward(
   batch, size, queries, heads = score_BSQH.shape
   width = value_BSHE.shape[3]
   num_blocks = pl.cdiv(num_slots, _SLOTS)
-  # Where the ids of each block begin; those of the last end with the row.
+  # First id of each block of slots; the ids of the last block end the row.
   edge = jnp.arange(num_blocks + 1) * _SLOTS
   begin = jnp.sum(slot_BS[:, :, None] < edge, axis=1, dtype=jnp.int32)
   row = pl.BlockSpec((None, size), lambda x, i, b: (b, 0))
@@ -120,7 +122,7 @@ def _backward(num_slots, interpret, saved, grad_BPQHE):
   score_BSQH, value_BSHE, slot_BS, has_slot_BS, out_BPQHE, norm = saved
   _, _, queries, heads = score_BSQH.shape
   bucket_N = buckets(slot_BS, num_slots)
-  # Not as one number, in which a large score would round the total.
+  # One number for both would round the total if the score is large.
   largest_NX, total_NX = (
     x.swapaxes(1, 2).reshape(-1, queries * heads)[bucket_N] for x in norm
   )
@@ -128,10 +130,10 @@ def _backward(num_slots, interpret, saved, grad_BPQHE):
   weight_NX = jnp.exp(score_NX - largest_NX) / total_NX
   weight_NX = jnp.where(has_slot_BS.reshape(-1, 1), weight_NX, 0.0)
   weight_NQH = weight_NX.reshape(-1, queries, heads)
-  of_ids = gradients(
+  grads = gradients(
     weight_NQH, score_BSQH, value_BSHE, slot_BS, out_BPQHE, grad_BPQHE
   )
-  return *of_ids, None, None
+  return *grads, None, None
 
 
 _pool.defvjp(_forward, _backward)
@@ -149,7 +151,7 @@ def _kernel(
   num_slots,
   width,
 ):
-  """A block of slots: means, largest scores, total weights next to those."""
+  """Computes the means of a block of slots, its largest scores and totals."""
   index = pl.program_id(1)
   own = index * _SLOTS + jnp.arange(_SLOTS)
   begin, end = begin_ref[index], begin_ref[index + 1]
@@ -161,7 +163,7 @@ def _kernel(
     at, is_there = pl.ds(start, _IDS), start + jnp.arange(_IDS) < end
     slot = plt.load(slot_ref.at[at], mask=is_there, other=-1)
     score = plt.load(score_ref.at[at], mask=is_there, other=0)
-    # What has no slot may be anything.
+    # A value without a slot may be NaN.
     value = plt.load(
       value_ref.at[at], mask=(slot >= 0)[:, None] & inside[None], other=0
     )

@@ -1,5 +1,6 @@
 """Dense pooling in float32: slow, plain, the oracle of the others."""
 
+import jax
 import jax.numpy as jnp
 
 from abstractinator.types import Array
@@ -13,16 +14,23 @@ def segment_pool(
   *,
   num_slots: int,
 ) -> Array:
-  """See `api.segment_pool`. Builds [B, P, Q, H, S]."""
+  """Pools segments as `api.segment_pool`; builds [B, P, Q, H, S].
+
+  Args:
+    score_BSQH: Scores, [B, S, Q, H].
+    value_BSHE: Values, [B, S, H, E].
+    slot_BS: Slot of each id, [B, S] int32 in 0..P-1, not decreasing.
+    has_slot_BS: False for ids that weigh nothing, [B, S] bool.
+    num_slots: Number of slots, P.
+
+  Returns:
+    [B, P, Q, H, E] of the type of `value_BSHE`.
+  """
   score, value = score_BSQH.astype(jnp.float32), value_BSHE.astype(jnp.float32)
   member_BPS = slot_BS[:, None, :] == jnp.arange(num_slots)[None, :, None]
   member_BPS &= has_slot_BS[:, None, :]
-  score_BPQHS = jnp.where(
-    member_BPS[:, :, None, None], jnp.moveaxis(score, 1, 3)[:, None], -jnp.inf
+  weight = jax.nn.softmax(
+    jnp.moveaxis(score, 1, 3)[:, None], where=member_BPS[:, :, None, None]
   )
-  largest = jnp.max(score_BPQHS, axis=-1, keepdims=True)
-  weight = jnp.exp(score_BPQHS - jnp.where(jnp.isfinite(largest), largest, 0.0))
-  total = jnp.sum(weight, axis=-1, keepdims=True)
-  weight /= jnp.where(total > 0, total, 1.0)
   out = jnp.einsum('bpqhs,bshe->bpqhe', weight, value, precision='highest')
   return out.astype(value_BSHE.dtype)

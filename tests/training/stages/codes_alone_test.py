@@ -6,19 +6,20 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator import api, codes_corpus, top_lm_losses
-from abstractinator.byte_vocab import PAD_ID, encode
-from abstractinator.cli import main
+from abstractinator import inference
+from abstractinator.cli.main import main
+from abstractinator.codes import corpus as corpus_lib
+from abstractinator.codes.packed import PackedCodes
 from abstractinator.data.documents import Documents, MemoryDocument
-from abstractinator.data.packed_codes import PackedCodes
-from abstractinator.training import run_rows
+from abstractinator.decoding.pyramid import make_model
+from abstractinator.objective import losses
+from abstractinator.runs.state import variables_of
+from abstractinator.training import open_rows
 from abstractinator.training.loop import Run
-from abstractinator.training.model import make_model
-from abstractinator.training.state import variables_of
-from abstractinator.types import Batch
+from abstractinator.types import PAD_ID, Batch, bytes_to_ids
 from configs import stage1, stage2
-from tests import tiny_run
-from tests.tiny_stages import assert_top_lm_alone_moved, small, train
+from tests.helpers import tiny_run
+from tests.helpers.tiny_stages import assert_top_lm_alone_moved, small, train
 
 
 def codes_config(base, codes, edit=lambda values: None):
@@ -48,11 +49,11 @@ def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   assert_top_lm_alone_moved(before, first, last)
   # Every code is in a row.
   rows = [run._train_rows, run._validation_rows]
-  texts = [x for shard in codes_corpus.read_corpus(str(codes)) for x in shard]
+  texts = [x for shard in corpus_lib.read_corpus(str(codes)) for x in shard]
   assert len(texts) == sum(x.num_documents for x in rows) == 20
   assert 0 < tags['eval/top_lm_code_bits_per_code'] < 5
   # It is a whole model, which goes on with texts.
-  level = api.load(str(tmp_path / 'run'))
+  level = inference.load(str(tmp_path / 'run'))
   ((text,),) = level.generate(b'the', max_new_bytes=4)
   assert isinstance(text, bytes)
   assert main(['evaluate', str(tmp_path / 'run')]) == 2
@@ -66,11 +67,11 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
   texts = [b'the lazy dog', b'jumps', b'over and over again, so']
   ids_BS = np.full((3, 32), PAD_ID, np.int32)
   for row, text in enumerate(texts):
-    ids_BS[row, : len(text) + 1] = encode(text)
+    ids_BS[row, : len(text) + 1] = bytes_to_ids(text)
   document_BS = np.where(ids_BS == PAD_ID, -1, 0)
   batch = Batch(ids_BS, document_BS, np.arange(3))
   output = jax.jit(model.apply)(variables, batch)
-  expected = top_lm_losses.terms(output.top_lm, output.top_codes)
+  expected = losses.top_lm_terms(output.top_lm, output.top_codes)
   is_code_BU = np.asarray(output.top_codes.document_BP) >= 0
   codes_BU = np.asarray(output.top_codes.codes_BP)
   documents = [
@@ -90,7 +91,7 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
   predicted = jax.jit(functools.partial(model.apply, method='predict_codes'))(
     variables, row
   )
-  found = top_lm_losses.terms(predicted.top_lm, predicted.top_codes)
+  found = losses.top_lm_terms(predicted.top_lm, predicted.top_codes)
   assert expected['top_lm_code'] > 1
   assert expected['top_lm_end'] > 1
   for name, value in expected.items():
@@ -121,4 +122,4 @@ def test_codes_that_are_held_out_are_not_trained_on(base, codes):
     values.data.validation = str(codes)
 
   with pytest.raises(ValueError, match=r'data\.validation: 20 of its 20'):
-    run_rows.open_code_rows(codes_config(base[0], codes, edit))
+    open_rows.open_code_rows(codes_config(base[0], codes, edit))

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator.training import sharding
-from abstractinator.training.state import variables_of
+from abstractinator.runs import sharding
+from abstractinator.runs.state import variables_of
 from configs import stage1
-from tests import tiny_run
-from tests.tiny_stages import make_mesh, small
+from tests.helpers import tiny_run
+from tests.helpers.tiny_stages import make_mesh, small
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator import metrics
-from abstractinator.training import sharding
+from abstractinator.objective import metrics
+from abstractinator.runs import sharding
+from abstractinator.runs.state import variables_of
 from abstractinator.training.loop import Run
 from abstractinator.training.program import make_program
-from abstractinator.training.state import variables_of
 from configs import entropy_frozen, entropy_pretrain, stage1, stage2
-from tests import tiny_run
-from tests.tiny_stages import (
+from tests.helpers import tiny_run
+from tests.helpers.tiny_stages import (
   assert_top_lm_alone_moved,
   by_path,
   changed,

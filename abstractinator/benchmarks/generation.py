@@ -1,0 +1,382 @@
+r"""Generation and decoding: how fast they are, and how open segments go on.
+
+    python -m abstractinator.benchmarks.generation continue
+    python -m abstractinator.benchmarks.generation continue \
+      --config=regular_pallas --contexts 512 --batches 1 16 256
+    python -m abstractinator.benchmarks.generation decode
+    python -m abstractinator.benchmarks.generation decode --run=RUN --text=FILE
+    python -m abstractinator.benchmarks.generation open_segment --run=RUN
+
+Run it from the repository. Without a run weights are random, of a config with
+one level: by default `original_timed` in the size at which generation by the
+PyTorch original was timed, 64 wide, with 2 + 2 + 2 layers.
+
+continue: Time of a new byte by length of the prompts and size of the batch,
+  with caches; of a prompt; and of one whole call (`anew`), of which the
+  original needs several for each byte. Ids and ends of segments are drawn, at a
+  temperature of 1: the most likely end of random weights is at once, and
+  segments of one byte are the cheapest. The roofline is the time to read the
+  parameters that a byte needs at least: those of the top LM once a segment, of
+  the expander once a byte, or, where segments are decoded side by side, once
+  for the bytes at one place in all segments of a call.
+decode: One row of codes to bytes, in float32: many segments side by side, each
+  distinct context of codes once, and one id after the other, with a cache. Both
+  give the same. Codes are those of a text, read by the first level of a run;
+  without a run they are random.
+open_segment: Held-out texts, cut anywhere and continued greedily with each way
+  to choose the code of the segment that is open, are compared with what follows
+  in the text. The run needs a top LM.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator import inference
+from abstractinator.benchmarks import timing
+from abstractinator.cli import config_file
+from abstractinator.config import RunConfig
+from abstractinator.data.pipeline import open_data
+from abstractinator.decoding import continue_texts, generate
+from abstractinator.decoding.lanes import decode_distinct
+from abstractinator.decoding.open_segment import METHODS
+from abstractinator.decoding.options import Options
+from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.decoding.rows import decode_greedily
+from abstractinator.runs import huge_pages
+from abstractinator.runs.load import read_trained
+from abstractinator.types import NUM_BYTES, PAD_ID, Array, Batch, PyTree
+
+_CONFIG, _PATH = 'original_timed', 'model.levels[0]'
+_SIZE = (
+  f'{_PATH}.d_model=64',
+  f'{_PATH}.expander.num_layers=2',
+  *(
+    f'{_PATH}.{x}.ffn_dim=256' for x in ('entropy_model', 'encoder', 'expander')
+  ),
+)
+# Prompts are ends of texts of this length: all lengths are continued alike.
+_LONGEST = 1 << 16
+_REPEATS = 5
+# Bytes for each random segment that is decoded.
+_SEGMENT_BYTES = 2
+# Of `open_segment`: new bytes that are compared, bytes of the shortest prompt,
+# and prompts of a batch.
+_NEW, _SHORTEST, _ROWS = 24, 48, 64
+
+
+def random_variables(model: AbstractinatorPyramid) -> PyTree:
+  """Returns random weights, with which a top LM ends no document by itself."""
+  ids_BS = jnp.full((1, 64), PAD_ID, jnp.int32)
+  batch = Batch(ids_BS, ids_BS * 0, ids_BS[:, 0])
+  variables = jax.jit(model.init)(jax.random.key(0), batch)
+  flat = flax.traverse_util.flatten_dict(variables)
+  path = ('params', 'top_lm', 'end_head', 'kernel')
+  if path in flat:
+    # Odds of 1: where the more likely is done, a document ends above that.
+    flat[path] = jnp.zeros_like(flat[path])
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def continue_once(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  ids_BS: Array,
+  num_calls: int,
+) -> tuple[float, float, float, float]:
+  """Continues prompts with caches.
+
+  Args:
+    model: The model.
+    variables: Its variables.
+    ids_BS: Bytes of the prompts, [B, S] int32.
+    num_calls: Number of calls, of 16 segments a row each.
+
+  Returns:
+    Seconds and CPU seconds of a new byte of the batch, CPU seconds of a prompt,
+    and bytes of a segment.
+  """
+  options = Options(temperature=0.0, level_temperature=1.0)
+  rows, context = ids_BS.shape
+  # Texts go on until the last call: random weights would end them anywhere.
+  request = dataclasses.replace(
+    continue_texts.request_of(options, np.arange(rows)),
+    limit_B=np.full(rows, 1 << 30, np.int32),
+  )
+  none_B = np.zeros(rows, bool)
+  bucket = continue_texts.bucket_of(rows, context, options)
+  began = time.process_time()
+  state = continue_texts.start_program(
+    *(variables, ids_BS, np.full(rows, context, np.int32), request),
+    model=model,
+    bucket=bucket,
+  )
+  first_B = np.asarray(state.levels[0].slot_B)
+  prompt = (time.process_time() - began) / rows
+  wall, cpu, num_bytes = time.perf_counter(), time.process_time(), 0
+  for _ in range(num_calls):
+    state = dataclasses.replace(state, is_done_B=jnp.asarray(none_B))
+    _, new_B, state = continue_texts.extend_program(
+      *(variables, state, none_B), model=model, entropy_model_only=False
+    )
+    num_bytes += int(np.sum(new_B))
+  wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+  num_segments = int(np.sum(np.asarray(state.levels[0].slot_B) - first_B))
+  return wall / num_bytes, cpu / num_bytes, prompt, num_bytes / num_segments
+
+
+def bytes_read(
+  model: AbstractinatorPyramid, variables: PyTree, length: float
+) -> float:
+  """Returns the bytes of parameters that a new byte needs at least.
+
+  Args:
+    model: A model of one level.
+    variables: Its variables.
+    length: Mean bytes of a segment.
+  """
+  (level,) = model.config.levels
+  flat = flax.traverse_util.flatten_dict(variables['params'])
+  count = {'expander': 0.0, 'top_lm': 0.0}
+  for path, x in flat.items():
+    for name in count:
+      count[name] += x.size if name in path else 0
+  if level.expander.context == 'segment':
+    count['expander'] /= continue_texts.SLOTS
+  # The top LM takes a step for each code.
+  count['top_lm'] *= level.pooling.num_queries / length
+  return sum(count.values()) * jnp.dtype(model.dtype).itemsize
+
+
+def continue_prompts(
+  model: AbstractinatorPyramid,
+  batches: Sequence[int],
+  contexts: Sequence[int],
+  num_calls: int,
+) -> Iterator[dict[str, Any]]:
+  """Yields a row for each size of a batch and length of prompts."""
+  variables = random_variables(model)
+
+  @jax.jit
+  def whole_call(variables: PyTree, ids_BS: Array) -> Array:
+    batch = Batch(ids_BS, jnp.zeros_like(ids_BS), ids_BS[:, 0])
+    return model.apply(variables, batch).levels[0].expanded.best_BS[:, -1]
+
+  def anew(ids_BS: Array) -> float:
+    began = time.process_time()
+    jax.block_until_ready(whole_call(variables, ids_BS))
+    return (time.process_time() - began) / len(ids_BS)
+
+  for rows, context in itertools.product(batches, contexts):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(32, 127, (rows, max(context, _LONGEST)))
+    ids_BS = jnp.asarray(ids[:, -context:], jnp.int32)
+    # The first of each compiles.
+    times = [
+      (*continue_once(model, variables, ids_BS, num_calls), anew(ids_BS))
+      for _ in range(_REPEATS + 1)
+    ]
+    wall, cpu, prompt, length, whole = map(min, zip(*times[1:], strict=True))
+    rate = timing.take_turns({}, _REPEATS).bytes_per_second
+    read_seconds = bytes_read(model, variables, length) / rate
+    yield {
+      'rows': rows,
+      'context': context,
+      'bytes/s': 1 / wall,
+      'CPU-ms/byte': 1e3 * cpu,
+      'anew, CPU-ms/byte': 1e3 * whole,
+      'prompt, CPU-ms': 1e3 * prompt,
+      'bytes/segment': length,
+      'of roofline': read_seconds / (rows * wall),
+    }
+
+
+def decode(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  codes_N: np.ndarray,
+  repeats: int,
+) -> Iterator[dict[str, Any]]:
+  """Yields a row for each way to decode codes of the first level.
+
+  Raises:
+    AssertionError: If the results differ.
+  """
+  config = model.config.levels[0]
+  codes_PQ = codes_N.reshape(-1, config.pooling.num_queries)
+  codes_BU = jnp.asarray(codes_N)[None]
+  shape = 1, len(codes_PQ)
+  slots = jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32)
+
+  def side_by_side(model: AbstractinatorPyramid, codes_BU: Array) -> Any:
+    level = model.levels[0]
+    lookup = level.compressor.quantizer.lookup
+    return decode_distinct(level.expander, lookup, codes_BU, *slots)
+
+  def one_by_one(model: AbstractinatorPyramid, codes_BU: Array) -> Any:
+    level = model.levels[0]
+    vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
+    most = len(codes_PQ) * config.segmentation.max_length
+    return decode_greedily(level, vectors_BUD, *slots, most)
+
+  runs, results = {}, {}
+  for method in (side_by_side, one_by_one):
+    run = jax.jit(functools.partial(model.apply, method=method))
+    with jax.default_matmul_precision('highest'):
+      program = run.lower(variables, codes_BU).compile()
+    runs[method.__name__] = functools.partial(program, variables, codes_BU)
+    results[method.__name__] = jax.device_get(runs[method.__name__]())
+  for found, want in zip(*results.values(), strict=True):
+    np.testing.assert_array_equal(found, want)
+  timings = timing.take_turns(runs, repeats)
+  # The first segment of each distinct context.
+  first = {
+    codes_PQ[max(slot - config.expander.lookback, 0) : slot + 1].tobytes(): slot
+    for slot in reversed(range(len(codes_PQ)))
+  }
+  length_P = results['one_by_one'][1][0]
+  decoded = {'side_by_side': length_P[list(first.values())]}
+  for name, seconds in timings.seconds.items():
+    lengths = decoded.get(str(name), length_P)
+    yield {
+      'decoded': name,
+      'bytes': int(length_P.sum()),
+      'segments': len(lengths),
+      'ids': int(lengths.sum()),
+      'ms': 1e3 * seconds,
+      'x': timings.seconds['one_by_one'] / seconds,
+    }
+
+
+def open_segment(
+  config: RunConfig, variables: PyTree, count: int
+) -> Iterator[dict[str, Any]]:
+  """Yields a row for each way to choose the code of a prompt's open segment.
+
+  Args:
+    config: The run, with a top LM.
+    variables: Its variables.
+    count: Number of held-out texts, rows of one document.
+  """
+  model = make_model(config, jax.default_backend())
+  size = config.data.sequence_length
+  documents = config.model.max_documents(size)
+  _, held_out = open_data(config.data, max_documents=documents)
+  rng = np.random.default_rng(0)
+  order = rng.permutation(len(held_out))
+  rows = (held_out[int(index)]['ids'] for index in order)
+  whole = (ids for ids in rows if (ids < NUM_BYTES).all())
+  ids_NS = np.stack(list(itertools.islice(whole, count)))
+  count_N = rng.integers(_SHORTEST, size - _NEW, len(ids_NS))
+  truth_NM = ids_NS[
+    np.arange(len(ids_NS))[:, None], count_N[:, None] + np.arange(_NEW)
+  ]
+  slots = dict(num_slots=continue_texts.SLOTS)
+
+  @functools.partial(jax.jit, static_argnames='method')
+  def continued(ids_BS: Array, count_B: Array, method: str) -> Array:
+    def new_bytes(pyramid: AbstractinatorPyramid) -> Array:
+      request = continue_texts.request_of(
+        Options(max_new_bytes=_NEW), np.zeros(len(ids_BS), np.int32)
+      )
+      state = generate.start(
+        *(pyramid, ids_BS, count_B, request),
+        capacity=size + _NEW,
+        method=method,
+        **slots,
+      )
+      new, _ = generate.extend(pyramid, state, state.is_done_B, **slots)
+      is_new_BN = jnp.arange(_NEW) < new.count_B[:, None]
+      return jnp.where(is_new_BN, new.bytes_BN[:, :_NEW], -1)
+
+    return model.apply(variables, method=new_bytes)
+
+  batches = np.array_split(np.arange(len(ids_NS)), -(-len(ids_NS) // _ROWS))
+  for method in METHODS:
+    new = [continued(ids_NS[rows], count_N[rows], method) for rows in batches]
+    right_NM = np.concatenate(new) == truth_NM
+    num_right_N = np.cumprod(right_NM, axis=1).sum(axis=1)
+    yield {
+      'method': method,
+      'next byte': float(right_NM[:, 0].mean()),
+      'next 8 bytes': float(right_NM[:, :8].mean()),
+      'right bytes before a wrong one': float(num_right_N.mean()),
+    }
+
+
+def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
+  """Returns the rows of what is asked for, or raises ValueError."""
+  platform = jax.default_backend()
+  if args.what == 'open_segment':
+    return open_segment(*read_trained(args.run), args.num_prompts)
+  if args.run is not None:
+    config, variables = read_trained(args.run)
+    text = pathlib.Path(args.text).read_bytes()
+    text = text[len(text) // 2 :][: args.bytes]
+    data = dataclasses.replace(config.data, sequence_length=len(text) + 1)
+    of_model = dataclasses.replace(config.model, dtype='float32')
+    config = dataclasses.replace(config, data=data, model=of_model)
+    codes = inference.TrainedLevel(config, variables).encode(text, level=0)
+    model = make_model(config, platform)
+    return decode(model, variables, codes.codes_N, args.repeats)
+  settings = args.set if args.config else [*_SIZE, *args.set]
+  config = config_file.load(args.config or _CONFIG, settings)
+  if (count := len(config.model.levels)) > 1:
+    raise ValueError(f'--config: got {count} levels, allowed: 1')
+  model = make_model(config, platform)
+  if args.what == 'continue':
+    return continue_prompts(model, args.batches, args.contexts, args.num_calls)
+  if (dtype := config.model.dtype) != 'float32':
+    raise ValueError(f'model.dtype: got {dtype!r}, allowed: float32')
+  (level,) = config.model.levels
+  codes_N = np.random.default_rng(0).integers(
+    level.quantizer.num_codes,
+    size=level.pooling.num_queries * (args.bytes // _SEGMENT_BYTES),
+  )
+  return decode(model, random_variables(model), codes_N, args.repeats)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints a table."""
+  parser = timing.make_parser('generation', __doc__)
+  parser.add_argument('what', choices=('continue', 'decode', 'open_segment'))
+  parser.add_argument('--config', help='file of configs/, of one level')
+  config_file.add_overrides(parser)
+  parser.add_argument('--run', help='directory of a run')
+  parser.add_argument('--text', help='decode: file, read from its middle on')
+  number = functools.partial(parser.add_argument, type=timing.positive)
+  number('--contexts', nargs='+', default=[128, 256, 512, 2048, 4096])
+  number('--batches', nargs='+', default=[1, 16])
+  number('--num_calls', default=16, help='continue: calls of 16 segments')
+  number('--bytes', default=4096, help='decode: about as many')
+  number('--repeats', default=5, help='decode: calls of each way')
+  number('--num_prompts', default=512, help='open_segment: texts')
+  args = parser.parse_args(argv)
+  needed = dict(decode=bool(args.run), open_segment=True).get(args.what, False)
+  if (args.run is not None) != needed or (
+    (args.text is not None) != (needed and args.what == 'decode')
+  ):
+    parser.error(
+      '--run and --text: allowed: both to decode, --run for open_segment'
+    )
+  report = timing.Report(parser.prog, argv, args.json)
+  try:
+    report.add(list(_rows(args)))
+  except (OSError, ValueError) as error:
+    parser.error(str(error))
+
+
+if __name__ == '__main__':
+  huge_pages.ensure()
+  main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""`abstractinator plan`: what a run would take on chips not at hand."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from abstractinator.cli import common
+
+if TYPE_CHECKING:
+  from abstractinator.config import MeshConfig
+
+ABOUT = 'Compiles the training step of a config for a TPU pod or GPUs.'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """See `commands`."""
+  parser.add_argument(
+    '--config',
+    required=True,
+    help='Python file with a get_config(), or the name of one of configs/',
+  )
+  parser.add_argument(
+    '--topology', required=True, help='v5e-256, v5p-128, v6e-8, h100x8, ...'
+  )
+  parser.add_argument(
+    '--mesh',
+    action='append',
+    metavar='DATA,FSDP,TENSOR',
+    help='only this mesh; may be given several times',
+  )
+  parser.add_argument(
+    '--set',
+    action='append',
+    default=[],
+    metavar='PATH=VALUE',
+    help='another value of a setting, such as data.batch_size=512',
+  )
+  common.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> str:
+  """See `commands`."""
+  from abstractinator.cli import config_file
+  from abstractinator.planning import topology as topologies
+
+  topology = topologies.parse(args.topology)
+  topologies.prepare_environment()
+  common.be_quiet()
+  config = config_file.load(args.config, args.set)
+  devices = topologies.devices(topology)
+  from abstractinator.planning import plan
+
+  if args.mesh:
+    meshes = [_mesh(given) for given in args.mesh]
+  else:
+    meshes = plan.meshes(
+      topology.num_chips,
+      config.data.batch_size,
+      config.mesh,
+      config.microbatches,
+    )
+  if not meshes:
+    raise ValueError(
+      f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
+      f' the {topology.num_chips} chips times microbatches'
+      f' ({config.microbatches}), or pass --mesh'
+    )
+  found = plan.compare(config, topology, devices, meshes, tell=_tell)
+  if args.json:
+    return json.dumps(dataclasses.asdict(found))
+  return '\n'.join(plan.table(found))
+
+
+def _tell(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+def _mesh(text: str) -> 'MeshConfig':
+  from abstractinator.config import MeshConfig
+
+  sizes = text.split(',')
+  if len(sizes) != 3 or not all(s.isdecimal() and int(s) for s in sizes):
+    raise ValueError(
+      f'--mesh: got {text!r}, allowed: DATA,FSDP,TENSOR, such as 1,256,1'
+    )
+  return MeshConfig(*map(int, sizes))

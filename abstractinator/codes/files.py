@@ -1,0 +1,144 @@
+"""Files of codes: `.npz`, or `.parquet` with a row for each text."""
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from abstractinator.codes import codes as codes_lib
+from abstractinator.codes.codes import Codes
+from abstractinator.data.records import import_extra
+
+_NPZ = ('codes_N', 'count_B', 'num_rows_T', 'level', 'queries')
+_PARQUET = ('codes', 'counts', 'level')
+
+
+def write_codes(path: str, codes: Sequence[Codes]) -> None:
+  """Writes codes to a file; a file that is there is replaced.
+
+  Args:
+    path: Path of the file, which ends in .npz or .parquet.
+    codes: Codes of each text, all of one level.
+
+  Raises:
+    ValueError: If the path ends otherwise, pyarrow is missing, levels differ,
+      or there are no codes.
+    OSError: If the file cannot be written.
+  """
+  content = to_bytes(path, codes)
+  with open(path, 'wb') as file:
+    file.write(content)
+
+
+def read_codes(path: str) -> list[Codes]:
+  """Reads a file that `write_codes` wrote.
+
+  Args:
+    path: Path of the file, which ends in .npz or .parquet.
+
+  Returns:
+    The codes of each text.
+
+  Raises:
+    ValueError: If the path ends otherwise, pyarrow is missing, or the file is
+      not a file of codes.
+    OSError: If the file cannot be read.
+  """
+  read = _from_parquet if _kind(path) == '.parquet' else _from_npz
+  with open(path, 'rb') as file:
+    codes = read(file.read())
+  if codes is None:
+    raise ValueError(
+      f'{path}: is no file of codes, allowed: what `abstractinator encode`'
+      ' wrote'
+    )
+  return codes
+
+
+def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
+  """Returns the content of a file of codes; see `write_codes`."""
+  kind = _kind(path)
+  if not codes:
+    raise ValueError(f'{path}: got no codes, allowed: those of at least 1 text')
+  joined = codes_lib.join(codes)
+  file = io.BytesIO()
+  if kind == '.parquet':
+    import pyarrow
+    from pyarrow import parquet
+
+    lists = pyarrow.list_(pyarrow.int32())
+    columns = [
+      pyarrow.array([x.codes_N.astype(np.int32) for x in codes], lists),
+      pyarrow.array([x.count_B.astype(np.int32) for x in codes], lists),
+      pyarrow.array([x.level for x in codes], pyarrow.int32()),
+    ]
+    table = pyarrow.Table.from_arrays(columns, names=list(_PARQUET))
+    parquet.write_table(table, file)
+  else:
+    total = max(int(joined.count_B.sum()), 1)
+    arrays = (
+      joined.codes_N,
+      joined.count_B,
+      [len(x.count_B) for x in codes],
+      joined.level,
+      len(joined.codes_N) // total,
+    )
+    columns = [np.asarray(x, np.int32) for x in arrays]
+    named: dict[str, Any] = dict(zip(_NPZ, columns, strict=True))
+    np.savez_compressed(file, **named)
+  return file.getvalue()
+
+
+def _from_npz(content: bytes) -> list[Codes] | None:
+  try:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+      arrays = [file[name] for name in _NPZ]
+  except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+  codes_N, count_B, num_rows, level, queries = arrays
+  if (
+    any(not np.issubdtype(x.dtype, np.integer) for x in arrays)
+    or [x.ndim for x in arrays] != [1, 1, 1, 0, 0]
+    or (num_rows < 0).any()
+    or queries < 1
+    or num_rows.sum() != len(count_B)
+  ):
+    return None
+  joined = Codes(codes_N, count_B, int(level))
+  parts = codes_lib.split(joined, num_rows.tolist(), int(queries))
+  return parts if sum(len(x.codes_N) for x in parts) == len(codes_N) else None
+
+
+def _from_parquet(content: bytes) -> list[Codes] | None:
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    table = parquet.read_table(io.BytesIO(content), columns=list(_PARQUET))
+    columns = [table.column(name).to_pylist() for name in _PARQUET]
+    return [
+      Codes(np.array(codes, np.int32), np.array(counts, np.int32), int(level))
+      for codes, counts, level in zip(*columns, strict=True)
+    ]
+  except (
+    pyarrow.ArrowException,
+    KeyError,
+    OverflowError,
+    TypeError,
+    ValueError,
+  ):
+    return None
+
+
+def _kind(path: str) -> str:
+  kind = os.path.splitext(path)[1]
+  if kind == '.parquet':
+    import_extra('pyarrow.parquet', 'parquet', path)
+  elif kind != '.npz':
+    raise ValueError(
+      f'{path}: ends in {kind!r}, allowed: .npz or .parquet, for codes'
+    )
+  return kind

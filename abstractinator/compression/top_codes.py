@@ -1,0 +1,148 @@
+"""Coders of top codes, under a discrete top LM or an adaptive unigram.
+
+B are lanes of codes, N codes.
+"""
+
+import copy
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator.compression.coder import (
+  RangeCoder,
+  count_frequencies,
+  logit_frequencies,
+)
+from abstractinator.compression.hierarchy_level import CodingShapes
+from abstractinator.compression.segment_coder import code_digits
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.evaluation.unigram import CodeCounts
+from abstractinator.ops.cache import Cache
+from abstractinator.ops.digits import decompose, place_values
+from abstractinator.types import Array, PyTree
+
+# A table of counts serves for this part of the number of codes counted in it.
+_TABLE_PART = 16
+
+
+class CodeUnigram:
+  """Frequencies of codes, counted from the codes that were coded before.
+
+  Encoder and decoder give it equal codes in the same order. `evaluate` counts
+  the bits of the same estimate.
+  """
+
+  def __init__(
+    self, stage_sizes: tuple[int, ...], max_table_codes: int
+  ) -> None:
+    """Starts with no code counted.
+
+    Args:
+      stage_sizes: Values of each digit of a code.
+      max_table_codes: Most codes that are coded with the same table.
+    """
+    self._stage_sizes, self._most = stage_sizes, max_table_codes
+    self._counts = CodeCounts(stage_sizes)
+
+  def copy(self) -> 'CodeUnigram':
+    """Returns a copy that counts separately."""
+    return copy.deepcopy(self)
+
+  def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
+    """Codes top codes, [N] int32, and counts them; returns the codes."""
+    found_N, start = np.zeros_like(codes_N), 0
+    is_whole = len(self._counts.counts) == 1
+    values = (1,) if is_whole else place_values(self._stage_sizes)
+    while start < len(codes_N):
+      seen = int(self._counts.counts[0].sum())
+      stop = start + min(max(seen // _TABLE_PART, 1), self._most)
+      for counts_V, value in zip(self._counts.counts, values, strict=True):
+        digits_N = codes_N[start:stop] // value % len(counts_V)
+        found_N[start:stop] += value * coder.code(
+          count_frequencies(counts_V), digits_N
+        )
+      self._counts.add(found_N[start:stop])
+      start = stop
+    return found_N
+
+
+@flax.struct.dataclass
+class CodeTopLM:
+  """Discrete top LM, as frequencies of the next top code of each lane.
+
+  To the top LM a lane is a document without an end.
+
+  Attributes:
+    variables: `params` and the collections of the whole model.
+    model: The whole model, which has a discrete top LM.
+    lane_codes: Codes of a lane.
+    shapes: Sizes of the coder's arrays.
+  """
+
+  variables: PyTree
+  model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
+  lane_codes: int = flax.struct.field(pytree_node=False)
+  shapes: CodingShapes = flax.struct.field(pytree_node=False)
+
+  def copy(self) -> 'CodeTopLM':
+    """Returns itself: coding does not change it."""
+    return self
+
+  def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
+    """Codes top codes, [N] int32; returns the codes."""
+    found_N = np.zeros_like(codes_N)
+    group = self.lane_codes * self.shapes.widths[-1]
+    for start in range(0, len(codes_N), group):
+      part = slice(start, start + group)
+      self._code_lanes(codes_N[part], found_N[part], coder)
+    return found_N
+
+  def _code_lanes(
+    self, codes_N: np.ndarray, found_N: np.ndarray, coder: RangeCoder
+  ) -> None:
+    """Codes a group of codes, as many as the widest step has lanes for."""
+    count = -(-len(codes_N) // self.lane_codes)
+    first_B = np.arange(self.shapes.width_of(count)) * self.lane_codes
+    state_BY, cache = self._start(len(first_B))
+    for step in range(min(self.lane_codes, len(codes_N))):
+      # Lanes after the last one are empty, and the last one may be shorter.
+      active_B = first_B + step < len(codes_N)
+      at_N = first_B[active_B] + step
+      ids_B = code_digits(
+        self.model.config.levels[-1].quantizer.stage_sizes,
+        active_B,
+        codes_N[at_N],
+        functools.partial(self._digit, state_BY),
+        coder,
+      )
+      found_N[at_N] = ids_B[active_B]
+      state_BY, cache = self._step(ids_B, cache, active_B)
+
+  @functools.partial(jax.jit, static_argnames='num_lanes')
+  def _start(self, num_lanes: int) -> tuple[Array, Cache]:
+    """Returns states [B, Y] before the first codes, and an empty cache."""
+    top_lm = self.model.bind(self.variables).top_lm
+    cache = top_lm.init_cache(num_lanes, self.lane_codes)
+    return top_lm.start_state(num_lanes), cache
+
+  @functools.partial(jax.jit, static_argnames='stage')
+  def _digit(self, state_BY: Array, stage: int, ids_B: Array) -> Array:
+    """Returns frequencies of a digit, [B, K] int32, given those before it."""
+    sizes = self.model.config.levels[-1].quantizer.stage_sizes
+    top_lm = self.model.bind(self.variables).top_lm
+    logits = top_lm.code_head(state_BY, decompose(ids_B, sizes))
+    return logit_frequencies(logits[stage])
+
+  @functools.partial(jax.jit, donate_argnames='cache')
+  def _step(
+    self, ids_B: Array, cache: Cache, active_B: Array
+  ) -> tuple[Array, Cache]:
+    """Returns the states [B, Y] after one more code, and the new cache."""
+    pyramid = self.model.bind(self.variables)
+    quantizer = pyramid.levels[-1].compressor.quantizer
+    vectors_BD = quantizer.lookup(ids_B[:, None])[:, 0]
+    document_B = jnp.zeros_like(ids_B)
+    return pyramid.top_lm.step(vectors_BD, document_B, cache, active_B)

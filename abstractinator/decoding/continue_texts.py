@@ -1,0 +1,324 @@
+"""Continuation of batches of prompts: the loop on the host.
+
+Two programs are compiled, `start_program` and `extend_program`, each once per
+number of prompts, longest prompt and total length, all rounded up to a power of
+two.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator.config import ModelConfig
+from abstractinator.decoding import entropy_only, generate
+from abstractinator.decoding.entropy_only import EntropyOnlyState
+from abstractinator.decoding.growing_text import GrowingText
+from abstractinator.decoding.options import Options
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.decoding.state import GenerationState, Request
+from abstractinator.ops.sampling import Filters
+from abstractinator.types import Array, PyTree
+
+# Segments of the top level, or bytes of the entropy model, per call. With more
+# of them there are fewer calls, and more unused ones in the last call.
+SLOTS = 16
+_BYTES = 64
+_SMALLEST = 64
+# Bytes of the largest batch; bounds memory for any number of prompts.
+_BATCH_BYTES = 1 << 16
+
+State = GenerationState | EntropyOnlyState
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """Sizes that programs are compiled for.
+
+  Attributes:
+    rows: B, a power of two.
+    size: Bytes of the longest prompt, a power of two.
+    capacity: Bytes of the longest prompt and the new ones, a power of two.
+    entropy_model_only: Whether bytes are generated without codes.
+  """
+
+  rows: int
+  size: int
+  capacity: int
+  entropy_model_only: bool
+
+
+def bucket_of(num_rows: int, longest: int, options: Options) -> Bucket:
+  """Returns the smallest bucket that fits.
+
+  Args:
+    num_rows: Prompts times samples, at least 1.
+    longest: Bytes of the longest prompt.
+    options: Options, which limit the new bytes.
+  """
+  return Bucket(
+    rows=_power_of_two(num_rows),
+    size=max(_power_of_two(longest), _SMALLEST),
+    capacity=max(_power_of_two(longest + options.max_new_bytes), _SMALLEST),
+    entropy_model_only=options.entropy_model_only,
+  )
+
+
+def request_of(options: Options, sample_B: np.ndarray) -> Request:
+  """Returns the request of rows.
+
+  Args:
+    options: Options of all rows.
+    sample_B: Number of each row among the samples of its prompt, [B] int32.
+  """
+  size = len(sample_B)
+
+  def filters(temperature: float) -> Filters:
+    return Filters(
+      temperature_B=jnp.full(size, temperature, jnp.float32),
+      top_k_B=jnp.full(size, options.top_k, jnp.int32),
+      top_p_B=jnp.full(size, options.top_p, jnp.float32),
+      min_p_B=jnp.full(size, options.min_p, jnp.float32),
+    )
+
+  level_temperature = options.level_temperature
+  if level_temperature is None:
+    level_temperature = options.temperature
+  key = jax.random.key(options.seed)
+  return Request(
+    key_B=jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(sample_B)),
+    top=filters(options.temperature),
+    levels=filters(level_temperature),
+    limit_B=jnp.full(size, options.max_new_bytes, jnp.int32),
+  )
+
+
+def context_bytes(
+  config: ModelConfig, sequence_length: int, *, entropy_model_only: bool
+) -> int | None:
+  """Returns how many bytes of a prompt are read, the last ones; None for all.
+
+  A stack without a window was trained on rows of `sequence_length` ids and
+  reads no more; stacks with a window read prompts of any length.
+
+  Args:
+    config: Config of the model.
+    sequence_length: Ids of a row of training.
+    entropy_model_only: Whether bytes are generated without codes.
+  """
+  if entropy_model_only:
+    is_full = config.levels[0].entropy_model.window is None
+    return sequence_length if is_full else None
+  stacks = [] if config.top_lm is None else [config.top_lm.stack]
+  for level in config.levels:
+    stacks += [level.entropy_model, level.encoder]
+  is_full = any(stack.window is None for stack in stacks)
+  is_full |= any(level.expander.context == 'full' for level in config.levels)
+  return sequence_length if is_full else None
+
+
+def continue_texts(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  prompts: Sequence[bytes],
+  options: Options,
+  context: int | None,
+) -> list[list[bytes]]:
+  """Continues prompts.
+
+  Args:
+    model: A pyramid.
+    variables: Its variables.
+    prompts: Texts of any lengths.
+    options: Sampling settings, limits and stop strings.
+    context: Bytes of a prompt that are read, from `context_bytes`.
+
+  Returns:
+    The new bytes of each sample of each prompt.
+
+  Raises:
+    ValueError: If a prompt is empty and no top LM predicts its first code.
+  """
+  prompts = [_read(model, x, options, context) for x in prompts]
+  rows = [(x, n) for x in prompts for n in range(options.num_samples)]
+  texts: list[bytes] = []
+  longest = max(map(len, prompts), default=0) + options.max_new_bytes
+  size = max(_BATCH_BYTES // longest, 1)
+  for begin in range(0, len(rows), size):
+    part = rows[begin : begin + size]
+    growing = [GrowingText(options.max_new_bytes, options.stop) for _ in part]
+    for _ in _grow(model, variables, part, growing, options):
+      pass
+    texts += map(bytes, growing)
+  return [
+    texts[i : i + options.num_samples]
+    for i in range(0, len(texts), options.num_samples)
+  ]
+
+
+def stream_text(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  prompt: bytes,
+  options: Options,
+  context: int | None,
+  *,
+  splits_characters: bool,
+) -> Iterator[bytes]:
+  """Continues one prompt once, as `continue_texts` does.
+
+  Args:
+    model: A pyramid.
+    variables: Its variables.
+    prompt: Any bytes.
+    options: Sampling settings, limits and stop strings; one sample.
+    context: Bytes of a prompt that are read, from `context_bytes`.
+    splits_characters: Whether a part may end within a UTF-8 character.
+
+  Yields:
+    New bytes as they come, at least one each time.
+  """
+  rows = [(_read(model, prompt, options, context), 0)]
+  growing = [GrowingText(options.max_new_bytes, options.stop)]
+  for _ in _grow(model, variables, rows, growing, options):
+    if part := growing[0].take(splits_characters=splits_characters):
+      yield part
+
+
+def _read(
+  model: AbstractinatorPyramid,
+  prompt: bytes,
+  options: Options,
+  context: int | None,
+) -> bytes:
+  """Returns the bytes of a prompt that are read."""
+  has_first = model.config.top_lm is not None or options.entropy_model_only
+  if not prompt and not has_first:
+    raise ValueError(
+      'prompt: got no bytes, allowed: at least 1 without a top_lm, which'
+      ' predicts first codes'
+    )
+  if context is not None and len(prompt) > context:
+    warnings.warn(
+      f'prompt: of its {len(prompt)} bytes the last {context} are read, as many'
+      ' as a row of training has',
+      stacklevel=4,
+    )
+    return prompt[-context:]
+  return prompt
+
+
+def _grow(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  rows: Sequence[tuple[bytes, int]],
+  growing: Sequence[GrowingText],
+  options: Options,
+) -> Iterator[None]:
+  """Adds bytes to texts until all have ended; yields after every call.
+
+  Args:
+    model: A pyramid.
+    variables: Its variables.
+    rows: Prompt and number of the sample of each row.
+    growing: The texts of the rows.
+    options: Sampling settings and limits.
+  """
+  prompts = [prompt for prompt, _ in rows]
+  bucket = bucket_of(len(rows), max(map(len, prompts)), options)
+  ids_BS = np.zeros((bucket.rows, bucket.size), np.int32)
+  count_B = np.zeros(bucket.rows, np.int32)
+  sample_B = np.zeros(bucket.rows, np.int32)
+  for row, (prompt, sample) in enumerate(rows):
+    ids_BS[row, : len(prompt)] = np.frombuffer(prompt, np.uint8)
+    count_B[row], sample_B[row] = len(prompt), sample
+  request = request_of(options, sample_B)
+  state = start_program(
+    variables, ids_BS, count_B, request, model=model, bucket=bucket
+  )
+  stopped_B = np.arange(bucket.rows) >= len(rows)
+  while not stopped_B.all():
+    bytes_BN, new_B, state = extend_program(
+      variables,
+      state,
+      stopped_B,
+      model=model,
+      entropy_model_only=options.entropy_model_only,
+    )
+    bytes_BN, new_B, is_done_B = jax.device_get(
+      (bytes_BN, new_B, state.is_done_B)
+    )
+    for row, text in enumerate(growing):
+      data = bytes_BN[row, : new_B[row]].astype(np.uint8).tobytes()
+      text.add(data, is_last=bool(is_done_B[row]))
+      stopped_B[row] = text.is_done
+    yield
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'bucket'))
+def start_program(
+  variables: PyTree,
+  ids_BS: Array,
+  count_B: Array,
+  request: Request,
+  *,
+  model: AbstractinatorPyramid,
+  bucket: Bucket,
+) -> State:
+  """Returns the state after prompts."""
+  method: Callable[..., Any]
+  if bucket.entropy_model_only:
+    method = functools.partial(entropy_only.start, capacity=bucket.capacity)
+  else:
+    method = functools.partial(
+      generate.start, capacity=bucket.capacity, num_slots=SLOTS
+    )
+  state: Any = model.apply(
+    variables, ids_BS, count_B, request, method=lambda m, *x: method(m, *x)
+  )
+  return state
+
+
+@functools.partial(
+  jax.jit, static_argnames=('model', 'entropy_model_only'), donate_argnums=1
+)
+def extend_program(
+  variables: PyTree,
+  state: State,
+  stopped_B: Array,
+  *,
+  model: AbstractinatorPyramid,
+  entropy_model_only: bool,
+) -> tuple[Array, Array, State]:
+  """Decodes the next bytes of rows.
+
+  Args:
+    variables: Variables of the model.
+    state: State of the previous call; it is donated.
+    stopped_B: Rows that need no more bytes, [B] bool.
+    model: A pyramid.
+    entropy_model_only: Whether bytes are generated without codes.
+
+  Returns:
+    New bytes, [B, N] int32, their number, [B] int32, and the state.
+  """
+  method: Callable[..., Any]
+  if entropy_model_only:
+    method = functools.partial(entropy_only.extend, num_bytes=_BYTES)
+  else:
+    method = functools.partial(generate.extend, num_slots=SLOTS)
+  output: Any = model.apply(
+    variables, state, stopped_B, method=lambda m, *x: method(m, *x)
+  )
+  extension, state = output
+  return extension.bytes_BN, extension.count_B, state
+
+
+def _power_of_two(count: int) -> int:
+  """Returns the smallest power of two that is at least `count`."""
+  return 1 << max(count - 1, 0).bit_length()

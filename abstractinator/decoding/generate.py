@@ -1,0 +1,299 @@
+"""Generation through all levels: prompts to codes, more codes, codes to bytes.
+
+`start` once, then `extend` as often as bytes are wanted. `prompt` compresses,
+`top_codes` draws codes of the top level, `expansion` turns the codes of a level
+into its ids. The functions take a bound pyramid; a row is the beginning of one
+document.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax.numpy as jnp
+
+from abstractinator.decoding import expansion, open_segment, top_codes
+from abstractinator.decoding import prompt as prompt_lib
+from abstractinator.decoding.loop import while_loop
+from abstractinator.decoding.segments import Expanded, new_ids
+from abstractinator.decoding.state import GenerationState, Request
+from abstractinator.decoding.top_codes import TopCodes
+from abstractinator.model.level import Abstractinator
+from abstractinator.model.pyramid import Pyramid
+from abstractinator.ops.compact import compact
+from abstractinator.types import Array, Special
+
+# Limit of new ids at levels above the first: it is not known how many bytes an
+# id of theirs becomes.
+_NO_LIMIT = 1 << 30
+
+
+@flax.struct.dataclass
+class Extension:
+  """New bytes, and the codes and ids they come from.
+
+  Attributes:
+    bytes_BN: New bytes, those of each row at the front, [B, N] int32.
+    count_B: Their number, [B] int32.
+    top: Codes of the top level.
+    levels: Ids of each level, bottom first; at the first level, ids after EOS
+      or the limit do not count.
+  """
+
+  bytes_BN: Array
+  count_B: Array
+  top: TopCodes
+  levels: tuple[Expanded, ...]
+
+
+def capacities(pyramid: Pyramid, capacity: int, num_slots: int) -> list[int]:
+  """Returns the most ids that rows of each level, and of top codes, may have.
+
+  Each byte may be a segment of its own, and the last call may make more ids
+  than are wanted, at all levels but the first.
+
+  Args:
+    pyramid: A bound pyramid.
+    capacity: Bytes that a row may come to.
+    num_slots: Segments of the top level per call.
+  """
+  queries = [level.config.pooling.num_queries for level in pyramid.levels]
+  sizes = [capacity]
+  for num_queries in queries:
+    sizes.append(sizes[-1] * num_queries)
+  spare = num_slots * queries[-1]
+  sizes[-1] += spare
+  for number in range(len(queries) - 1, 0, -1):
+    longest = pyramid.levels[number].config.segmentation.max_length
+    spare = spare // queries[number] * longest
+    sizes[number] += spare
+  return sizes
+
+
+def start(
+  pyramid: Pyramid,
+  ids_BS: Array,
+  count_B: Array,
+  request: Request,
+  *,
+  capacity: int,
+  num_slots: int,
+  method: str = 'rescore',
+) -> GenerationState:
+  """Compresses prompts and chooses the codes of their open segments.
+
+  Args:
+    pyramid: A bound pyramid.
+    ids_BS: Bytes of the prompts, [B, S] int32.
+    count_B: Bytes of each prompt, 0 to S, [B] int32.
+    request: Sampling settings and limits.
+    capacity: Bytes that a row may come to.
+    num_slots: Largest `num_slots` of the calls of `extend` to come.
+    method: Name of a method of `open_segment`.
+
+  Returns:
+    The state.
+  """
+  levels, sizes = pyramid.levels, capacities(pyramid, capacity, num_slots)
+  keeps_open = method == 'as_is' or pyramid.config.top_lm is None
+  prompts = prompt_lib.compress(
+    levels,
+    ids_BS,
+    count_B,
+    capacities=sizes[:-1],
+    keeps_open=keeps_open,
+    closes=method == 'close',
+  )
+  states = []
+  for number, (level, prompt) in enumerate(zip(levels, prompts, strict=True)):
+    knows_last_B = jnp.ones(count_B.shape, bool)
+    if number > 0 and keeps_open:
+      knows_last_B = ~prompts[number - 1].has_open_B
+    states.append(
+      expansion.start(
+        level,
+        prompt,
+        prompt_lib.codebooks_below(pyramid, number),
+        capacity=sizes[number],
+        knows_last=knows_last_B,
+      )
+    )
+  state = GenerationState(
+    request=request,
+    top=top_codes.start(pyramid, prompts[-1], capacity=sizes[-1]),
+    levels=tuple(states),
+    rest=tuple(_no_rest(level, len(count_B)) for level in levels[:-1]),
+    num_bytes_B=jnp.zeros_like(count_B),
+    is_done_B=request.limit_B <= 0,
+  )
+  return open_segment.METHODS[method](pyramid, prompts, state)
+
+
+def extend(
+  pyramid: Pyramid,
+  state: GenerationState,
+  stopped_B: Array,
+  *,
+  num_slots: int,
+) -> tuple[Extension, GenerationState]:
+  """Decodes the bytes of the next top codes.
+
+  The number of codes per call changes when bytes come, not which.
+
+  Args:
+    pyramid: A bound pyramid.
+    state: State after the previous call, or of `start`.
+    stopped_B: Rows that need no more bytes, [B] bool.
+    num_slots: Segments of the top level.
+
+  Returns:
+    New bytes, and the state. A row is done after EOS, the end of its codes, or
+    its limit, which its last call may exceed by a few bytes.
+  """
+  request = state.request
+  is_done_B = state.is_done_B | stopped_B
+  codes, top_state = top_codes.extend(
+    pyramid,
+    state.top,
+    num_slots,
+    ~is_done_B,
+    request.draws_of_top(len(pyramid.levels)),
+  )
+  limit_B = request.limit_B - state.num_bytes_B
+  levels, rest, outputs = list(state.levels), list(state.rest), []
+  codes_BU, count_B = codes.codes_BU, codes.count_B
+  for number in reversed(range(len(levels))):
+    expanded, levels[number] = expansion.expand(
+      pyramid.levels[number],
+      levels[number],
+      codes_BU,
+      count_B,
+      request.draws_of_level(number),
+      limit_B if number == 0 else jnp.full_like(limit_B, _NO_LIMIT),
+      prompt_lib.codebooks_below(pyramid, number),
+    )
+    outputs.append(expanded)
+    ids_BN, count_B = compact(*new_ids(expanded))
+    if number > 0:
+      queries = pyramid.levels[number - 1].config.pooling.num_queries
+      codes_BU, count_B, rest[number - 1] = _fill_slots(
+        rest[number - 1], ids_BN, count_B, queries
+      )
+  count_B, has_eos_B = _until_eos(
+    ids_BN, count_B, pyramid.num_ids + Special.EOS
+  )
+  num_bytes_B = state.num_bytes_B + count_B
+  is_done_B |= has_eos_B | top_state.is_ended_B
+  is_done_B |= num_bytes_B >= request.limit_B
+  return Extension(
+    bytes_BN=ids_BN,
+    count_B=count_B.astype(jnp.int32),
+    top=codes,
+    levels=tuple(reversed(outputs)),
+  ), GenerationState(
+    request=request,
+    top=top_state,
+    levels=tuple(levels),
+    rest=tuple(rest),
+    num_bytes_B=num_bytes_B,
+    is_done_B=is_done_B,
+  )
+
+
+def generate_bytes(
+  pyramid: Pyramid,
+  ids_BS: Array,
+  count_B: Array,
+  request: Request,
+  *,
+  max_new_bytes: int,
+  num_slots: int,
+) -> tuple[Array, Array]:
+  """Implements `AbstractinatorPyramid.generate_bytes`, all in one program."""
+  batch, size = ids_BS.shape
+  limit_B = jnp.minimum(request.limit_B, max_new_bytes)
+  state = start(
+    pyramid,
+    ids_BS,
+    count_B,
+    dataclasses.replace(request, limit_B=limit_B),
+    capacity=size + max_new_bytes,
+    num_slots=num_slots,
+  )
+  row_B1 = jnp.arange(batch)[:, None]
+  none_B = jnp.zeros((batch,), bool)
+
+  def one_call(
+    pyramid: Pyramid, carry: tuple[GenerationState, Array]
+  ) -> tuple[GenerationState, Array]:
+    state, bytes_BN = carry
+    extension, after = extend(pyramid, state, none_B, num_slots=num_slots)
+    position_N = jnp.arange(extension.bytes_BN.shape[1])
+    at_BN = jnp.where(
+      position_N < extension.count_B[:, None],
+      state.num_bytes_B[:, None] + position_N,
+      max_new_bytes,
+    )
+    new_BN = extension.bytes_BN
+    return after, bytes_BN.at[row_B1, at_BN].set(new_BN, mode='drop')
+
+  state, bytes_BN = while_loop(
+    lambda carry: ~jnp.all(carry[0].is_done_B),
+    one_call,
+    pyramid,
+    (state, jnp.zeros((batch, max_new_bytes), jnp.int32)),
+  )
+  return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
+
+
+def _until_eos(ids_BN: Array, count_B: Array, eos: int) -> tuple[Array, Array]:
+  """Returns the number of ids before EOS, [B], and where there is one, [B]."""
+  position_N = jnp.arange(ids_BN.shape[1])
+  is_eos_BN = (ids_BN == eos) & (position_N < count_B[:, None])
+  has_eos_B = jnp.any(is_eos_BN, axis=1)
+  return jnp.where(has_eos_B, jnp.argmax(is_eos_BN, axis=1), count_B), has_eos_B
+
+
+def _no_rest(level: Abstractinator, batch: int) -> tuple[Array, Array]:
+  """Returns the codes that are left at the beginning: none."""
+  queries = level.config.pooling.num_queries
+  return (
+    jnp.zeros((batch, queries - 1), jnp.int32),
+    jnp.zeros((batch,), jnp.int32),
+  )
+
+
+def _fill_slots(
+  rest: tuple[Array, Array], ids_BN: Array, count_B: Array, queries: int
+) -> tuple[Array, Array, tuple[Array, Array]]:
+  """Groups new ids of a level into slots of the level below.
+
+  Args:
+    rest: Ids left over from the call before, and their number.
+    ids_BN: New ids, those of each row at the front, [B, N] int32.
+    count_B: Their number, [B] int32.
+    queries: Q, codes of a slot.
+
+  Returns:
+    Codes [B, U] int32, the number of whole slots [B] int32, and what is left.
+  """
+  rest_BR, num_rest_B = rest
+  spare = queries - 1
+  all_BN = jnp.concatenate([rest_BR, ids_BN], axis=1)
+  is_id_BN = jnp.concatenate(
+    [
+      jnp.arange(spare) < num_rest_B[:, None],
+      jnp.arange(ids_BN.shape[1]) < count_B[:, None],
+    ],
+    axis=1,
+  )
+  padding = -all_BN.shape[1] % queries
+  all_BN, is_id_BN = (
+    jnp.pad(x, ((0, 0), (0, padding))) for x in (all_BN, is_id_BN)
+  )
+  codes_BU, total_B = compact(all_BN, is_id_BN)
+  slots_B = total_B // queries
+  at_BR = slots_B[:, None] * queries + jnp.arange(spare)
+  left_BR = jnp.take_along_axis(
+    codes_BU, jnp.minimum(at_BR, codes_BU.shape[1] - 1), axis=1
+  )
+  return codes_BU, slots_B, (left_BR, total_B % queries)

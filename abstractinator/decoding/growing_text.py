@@ -1,0 +1,83 @@
+"""A text that grows as bytes are generated, up to a limit or stop string."""
+
+from collections.abc import Sequence
+
+
+class GrowingText:
+  """New bytes of one text.
+
+  Attributes:
+    is_done: Whether the text has ended.
+  """
+
+  def __init__(self, limit: int, stop: Sequence[bytes] = ()):
+    """Begins an empty text.
+
+    Args:
+      limit: The most bytes of the text.
+      stop: Byte strings; the text ends before the first of them.
+    """
+    self._limit, self._stop = limit, tuple(stop)
+    self._bytes = bytearray()
+    self._num_taken = 0
+    self.is_done = False
+
+  def __bytes__(self) -> bytes:
+    return bytes(self._bytes)
+
+  def add(self, data: bytes, *, is_last: bool) -> None:
+    """Appends bytes, unless the text has ended.
+
+    Args:
+      data: New bytes.
+      is_last: Whether the text ends after them.
+    """
+    if self.is_done:
+      return
+    old = len(self._bytes)
+    self._bytes += data
+    begin = max(0, old - max(map(len, self._stop), default=1) + 1)
+    found = [at for s in self._stop if (at := self._bytes.find(s, begin)) >= 0]
+    end = min([*found, self._limit])
+    self.is_done = is_last or bool(found) or len(self._bytes) >= self._limit
+    del self._bytes[end:]
+
+  def take(self, *, splits_characters: bool = False) -> bytes:
+    """Returns the bytes that are final and were not returned before.
+
+    Bytes that may turn out to begin a stop string are held back.
+
+    Args:
+      splits_characters: Whether the bytes may end within a UTF-8 character;
+        otherwise the first bytes of an unfinished character are held back.
+    """
+    end = len(self._bytes)
+    if not self.is_done:
+      end -= _held_back(self._bytes, self._stop)
+      if not splits_characters:
+        end = _whole_characters(self._bytes, end)
+    end = max(end, self._num_taken)
+    taken = bytes(self._bytes[self._num_taken : end])
+    self._num_taken = end
+    return taken
+
+
+def _held_back(data: bytearray, stop: Sequence[bytes]) -> int:
+  """Returns the length of the longest end of data that begins a stop string."""
+  longest = max(map(len, stop), default=1) - 1
+  for size in range(min(longest, len(data)), 0, -1):
+    end = bytes(data[-size:])
+    if any(s.startswith(end) for s in stop):
+      return size
+  return 0
+
+
+def _whole_characters(data: bytearray, end: int) -> int:
+  """Returns where the character that `end` would split begins, else `end`."""
+  for begin in range(end - 1, max(end - 4, -1), -1):
+    first = data[begin]
+    if first >> 6 == 0b10:
+      continue
+    size = 2 + (first >= 0xE0) + (first >= 0xF0) if 0xC2 <= first < 0xF5 else 1
+    return begin if begin + size > end else end
+  return end

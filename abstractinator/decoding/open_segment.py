@@ -1,0 +1,295 @@
+"""Codes of segments that a prompt leaves open.
+
+A prompt ends within a segment of a level, whose code depends on bytes to come
+and must be chosen before they are. Methods, for `generate.start`:
+
+  rescore  draws the code from p(code | codes before, ids of the segment): the
+           most likely codes under what predicts them (the top LM, or the
+           expander above) are weighted by how likely each makes the known ids
+           of the segment, and its not ending after any of them.
+  predict  draws the code as any other, whatever the known ids.
+  as_is    takes the code of the segment as far as the prompt has it.
+  close    takes the same code and ends the segment with the prompt.
+
+The known ids are kept in any case.
+`python -m abstractinator.benchmarks.generation` compares the methods.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from optax.losses import softmax_cross_entropy_with_integer_labels
+
+from abstractinator.decoding import expansion, top_codes
+from abstractinator.decoding import rows as rows_lib
+from abstractinator.decoding.choices import Told
+from abstractinator.decoding.expansion import ExpansionState
+from abstractinator.decoding.prompt import LevelPrompt, codebooks_below
+from abstractinator.decoding.segments import KnownIds
+from abstractinator.decoding.state import GenerationState
+from abstractinator.model.level import Abstractinator
+from abstractinator.model.pyramid import Pyramid
+from abstractinator.model.vocabulary import Codebooks
+from abstractinator.ops import digits as digits_lib
+from abstractinator.ops.sampling import Draws, draw_ids
+from abstractinator.types import Array, Special
+
+NUM_CANDIDATES = 32
+
+
+def as_is(
+  pyramid: Pyramid, prompts: Sequence[LevelPrompt], state: GenerationState
+) -> GenerationState:
+  """Forces the codes of open segments of the top level, as they stand.
+
+  Args:
+    pyramid: A bound pyramid.
+    prompts: Prompts at each level, bottom first.
+    state: State after their whole segments.
+
+  Returns:
+    The state with these codes forced.
+  """
+  if pyramid.config.top_lm is None:
+    return state
+  prompt = prompts[-1]
+  queries = pyramid.config.levels[-1].pooling.num_queries
+  at_BQ = prompt.num_whole_B[:, None] * queries + jnp.arange(queries)
+  at_BQ = jnp.minimum(at_BQ, prompt.codes_BU.shape[1] - 1)
+  codes_BQ = jnp.take_along_axis(prompt.codes_BU, at_BQ, axis=1)
+  return _force_top(state, codes_BQ, prompt.has_open_B)
+
+
+def rescore(
+  pyramid: Pyramid, prompts: Sequence[LevelPrompt], state: GenerationState
+) -> GenerationState:
+  """Draws codes of open segments given their known ids, from the top down.
+
+  If a segment has several codes, only the last one is drawn so at the top
+  level, after the others were drawn without regard to the ids; below the top
+  level none is. The prediction of a continuous top LM is taken as it is. The
+  known ids of a level above the first are codes of whole segments below.
+
+  Args:
+    pyramid: A bound pyramid.
+    prompts: Prompts at each level, bottom first.
+    state: State after their whole segments.
+
+  Returns:
+    The state with these codes forced.
+  """
+  top_lm = pyramid.config.top_lm
+  if top_lm is None or top_lm.mode == 'continuous':
+    return state
+  codes_BQ = _choose_top(pyramid, state)
+  state = _force_top(state, codes_BQ, prompts[-1].has_open_B)
+  for number in range(len(pyramid.levels) - 1, 0, -1):
+    if pyramid.levels[number - 1].config.pooling.num_queries > 1:
+      break
+    has_open_B = prompts[number - 1].has_open_B
+    codes_BQ, known = _choose_below(
+      pyramid, number, state, codes_BQ, has_open_B
+    )
+    levels = list(state.levels)
+    levels[number] = dataclasses.replace(levels[number], known=known)
+    state = dataclasses.replace(state, levels=tuple(levels))
+  return state
+
+
+METHODS = {
+  'rescore': rescore,
+  'predict': lambda pyramid, prompts, state: state,
+  'as_is': as_is,
+  'close': lambda pyramid, prompts, state: state,
+}
+
+
+def _force_top(
+  state: GenerationState, codes_BQ: Array, is_forced_B: Array
+) -> GenerationState:
+  top = dataclasses.replace(
+    state.top, forced_BQ=codes_BQ, is_forced_B=is_forced_B
+  )
+  return dataclasses.replace(state, top=top)
+
+
+def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
+  """Draws the codes of the next slot of the top level, [B, Q] int32."""
+  sizes = pyramid.config.levels[-1].quantizer.stage_sizes
+  top_state, codes = state.top, []
+  batch, queries = top_state.forced_BQ.shape
+  draws = state.request.draws_of_top(len(pyramid.levels))
+  everywhere_B = jnp.ones((batch,), bool)
+  for _ in range(queries - 1):
+    codes_B, _ = top_codes.draw_code(
+      pyramid,
+      top_state.lm.hidden_BY,
+      draws.fold(top_state.number_B),
+      jnp.zeros((batch,), jnp.int32),
+      ~everywhere_B,
+    )
+    codes.append(codes_B)
+    top_state = top_codes.step(pyramid, top_state, codes_B, everywhere_B)
+  count = min(NUM_CANDIDATES, sizes[0])
+  nats = []
+
+  def choose(stage: int, logits_NK: Array) -> Array:
+    digits_N = _candidates(stage, logits_NK, count)
+    nats.append(softmax_cross_entropy_with_integer_labels(logits_NK, digits_N))
+    return digits_N
+
+  digits_NM = pyramid.top_lm.code_head.decode(
+    jnp.repeat(top_state.lm.hidden_BY, count, axis=0), choose
+  )
+  last_N = digits_lib.compose(digits_NM, sizes)
+  codes_NQ = jnp.stack([*(jnp.repeat(x, count) for x in codes), last_N], axis=1)
+  return _choose(
+    pyramid,
+    len(pyramid.levels) - 1,
+    state,
+    codes_NQ,
+    sum(nats),
+    draws.fold(top_state.number_B).fold(1),
+  )
+
+
+def _choose_below(
+  pyramid: Pyramid,
+  number: int,
+  state: GenerationState,
+  codes_BQ: Array,
+  has_open_B: Array,
+) -> tuple[Array, KnownIds]:
+  """Draws the next code of the level below, the next id of this level.
+
+  Args:
+    pyramid: A bound pyramid.
+    number: Number of this level.
+    state: State after the whole segments of the prompts.
+    codes_BQ: Codes of the open segment of this level, [B, Q] int32.
+    has_open_B: Rows with an open segment below, [B] bool.
+
+  Returns:
+    Codes of the open segment below, [B, 1] int32, and the known ids of this
+    level with the code among them.
+  """
+  level, of_level = pyramid.levels[number], state.levels[number]
+  codebooks, known = codebooks_below(pyramid, number), of_level.known
+  _, x_BD = _score_known(level, of_level, codes_BQ, codebooks, one_more=True)
+  count = min(NUM_CANDIDATES, level.expander.sizes[0])
+  ids_N, nats_N = level.expander.vocabulary.draw(
+    jnp.repeat(x_BD, count, axis=0),
+    lambda stage, logits_NK: _candidates(stage, logits_NK, count),
+    codebooks,
+  )
+  longest = level.config.segmentation.max_length
+  of_id = of_level.slot_B * longest + known.num_known_B
+  chosen_BQ = _choose(
+    pyramid,
+    number - 1,
+    state,
+    ids_N[:, None],
+    nats_N,
+    state.request.draws_of_level(number).fold(of_id).fold(0),
+  )
+  row_B = jnp.arange(len(chosen_BQ))
+  ids_BL = known.ids_BL.at[row_B, known.num_known_B].set(chosen_BQ[:, 0])
+  return chosen_BQ, dataclasses.replace(
+    known,
+    ids_BL=jnp.where(has_open_B[:, None], ids_BL, known.ids_BL),
+    num_ids_B=jnp.where(has_open_B, known.num_known_B + 1, known.num_ids_B),
+  )
+
+
+def _candidates(stage: int, logits_NK: Array, count: int) -> Array:
+  """Returns the `count` likeliest first digits, and the best others of each.
+
+  Rows of logits come `count` times each.
+  """
+  if stage > 0:
+    return jnp.argmax(logits_NK, axis=-1).astype(jnp.int32)
+  return lax.top_k(logits_NK[::count], count)[1].reshape(-1).astype(jnp.int32)
+
+
+def _choose(
+  pyramid: Pyramid,
+  number: int,
+  state: GenerationState,
+  codes_NQ: Array,
+  nats_N: Array,
+  draws: Draws,
+) -> Array:
+  """Draws one of each row's candidates, given the known ids of their segment.
+
+  Args:
+    pyramid: A bound pyramid.
+    number: Number of the level of the codes.
+    state: State after the whole segments of the prompts.
+    codes_NQ: Candidates, those of a row side by side, [N, Q] int32.
+    nats_N: Their -log p given the codes before them, [N] float32.
+    draws: Random keys and filters of this draw.
+
+  Returns:
+    [B, Q] int32.
+  """
+  batch = len(draws.key_B)
+  count = len(codes_NQ) // batch
+  of_level = jax.tree.map(
+    lambda x: jnp.repeat(x, count, axis=0), state.levels[number]
+  )
+  known_nats_N, _ = _score_known(
+    pyramid.levels[number],
+    of_level,
+    codes_NQ,
+    codebooks_below(pyramid, number),
+  )
+  choice_B = draw_ids(draws, -(nats_N + known_nats_N).reshape(batch, count))
+  return codes_NQ.reshape(batch, count, -1)[jnp.arange(batch), choice_B]
+
+
+def _score_known(
+  level: Abstractinator,
+  state: ExpansionState,
+  codes_NQ: Array,
+  codebooks: Codebooks | None,
+  *,
+  one_more: bool = False,
+) -> tuple[Array, Array]:
+  """Scores the known ids of open segments under candidate codes.
+
+  Args:
+    level: A bound level.
+    state: State of the level, one entry per candidate.
+    codes_NQ: Candidate codes of the segments, [N, Q] int32.
+    codebooks: Codebooks of the level below; None over bytes.
+    one_more: Whether the state of the id after the known ones is computed.
+
+  Returns:
+    -log p of the ids and of the segment's not ending after any of them, [N]
+    float32; and the states that the last of these ids was predicted from,
+    [N, D].
+  """
+  expander, known = level.expander, state.known
+  if state.rows is None:
+    lanes = len(codes_NQ)
+    bos_N = jnp.full((lanes,), expander.num_ids + Special.BOS, jnp.int32)
+    cache = expander.init_cache(lanes, level.config.segmentation.max_length)
+    rows = rows_lib.start(level, bos_N, cache, None)
+  else:
+    rows = dataclasses.replace(state.rows, entropy=None)
+  out, rows = rows_lib.decode_rows(
+    level,
+    rows,
+    expansion.segment_codes(level, state, codes_NQ),
+    jnp.ones((len(codes_NQ),), jnp.int32),
+    known.num_known_B + one_more,
+    Told(known, codebooks),
+    first_slot_B=state.slot_B,
+  )
+  assert out.nats_BPL is not None, 'Told records costs'
+  assert out.end_nats_BPL is not None, 'Told records costs'
+  nats_NL = out.nats_BPL[:, 0] + out.end_nats_BPL[:, 0]
+  return jnp.sum(nats_NL, axis=1), rows.x_BD

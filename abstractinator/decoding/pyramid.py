@@ -1,0 +1,145 @@
+"""A pyramid that also turns codes back into bytes and continues prompts."""
+
+import jax.numpy as jnp
+
+from abstractinator.config import RunConfig
+from abstractinator.decoding import generate
+from abstractinator.decoding.expansion import is_parallel
+from abstractinator.decoding.generate import Request
+from abstractinator.decoding.lanes import decode_distinct
+from abstractinator.decoding.rows import decode_greedily
+from abstractinator.model.level import Abstractinator
+from abstractinator.model.pyramid import DecodedRows, Pyramid
+from abstractinator.model.vocabulary import Codebooks
+from abstractinator.ops import code_rows
+from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.types import Array
+
+
+class AbstractinatorPyramid(Pyramid):
+  """Stacked levels and an optional top LM, with both directions.
+
+  `Pyramid` computes codes and teacher-forced predictions; this class adds
+  decoding. It has the same attributes and parameters.
+  """
+
+  def decode_all(
+    self,
+    codes_BU: Array,
+    is_valid_BP: Array,
+    lowest_BP: Array,
+    sequence_length: int,
+    number: int | None = None,
+  ) -> DecodedRows:
+    """Decodes codes to bytes, greedily, level by level.
+
+    Each level decodes as `decode_level` says; its ids are the codes of the
+    level below.
+
+    Args:
+      codes_BU: Codes of one level, [B, U] int32.
+      is_valid_BP: Slots with a segment, the first ones of a row, [B, P] bool.
+      lowest_BP: First slot of the document of each slot, [B, P] int32.
+      sequence_length: S, the most ids a row of the first level can have.
+      number: Number of the level of the codes, counted from 0; the top level
+        by default.
+
+    Returns:
+      The bytes of the segments of the first level.
+    """
+    rows = code_rows.top_rows(codes_BU, is_valid_BP, lowest_BP)
+    sizes = self.config.sequence_lengths(sequence_length)
+    levels = self.levels if number is None else self.levels[: number + 1]
+    for child, level, size in reversed(
+      list(zip(levels, levels[1:], sizes[1:], strict=False))
+    ):
+      codebooks = child.compressor.quantizer.codebooks()
+      ids_BPL, length_BP = decode_level(level, rows, size, codebooks)
+      num_queries = child.config.pooling.num_queries
+      rows = code_rows.unfold(
+        rows,
+        ids_BPL,
+        length_BP,
+        num_slots=size // num_queries,
+        num_queries=num_queries,
+      )
+    return DecodedRows(*decode_level(self.levels[0], rows, sizes[0]), rows)
+
+  def generate_bytes(
+    self,
+    ids_BS: Array,
+    count_B: Array,
+    request: Request,
+    *,
+    max_new_bytes: int,
+    num_slots: int = 16,
+  ) -> tuple[Array, Array]:
+    """Continues prompts: prompts to codes, more codes, and those to bytes.
+
+    `decoding.continue_texts` does the same in parts, as bytes are wanted.
+
+    Args:
+      ids_BS: Bytes of the prompts, [B, S] int32; each row is the beginning of a
+        document.
+      count_B: Bytes of each prompt, 0 to S, [B] int32.
+      request: Sampling settings and limits; a limit above `max_new_bytes` is
+        lowered to it.
+      max_new_bytes: N, the most new bytes of a row.
+      num_slots: Segments of the top level that are made at a time.
+
+    Returns:
+      New bytes, [B, N] int32, and their number, [B] int32.
+    """
+    return generate.generate_bytes(
+      self,
+      ids_BS,
+      count_B,
+      request,
+      max_new_bytes=max_new_bytes,
+      num_slots=num_slots,
+    )
+
+
+def decode_level(
+  level: Abstractinator,
+  rows: code_rows.CodeRows,
+  sequence_length: int,
+  codebooks: Codebooks | None = None,
+) -> tuple[Array, Array]:
+  """Decodes the codes of one level to its ids, greedily.
+
+  With `expander.context='segment'` and `expander.ends='head'` all segments
+  decode in parallel (`decoding.lanes`), else ids follow one another in up to S
+  steps (`decoding.rows`).
+
+  Args:
+    level: A bound level.
+    rows: Codes of the level, by slot.
+    sequence_length: S, the most ids a row can have.
+    codebooks: Codebooks of the level below; None over bytes.
+
+  Returns:
+    Ids [B, P, L] int32 and lengths [B, P] int32 of the segments: 0 in empty
+    slots and after S ids; ids past a segment's length are meaningless.
+  """
+  lookup = level.compressor.quantizer.lookup
+  slots = (rows.is_valid_BP, rows.lowest_BP)
+  if is_parallel(level):
+    return decode_distinct(
+      level.expander, lookup, rows.codes_BU, *slots, codebooks
+    )
+  return decode_greedily(
+    level, lookup(rows.codes_BU), *slots, sequence_length, codebooks
+  )
+
+
+def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
+  """Builds the pyramid of a config for a platform ('cpu', 'gpu', 'tpu')."""
+  return AbstractinatorPyramid(
+    config=config.model,
+    num_ids=config.data.vocab_size,
+    implementation=resolve_implementations(
+      **config.model.implementation.to_dict(), platform=platform
+    ),
+    dtype=jnp.dtype(config.model.dtype),
+  )

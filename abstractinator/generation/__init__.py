@@ -1,1 +1,0 @@
-"""Texts continued, on the host; see `options` for how, `texts` for what."""

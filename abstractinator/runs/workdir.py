@@ -1,0 +1,126 @@
+"""The directory of a run: what it holds, and what may go on in it."""
+
+import json
+import os
+from typing import Any
+
+from abstractinator.config import RunConfig
+
+# A run that goes on may take these anew; all else made it what it is.
+_FREE = (
+  'max_steps',
+  'num_epochs',
+  'log_interval',
+  'eval_interval',
+  'eval_batches',
+  'final_eval_batches',
+  'checkpoint_interval',
+  'max_to_keep',
+  'microbatches',
+  'health.alarms',
+  'health.after_steps',
+  'data.read_threads',
+  'data.prefetch_batches',
+  'mesh.data',
+  'mesh.fsdp',
+  'mesh.tensor',
+  'model.implementation.attention',
+  'model.implementation.segment_pool',
+  'model.implementation.segment_cross',
+  'model.implementation.nearest_code',
+  'model.implementation.remat',
+  'model.implementation.scan_layers',
+)
+
+
+def stored_config(workdir: str) -> RunConfig | None:
+  """Returns the config of the run in a directory, None if there is no run.
+
+  Args:
+    workdir: The directory; it need not exist.
+
+  Returns:
+    The config that `claim` wrote.
+
+  Raises:
+    ValueError: If the directory holds files of a run but not its config, or
+      the config cannot be read or lacks a setting.
+  """
+  path = _config_path(workdir)
+  if not os.path.exists(path):
+    left = [
+      name
+      for name in ('checkpoints', 'metrics.jsonl', 'tensorboard')
+      if os.path.exists(os.path.join(workdir, name))
+    ]
+    if left:
+      raise ValueError(
+        f'workdir: got {workdir!r}, which holds {", ".join(left)} but no'
+        ' config.json, allowed: a run or a directory without one'
+      )
+    return None
+  try:
+    with open(path, encoding='utf-8') as f:
+      values = json.load(f)
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{path}: cannot be read as JSON ({error})') from error
+  return RunConfig.from_stored(values, path)
+
+
+def check(workdir: str, config: RunConfig) -> None:
+  """Makes sure that a run may use a directory, changing nothing.
+
+  Args:
+    workdir: The directory; it need not exist.
+    config: The run's. If a run lies there, it may differ in how long to train,
+      how often to log and save, on which devices and by which kernels.
+
+  Raises:
+    ValueError: If the directory holds another run, naming the first setting
+      that differs.
+  """
+  stored = stored_config(workdir)
+  if stored is None:
+    return
+  old, new = _flat(stored.to_dict()), _flat(config.to_dict())
+  for path in old | new:
+    if path not in _FREE and old.get(path) != new.get(path):
+      raise ValueError(
+        f'{path}: got {new.get(path)!r}, allowed: {old.get(path)!r} as in the'
+        f' run that lies in {workdir}'
+      )
+
+
+def claim(workdir: str, config: RunConfig) -> None:
+  """Writes the config of a run into its directory, creating it if need be.
+
+  Raises:
+    ValueError: If it cannot be written.
+  """
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    temporary = f'{_config_path(workdir)}.tmp'
+    with open(temporary, 'w', encoding='utf-8') as f:
+      json.dump(config.to_dict(), f, indent=2)
+      f.write('\n')
+    os.replace(temporary, _config_path(workdir))
+  except OSError as error:
+    raise ValueError(
+      f'workdir: got {workdir!r}, allowed: a directory to write to'
+      f' ({error.strerror})'
+    ) from error
+
+
+def _config_path(workdir: str) -> str:
+  return os.path.join(workdir, 'config.json')
+
+
+def _flat(tree: Any, path: str = '') -> dict[str, Any]:
+  """Leaves of nested dicts and lists by dotted path."""
+  if isinstance(tree, dict):
+    items = [(f'{path}.{k}' if path else k, v) for k, v in tree.items()]
+  elif isinstance(tree, (list, tuple)):
+    items = [(f'{path}[{i}]', v) for i, v in enumerate(tree)]
+  else:
+    return {path: tree}
+  return {p: leaf for k, v in items for p, leaf in _flat(v, k).items()}

@@ -1,0 +1,94 @@
+"""The rows that a run learns from: of texts, or of codes alone."""
+
+import zlib
+
+import numpy as np
+
+from abstractinator.codes import corpus
+from abstractinator.codes.packed import PackedCodes
+from abstractinator.config import RunConfig
+from abstractinator.data.documents import Documents, MemoryDocument
+from abstractinator.data.pipeline import Rows, open_data, require_apart
+from abstractinator.data.sources import split
+from abstractinator.objective.objectives import OBJECTIVES
+from abstractinator.runs.load import fingerprint, read_trained
+
+
+def open_rows(config: RunConfig) -> tuple[Rows, Rows]:
+  """Rows to train on and rows to validate on.
+
+  Args:
+    config: Of the run.
+
+  Returns:
+    Those of `pipeline.open_data`, or of codes where the objective reads them.
+
+  Raises:
+    ValueError: If something is missing, damaged or does not fit.
+    OSError: If it cannot be read.
+  """
+  if OBJECTIVES[config.objective].reads_codes:
+    return open_code_rows(config)
+  max_documents = config.model.max_documents(config.data.sequence_length)
+  return open_data(config.data, max_documents=max_documents)
+
+
+def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
+  """Reads codes that `abstractinator encode --data` wrote.
+
+  Args:
+    config: `data.train` and, if there is one, `data.validation` are directories
+      of codes of the top level of `load_base_from`.
+
+  Returns:
+    Rows to train on and rows to validate on, of as many codes as a row of
+    `data.sequence_length` bytes has slots for.
+
+  Raises:
+    ValueError: If codes are missing or damaged, or of another model or level.
+    OSError: If they cannot be read.
+  """
+  data, levels = config.data, config.model.levels
+  if not config.load_base_from:
+    raise ValueError(
+      'load_base_from: got None, allowed: the run whose codes are learned'
+    )
+  model = fingerprint(*read_trained(config.load_base_from))
+  train, bytes_per_code = _read(data.train, 'train', model, len(levels) - 1)
+  if data.validation:
+    validation, _ = _read(data.validation, 'validation', model, len(levels) - 1)
+    require_apart([train], validation, data)
+  else:
+    train, validation = split(train, data.validation_fraction)
+  train_rows, validation_rows = (
+    PackedCodes(
+      documents,
+      sequence_length=config.model.num_top_codes(data.sequence_length),
+      end_offset=levels[-1].quantizer.num_codes,
+      bytes_per_code=bytes_per_code,
+    )
+    for documents in (train, validation)
+  )
+  return train_rows, validation_rows
+
+
+def _read(
+  directory: str, name: str, model: str, level: int
+) -> tuple[Documents, float]:
+  """Texts of codes, and how many bytes one stands for."""
+  about = corpus.read_manifest(directory)
+  for key, value in (('model', model), ('level', level)):
+    if about.get(key) != value:
+      raise ValueError(
+        f'data.{name}: got {directory}, codes of {key} {about.get(key)},'
+        f' allowed: {value}, of load_base_from'
+      )
+  documents = []
+  for shard in corpus.read_corpus(directory):
+    for codes in shard:
+      content = codes.codes_N.astype(np.int32).tobytes()
+      # By its name, data of other codes is known as such.
+      text = f'{len(documents)}-{zlib.crc32(content)}'
+      documents.append(MemoryDocument(text, content))
+  num_codes = sum(shard['num_codes'] for shard in about['shards'])
+  return Documents(documents), about['data']['num_bytes'] / max(num_codes, 1)

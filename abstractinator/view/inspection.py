@@ -1,0 +1,172 @@
+"""Segments, codes and costs of a text, and the bytes its codes decode to."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from abstractinator import types
+from abstractinator.evaluation.coded_rows import CodedLevel
+from abstractinator.evaluation.reconstruction import align
+from abstractinator.types import NUM_BYTES, Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InspectedLevel:
+  """Segments and codes of one level, over all rows of a text.
+
+  The level has N ids in P segments. Costs are -log2 p, in bits.
+
+  Attributes:
+    lengths_P: Number of ids of each segment, [P] int.
+    codes_PQ: Codes of each segment, which are the ids of the level above,
+      [P, Q] int.
+    is_short_P: Segments cut where they are because their row ran short of
+      slots, [P] bool.
+    entropy_bits_N: Entropy of the prediction of each id, by which segments are
+      cut, [N] float32.
+    cost_bits_N: Cost of each id under the entropy model, [N] float32.
+    expander_bits_N: Cost of each id under the expander, given the codes that it
+      sees and the true ids before it, [N] float32.
+  """
+
+  lengths_P: np.ndarray
+  codes_PQ: np.ndarray
+  is_short_P: np.ndarray
+  entropy_bits_N: np.ndarray
+  cost_bits_N: np.ndarray
+  expander_bits_N: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inspection:
+  """A text, its levels, and the decoded bytes; N ids are its bytes and EOS.
+
+  Attributes:
+    text: The bytes.
+    row_size: Ids of a row; rows do not see each other.
+    levels: The levels, bottom first.
+    decoded_N: Id decoded from codes alone in the place of each id, [N] int; -1
+      if decoding had ended before. See `align`.
+    beyond: Ids decoded past the end of a top segment, by the number of the
+      segment, for those that decode to more ids than they have.
+    forced_N: Most likely id given its code and the true ids before it, [N] int.
+    top_code_bits_N: Cost of each top code under the top LM, float32; None
+      without a discrete top LM.
+    byte_accuracy: See `Reconstruction`.
+  """
+
+  text: bytes
+  row_size: int
+  levels: tuple[InspectedLevel, ...]
+  decoded_N: np.ndarray
+  beyond: dict[int, np.ndarray]
+  forced_N: np.ndarray
+  top_code_bits_N: np.ndarray | None
+  byte_accuracy: float
+
+  def ids(self) -> np.ndarray:
+    """Returns the bytes and EOS, [N] int32."""
+    return types.bytes_to_ids(self.text)
+
+  def is_wrong(self) -> np.ndarray:
+    """Returns which ids decoding gets wrong, [N] bool.
+
+    Those are bytes decoded to anything else, and EOS decoded to a byte.
+    """
+    ids_N = self.ids()
+    is_byte_N = _is_byte(ids_N) | _is_byte(self.decoded_N)
+    return is_byte_N & (self.decoded_N != ids_N)
+
+
+def flatten(
+  level: CodedLevel, expander_bits_BS: np.ndarray, queries: int
+) -> InspectedLevel:
+  """Joins the rows of a level.
+
+  Args:
+    level: Rows of the level, on the host.
+    expander_bits_BS: `InspectedLevel.expander_bits_N` by row, [B, S] float32.
+    queries: Codes of a segment, Q.
+
+  Returns:
+    The level.
+  """
+  index_BS = np.asarray(level.index_BS)
+  is_id_BS = index_BS >= 0
+  rows = [np.bincount(index_S[index_S >= 0]) for index_S in index_BS]
+  lengths_P = np.concatenate(rows)
+  first_P = np.cumsum(lengths_P) - lengths_P
+  codes_N = np.asarray(level.codes_BU)[np.asarray(level.is_code_BU)]
+  return InspectedLevel(
+    lengths_P=lengths_P,
+    codes_PQ=codes_N.reshape(-1, queries),
+    is_short_P=np.asarray(level.is_short_BS)[is_id_BS][first_P],
+    entropy_bits_N=np.asarray(level.entropy_bits_BS)[is_id_BS],
+    cost_bits_N=np.asarray(level.bits_BS)[is_id_BS],
+    expander_bits_N=expander_bits_BS[is_id_BS],
+  )
+
+
+def inspection(
+  text: bytes,
+  levels: Sequence[InspectedLevel],
+  *,
+  top_BS: np.ndarray,
+  num_tops_B: np.ndarray,
+  forced_BS: np.ndarray,
+  decoded: tuple[Array | np.ndarray, ...],
+  top_code_bits_N: np.ndarray | None,
+) -> Inspection:
+  """Sets the decoded bytes beside a text.
+
+  Args:
+    text: The bytes.
+    levels: The levels, bottom first.
+    top_BS: Top slot of each id, -1 on padding, [B, S] int.
+    num_tops_B: Number of top segments of each row, [B] int.
+    forced_BS: `Inspection.forced_N` by row, [B, S] int.
+    decoded: For each segment of the first level its ids, [B, P, L], their
+      number, [B, P], and the top slot that it comes from, [B, P].
+    top_code_bits_N: See `Inspection`.
+
+  Returns:
+    The inspection.
+  """
+  is_id_BS, ids_N = top_BS >= 0, types.bytes_to_ids(text)
+  first_B = np.cumsum(num_tops_B) - num_tops_B
+  beside: list[np.ndarray] = []
+  beyond: dict[int, np.ndarray] = {}
+  for first, top_S, ids_PL, length_P, origin_P in zip(
+    first_B, top_BS, *map(np.asarray, decoded), strict=True
+  ):
+    beside_S, beyond_row = align(ids_PL, length_P, origin_P, top_S)
+    beside.append(beside_S[top_S >= 0])
+    beyond |= {int(first) + top: ids for top, ids in beyond_row.items()}
+  decoded_N = np.concatenate(beside)
+  # As `free_running_counts` does: right bytes over, for each top segment, the
+  # larger of its number of bytes and of decoded ones.
+  top_N = (top_BS + first_B[:, None])[is_id_BS]
+  num_true_P, num_decoded_P = (
+    np.bincount(top_N[_is_byte(x_N)], minlength=np.sum(num_tops_B))
+    for x_N in (ids_N, decoded_N)
+  )
+  for top, ids in beyond.items():
+    num_decoded_P[top] += _is_byte(ids).sum()
+  num_right = np.sum(_is_byte(ids_N) & (decoded_N == ids_N))
+  return Inspection(
+    text=text,
+    row_size=top_BS.shape[1],
+    levels=tuple(levels),
+    decoded_N=decoded_N,
+    beyond=beyond,
+    forced_N=forced_BS[is_id_BS],
+    top_code_bits_N=top_code_bits_N,
+    byte_accuracy=float(
+      num_right / np.maximum(num_true_P, num_decoded_P).sum()
+    ),
+  )
+
+
+def _is_byte(ids_N: np.ndarray) -> np.ndarray:
+  return (ids_N >= 0) & (ids_N < NUM_BYTES)

@@ -1,0 +1,76 @@
+"""Pyramids of two levels, whose methods are compiled once."""
+
+import functools
+
+import jax
+import pytest
+
+from tests.helpers import tiny_pyramid
+from tests.helpers.jitted import jit_to_numpy
+
+SIZE = 40
+TWO = tiny_pyramid.make_config({}, {'d_model': 20})
+# Of codes with several digits, several codes of a segment, and no codebook.
+FORMS = {
+  'vq': TWO,
+  'rvq': tiny_pyramid.make_config(
+    {
+      'quantizer.kind': 'rvq',
+      'quantizer.codebook_size': 5,
+      'pooling.num_queries': 2,
+    },
+    {'expander.lookback': 1},
+  ),
+  'fsq': tiny_pyramid.make_config(
+    {'quantizer.kind': 'fsq', 'quantizer.levels': (4, 3)}, {}
+  ),
+}
+# Levels on levels; what codes of `fsq` cost is tested always.
+kinds = pytest.mark.parametrize(
+  'kind', ['vq', 'rvq', pytest.param('fsq', marks=pytest.mark.nightly)]
+)
+
+
+class Pyramid:
+  """A pyramid and its methods, each compiled once."""
+
+  def __init__(self, config, edit=lambda path, x: x):
+    self.config = config
+    self.model = tiny_pyramid.make_model(config)
+    self.variables = jax.tree_util.tree_map_with_path(
+      edit, tiny_pyramid.make_variables(config)
+    )
+    apply = functools.partial(self.model.apply, self.variables)
+    self.call = jit_to_numpy(apply)
+    self.expand = [
+      jit_to_numpy(apply, method=functools.partial(expand, number=number))
+      for number in range(len(config.levels))
+    ]
+    self.decode = jit_to_numpy(
+      lambda *args: apply(*args, SIZE, method='decode_all')
+    )
+
+
+def expand(pyramid, output, number):
+  """The expander of a level, given the memory of that output."""
+  level, batch = output.levels[number], output.batches[number]
+  below = None
+  if number:
+    below = pyramid.levels[number - 1].compressor.quantizer.codebooks()
+  return pyramid.levels[number].expander(
+    batch.ids_BS,
+    batch.document_BS,
+    level.compressed.segments,
+    level.compressed.quantized.vectors_BPD,
+    None,
+    below,
+  )
+
+
+make = functools.cache(Pyramid)
+
+
+def make_rows(*documents):
+  """Three rows, for one compilation: those not given are empty."""
+  rows = [*documents, *[[]] * (3 - len(documents))]
+  return tiny_pyramid.make_batch(rows, SIZE)

@@ -1,0 +1,114 @@
+"""Runs of `train.py` in several processes on this machine, as on hosts."""
+
+import json
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+
+from tests.helpers import xla_flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 20
+
+
+def write_corpus(folder: pathlib.Path) -> pathlib.Path:
+  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
+  rng = random.Random(0)
+  for i in range(40):
+    text = ' '.join(rng.choice(words) for _ in range(200))
+    (folder / f'{i}.txt').write_text(text)
+  return folder
+
+
+def settings(corpus: pathlib.Path, config='tiny', steps=STEPS) -> list[str]:
+  return [
+    f'--config={ROOT}/configs/{config}.py',
+    f'--config.data.train={corpus}/*.txt',
+    '--config.data.validation_fraction=0.2',
+    '--config.data.sequence_length=32',
+    '--config.data.batch_size=8',
+    f'--config.max_steps={steps}',
+    '--config.log_interval=1',
+    f'--config.eval_interval={steps}',
+    '--config.final_eval_batches=1',
+    f'--config.checkpoint_interval={steps // 2}',
+    '--config.max_to_keep=5',
+    '--config.num_epochs=1000',
+    '--config.optimizer.warmup_steps=5',
+    '--config.optimizer.learning_rate=1e-3',
+  ]
+
+
+def start(args, processes=1, devices=8, own=()) -> list[subprocess.Popen]:
+  """Starts the processes of a run.
+
+  Args:
+    args: Of `train.py`.
+    processes: How many.
+    devices: Of each.
+    own: More arguments, of each; none by default.
+  """
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  env = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': xla_flags.joined(
+      f'--xla_force_host_platform_device_count={devices}', *xla_flags.QUICK
+    ),
+  }
+  started = []
+  for number in range(processes):
+    connect = [
+      f'--coordinator_address=localhost:{port}',
+      f'--num_processes={processes}',
+      f'--process_id={number}',
+    ]
+    started.append(
+      subprocess.Popen(
+        [sys.executable, str(ROOT / 'train.py'), *args]
+        + connect * (processes > 1)
+        + (own[number] if own else []),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+      )
+    )
+  return started
+
+
+def finish(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+  """Waits; the status, output and errors of each."""
+  try:
+    ended = [process.communicate(timeout=400) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  return [
+    (process.returncode, out, err)
+    for process, (out, err) in zip(started, ended, strict=True)
+  ]
+
+
+def run(args, processes=1, devices=8) -> None:
+  """A run that has to come to its end."""
+  for number, (code, out, err) in enumerate(
+    finish(start(args, processes, devices))
+  ):
+    assert code == 0, f'process {number} of {processes}: {err[-3000:]}'
+    assert ('next:' in out) == (number == 0), out
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+  """Of each step."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  values = [json.loads(line) for line in lines]
+  found = {
+    x['step']: x['train/loss_total'] for x in values if 'train/loss_total' in x
+  }
+  assert list(found) == list(range(1, len(found) + 1))
+  return list(found.values())

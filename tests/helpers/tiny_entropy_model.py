@@ -1,0 +1,28 @@
+"""An entropy model small enough for tests, whose predictions say something."""
+
+import jax
+import jax.numpy as jnp
+
+from abstractinator.model.entropy_model import EntropyModel
+from abstractinator.types import NUM_BYTES
+from tests.helpers.implementations import XLA
+from tests.helpers.jitted import jit
+
+
+def make(config):
+  """The model of a level's config, its first variables, and telling ones."""
+  module = EntropyModel(
+    config.entropy_model,
+    config.entropy_heads,
+    config.d_model,
+    NUM_BYTES,
+    XLA,
+    jnp.dtype('float32'),
+  )
+  zeros = jnp.zeros((1, 4), jnp.int32)
+  initial = jit(module.init)(jax.random.key(0), zeros, zeros)
+  # Initial predictions are nearly the same for all ids; these are not.
+  telling = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * 20 if 'head' in str(path) else x, initial
+  )
+  return module, initial, telling

@@ -1,0 +1,54 @@
+"""Untrained hierarchies whose predictions say something, to compress under."""
+
+import dataclasses
+import json
+
+import jax
+
+from abstractinator.compression.hierarchy_model import HierarchyModel
+from abstractinator.config import RunConfig
+from abstractinator.runs.state import variables_of
+from tests.helpers import tiny_run
+
+ROW = 128
+
+
+def louder(variables):
+  """Predictions that depend on all that they are given."""
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if 'top_lm' in name:
+      return x * 1.7
+    if 'expander' not in name:
+      return x
+    return x + 2 if name.endswith('log_scale') else x * 1.7
+
+  return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def make(config, seed=3):
+  """A model, and the variables it was made with."""
+  variables = louder(variables_of(tiny_run.random_state(config, seed)))
+  return HierarchyModel(config, variables), variables
+
+
+def pyramid_config():
+  values = json.loads(json.dumps(tiny_run.pyramid_config().to_dict()))
+  values['data']['sequence_length'] = ROW
+  for level in values['model']['levels']:
+    level['quantizer'] |= {'kind': 'rvq', 'codebook_size': 8, 'depth': 2}
+  return RunConfig.from_dict(values)
+
+
+def config_of(context='segment', **kwargs):
+  """Of rows that are one lane."""
+  config = tiny_run.config(context=context, **kwargs)
+  (level,) = config.model.levels
+  expander = dataclasses.replace(level.expander, window=16)
+  level = dataclasses.replace(level, expander=expander)
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, sequence_length=ROW),
+    model=dataclasses.replace(config.model, levels=(level,)),
+  )

@@ -1,0 +1,138 @@
+"""A pyramid with a top LM, trained for a few steps on any mesh."""
+
+import json
+import random
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abstractinator.config import MeshConfig, RunConfig
+from abstractinator.runs import sharding
+from abstractinator.runs.state import variables_of
+from abstractinator.training.program import make_program
+from abstractinator.types import EOS_ID, NUM_BYTES, Batch
+from configs import tiny, tiny_2level
+
+SIZE, ROWS = 48, 16
+# Of which levels have odd numbers of slots, 23 and 19.
+TEXT_SIZE = 32
+MESHES = {
+  'one': (1, 1, 1),
+  'data': (8, 1, 1),
+  'fsdp': (1, 8, 1),
+  'all': (2, 2, 2),
+}
+
+
+def make_values(levels=2):
+  """The config, to be edited, of one level or two."""
+  values = tiny_2level.get_config()
+  values.model.levels = values.model.levels[:levels]
+  values.data.sequence_length, values.data.batch_size = SIZE, ROWS
+  values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
+  values.optimizer.warmup_steps = 5
+  # Small steps: no code comes so near to two entries that rounding decides.
+  values.optimizer.learning_rate = 1e-3
+  for level in values.model.levels:
+    tiny.make_small(level, d_model=16)
+    level.quantizer.codebook_size, level.quantizer.code_dim = 16, 8
+    # So that codes are replaced within a few steps.
+    level.quantizer.reset_interval_steps = 4
+    level.quantizer.reset_after_steps = 4
+    # What is drawn at random has to be the same on every mesh, too.
+    level.expander.byte_dropout = 0.2
+    level.segmentation.threshold = 3.0
+    level.segmentation.capacity_length = 2.5
+  top_lm = values.model.top_lm
+  top_lm.d_model = 16
+  top_lm.stack.update(num_layers=2, num_heads=2, ffn_dim=32)
+  return values
+
+
+def make_config(values=None) -> RunConfig:
+  values = make_values() if values is None else values
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+def make_batch(step: int, rows: int = ROWS) -> Batch:
+  """Rows of two documents each, all different."""
+  rng = np.random.default_rng(step)
+  ids = rng.integers(0, 64, (rows, SIZE)).astype(np.int32) % NUM_BYTES
+  document = np.zeros((rows, SIZE), np.int32)
+  for row, end in enumerate(rng.integers(8, SIZE - 8, rows)):
+    ids[row, end - 1] = ids[row, -1] = EOS_ID
+    document[row, end:] = 1
+  return Batch(ids, document, (step * rows + np.arange(rows)).astype(np.int32))
+
+
+def make_text(step: int, rows: int, size: int = TEXT_SIZE) -> Batch:
+  """Rows of a few words, in which segments come again and again."""
+  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
+  rng = random.Random(step)
+  lines = (' '.join(rng.choices(words, k=size)) for _ in range(rows))
+  ids = np.array([list(line.encode()[:size]) for line in lines], np.int32)
+  return Batch(
+    ids, np.zeros_like(ids), (step * rows + np.arange(rows)).astype(np.int32)
+  )
+
+
+class Trained(NamedTuple):
+  """What a few steps on a mesh come to.
+
+  Attributes:
+    losses: Of each step.
+    codes: Those of every level, of each step.
+    metrics: Those of the last step.
+    state: After the last step, where it lies.
+  """
+
+  losses: np.ndarray
+  codes: list
+  metrics: dict
+  state: object
+
+
+def train(
+  config: RunConfig, sizes=MESHES['one'], steps: int = 20, batch_of=make_batch
+) -> Trained:
+  """Initializes a state in its place and trains it."""
+  devices = jax.devices()[: int(np.prod(sizes))]
+  mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
+  program = make_program(config, 'cpu', total_steps=steps)
+  key = jax.random.key(0)
+  of_state = sharding.state_shardings(jax.eval_shape(program.init, key), mesh)
+  of_batch = sharding.batch_sharding(mesh)
+
+  def step_and_codes(state, batch):
+    output = program.model.apply(
+      variables_of(state), batch, method='compress_all'
+    )
+    compressed = [level.compressed for level in output.levels]
+    codes = [
+      # What stands in empty slots means nothing.
+      jnp.where(c.is_code_BU, c.quantized.codes_BP, -1)
+      for c in compressed
+    ]
+    return *program.step(state, batch), codes
+
+  everywhere = sharding.replicated(mesh)
+  step_fn = jax.jit(
+    step_and_codes,
+    in_shardings=(of_state, of_batch),
+    out_shardings=(of_state, everywhere, everywhere),
+    donate_argnums=0,
+  )
+  losses, codes, found = [], [], {}
+  with jax.set_mesh(mesh):
+    state = jax.jit(program.init, out_shardings=of_state)(key)
+    for step in range(steps):
+      rows = batch_of(step, config.data.batch_size)
+      batch = sharding.shard_batch(rows, mesh)
+      state, found, of_step = step_fn(state, batch)
+      found, of_step = jax.device_get((found, of_step))
+      codes.append(of_step)
+      mean = found['loss_total']
+      losses.append(mean.total / mean.count)
+  return Trained(np.asarray(losses), codes, found, state)

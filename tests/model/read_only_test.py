@@ -1,0 +1,90 @@
+"""A quantizer that a top LM uses is left as it was."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abstractinator.model.pyramid import read_only
+from abstractinator.model.quantizers import QUANTIZERS
+from tests.helpers import tiny_quantizer
+from tests.helpers.implementations import XLA
+
+
+class Owner(nn.Module):
+  """Quantizes what is its own, and what someone else predicts."""
+
+  config: object
+
+  def setup(self):
+    self.quantizer = QUANTIZERS[self.config.kind](
+      self.config, tiny_quantizer.WIDTH, XLA, jnp.float32
+    )
+
+  def __call__(self, x_BPD, is_valid_BP, row_B, predicted_BPD):
+    own = self.quantizer(x_BPD, is_valid_BP, row_B)
+    return own, self.predicted(predicted_BPD, is_valid_BP, row_B)
+
+  def predicted(self, predicted_BPD, is_valid_BP, row_B):
+    return read_only(self.quantizer)(predicted_BPD, is_valid_BP, row_B)
+
+  def as_own(self, *args):
+    return self.quantizer(*args)
+
+
+VARIANTS = pytest.mark.parametrize(
+  'variant', ['vq code space', 'vq gradient', 'rvq', 'rvq kmeans', 'fsq']
+)
+
+
+def make(variant):
+  config = tiny_quantizer.config(**tiny_quantizer.VARIANTS[variant])
+  x, is_valid, row = tiny_quantizer.inputs()
+  predicted = tiny_quantizer.inputs(seed=1)[0]
+  owner = Owner(config)
+  args = (x, is_valid, row, predicted)
+  return owner, jax.jit(owner.init)(jax.random.key(0), *args), args
+
+
+@VARIANTS
+def test_a_look_at_a_quantizer_writes_nothing(variant):
+  """Even where its state may be written, as it is in training."""
+  owner, variables, args = make(variant)
+  apply = jax.jit(owner.apply, static_argnames=('mutable', 'method'))
+  (_, found), after = apply(variables, *args, mutable='vq')
+  _, without = apply(variables, *args[:3], mutable='vq', method='as_own')
+  want = apply(variables, args[3], *args[1:3], method='as_own')
+  for a, b in zip(*map(jax.tree.leaves, (after, without)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  if 'vq' in variables:
+    # What is its own does leave a trace.
+    assert any(
+      np.any(a != b)
+      for a, b in zip(
+        *map(jax.tree.leaves, (after['vq'], variables['vq'])), strict=True
+      )
+    )
+
+
+@VARIANTS
+def test_gradients_pass_through_but_not_into_it(variant):
+  owner, variables, args = make(variant)
+
+  def run(params, predicted):
+    output = owner.apply(
+      {**variables, 'params': params},
+      predicted,
+      *args[1:3],
+      method='predicted',
+    )
+    return jnp.sum(
+      output.vectors_BPD**2 + output.codebook_distance_BP[..., None]
+    )
+
+  params = variables.get('params', {})
+  grads, grad = jax.jit(jax.grad(run, argnums=(0, 1)))(params, args[3])
+  assert not any(map(np.any, jax.tree.leaves(grads)))
+  assert np.any(grad)

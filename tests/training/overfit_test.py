@@ -1,0 +1,140 @@
+"""A level learns a batch of text by heart and says it from the codes alone."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import abstractinator
+from abstractinator.config import RunConfig
+from abstractinator.evaluation.held_out import decode_step
+from abstractinator.ops import segmentation
+from abstractinator.runs.state import variables_of
+from abstractinator.training.program import make_program
+from abstractinator.types import EOS_ID, NUM_BYTES, Batch
+from configs import tiny
+
+STEPS, ROWS, SIZE = 600, 4, 64
+LOOKBACK = 1
+
+QUANTIZERS = {
+  'vq': dict(kind='vq', codebook_size=128),
+  'rvq': dict(kind='rvq', depth=3, codebook_size=16),
+  'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
+}
+
+# `pyramid_overfit_test` learns by heart in every run, and says it from codes.
+pytestmark = pytest.mark.nightly
+quantizers = pytest.mark.parametrize('name', QUANTIZERS)
+
+
+def text_batch() -> Batch:
+  """Rows of this package's own source, the second of two documents."""
+  path = pathlib.Path(abstractinator.__file__).parent / 'types.py'
+  text = np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32)
+  ids = text[: ROWS * SIZE].reshape(ROWS, SIZE).copy()
+  document = np.zeros_like(ids)
+  ids[:, -1] = EOS_ID
+  ids[1, 29], document[1, 30:] = EOS_ID, 1
+  return Batch(*map(jnp.asarray, (ids, document, np.arange(ROWS))))
+
+
+def run_config(quantizer) -> RunConfig:
+  values = tiny.get_config()
+  values.data.sequence_length = SIZE
+  (level,) = values.model.levels
+  # Who knows a text by heart is nowhere uncertain: cut at words instead.
+  level.segmentation.rule = 'space'
+  level.segmentation.target_length = None
+  level.segmentation.threshold = 0.0
+  level.expander.lookback = LOOKBACK
+  for name, value in quantizer.items():
+    level.quantizer[name] = value
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+@functools.cache
+def overfitted(name):
+  config, batch = run_config(QUANTIZERS[name]), text_batch()
+  program = make_program(config, 'cpu', STEPS)
+
+  @jax.jit
+  def train(key):
+    return jax.lax.scan(
+      lambda state, _: program.step(state, batch),
+      program.init(key),
+      length=STEPS,
+    )[0]
+
+  state = train(jax.random.key(0))
+  return program.model, variables_of(state), batch
+
+
+@quantizers
+def test_a_batch_is_learned_by_heart(name):
+  model, variables, batch = overfitted(name)
+  output = jax.jit(model.apply)(variables, batch).levels[0]
+  is_right = output.expanded.best_BS == batch.ids_BS
+  is_byte = batch.ids_BS < NUM_BYTES
+  is_first = is_byte & output.compressed.segments.is_start_BS
+  for mask in (is_byte, is_first):
+    assert jnp.sum(is_right & mask) > 0.99 * jnp.sum(mask)
+  # Not one segment a byte.
+  assert jnp.sum(is_byte) > 3 * jnp.sum(is_first)
+
+
+@quantizers
+def test_the_codes_alone_give_the_text_back(name):
+  model, variables, batch = overfitted(name)
+  given, _ = jax.jit(functools.partial(decode_step, model=model))(
+    variables, batch
+  )
+  accuracy = given['free_running_byte_accuracy']
+  assert float(accuracy.total) > 0.99 * float(accuracy.count)
+
+
+@quantizers
+def test_a_code_reaches_its_segment_and_those_that_look_back_at_it(name):
+  model, variables, batch = overfitted(name)
+
+  @jax.jit
+  def decoded(codes_BP, is_valid_BP, lowest_BP):
+    decoded = model.apply(
+      variables,
+      codes_BP,
+      is_valid_BP,
+      lowest_BP,
+      sequence_length=SIZE,
+      method='decode_all',
+    )
+    longest = decoded.ids_BPL.shape[-1]
+    real = jnp.arange(longest) < decoded.length_BP[..., None]
+    return jnp.where(real, decoded.ids_BPL, -1)
+
+  @jax.jit
+  def encoded():
+    output = model.apply(variables, batch, method='compress_all')
+    compressed = output.levels[0].compressed
+    codes_BP = compressed.quantized.codes_BP
+    lowest_BS = segmentation.first_slots(compressed.segments, batch.document_BS)
+    lowest_BP = segmentation.per_slot(
+      lowest_BS, compressed.segments, codes_BP.shape[1]
+    )
+    return codes_BP, compressed.is_valid_BP, lowest_BP
+
+  codes_BP, *rest = encoded()
+  flipped, slot = 0, 3
+  other = np.unique(codes_BP[2:])[:20]
+  before = np.asarray(decoded(codes_BP, *rest))
+  reached = np.zeros(before.shape[:2], bool)
+  for code in other:
+    after = decoded(codes_BP.at[flipped, slot].set(code), *rest)
+    reached |= np.any(np.asarray(after) != before, axis=-1)
+  may = np.zeros_like(reached)
+  may[flipped, slot : slot + LOOKBACK + 1] = True
+  assert reached[flipped, slot]
+  assert not np.any(reached & ~may)
