@@ -1,4 +1,4 @@
-"""python -m abstractinator: the command line."""
+"""Entry point of `python -m abstractinator`: the command line."""
 
 import sys
 

@@ -25,9 +25,6 @@ from abstractinator.runs.load import fingerprint, read_trained
 from abstractinator.types import NUM_BYTES, Array, PyTree
 from abstractinator.view.inspection import Inspection, flatten, inspection
 
-# Ids of the largest batch; bounds memory for a text of any length.
-_BATCH_IDS = 8192
-
 
 def load(workdir: str, step: int | None = None) -> 'TrainedPyramid':
   """Opens the pyramid that a run has trained.
@@ -64,7 +61,10 @@ class TrainedPyramid:
     config: Config of the run.
     workdir: Directory of the run; None for variables from elsewhere.
     step: Step of the checkpoint; None for variables from elsewhere.
+    batch_ids: Ids of the largest batch; bounds memory for a text of any length.
   """
+
+  batch_ids = 8192
 
   def __init__(
     self,
@@ -424,7 +424,7 @@ class TrainedPyramid:
       The tree of all rows, numpy.
     """
     size = self.config.data.sequence_length
-    largest = 1 << max((_BATCH_IDS // size).bit_length() - 1, 0)
+    largest = 1 << max((self.batch_ids // size).bit_length() - 1, 0)
     outputs = []
     for start in range(0, len(rows[0]), largest):
       part = [x[start : start + largest] for x in rows]

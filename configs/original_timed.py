@@ -2,7 +2,8 @@
 
     python train.py --config=configs/original_timed.py
 
-Hardware: 2 CPU cores. Parameters: 0. Expect: 0. `python -m
+Hardware: 2 CPU cores, half a second a step. Parameters: 2,628,864. Expect: 32.9
+MB of state, 65.1 GFLOP a step. It serves comparisons of speed: `python -m
 abstractinator.benchmarks.step` times its training step.
 """
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import abstractinator
-from abstractinator import inference
 from abstractinator.codes.codes import Codes
+from abstractinator.evaluation import row_programs
+from abstractinator.inference import TrainedPyramid
 from abstractinator.ops.implementation import Implementations
 from abstractinator.runs.checkpoint import Checkpointer
 from tests.helpers import tiny_run
@@ -39,7 +40,7 @@ def codes_per_segment(level):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
   """Two sizes of batches are enough to test with, and quicker to compile."""
-  monkeypatch.setattr(inference, '_BATCH_IDS', 2 * LENGTH)
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', 2 * LENGTH)
 
 
 def random_bytes(size, seed=0):
@@ -82,7 +83,7 @@ def test_each_segment_has_its_codes(level):
 def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
   data = random_bytes(700)
   whole = level.encode(data)
-  monkeypatch.setattr(inference, '_BATCH_IDS', LENGTH)
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', LENGTH)
   by_row = level.encode(data)
   np.testing.assert_array_equal(whole.codes_N, by_row.codes_N)
   np.testing.assert_array_equal(whole.count_B, by_row.count_B)
@@ -173,7 +174,7 @@ def test_a_perfect_expander_is_exact(level, monkeypatch):
 
 def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
   """Each second id is predicted right; EOS, the last, is no byte."""
-  predict = inference.predict_program
+  predict = row_programs.predict_rows
 
   def half_right(model, variables, ids_BS, document_BS):
     output = predict(model, variables, ids_BS, document_BS)
@@ -181,7 +182,7 @@ def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
     half_BS = ids_BS + np.arange(LENGTH) % 2
     return segments, count_B, codes_BU, half_BS, top_BS
 
-  monkeypatch.setattr(inference, 'predict', half_right)
+  monkeypatch.setattr(row_programs, 'predict_rows', half_right)
   result = level.reconstruct(random_bytes(2 * LENGTH + 4))
   assert result.teacher_forced_byte_accuracy == 0.5
 
@@ -222,7 +223,7 @@ def test_empty_texts_raise_and_no_codes_are_no_bytes(level):
 
 
 def test_few_sizes_of_batches_are_compiled(level, monkeypatch):
-  monkeypatch.setattr(inference, '_BATCH_IDS', 7 * LENGTH)
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', 7 * LENGTH)
   sizes = []
 
   def record(model, variables, ids_BS):
@@ -259,7 +260,7 @@ def test_step_chooses_the_checkpoint(tmp_path):
 def test_rows_decode_id_by_id_where_segments_do_not_alone(
   tmp_path, monkeypatch, context, ends
 ):
-  monkeypatch.setattr(inference, '_BATCH_IDS', LENGTH)
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', LENGTH)
   tiny_run.save(tmp_path, tiny_run.config(context=context, ends=ends))
   level = abstractinator.load(str(tmp_path))
   data = random_bytes(2 * LENGTH + 9)
@@ -275,7 +276,7 @@ def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(
   tmp_path, monkeypatch
 ):
   """Decoding has no slots to run short of: it would divide otherwise."""
-  monkeypatch.setattr(inference, '_BATCH_IDS', LENGTH)
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', LENGTH)
   config = tiny_run.config(context='window', ends='entropy')
   tiny_run.save(tmp_path, config)
   enough = abstractinator.load(str(tmp_path))
@@ -290,7 +291,7 @@ def test_texts_short_of_slots_are_refused_where_entropy_ends_segments(
       expander=dataclasses.replace(level.expander, ends=ends),
     )
     model = dataclasses.replace(config.model, levels=(level,))
-    return inference.TrainedPyramid(
+    return TrainedPyramid(
       dataclasses.replace(config, model=model), enough._variables
     )
 

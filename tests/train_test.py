@@ -1,57 +1,32 @@
 """Runs of `train.py` as a user starts them."""
 
 import json
-import os
 import pathlib
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
-import jax
-import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
-from abstractinator.runs import checkpoint
-from tests.helpers import xla_flags
+from tests.helpers import many_processes
+from tests.helpers.many_processes import ROOT, assert_same_state
 
-_ROOT = pathlib.Path(__file__).parent.parent
 _STEPS, _INTERVAL = 30, 10
 
 
-def _start(*args: str) -> subprocess.Popen:
-  # The run sees the devices of the machine, not the fake ones of the tests.
-  flags = xla_flags.joined('', *xla_flags.QUICK)
-  return subprocess.Popen(
-    [sys.executable, str(_ROOT / 'train.py'), *args],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
-  )
-
-
 def _run(*args: str) -> tuple[int, str, str]:
-  process = _start(*args)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
+  (ended,) = many_processes.finish(many_processes.start(args, devices=1))
+  return ended
 
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory) -> pathlib.Path:
-  folder = tmp_path_factory.mktemp('corpus')
-  words = 'the quick brown fox jumps over the lazy dog and so on'.split()
-  rng = random.Random(0)
-  for i in range(40):
-    text = ' '.join(rng.choice(words) for _ in range(400))
-    (folder / f'{i}.txt').write_text(text)
-  return folder
+  return many_processes.write_corpus(tmp_path_factory.mktemp('corpus'))
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +34,7 @@ def settings(corpus) -> list[str]:
   """Returns flags of a run that uses rngs and all kinds of statistics."""
   level = '--config.model.levels[0]'
   return [
-    f'--config={_ROOT}/configs/tiny.py',
+    f'--config={ROOT}/configs/tiny.py',
     f'--config.data.train={corpus}/*.txt',
     '--config.data.validation_fraction=0.2',
     f'--config.max_steps={_STEPS}',
@@ -82,18 +57,12 @@ def settings(corpus) -> list[str]:
   ]
 
 
-def _finish(settings: list[str], workdir: pathlib.Path) -> pathlib.Path:
-  code, out, err = _run(*settings, f'--workdir={workdir}')
-  assert code == 0, err
-  assert str(workdir) in out
-  assert 'next:' in out
-  return workdir
-
-
 @pytest.fixture(scope='module')
 def finished(settings, tmp_path_factory) -> pathlib.Path:
   """Returns the directory of a run that was not interrupted."""
-  return _finish(settings, tmp_path_factory.mktemp('finished') / 'run')
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  many_processes.run([*settings, f'--workdir={workdir}'], devices=1)
+  return workdir
 
 
 @pytest.fixture(scope='module')
@@ -107,20 +76,9 @@ def finished_otherwise(settings, tmp_path_factory) -> pathlib.Path:
     f'{level}.expander.context=segment',
     '--config.data.sequence_length=128',
   ]
-  folder = tmp_path_factory.mktemp('finished_otherwise')
-  return _finish(settings + changes, folder / 'run')
-
-
-def _state(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-  """Returns every array of a checkpoint by path, read without the model."""
-  with checkpoint.open_to_read(str(workdir)) as manager:
-    tree = manager.item_metadata(step).state.tree
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
-    )
-    state = checkpoint.read_state(manager, step, shapes)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
+  workdir = tmp_path_factory.mktemp('finished_otherwise') / 'run'
+  many_processes.run([*settings, *changes, f'--workdir={workdir}'], devices=1)
+  return workdir
 
 
 def _metrics(workdir: pathlib.Path) -> list[dict]:
@@ -132,30 +90,20 @@ def _metrics(workdir: pathlib.Path) -> list[dict]:
   ]
 
 
-def _assert_same(a: pathlib.Path, b: pathlib.Path) -> None:
-  state_a, state_b = _state(a, _STEPS), _state(b, _STEPS)
-  assert state_a.keys() == state_b.keys()
-  for path, array in state_a.items():
-    np.testing.assert_array_equal(array, state_b[path], err_msg=path)
-  assert _metrics(a) == _metrics(b)
-
-
 def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   workdir = tmp_path / 'run'
-  process = _start(*settings, f'--workdir={workdir}')
-  deadline = time.monotonic() + 200
-  while not (workdir / 'checkpoints' / str(_INTERVAL)).exists():
-    assert process.poll() is None, process.communicate()[1]
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
+  started = many_processes.start([*settings, f'--workdir={workdir}'], devices=1)
+  saved = workdir / 'checkpoints' / str(_INTERVAL)
+  many_processes.wait_until(saved.exists, started)
   time.sleep(random.random())
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+  started[0].send_signal(signal.SIGKILL)
+  many_processes.finish(started)
   code, _, err = _run(f'--workdir={workdir}')
   assert code == 0, err
   first = int(re.search(rf'steps (\d+) to {_STEPS}', err)[1])
   assert _INTERVAL <= first <= _STEPS
-  _assert_same(finished, workdir)
+  assert_same_state(workdir, finished, _STEPS)
+  assert _metrics(workdir) == _metrics(finished)
 
 
 @pytest.mark.parametrize(
@@ -167,19 +115,18 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
 )
 def test_run_resumed_elsewhere_ends_the_same(name, request, tmp_path):
   finished = request.getfixturevalue(name)
-  # The files that a run leaves when it is stopped after its second checkpoint.
+  # A run that stops after its second checkpoint leaves these files.
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   (source / 'checkpoints').mkdir(parents=True)
-  for name in ('config.json', f'checkpoints/{2 * _INTERVAL}'):
-    subprocess.run(['cp', '-r', finished / name, source / name], check=True)
+  shutil.copy(finished / 'config.json', source)
+  saved = f'checkpoints/{2 * _INTERVAL}'
+  shutil.copytree(finished / saved, source / saved)
   before = sorted(p.name for p in source.rglob('*'))
-  code, _, err = _run(f'--resume_from={source}', f'--workdir={workdir}')
+  code, out, err = _run(f'--resume_from={source}', f'--workdir={workdir}')
   assert code == 0, err
+  assert str(workdir) in out
   assert sorted(p.name for p in source.rglob('*')) == before
-  state, want = _state(workdir, _STEPS), _state(finished, _STEPS)
-  assert state.keys() == want.keys()
-  for path, array in want.items():
-    np.testing.assert_array_equal(array, state[path], err_msg=path)
+  assert_same_state(workdir, finished, _STEPS)
 
 
 def test_metrics_hold_what_the_readme_promises(finished):
@@ -249,7 +196,7 @@ def test_tensorboard_reads_the_run(finished):
     (['--resume_from=/nowhere'], '/nowhere'),
     (
       [
-        f'--config={_ROOT}/configs/stage2.py',
+        f'--config={ROOT}/configs/stage2.py',
         '--config.model.top_lm.stack.num_layers=1',
         '--load_base_from=/nowhere',
       ],
@@ -297,7 +244,7 @@ def _spoil_metrics(workdir):
 @pytest.mark.parametrize(
   ('spoil', 'args', 'message'),
   [
-    (_cut_checkpoints, [], 'no checkpoint is there'),
+    (_cut_checkpoints, [], 'no checkpoint to resume from'),
     (_spoil_metrics, ['--config.max_steps=40'], "got 'not JSON'"),
     (None, ['--config.max_steps=20'], 'more than the 30'),
   ],
@@ -337,7 +284,7 @@ def test_broken_config_file_is_one_line(tmp_path):
 
 def test_damaged_checkpoint_is_refused(finished, tmp_path):
   workdir = tmp_path / 'run'
-  subprocess.run(['cp', '-r', finished, workdir], check=True)
+  shutil.copytree(finished, workdir)
   latest = workdir / 'checkpoints' / str(_STEPS)
   arrays = max((latest / 'state').rglob('*'), key=lambda p: p.stat().st_size)
   data = bytearray(arrays.read_bytes())
@@ -354,7 +301,7 @@ def test_damaged_checkpoint_is_refused(finished, tmp_path):
 
 def test_other_data_is_refused_on_resume(settings, finished, corpus, tmp_path):
   workdir = tmp_path / 'run'
-  subprocess.run(['cp', '-r', finished, workdir], check=True)
+  shutil.copytree(finished, workdir)
   extra = corpus / '0.txt'
   text = extra.read_text()
   try:

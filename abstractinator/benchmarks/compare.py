@@ -4,9 +4,9 @@
 
 Run it from the repository: each cell is trained by `python train.py
 --config=configs/compare.py:RULE,QUANTIZER,CONTEXT` into
-`runs/compare/RULE-QUANTIZER-CONTEXT`. Cells that are done are not trained again:
-remove their directories when settings have changed. The printed table is that
-of docs/results.md, which explains its columns; the best of a column is bold.
+`runs/compare/RULE-QUANTIZER-CONTEXT`. Cells that are done are not trained
+again: remove their directories when settings have changed. The printed table is
+that of docs/results.md, which explains its columns.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from concurrent import futures
 from typing import get_args
 
 from abstractinator.benchmarks import timing
-from abstractinator.config.quantizer import Kind
-from abstractinator.config.segmentation import Rule
+from abstractinator.config.quantizer import QuantizerKind
+from abstractinator.config.segmentation import SegmentationRule
 
 Cell = tuple[str, str, str]
 _HEADINGS = ('rule', 'quantizer', 'context')
@@ -46,7 +46,8 @@ _SUMMED = (
 def cells() -> list[Cell]:
   """Returns rule, quantizer and context of every cell."""
   contexts = ('segment', 'window')
-  return list(itertools.product(get_args(Rule), get_args(Kind), contexts))
+  rules, kinds = get_args(SegmentationRule), get_args(QuantizerKind)
+  return list(itertools.product(rules, kinds, contexts))
 
 
 def result(workdir: pathlib.Path, cell: Cell) -> dict[str, float]:
@@ -63,11 +64,7 @@ def result(workdir: pathlib.Path, cell: Cell) -> dict[str, float]:
 
 
 def last_evaluation(path: pathlib.Path) -> dict[str, float] | None:
-  """Returns the metrics of the last evaluation; None if there was none.
-
-  Args:
-    path: `metrics.jsonl` of a run.
-  """
+  """Returns the last evaluation in a `metrics.jsonl`; None if there is none."""
   lines = path.read_text().splitlines() if path.exists() else []
   for line in reversed(lines):
     tags = json.loads(line)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from abstractinator import types
 from abstractinator.benchmarks import timing
@@ -34,19 +35,15 @@ from abstractinator.evaluation.windows import Passage
 
 def programs() -> dict[str, Callable[[bytes], bytes]]:
   """Returns the compressors of Python, and `zstd` if it is installed."""
+  extreme = 9 | lzma.PRESET_EXTREME
   found: dict[str, Callable[[bytes], bytes]] = {
     '`gzip -9`': lambda data: gzip.compress(data, 9),
     '`bzip2 -9`': lambda data: bz2.compress(data, 9),
-    '`xz -9e`': lambda data: lzma.compress(
-      data, preset=9 | lzma.PRESET_EXTREME
-    ),
+    '`xz -9e`': lambda data: lzma.compress(data, preset=extreme),
   }
   if shutil.which('zstd'):
-    command = ['zstd', '--ultra', '-22', '-c', '-q']
-    found['`zstd --ultra -22`'] = lambda data: (
-      subprocess.run(
-        command, input=data, stdout=subprocess.PIPE, check=True
-      ).stdout
+    found['`zstd --ultra -22`'] = lambda data: subprocess.check_output(
+      ['zstd', '--ultra', '-22', '-c', '-q'], input=data
     )
   return found
 
@@ -57,7 +54,7 @@ def held_out_text(config: RunConfig, max_bytes: int) -> bytes:
   documents, text = held_out.documents, b''
   documents.require_bytes()
   for index, length in enumerate(documents.lengths):
-    text += documents.read(index, 0, int(length))
+    text += bytes(documents.read(index, 0, int(length)))
     if len(text) >= max_bytes:
       break
   return text[:max_bytes]
@@ -81,9 +78,9 @@ def rows(
   """
   found: list[dict[str, object]] = []
 
-  def add(name: str, size: Callable[[], float]) -> None:
+  def add(name: str, size: Callable[..., float], *args: Any) -> None:
     since = time.process_time()
-    num_bytes = math.ceil(size())
+    num_bytes = math.ceil(size(*args))
     row = {'by': name, 'bytes': num_bytes}
     row |= {'bits/byte': 8 * num_bytes / len(data)}
     row |= {'of the text': f'{num_bytes / len(data):.1%}'}
@@ -96,25 +93,23 @@ def rows(
     return len(contents[-1][1])
 
   def bound(is_entropy: bool) -> float:
-    passage = Passage(types.encode(data))
+    passage = Passage(types.bytes_to_ids(data))
     (cost,) = texts_bits(evaluator, [passage], entropy_model_only=is_entropy)
     return cost.bits / 8
 
   for name, program in programs().items():
-    add(name, lambda program=program: len(program(data)))
+    add(name, lambda program: len(program(data)), program)
   run = evaluator.config, evaluator.variables
-  bytes_model = ByteModel(*run)
-  add('`abstractinator compress`', lambda: file_size(bytes_model, lanes))
+  add('`abstractinator compress`', file_size, ByteModel(*run), lanes)
   if unsupported(evaluator.config) is None:
     name = '`abstractinator compress --model hierarchy`'
-    hierarchy = HierarchyModel(*run)
-    add(name, lambda: file_size(hierarchy, None))
-  add('entropy model (likelihood)', lambda: bound(True))
+    add(name, file_size, HierarchyModel(*run), None)
+  add('entropy model (likelihood)', bound, True)
   if evaluator.has_codes:
-    add('codes, ends and bytes of segments (bound)', lambda: bound(False))
+    add('codes, ends and bytes of segments (bound)', bound, False)
   for model, content in contents:
     if codec.decompress(model, content) != data:
-      raise ValueError(f'{model}: what was compressed reads as another text')
+      raise ValueError(f'{model.kind}: the file reads as another text')
   return found
 
 

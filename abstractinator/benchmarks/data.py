@@ -43,8 +43,8 @@ def write(suffix: str, texts: Sequence[bytes], root: pathlib.Path) -> str:
   """
   path = root / f'all.{suffix}'
   if suffix == 'jsonl':
-    lines = [json.dumps({'text': text.decode('latin-1')}) for text in texts]
-    path.write_text('\n'.join(lines))
+    decoded = (text.decode(errors='replace') for text in texts)
+    path.write_text('\n'.join(json.dumps({'text': x}) for x in decoded))
   elif suffix == 'parquet':
     import pyarrow
     from pyarrow import parquet

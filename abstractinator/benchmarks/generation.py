@@ -1,11 +1,10 @@
-r"""Generation and decoding: how fast they are, and how open segments go on.
+r"""Generation and decoding: how fast they are.
 
     python -m abstractinator.benchmarks.generation continue
     python -m abstractinator.benchmarks.generation continue \
       --config=regular_pallas --contexts 512 --batches 1 16 256
     python -m abstractinator.benchmarks.generation decode
     python -m abstractinator.benchmarks.generation decode --run=RUN --text=FILE
-    python -m abstractinator.benchmarks.generation open_segment --run=RUN
 
 Run it from the repository. Without a run weights are random, of a config with
 one level: by default `original_timed` in the size at which generation by the
@@ -21,11 +20,8 @@ continue: Time of a new byte by length of the prompts and size of the batch,
   for the bytes at one place in all segments of a call.
 decode: One row of codes to bytes, in float32: many segments side by side, each
   distinct context of codes once, and one id after the other, with a cache. Both
-  give the same. Codes are those of a text, read by the first level of a run;
-  without a run they are random.
-open_segment: Held-out texts, cut anywhere and continued greedily with each way
-  to choose the code of the segment that is open, are compared with what follows
-  in the text. The run needs a top LM.
+  give the same; a step calls the expander once. Codes are those of a text, read
+  by the first level of a run; without a run they are random.
 """
 
 import argparse
@@ -35,9 +31,10 @@ import itertools
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -46,17 +43,14 @@ import numpy as np
 from abstractinator import inference
 from abstractinator.benchmarks import timing
 from abstractinator.cli import config_file
-from abstractinator.config import RunConfig
-from abstractinator.data.pipeline import open_data
-from abstractinator.decoding import continue_texts, generate
+from abstractinator.decoding import continue_texts
 from abstractinator.decoding.lanes import decode_distinct
-from abstractinator.decoding.open_segment import METHODS
 from abstractinator.decoding.options import Options
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.decoding.rows import decode_greedily
 from abstractinator.runs import huge_pages
 from abstractinator.runs.load import read_trained
-from abstractinator.types import NUM_BYTES, PAD_ID, Array, Batch, PyTree
+from abstractinator.types import PAD_ID, Array, Batch, PyTree
 
 _CONFIG, _PATH = 'original_timed', 'model.levels[0]'
 _SIZE = (
@@ -71,9 +65,6 @@ _LONGEST = 1 << 16
 _REPEATS = 5
 # Bytes for each random segment that is decoded.
 _SEGMENT_BYTES = 2
-# Of `open_segment`: new bytes that are compared, bytes of the shortest prompt,
-# and prompts of a batch.
-_NEW, _SHORTEST, _ROWS = 24, 48, 64
 
 
 def random_variables(model: AbstractinatorPyramid) -> PyTree:
@@ -95,13 +86,7 @@ def continue_once(
   ids_BS: Array,
   num_calls: int,
 ) -> tuple[float, float, float, float]:
-  """Continues prompts with caches.
-
-  Args:
-    model: The model.
-    variables: Its variables.
-    ids_BS: Bytes of the prompts, [B, S] int32.
-    num_calls: Number of calls, of 16 segments a row each.
+  """Continues prompts, [B, S] int32, in calls of 16 segments a row.
 
   Returns:
     Seconds and CPU seconds of a new byte of the batch, CPU seconds of a prompt,
@@ -112,7 +97,7 @@ def continue_once(
   # Texts go on until the last call: random weights would end them anywhere.
   request = dataclasses.replace(
     continue_texts.request_of(options, np.arange(rows)),
-    limit_B=np.full(rows, 1 << 30, np.int32),
+    limit_B=jnp.full(rows, 1 << 30, jnp.int32),
   )
   none_B = np.zeros(rows, bool)
   bucket = continue_texts.bucket_of(rows, context, options)
@@ -143,7 +128,7 @@ def bytes_read(
 
   Args:
     model: A model of one level.
-    variables: Its variables.
+    variables: Variables of the model.
     length: Mean bytes of a segment.
   """
   (level,) = model.config.levels
@@ -171,7 +156,8 @@ def continue_prompts(
   @jax.jit
   def whole_call(variables: PyTree, ids_BS: Array) -> Array:
     batch = Batch(ids_BS, jnp.zeros_like(ids_BS), ids_BS[:, 0])
-    return model.apply(variables, batch).levels[0].expanded.best_BS[:, -1]
+    output: Any = model.apply(variables, batch)
+    return output.levels[0].expanded.best_BS[:, -1]
 
   def anew(ids_BS: Array) -> float:
     began = time.process_time()
@@ -200,6 +186,21 @@ def continue_prompts(
       'bytes/segment': length,
       'of roofline': read_seconds / (rows * wall),
     }
+
+
+def _num_steps(program: Callable[..., Any], *args: PyTree) -> int:
+  """Runs a program that decodes; returns how often it calls the expander."""
+  calls: list[None] = []
+
+  def counted(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    if context.method_name == 'greedy':
+      jax.debug.callback(lambda: calls.append(None))
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(counted):
+    jax.block_until_ready(jax.jit(program)(*args))
+  jax.effects_barrier()
+  return len(calls)
 
 
 def decode(
@@ -246,80 +247,25 @@ def decode(
     for slot in reversed(range(len(codes_PQ)))
   }
   length_P = results['one_by_one'][1][0]
+  apply = functools.partial(model.apply, method=side_by_side)
+  num_steps = {'side_by_side': _num_steps(apply, variables, codes_BU)}
   decoded = {'side_by_side': length_P[list(first.values())]}
   for name, seconds in timings.seconds.items():
-    lengths = decoded.get(str(name), length_P)
+    lengths = decoded.get(name, length_P)
     yield {
       'decoded': name,
       'bytes': int(length_P.sum()),
       'segments': len(lengths),
       'ids': int(lengths.sum()),
+      'steps': num_steps.get(name, int(length_P.sum())),
       'ms': 1e3 * seconds,
       'x': timings.seconds['one_by_one'] / seconds,
-    }
-
-
-def open_segment(
-  config: RunConfig, variables: PyTree, count: int
-) -> Iterator[dict[str, Any]]:
-  """Yields a row for each way to choose the code of a prompt's open segment.
-
-  Args:
-    config: The run, with a top LM.
-    variables: Its variables.
-    count: Number of held-out texts, rows of one document.
-  """
-  model = make_model(config, jax.default_backend())
-  size = config.data.sequence_length
-  documents = config.model.max_documents(size)
-  _, held_out = open_data(config.data, max_documents=documents)
-  rng = np.random.default_rng(0)
-  order = rng.permutation(len(held_out))
-  rows = (held_out[int(index)]['ids'] for index in order)
-  whole = (ids for ids in rows if (ids < NUM_BYTES).all())
-  ids_NS = np.stack(list(itertools.islice(whole, count)))
-  count_N = rng.integers(_SHORTEST, size - _NEW, len(ids_NS))
-  truth_NM = ids_NS[
-    np.arange(len(ids_NS))[:, None], count_N[:, None] + np.arange(_NEW)
-  ]
-  slots = dict(num_slots=continue_texts.SLOTS)
-
-  @functools.partial(jax.jit, static_argnames='method')
-  def continued(ids_BS: Array, count_B: Array, method: str) -> Array:
-    def new_bytes(pyramid: AbstractinatorPyramid) -> Array:
-      request = continue_texts.request_of(
-        Options(max_new_bytes=_NEW), np.zeros(len(ids_BS), np.int32)
-      )
-      state = generate.start(
-        *(pyramid, ids_BS, count_B, request),
-        capacity=size + _NEW,
-        method=method,
-        **slots,
-      )
-      new, _ = generate.extend(pyramid, state, state.is_done_B, **slots)
-      is_new_BN = jnp.arange(_NEW) < new.count_B[:, None]
-      return jnp.where(is_new_BN, new.bytes_BN[:, :_NEW], -1)
-
-    return model.apply(variables, method=new_bytes)
-
-  batches = np.array_split(np.arange(len(ids_NS)), -(-len(ids_NS) // _ROWS))
-  for method in METHODS:
-    new = [continued(ids_NS[rows], count_N[rows], method) for rows in batches]
-    right_NM = np.concatenate(new) == truth_NM
-    num_right_N = np.cumprod(right_NM, axis=1).sum(axis=1)
-    yield {
-      'method': method,
-      'next byte': float(right_NM[:, 0].mean()),
-      'next 8 bytes': float(right_NM[:, :8].mean()),
-      'right bytes before a wrong one': float(num_right_N.mean()),
     }
 
 
 def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   """Returns the rows of what is asked for, or raises ValueError."""
   platform = jax.default_backend()
-  if args.what == 'open_segment':
-    return open_segment(*read_trained(args.run), args.num_prompts)
   if args.run is not None:
     config, variables = read_trained(args.run)
     text = pathlib.Path(args.text).read_bytes()
@@ -327,7 +273,7 @@ def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     data = dataclasses.replace(config.data, sequence_length=len(text) + 1)
     of_model = dataclasses.replace(config.model, dtype='float32')
     config = dataclasses.replace(config, data=data, model=of_model)
-    codes = inference.TrainedLevel(config, variables).encode(text, level=0)
+    codes = inference.TrainedPyramid(config, variables).encode(text, level=0)
     model = make_model(config, platform)
     return decode(model, variables, codes.codes_N, args.repeats)
   settings = args.set if args.config else [*_SIZE, *args.set]
@@ -350,7 +296,7 @@ def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
 def main(argv: Sequence[str]) -> None:
   """Prints a table."""
   parser = timing.make_parser('generation', __doc__)
-  parser.add_argument('what', choices=('continue', 'decode', 'open_segment'))
+  parser.add_argument('what', choices=('continue', 'decode'))
   parser.add_argument('--config', help='file of configs/, of one level')
   config_file.add_overrides(parser)
   parser.add_argument('--run', help='directory of a run')
@@ -361,15 +307,10 @@ def main(argv: Sequence[str]) -> None:
   number('--num_calls', default=16, help='continue: calls of 16 segments')
   number('--bytes', default=4096, help='decode: about as many')
   number('--repeats', default=5, help='decode: calls of each way')
-  number('--num_prompts', default=512, help='open_segment: texts')
   args = parser.parse_args(argv)
-  needed = dict(decode=bool(args.run), open_segment=True).get(args.what, False)
-  if (args.run is not None) != needed or (
-    (args.text is not None) != (needed and args.what == 'decode')
-  ):
-    parser.error(
-      '--run and --text: allowed: both to decode, --run for open_segment'
-    )
+  is_text = args.text is not None
+  if is_text != (args.run is not None) or (is_text and args.what != 'decode'):
+    parser.error('--run and --text: allowed: both, to decode')
   report = timing.Report(parser.prog, argv, args.json)
   try:
     report.add(list(_rows(args)))

@@ -7,14 +7,17 @@
 Tables of one size hold each implementation to `reference`, and time it against
 that. The others have sizes that `reference` has no memory for; where rows have
 as many ids in all, a cost linear in the length shows as equal times. Segments
-have 1 to 7 ids. Rows are one document: `jax.nn`, whose attention stands beside
-ours, on GPU by cuDNN too, takes no documents. docs/kernels.md shows recorded
-tables, `--json=docs/kernels/NAME.jsonl`, and explains the columns.
+have 1 to 7 ids. Rows are one document, since `jax.nn`, whose attention stands
+beside ours, takes no documents. On GPU its cuDNN path stands there too and,
+where torch is installed, FlexAttention, each call of which is waited for.
+docs/kernels.md explains the columns and shows tables that were recorded with
+`--json=docs/kernels/NAME.jsonl`.
 """
 
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,8 +42,10 @@ _TOLERANCES = {'float32': 1e-5, 'bfloat16': 2e-2}
 # Calls that an accelerator takes from a queue before one waits: launching a
 # short call takes as long as running it.
 _QUEUED_CALLS = {'cpu': 1, 'gpu': 16, 'tpu': 16}
-# Attention of `jax.nn`, and what that calls it.
+# Attention of others: what `jax.nn` calls its own, and that of torch.
 _JAX_NN = {'jax.nn': 'xla', 'jax.nn cudnn': 'cudnn'}
+_FLEX = 'flex_attention'
+_Programs = Mapping[tuple[str, str], Callable[..., Any]]
 
 # Sizes by device in the letters of `types`: one that the oracle has memory for,
 # and larger ones.
@@ -88,10 +93,6 @@ class Problem:
   def dtype(self) -> str:
     """Name of the type of the arrays."""
     return str(self.args[0].dtype)
-
-
-# Compiled by implementation and phase.
-Programs = Mapping[tuple[str, str], jax.stages.Compiled]
 
 
 def _segment_index(rng: np.random.Generator, B: int, S: int) -> Array:
@@ -219,20 +220,16 @@ def implementations(problem: Problem, *, has_oracle: bool) -> list[str]:
   if problem.op == 'attention' and has_oracle:
     names.append('jax.nn')
   if problem.op == 'attention' and device == 'gpu' and 'cudnn' in names:
-    names.append('jax.nn cudnn')
+    has_torch = importlib.util.find_spec('torch') is not None
+    names += ['jax.nn cudnn', *([_FLEX] if has_torch else [])]
   return names
 
 
-def compile_programs(problem: Problem, names: Sequence[str]) -> Programs:
+def compile_programs(problem: Problem, names: Sequence[str]) -> _Programs:
   """Compiles implementations side by side.
 
-  Args:
-    problem: The problem.
-    names: Names of the implementations.
-
-  Returns:
-    Functions of the problem's arguments by implementation and phase: 'forward',
-    and 'both' for the forward and the backward pass if gradients are taken.
+  Phases are 'forward', and 'both' for the forward and the backward pass if
+  gradients are taken.
   """
 
   def compiled(name: str, phase: str) -> jax.stages.Compiled:
@@ -251,16 +248,50 @@ def compile_programs(problem: Problem, names: Sequence[str]) -> Programs:
       (name, phase): pool.submit(compiled, name, phase)
       for name in names
       for phase in phases
+      if name != _FLEX
     }
-  return {key: program.result() for key, program in begun.items()}
+    flex = _flex_attention(problem) if _FLEX in names else {}
+  return {**flex, **{key: program.result() for key, program in begun.items()}}
 
 
-def check(problem: Problem, programs: Programs) -> dict[str, float]:
+def _flex_attention(problem: Problem) -> _Programs:
+  """Compiles FlexAttention of torch, which gets heads in front, as it wants."""
+  torch = importlib.import_module('torch')
+  flex = importlib.import_module('torch.nn.attention.flex_attention')
+  # Its workers would be forks of a process with the threads of jax.
+  config: Any = importlib.import_module('torch._inductor.config')
+  config.compile_threads = 1
+  q, k, v = (
+    torch.from_dlpack(x).transpose(1, 2).contiguous().requires_grad_()
+    for x in problem.args
+  )
+  window = re.search(r'W(\d+)', problem.size)
+
+  def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    del batch, head
+    is_past = query >= key
+    return is_past & (query - key < int(window[1])) if window else is_past
+
+  size = q.shape[2]
+  mask = flex.create_block_mask(sees, None, None, size, size, device='cuda')
+  compiled = torch.compile(flex.flex_attention, dynamic=False)
+
+  def run(is_differentiated: bool, *_: Array) -> list[Any]:
+    with torch.set_grad_enabled(is_differentiated):
+      out = compiled(q, k, v, block_mask=mask)
+    tensors = [out.detach()]
+    if is_differentiated:
+      tensors += torch.autograd.grad(out, (q, k, v), out.detach())
+    # Jax cannot wait for torch.
+    torch.cuda.synchronize()
+    return [x.transpose(1, 2) for x in tensors]
+
+  phases = {'forward': False, 'both': True}
+  return {(_FLEX, x): functools.partial(run, d) for x, d in phases.items()}
+
+
+def check(problem: Problem, programs: _Programs) -> dict[str, float]:
   """Compares values and gradients of implementations with the oracle's.
-
-  Args:
-    problem: The problem.
-    programs: Programs of all implementations and the oracle.
 
   Returns:
     The largest error of each, over the oracle's largest number.
@@ -271,7 +302,8 @@ def check(problem: Problem, programs: Programs) -> dict[str, float]:
   # The last phase, which overwrites the one before, has the results of all.
   results = {
     name: [
-      np.asarray(x, np.float64) for x in jax.tree.leaves(run(*problem.args))
+      np.asarray(x.float().cpu() if name == _FLEX else x, np.float64)
+      for x in jax.tree.leaves(run(*problem.args))
     ]
     for (name, _), run in programs.items()
   }
@@ -331,8 +363,10 @@ def measure(
     row[f'{phase} ms'] = 1e3 * taken
     if has_oracle:
       row[f'{phase} x'] = timings.seconds[number, ORACLE, phase] / taken
-    memory = programs[number][name, phase].memory_analysis()
-    row[f'{phase} MiB'] = memory.temp_size_in_bytes / 2**20
+    program = programs[number][name, phase]
+    if isinstance(program, jax.stages.Compiled):
+      memory: Any = program.memory_analysis()
+      row[f'{phase} MiB'] = memory.temp_size_in_bytes / 2**20
   for (number, name), row in rows.items():
     problem = problems[number]
     floor = max(

@@ -38,16 +38,12 @@ from abstractinator.cli import config_file
 from abstractinator.config import RunConfig
 from abstractinator.runs import huge_pages
 from abstractinator.runs.chips import chip_of
-from abstractinator.training.flops import (
-  abstract_state,
-  model_flops,
-  training_flops,
-)
-from abstractinator.training.program import make_program
+from abstractinator.training.flops import model_flops, training_flops
+from abstractinator.training.program import make_program, state_shapes
 from abstractinator.types import NUM_BYTES, Array, Batch, PyTree
 
-_DEFAULT = 'original_timed'
-_DEFAULT_VARIED = [
+DEFAULT = 'original_timed'
+DEFAULT_VARIED = [
   [f'data.sequence_length={4096 // rows}', f'data.batch_size={rows}']
   for rows in (4, 2, 1)
 ]
@@ -131,19 +127,19 @@ class PlainTransformer(nn.Module):
     mask = nn.make_causal_mask(ids_BS)
     x_BSD = nn.Embed(NUM_BYTES, self.width, dtype=self.dtype)(ids_BS)
     for _ in range(self.num_layers):
-      attention = nn.SelfAttention(
+      attention = nn.MultiHeadDotProductAttention(
         self.num_heads, dtype=self.dtype, use_bias=False
       )
-      x_BSD += attention(norm()(x_BSD), mask)
+      x_BSD += attention(norm()(x_BSD), mask=mask)
       wide = nn.gelu(dense(4 * self.width)(norm()(x_BSD)))
       x_BSD += dense(self.width)(wide)
     return dense(NUM_BYTES)(norm()(x_BSD)).astype(jnp.float32)
 
   def loss(self, params: PyTree, ids_BS: Array) -> Array:
     """Computes the mean cross-entropy of the next byte, in nats."""
-    logits_BSV = self.apply(params, ids_BS)[:, :-1]
+    logits_BSV: Any = self.apply(params, ids_BS)
     return optax.losses.softmax_cross_entropy_with_integer_labels(
-      logits_BSV, ids_BS[:, 1:]
+      logits_BSV[:, :-1], ids_BS[:, 1:]
     ).mean()
 
 
@@ -181,10 +177,10 @@ def compile_plain(config: RunConfig) -> TimedStep:
 
 
 def measure(steps: Sequence[TimedStep], num_steps: int) -> list[dict[str, Any]]:
-  """Times steps in turns; the last is that of the plain transformer.
+  """Times steps in turns, the last of them the plain transformer's.
 
   Args:
-    steps: The steps.
+    steps: Compiled steps.
     num_steps: Number of steps of each that are timed.
 
   Returns:
@@ -199,7 +195,8 @@ def measure(steps: Sequence[TimedStep], num_steps: int) -> list[dict[str, Any]]:
   chip = chip_of(jax.devices()[0].device_kind)
   rows: list[dict[str, Any]] = []
   for number, step in enumerate(steps):
-    seconds, memory = timings.seconds[number], step.compiled.memory_analysis()
+    seconds = timings.seconds[number]
+    memory: Any = step.compiled.memory_analysis()
     num_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     speed, rate = math.prod(step.shape) / seconds, step.flops / seconds
     plain_rate = steps[-1].flops / timings.seconds[len(steps) - 1]
@@ -217,21 +214,17 @@ def measure(steps: Sequence[TimedStep], num_steps: int) -> list[dict[str, Any]]:
 def sizes(config: RunConfig) -> dict[str, Any]:
   """Returns the sizes of a run on one device; nothing is computed.
 
-  Args:
-    config: The run.
-
-  Returns:
-    Number of parameters; bytes of the `TrainState`, which a checkpoint holds;
-    FLOPs of a step, as if nothing were frozen; and parameters by part: levels
-    of a pyramid or parts of a single level, and the top LM.
+  They are the number of parameters, the bytes of the `TrainState`, which a
+  checkpoint holds, FLOPs of a step, as if nothing were frozen, and parameters
+  by part: levels of a pyramid or parts of a single level, and the top LM.
   """
-  state = abstract_state(config)
+  state = state_shapes(config)
   parts: dict[str, int] = collections.defaultdict(int)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     keys = [entry.key for entry in path]
-    if keys[0] == 'level_0' and len(config.model.levels) == 1:
-      keys = keys[1:]
-    parts[keys[1] if keys[0] == 'compressor' else keys[0]] += leaf.size
+    if len(config.model.levels) == 1:
+      keys = [key for key in keys if key not in ('level_0', 'compressor')]
+    parts[keys[0]] += leaf.size
   leaves = jax.tree.leaves(state)
   return {
     'parameters': sum(parts.values()),
@@ -246,18 +239,10 @@ def main(argv: Sequence[str]) -> None:
   parser = timing.make_parser('step', __doc__)
   parser.add_argument('name', nargs='*', help='configs')
   config_file.add_overrides(parser)
-  about = 'each config once more, with settings that belong together'
-  parser.add_argument(
-    '--vary',
-    metavar='PATH=VALUE',
-    nargs='+',
-    action='append',
-    default=[],
-    help=about,
-  )
-  parser.add_argument(
-    '--steps', type=timing.positive, default=10, help='timed, of each'
-  )
+  about = 'each config once more, with these settings; may come several times'
+  several: Any = dict(metavar='PATH=VALUE', nargs='+', action='append')
+  parser.add_argument('--vary', **several, default=[], help=about)
+  parser.add_argument('--steps', type=timing.positive, default=10)
   about = 'print parameters, bytes of state and FLOPs, and time nothing'
   parser.add_argument('--sizes', action='store_true', help=about)
   args = parser.parse_args(argv)
@@ -265,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
   if not names and args.sizes:
     names = config_file.names()
   elif not names:
-    names, varied = [_DEFAULT], varied or _DEFAULT_VARIED
+    names, varied = [DEFAULT], varied or DEFAULT_VARIED
   try:
     configs = {
       ', '.join([name, *extra]): config_file.load(name, [*args.set, *extra])
@@ -276,8 +261,7 @@ def main(argv: Sequence[str]) -> None:
     parser.error(str(error))
   report = timing.Report(parser.prog, argv, args.json)
   if args.sizes:
-    rows = [{'config': name} | sizes(x) for name, x in configs.items()]
-    report.add(rows)
+    report.add([{'config': name} | sizes(x) for name, x in configs.items()])
     return
   with futures.ThreadPoolExecutor() as pool:
     plain = pool.submit(compile_plain, next(iter(configs.values())))

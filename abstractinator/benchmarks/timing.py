@@ -12,7 +12,7 @@ import platform
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,13 +50,13 @@ class Timings(NamedTuple):
     bytes_per_second: Rate of the machine's copy, read and written.
   """
 
-  seconds: dict[Hashable, float]
+  seconds: dict[Any, float]
   flops_per_second: float
   bytes_per_second: float
 
 
 def take_turns(
-  calls: Mapping[Hashable, Callable[[], Any]],
+  calls: Mapping[Any, Callable[[], Any]],
   repeats: int,
   *,
   dtype: str = 'float32',
@@ -81,7 +81,7 @@ def take_turns(
   copy = jax.jit(jnp.bitwise_not).lower(y).compile()
   probes = lambda: product(x, x), lambda: copy(y)
   by_name = dict(calls) | dict(zip(('product', 'copy'), probes, strict=True))
-  taken: dict[Hashable, list[float]] = {name: [] for name in by_name}
+  taken: dict[Any, list[float]] = {name: [] for name in by_name}
   for turn in range(-warmup, repeats):
     for name, call in by_name.items():
       duration = seconds(call, queued)
@@ -100,12 +100,7 @@ def positive(text: str) -> int:
 
 
 def make_parser(name: str, about: str | None) -> argparse.ArgumentParser:
-  """Returns the parser of a benchmark, with `--json`.
-
-  Args:
-    name: Module of the benchmark within `abstractinator.benchmarks`.
-    about: Docstring of the module, shown by `--help`.
-  """
+  """Returns the parser of the module `name`, whose docstring is its help."""
   parser = argparse.ArgumentParser(
     prog=f'python -m abstractinator.benchmarks.{name}',
     description=about,
@@ -121,13 +116,7 @@ class Report:
   """Output of a benchmark: tables on stdout, rows as JSON lines in a file."""
 
   def __init__(self, prog: str, argv: Sequence[str], json_path: str | None):
-    """Prints what runs on which device.
-
-    Args:
-      prog: The command without its arguments.
-      argv: Arguments of the command.
-      json_path: File that rows are appended to; None for none.
-    """
+    """Prints the command and its device; rows go to `json_path` if given."""
     # The command that a row names does not depend on where the row goes.
     json_only = argparse.ArgumentParser(add_help=False)
     json_only.add_argument('--json')
@@ -165,7 +154,7 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
   for name in dict.fromkeys(name for row in rows for name in row):
     values = [row.get(name) for row in rows]
     cells = [name, *map(_cell, values)]
-    width = max(map(len, cells))
+    width = max(2, *map(len, cells))
     is_number = all(isinstance(value, int | float | None) for value in values)
     rule = '-' * (width - 1) + (':' if is_number else '-')
     cells = [x.rjust(width) if is_number else x.ljust(width) for x in cells]

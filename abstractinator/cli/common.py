@@ -1,57 +1,104 @@
-"""What several commands share."""
+"""Arguments, input and output that several commands share."""
 
 import argparse
+import json
 import logging
 import os
+import pathlib
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from abstractinator.inference import TrainedPyramid
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-  """Adds the run that a command is about: `workdir` and `--step`."""
-  parser.add_argument('workdir', help='directory of the run')
-  parser.add_argument('--step', type=int, help='checkpoint, the latest')
+def at_least(least: int) -> Callable[[str], int]:
+  """Returns a type for argparse: an integer that is not below `least`."""
+
+  def parse(text: str) -> int:
+    try:
+      value = int(text)
+    except ValueError:
+      value = least - 1
+    if value < least:
+      raise argparse.ArgumentTypeError(f'got {text}, allowed: at least {least}')
+    return value
+
+  return parse
 
 
-def add_text(parser: argparse.ArgumentParser) -> None:
-  """Adds the text that a command reads: `file`."""
-  parser.add_argument(
-    'file', nargs='?', default='-', help='text; standard input by default'
-  )
+# Arguments of several commands; `add` adds them to a parser.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+  'workdir': {'help': 'directory of the run'},
+  '--step': {
+    'type': int,
+    'help': 'step of the checkpoint; default: the latest one',
+  },
+  'file': {
+    'nargs': '?',
+    'default': '-',
+    'help': 'file with the text; default: -, for standard input',
+  },
+  '--json': {
+    'action': 'store_true',
+    'help': 'print JSON in place of plain text',
+  },
+  '--entropy_model_only': {
+    'action': 'store_true',
+    'help': 'use the entropy model of the first level alone, without codes',
+  },
+  '--stride': {
+    'type': int,
+    'help': 'ids that each window of a long document scores, after context that'
+    ' fills the rest of its row; default: half of data.sequence_length',
+  },
+  '--batch_size': {
+    'type': at_least(1),
+    'help': 'rows of a batch; default: as many as have 8192 ids',
+  },
+}
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-  """Adds `--json`."""
-  parser.add_argument('--json', action='store_true', help='print JSON')
+def add(parser: argparse.ArgumentParser, *names: str) -> None:
+  """Adds arguments that several commands have to a parser."""
+  for name in names:
+    parser.add_argument(name, **_ARGUMENTS[name])
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+  """Adds the file that a command reads and the one it writes."""
+  parser.add_argument('file', help='file to read')
+  parser.add_argument('out', help='file to write; it must not exist')
 
 
 def read_text(args: argparse.Namespace) -> bytes:
-  """The bytes of `file`.
+  """Reads the bytes of `file`.
 
   Raises:
-    ValueError: If there are none.
-    OSError: If they cannot be read.
+    ValueError: If the file is empty.
+    OSError: If it cannot be read.
   """
-  if args.file == '-':
-    data = sys.stdin.buffer.read()
-  else:
-    with open(args.file, 'rb') as file:
-      data = file.read()
+  data = read_bytes(args.file)
   if not data:
     name = 'standard input' if args.file == '-' else args.file
     raise ValueError(f'{name}: is empty, allowed: at least 1 byte')
   return data
 
 
+def read_bytes(path: str) -> bytes:
+  """Reads a file, or standard input for -."""
+  if path == '-':
+    return sys.stdin.buffer.read()
+  return pathlib.Path(path).read_bytes()
+
+
 def require_new(path: str) -> None:
-  """Refuses a path where something lies, or whose directory is not there.
+  """Makes sure, before any work is done, that a new file can have a path.
 
   Raises:
-    ValueError: If so: before any work is done.
+    ValueError: If the path exists, or its directory does not.
   """
   if os.path.lexists(path):
     raise ValueError(f'{path}: exists, allowed: a path with nothing there')
@@ -64,32 +111,23 @@ def require_new(path: str) -> None:
 
 
 def write_new(path: str, content: bytes) -> None:
-  """Writes a file that appears whole or not at all; see `require_new`."""
+  """Writes a new file, which appears whole or not at all; see `require_new`."""
   require_new(path)
-  directory, name = os.path.split(path)
-  descriptor, temporary = tempfile.mkstemp(dir=directory or '.', prefix=name)
-  try:
-    with open(descriptor, 'wb') as file:
-      file.write(content)
-    # Files of tempfile are their owner's alone; others are as the mask says.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as folder:
+    temporary = pathlib.Path(folder, 'content')
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def be_quiet() -> None:
-  """Silences what libraries log; call it before jax is imported."""
+  """Silences the logs of libraries; must come before jax is imported."""
   # Native code writes to standard error past Python's logging.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   logging.disable(logging.WARNING)
 
 
 def load(args: argparse.Namespace) -> 'TrainedPyramid':
-  """The level of `workdir` and `--step`; errors as of `api.load`."""
+  """Opens the pyramid of `workdir` and `--step`, as `inference.load` does."""
   be_quiet()
   from abstractinator.inference import load
 
@@ -97,5 +135,21 @@ def load(args: argparse.Namespace) -> 'TrainedPyramid':
 
 
 def show(data: bytes) -> str:
-  r"""Bytes as text; those that are no UTF-8 as `\xNN`."""
+  r"""Returns bytes as text; bytes that are not UTF-8 become `\xNN`."""
   return data.decode('utf-8', errors='backslashreplace')
+
+
+def answer(args: argparse.Namespace, values: Any, text: str) -> str:
+  """Returns values as JSON with `--json`, a text without."""
+  return json.dumps(values) if args.json else text
+
+
+def table(figures: Mapping[str, Any]) -> str:
+  """Returns figures as text, one a line."""
+  width = max(map(len, figures))
+  return '\n'.join(
+    f'{name:{width}}  {value:.4f}'
+    if isinstance(value, float)
+    else f'{name:{width}}  {value}'
+    for name, value in figures.items()
+  )

@@ -1,25 +1,23 @@
-"""`abstractinator decode`: codes to texts."""
+"""Command `abstractinator decode`."""
 
 import argparse
-import json
 
 from abstractinator.cli import common
 
-ABOUT = 'Decodes a file of codes, prints the texts or writes their bytes.'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
-  common.add_run(parser)
+  """Adds the arguments of `abstractinator decode`."""
+  common.add(parser, 'workdir', '--step', '--json')
   parser.add_argument('codes', help='file of codes, .npz or .parquet')
-  common.add_json(parser)
   parser.add_argument(
-    '--out', help='file to write the bytes to; must not exist'
+    '--out',
+    help='file to write the bytes of all texts to; it must not exist; default:'
+    ' the texts are printed',
   )
 
 
 def run(args: argparse.Namespace) -> str:
-  """See `commands`."""
+  """Decodes a file of codes and prints the texts or writes their bytes."""
   if args.out is not None:
     common.require_new(args.out)
   from abstractinator.codes import files
@@ -27,12 +25,13 @@ def run(args: argparse.Namespace) -> str:
   codes = files.read_codes(args.codes)
   texts = common.load(args).decode_all(codes)
   joined = b''.join(texts)
-  if args.out is not None:
-    common.write_new(args.out, joined)
-    figures = {'num_texts': len(texts), 'num_bytes': len(joined)}
-    if args.json:
-      return json.dumps(figures)
-    return f'{len(joined)} bytes of {len(texts)} texts'
-  if args.json:
-    return json.dumps([common.show(text) for text in texts])
-  return common.show(joined)
+  if args.out is None:
+    return common.answer(
+      args, [common.show(text) for text in texts], common.show(joined)
+    )
+  common.write_new(args.out, joined)
+  return common.answer(
+    args,
+    {'num_texts': len(texts), 'num_bytes': len(joined)},
+    f'{len(joined)} bytes of {len(texts)} texts',
+  )

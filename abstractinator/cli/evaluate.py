@@ -1,58 +1,49 @@
-"""`abstractinator evaluate`: how good a run is, over whole documents."""
+"""Command `abstractinator evaluate`."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from abstractinator.cli import common
+from abstractinator.config import DataConfig
 
 if TYPE_CHECKING:
-  from abstractinator.config import DataConfig
   from abstractinator.evaluation.windows import DocumentPassages
-
-ABOUT = 'Measures a run on held-out documents, or on others.'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
-  common.add_run(parser)
-  common.add_json(parser)
-  add_documents(parser)
+  """Adds the arguments of `abstractinator evaluate`."""
+  common.add(parser, 'workdir', '--step', '--json', '--stride', '--batch_size')
   parser.add_argument(
-    '--stride',
-    type=int,
-    help='ids a window counts; the rest of its row is context; half a row',
+    '--data',
+    help='globs of the files to measure on; default: the documents that the run'
+    ' held out',
   )
-  parser.add_argument('--batch_size', type=int, help='rows; 8192 ids')
+  parser.add_argument(
+    '--max_documents',
+    type=common.at_least(1),
+    help='number of documents to measure on, evenly spaced in the data;'
+    ' default: all',
+  )
   parser.add_argument(
     '--no_decode',
     action='store_true',
-    help='leave out what is decoded from codes alone, the slowest part',
+    help='leave out figures of texts decoded from codes alone, the slowest'
+    ' part',
   )
   parser.add_argument(
     '--noise',
     action='store_true',
-    help='also on disturbed text, and what one edited byte changes',
+    help='also measure on disturbed text, and the effects of one edited byte',
   )
   parser.add_argument(
     '--drift',
     action='store_true',
-    help='also whether segments grow along a repetitive text',
-  )
-
-
-def add_documents(parser: argparse.ArgumentParser) -> None:
-  """Adds the documents that a command reads: `--data`, `--max_documents`."""
-  parser.add_argument(
-    '--data', help='globs of files; by default what the run held out'
-  )
-  parser.add_argument(
-    '--max_documents', type=int, help='a sample of so many documents'
+    help='also measure whether segments grow along a repetitive text',
   )
 
 
 def run(args: argparse.Namespace) -> str:
-  """See `commands`."""
+  """Measures a run on held-out or other documents."""
   common.be_quiet()
   from abstractinator.evaluation.evaluate import evaluate
   from abstractinator.evaluation.evaluator import open_run
@@ -65,7 +56,7 @@ def run(args: argparse.Namespace) -> str:
       '--data: got none, allowed: globs of texts, for a run that has learned'
       ' from codes and held out no text'
     )
-  passages = open_documents(args, evaluator.config.data)
+  passages = _open_documents(args, evaluator.config.data)
   decode = not args.no_decode
   figures = evaluate(evaluator, passages, decode=decode)
   if args.noise:
@@ -80,24 +71,23 @@ def run(args: argparse.Namespace) -> str:
         '--drift: got a run of an entropy model, allowed: a run with codes'
       )
     figures |= drift_figures(evaluator, passages.documents)
-  return json.dumps(figures) if args.json else table(figures)
+  return common.answer(args, figures, common.table(figures))
 
 
-def open_documents(
-  args: argparse.Namespace, config: 'DataConfig'
+def _open_documents(
+  args: argparse.Namespace, config: DataConfig
 ) -> 'DocumentPassages':
-  """The documents of `--data`, or those that a run held out.
+  """Opens the documents of `--data`, or those that a run held out.
 
   Args:
-    args: With `data` and `max_documents`.
-    config: Of the run.
+    args: Arguments of the command.
+    config: Data section of the run's config.
 
   Returns:
-    Passages, every so manieth document if fewer are asked for.
+    The documents; with `--max_documents` this many of them, evenly spaced.
 
   Raises:
-    ValueError: If files are missing, cannot be read or hold no bytes, or a
-      number is out of its range.
+    ValueError: If files are missing, cannot be read or hold no bytes.
   """
   from abstractinator.data import pipeline
   from abstractinator.data.sources import find_documents
@@ -109,22 +99,8 @@ def open_documents(
   else:
     documents = find_documents(args.data)
   documents.require_bytes()
-  wanted, there = args.max_documents, documents.num_documents
-  if wanted is not None:
-    if wanted < 1:
-      raise ValueError(f'--max_documents: got {wanted}, allowed: at least 1')
-    wanted = min(wanted, there)
+  if args.max_documents is not None:
+    there = documents.num_documents
+    wanted = min(args.max_documents, there)
     documents = documents.select([i * there // wanted for i in range(wanted)])
   return DocumentPassages(documents)
-
-
-def table(figures: dict[str, float]) -> str:
-  """Figures, one a line."""
-  width = max(map(len, figures))
-
-  def show(value):
-    return f'{value:.4f}' if isinstance(value, float) else str(value)
-
-  return '\n'.join(
-    f'{name:{width}}  {show(value)}' for name, value in figures.items()
-  )

@@ -1,92 +1,114 @@
-"""`abstractinator generate`: texts, continued."""
+"""Command `abstractinator generate`."""
 
 import argparse
 import codecs
 import itertools
-import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from abstractinator.cli import common
+from abstractinator.decoding.options import Options
 
-ABOUT = 'Continues a text, as it comes.'
+if TYPE_CHECKING:
+  from abstractinator.inference import TrainedPyramid
 
-# Of `generation.options.Options`, whose defaults hold for what is not given.
+# Fields of `Options` that are numbers, which have the defaults of `Options`.
 _NUMBERS = {
-  'temperature': (float, 'of all that is drawn; 0 takes the most likely'),
-  'level_temperature': (float, 'of what levels make of top codes, if another'),
-  'top_k': (int, 'keep so many of the most likely; 0 for all'),
-  'top_p': (float, 'keep the most likely of this probability; 1 for all'),
-  'min_p': (float, 'keep what is so likely relative to the best'),
-  'seed': (int, 'of the draws'),
-  'num_samples': (int, 'continuations of each prompt'),
+  'temperature': (
+    float,
+    'divisor of the logits of codes and bytes; 0 takes the most likely ones',
+  ),
+  'level_temperature': (
+    float,
+    'temperature of the ids that levels decode from top codes; None takes'
+    ' --temperature',
+  ),
+  'top_k': (int, 'number of most likely values that are kept; 0 for all'),
+  'top_p': (
+    float,
+    'total probability of the most likely values that are kept; 1 for all',
+  ),
+  'min_p': (
+    float,
+    'least probability that is kept, relative to the most likely value',
+  ),
+  'seed': (int, 'seed of the random numbers'),
+  'num_samples': (int, 'number of continuations of each prompt'),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
-  common.add_run(parser)
+  """Adds the arguments of `abstractinator generate`."""
+  common.add(parser, 'workdir', '--step')
   parser.add_argument(
-    '--prompt', action='append', help='a text; several may be given'
+    '--prompt',
+    action='append',
+    help='text to continue; may be given several times; default: the beginning'
+    ' of a document',
   )
   parser.add_argument(
-    '--prompt_file', help='file that holds a prompt; - for standard input'
+    '--prompt_file', help='file with a text to continue; - for standard input'
   )
   parser.add_argument(
-    '--max_bytes', type=int, default=256, help='new bytes (%(default)s)'
+    '--max_bytes',
+    type=int,
+    default=Options.max_new_bytes,
+    help='number of new bytes after which a text ends; default: %(default)s',
   )
   for name, (kind, about) in _NUMBERS.items():
-    parser.add_argument(f'--{name}', type=kind, help=about)
+    parser.add_argument(
+      f'--{name}',
+      type=kind,
+      default=getattr(Options, name),
+      help=f'{about}; default: %(default)s',
+    )
   parser.add_argument(
-    '--stop', action='append', help='a text to end before; several may be given'
+    '--stop',
+    action='append',
+    help='string before which a text ends; may be given several times',
   )
-  parser.add_argument(
-    '--entropy_model_only',
-    action='store_true',
-    help='continue by the entropy model of the first level, without codes',
-  )
-  common.add_json(parser)
+  common.add(parser, '--entropy_model_only', '--json')
 
 
 def run(args: argparse.Namespace) -> str | Iterator[str]:
-  """See `commands`."""
-  from abstractinator.decoding.options import Options
-
+  """Continues texts; a single one is printed while it is generated."""
   options = {
     'max_new_bytes': args.max_bytes,
     'stop': tuple(map(os.fsencode, args.stop or ())),
     'entropy_model_only': args.entropy_model_only,
+    **{name: getattr(args, name) for name in _NUMBERS},
   }
-  for name in _NUMBERS:
-    if (value := getattr(args, name)) is not None:
-      options[name] = value
-  num_samples = Options(**options).num_samples
+  Options(**options)  # Raises ValueError before anything is read.
   prompts = _prompts(args)
-  level = common.load(args)
+  pyramid = common.load(args)
   warnings.showwarning = _warn
-  if num_samples == len(prompts) == 1 and not args.json:
-    return _stream(level, prompts[0], options)
-  samples = level.generate(prompts, **options)
-  if args.json:
-    return json.dumps(
-      [
-        {'prompt': common.show(prompt), 'texts': list(map(common.show, texts))}
-        for prompt, texts in zip(prompts, samples, strict=True)
-      ]
-    )
-  return '\n---\n'.join(
-    common.show(prompt + text)
-    for prompt, texts in zip(prompts, samples, strict=True)
-    for text in texts
+  if args.num_samples == len(prompts) == 1 and not args.json:
+    return _stream(pyramid, prompts[0], options)
+  samples = pyramid.generate(prompts, **options)
+  return common.answer(
+    args,
+    [
+      {'prompt': common.show(prompt), 'texts': list(map(common.show, texts))}
+      for prompt, texts in zip(prompts, samples, strict=True)
+    ],
+    '\n---\n'.join(
+      common.show(prompt + text)
+      for prompt, texts in zip(prompts, samples, strict=True)
+      for text in texts
+    ),
   )
 
 
-def _stream(level, prompt, options) -> Iterator[str]:
-  new = level.stream(prompt, **options)
+def _stream(
+  pyramid: 'TrainedPyramid', prompt: bytes, options: dict[str, Any]
+) -> Iterator[str]:
+  """Yields a prompt and its continuation, part by part."""
+  new = pyramid.stream(prompt, **options)
   first = next(new, b'')
-  # A character may begin in the prompt and end in what is new.
+  # A character may begin in the prompt and end in the new bytes.
   decoder = codecs.getincrementaldecoder('utf-8')('backslashreplace')
   for part in itertools.chain((prompt, first), new):
     yield decoder.decode(part)
@@ -94,16 +116,13 @@ def _stream(level, prompt, options) -> Iterator[str]:
 
 
 def _prompts(args: argparse.Namespace) -> list[bytes]:
-  """Those given, or one without bytes: the beginning of a document."""
-  # Arguments that are no UTF-8 are the bytes they are.
+  """Returns the given prompts, or an empty one, which begins a document."""
+  # Arguments that are not UTF-8 keep their bytes.
   prompts = [os.fsencode(x) for x in args.prompt or ()]
-  if args.prompt_file == '-':
-    prompts.append(sys.stdin.buffer.read())
-  elif args.prompt_file is not None:
-    with open(args.prompt_file, 'rb') as file:
-      prompts.append(file.read())
+  if args.prompt_file is not None:
+    prompts.append(common.read_bytes(args.prompt_file))
   return prompts or [b'']
 
 
-def _warn(message, *_, **__) -> None:
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
   sys.stderr.write(f'abstractinator: warning: {message}\n')

@@ -1,9 +1,9 @@
-"""A run as a model of the lm-evaluation-harness.
+"""A run as a model of the lm-evaluation-harness, which this module imports.
 
-Its unit is the byte: texts are UTF-8, and `max_gen_toks` counts bytes.
-
-Log-likelihoods are those of `abstractinator evaluate`, in nats. Of a run with
-codes they are lower bounds, see `texts_bits`; the entropy model's are exact.
+The unit of the model is the byte: texts are UTF-8, and `max_gen_toks` counts
+bytes. Log-likelihoods are those of `abstractinator evaluate`, in nats. For a
+run with codes they are lower bounds, see `evaluation.texts_bits`; for an
+entropy model they are exact.
 """
 
 import json
@@ -11,6 +11,9 @@ import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 
 from abstractinator import types
 from abstractinator.evaluation.evaluator import Evaluator
@@ -20,41 +23,46 @@ from abstractinator.inference import TrainedPyramid
 
 _MAX_NEW_BYTES = 256
 _OPTIONS = ('temperature', 'top_k', 'top_p', 'min_p')
-# Settings of the harness that need nothing of us.
-_IGNORED = frozenset({'until', 'do_sample', 'max_gen_toks', 'num_beams'})
+# Settings of the harness that `_options` reads or that change nothing.
+_OTHERS = ('until', 'do_sample', 'max_gen_toks', 'num_beams')
 
 
-class HarnessModel:
-  """What the harness asks of a model, on plain arguments."""
+class HarnessModel(LM):
+  """Model that the harness asks for likelihoods and continuations."""
 
-  def __init__(self, evaluator: Evaluator, *, entropy_model_only: bool = False):
-    """Compiles nothing yet.
+  def __init__(
+    self, evaluator: Evaluator, *, entropy_model_only: bool = False
+  ) -> None:
+    """Wraps the evaluator; programs are compiled at first use.
 
     Args:
-      evaluator: Of the run.
-      entropy_model_only: Whether to take the entropy model alone.
+      evaluator: Evaluator of the run.
+      entropy_model_only: Whether to use the entropy model of the first level
+        alone.
     """
+    super().__init__()
     self._evaluator = evaluator
     self._entropy_model_only = entropy_model_only
-    self._level = None
+    self._pyramid = None
     if evaluator.has_codes:
-      self._level = TrainedPyramid(evaluator.config, evaluator.variables)
+      self._pyramid = TrainedPyramid(evaluator.config, evaluator.variables)
 
   def loglikelihood(
-    self, requests: Sequence[tuple[str, str]]
+    self, requests: Sequence[Instance]
   ) -> list[tuple[float, bool]]:
     """Scores continuations.
 
     A context that is longer than a row is read from its end.
 
     Args:
-      requests: Context, which may be empty, and continuation of each.
+      requests: Requests whose `args` are a context, which may be empty, and its
+        continuation.
 
     Returns:
-      Of each, its log-likelihood in nats, and whether `generate_until` would
-      give it, greedily.
+      For each request the log-likelihood of the continuation in nats, and
+      whether greedy generation gives this continuation.
     """
-    pairs = [(a.encode(), b.encode()) for a, b in requests]
+    pairs = [tuple(text.encode() for text in x.args) for x in requests]
     passages = [
       Passage(types.bytes_to_ids(a + b, add_eos=False), counted_from=len(a))
       for a, b in pairs
@@ -62,71 +70,65 @@ class HarnessModel:
     scored = texts_bits(
       self._evaluator, passages, entropy_model_only=self._entropy_model_only
     )
-    if self._level is None:
+    if self._pyramid is None:
       is_greedy = [x.num_right_bytes == x.num_bytes for x in scored]
     else:
-      is_greedy = self._is_greedy(pairs)
+      is_greedy = self.is_greedy(pairs)
     return [
       (-x.bits * math.log(2.0), greedy)
       for x, greedy in zip(scored, is_greedy, strict=True)
     ]
 
-  def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+  def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
     """Scores whole documents, their ends included, as `evaluate` does.
 
     Args:
-      texts: The documents.
+      requests: Requests whose `args` are a document.
 
     Returns:
-      Log-likelihoods, in nats.
+      For each request the log-likelihood of the document in nats.
     """
     scored = texts_bits(
       self._evaluator,
-      [Passage(types.bytes_to_ids(text.encode())) for text in texts],
+      [Passage(types.bytes_to_ids(x.args[0].encode())) for x in requests],
       entropy_model_only=self._entropy_model_only,
       is_corpus=True,
     )
     return [-x.bits * math.log(2.0) for x in scored]
 
-  def generate_until(
-    self, requests: Sequence[tuple[str, dict[str, Any]]]
-  ) -> list[str]:
+  def generate_until(self, requests: Sequence[Instance]) -> list[str]:
     """Continues contexts.
 
     Args:
-      requests: Context of each, and settings: `until`, `max_gen_toks` (bytes),
-        `do_sample`, `temperature`, `top_k`, `top_p`, `min_p`.
+      requests: Requests whose `args` are a context and settings: `until`,
+        `max_gen_toks` (bytes), `do_sample`, `temperature`, `top_k`, `top_p`,
+        `min_p`.
 
     Returns:
-      The new texts.
+      For each request the new text.
 
     Raises:
       ValueError: If a setting is unknown, or the run has no codes.
     """
-    if self._level is None:
-      raise ValueError(
-        "objective: got 'entropy_model', allowed: 'all' for tasks that generate"
-      )
-    # Those of the same settings go in one batch.
+    # Contexts with equal settings are continued in one batch.
     groups: dict[str, list[int]] = {}
-    for number, (_, settings) in enumerate(requests):
-      key = json.dumps(settings, sort_keys=True)
+    for number, request in enumerate(requests):
+      key = json.dumps(request.args[1], sort_keys=True)
       groups.setdefault(key, []).append(number)
     found = [''] * len(requests)
     for key, numbers in groups.items():
-      options = _options(json.loads(key))
-      prompts = [requests[number][0].encode() for number in numbers]
-      for number, text in zip(
-        numbers, self._generate(prompts, **options), strict=True
-      ):
+      prompts = [requests[number].args[0].encode() for number in numbers]
+      texts = self._generate(prompts, **_options(json.loads(key)))
+      for number, text in zip(numbers, texts, strict=True):
         found[number] = text.decode('utf-8', errors='replace')
     return found
 
-  def _is_greedy(self, pairs) -> list[bool]:
+  def is_greedy(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bool]:
+    """Tells for each context and continuation whether generation gives it."""
     longest = max((len(b) for _, b in pairs), default=0)
     has_first = self._evaluator.config.model.top_lm is not None
     has_first |= self._entropy_model_only
-    # Without a top LM nothing says the first code of a text.
+    # Without a top LM nothing predicts the first code of a text.
     contexts = sorted({a for a, _ in pairs if a or has_first})
     texts = {}
     if contexts and longest:
@@ -134,23 +136,27 @@ class HarnessModel:
       texts = dict(zip(contexts, new, strict=True))
     return [a in texts and texts[a].startswith(b) for a, b in pairs]
 
-  def _generate(self, prompts, **options) -> list[bytes]:
+  def _generate(self, prompts: Sequence[bytes], **options: Any) -> list[bytes]:
+    if self._pyramid is None:
+      raise ValueError(
+        "objective: got 'entropy_model', allowed: 'all' for tasks that generate"
+      )
     with warnings.catch_warnings():
-      # That long prompts are read from their ends is said above.
+      # The harness expects that long contexts are read from their ends.
       warnings.simplefilter('ignore')
-      samples = self._level.generate(
+      samples = self._pyramid.generate(
         prompts, entropy_model_only=self._entropy_model_only, **options
       )
     return [text for (text,) in samples]
 
 
 def _options(settings: dict[str, Any]) -> dict[str, Any]:
-  """Fields of `generation.options.Options` for settings of the harness."""
-  unknown = sorted(set(settings) - _IGNORED - set(_OPTIONS))
+  """Returns fields of `decoding.options.Options` for harness settings."""
+  unknown = sorted(set(settings).difference(_OTHERS, _OPTIONS))
   if unknown:
     raise ValueError(
       f'generation_kwargs: got {", ".join(unknown)}, allowed:'
-      f' {", ".join(sorted(_IGNORED | set(_OPTIONS)))}'
+      f' {", ".join(sorted((*_OTHERS, *_OPTIONS)))}'
     )
   until = settings.get('until') or []
   until = [until] if isinstance(until, str) else until

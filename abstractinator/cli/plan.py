@@ -1,48 +1,38 @@
-"""`abstractinator plan`: what a run would take on chips not at hand."""
+"""Command `abstractinator plan`."""
 
 import argparse
 import dataclasses
-import json
 import sys
-from typing import TYPE_CHECKING
 
-from abstractinator.cli import common
-
-if TYPE_CHECKING:
-  from abstractinator.config import MeshConfig
-
-ABOUT = 'Compiles the training step of a config for a TPU pod or GPUs.'
+from abstractinator.cli import common, config_file
+from abstractinator.config import MeshConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
+  """Adds the arguments of `abstractinator plan`."""
   parser.add_argument(
     '--config',
     required=True,
     help='Python file with a get_config(), or the name of one of configs/',
   )
   parser.add_argument(
-    '--topology', required=True, help='v5e-256, v5p-128, v6e-8, h100x8, ...'
+    '--topology',
+    required=True,
+    help='kind and number of chips: v5e-256, v5p-128, v6e-8, h100x8, ...',
   )
   parser.add_argument(
     '--mesh',
     action='append',
     metavar='DATA,FSDP,TENSOR',
-    help='only this mesh; may be given several times',
+    help='mesh to compile for; may be given several times; default: several'
+    ' meshes that suit the batch',
   )
-  parser.add_argument(
-    '--set',
-    action='append',
-    default=[],
-    metavar='PATH=VALUE',
-    help='another value of a setting, such as data.batch_size=512',
-  )
-  common.add_json(parser)
+  config_file.add_overrides(parser)
+  common.add(parser, '--json')
 
 
 def run(args: argparse.Namespace) -> str:
-  """See `commands`."""
-  from abstractinator.cli import config_file
+  """Compiles the training step of a config for TPUs or GPUs not at hand."""
   from abstractinator.planning import topology as topologies
 
   topology = topologies.parse(args.topology)
@@ -68,18 +58,16 @@ def run(args: argparse.Namespace) -> str:
       f' ({config.microbatches}), or pass --mesh'
     )
   found = plan.compare(config, topology, devices, meshes, tell=_tell)
-  if args.json:
-    return json.dumps(dataclasses.asdict(found))
-  return '\n'.join(plan.table(found))
+  return common.answer(
+    args, dataclasses.asdict(found), '\n'.join(plan.table(found))
+  )
 
 
 def _tell(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _mesh(text: str) -> 'MeshConfig':
-  from abstractinator.config import MeshConfig
-
+def _mesh(text: str) -> MeshConfig:
   sizes = text.split(',')
   if len(sizes) != 3 or not all(s.isdecimal() and int(s) for s in sizes):
     raise ValueError(

@@ -1,27 +1,22 @@
-"""`abstractinator segment`: a text, divided."""
+"""Command `abstractinator segment`."""
 
 import argparse
-import json
 
 from abstractinator.cli import common
 
-ABOUT = 'Prints a text with its segments.'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
-  common.add_run(parser)
-  common.add_text(parser)
-  common.add_json(parser)
+  """Adds the arguments of `abstractinator segment`."""
+  common.add(parser, 'workdir', '--step', 'file', '--json')
   parser.add_argument(
-    '--separator', default='|', help='between segments (%(default)s)'
+    '--separator',
+    default='|',
+    help='text to print between segments; default: %(default)s',
   )
 
 
 def run(args: argparse.Namespace) -> str:
-  """See `commands`."""
+  """Prints the segments of a text."""
   data = common.read_text(args)
   segments = [common.show(x) for x in common.load(args).segment(data)]
-  if args.json:
-    return json.dumps(segments)
-  return args.separator.join(segments)
+  return common.answer(args, segments, args.separator.join(segments))

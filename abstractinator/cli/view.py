@@ -1,39 +1,36 @@
-"""`abstractinator view`: a text and its codes, to look at in a browser."""
+"""Command `abstractinator view`."""
 
 import argparse
 import os
 
 from abstractinator.cli import common
 
-ABOUT = 'Writes a page that shows a text, its segments and codes.'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """See `commands`."""
-  common.add_run(parser)
-  common.add_text(parser)
+  """Adds the arguments of `abstractinator view`."""
+  common.add(parser, 'workdir', '--step', 'file')
   parser.add_argument(
-    '--html', required=True, help='page to write; must not exist'
+    '--html', required=True, help='HTML file to write; it must not exist'
   )
 
 
 def run(args: argparse.Namespace) -> str:
-  """See `commands`."""
+  """Writes an HTML page that shows a text, its segments and its codes."""
   common.require_new(args.html)
   data = common.read_text(args)
-  level = common.load(args)
-  from abstractinator.runs.checkpoint import latest_step
+  pyramid = common.load(args)
   from abstractinator.view.page import page
 
-  inspection = level.inspect(data)
+  inspection = pyramid.inspect(data)
   name = 'standard input' if args.file == '-' else os.path.basename(args.file)
+  assert pyramid.step is not None
   content = page(
     inspection,
-    level.config.model.levels,
-    # Names of files need not be UTF-8, a page is.
+    pyramid.config.model.levels,
+    # The page is UTF-8, but the names of files need not be.
     name=common.show(os.fsencode(name)),
     run=common.show(os.fsencode(args.workdir)),
-    step=latest_step(args.workdir) if args.step is None else args.step,
+    step=pyramid.step,
   )
   common.write_new(args.html, content)
   counts = ' and '.join(str(len(x.lengths_P)) for x in inspection.levels)

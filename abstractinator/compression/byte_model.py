@@ -5,8 +5,6 @@ B are the lanes of a text, N bytes of it.
 
 import dataclasses
 import functools
-import hashlib
-import json
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ from abstractinator.compression.container import ENTROPY_MODEL, TextLanes
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.model.entropy_model import EntropyCache, EntropyModel
+from abstractinator.runs.load import fingerprint_of
 from abstractinator.types import NUM_BYTES, Array, PyTree
 
 
@@ -50,7 +49,16 @@ class ByteModel:
     self._model, own = pyramid.levels[0].compressor.entropy_model.unbind()
     self._variables = jax.device_put(own)
     self._dtype = jnp.dtype(config.model.dtype)
-    self.fingerprint = _fingerprint(config, own['params'])
+    level = config.model.levels[0]
+    # Settings that decide how the parameters are used.
+    settings = [
+      dataclasses.asdict(level.entropy_model),
+      dataclasses.asdict(level.entropy_heads),
+      level.d_model,
+      config.model.dtype,
+      config.data.sequence_length,
+    ]
+    self.fingerprint = fingerprint_of(settings, own['params'])[:16]
     has_window = self._model.config.window is not None
     self.reset_interval = None if has_window else config.data.sequence_length
 
@@ -125,22 +133,3 @@ def _step(
     last_B, document_B, cache, active_B
   )
   return logit_frequencies(predicted.logits[:, :NUM_BYTES]), cache
-
-
-def _fingerprint(config: RunConfig, params: PyTree) -> bytes:
-  level = config.model.levels[0]
-  # The settings that decide how the parameters are used.
-  settings = [
-    dataclasses.asdict(level.entropy_model),
-    dataclasses.asdict(level.entropy_heads),
-    level.d_model,
-    config.model.dtype,
-    config.data.sequence_length,
-  ]
-  digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    leaf = np.asarray(leaf)
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.digest()[:16]

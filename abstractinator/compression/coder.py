@@ -44,8 +44,9 @@ class RangeCoder:
       ) from error
     self.is_decoder = payload is not None
     self._head, self._payload = b'', payload or b''
-    self._model, self._queue = stream.model.Categorical, stream.queue
-    self._start()
+    self._stream = stream
+    # A decoder starts at the first symbol, after the head.
+    self._coder: Any = None if self.is_decoder else stream.queue.RangeEncoder()
 
   def head(self, numbers: list[int]) -> list[int]:
     """Codes numbers that stand before the symbols; called once, before `code`.
@@ -68,7 +69,6 @@ class RangeCoder:
         f'got {len(self._payload)} bytes, allowed: at least {size}'
       )
     head, self._payload = self._payload[:size], self._payload[size:]
-    self._start()
     return np.frombuffer(head, '<u4').tolist()
 
   def code(self, frequencies: np.ndarray, symbols_N: np.ndarray) -> np.ndarray:
@@ -90,28 +90,23 @@ class RangeCoder:
     if frequencies.shape[-1] == 1:  # Takes no bits; the library refuses it.
       return np.zeros_like(symbols_N)
     p = np.ldexp(frequencies.astype(np.float32), -PRECISION_BITS)
-    is_shared = p.ndim == 1
-    model = self._model(*[p] * is_shared, perfect=False)
+    # One model for all symbols, or a family of models and their parameters.
+    shared, each = ((p,), ()) if p.ndim == 1 else ((), (p,))
+    model = self._stream.model.Categorical(*shared, perfect=False)
     if not self.is_decoder:
-      self._coder.encode(
-        symbols_N.astype(np.int32), model, *[p] * (not is_shared)
-      )
+      self._coder.encode(symbols_N.astype(np.int32), model, *each)
       return symbols_N
+    if self._coder is None:
+      words = np.frombuffer(self._payload, '<u4').astype(np.uint32)
+      self._coder = self._stream.queue.RangeDecoder(words)
     try:
-      return self._coder.decode(model, len(symbols_N) if is_shared else p)
+      return self._coder.decode(model, *(each or (len(symbols_N),)))
     except AssertionError as error:  # The library's error for such data.
       raise ValueError('no symbols of these frequencies') from error
 
   def finish(self) -> bytes:
     """Returns all that an encoder wrote, in little-endian words of 32 bits."""
     return self._head + self._coder.get_compressed().astype('<u4').tobytes()
-
-  def _start(self) -> None:
-    if self.is_decoder:
-      words = np.frombuffer(self._payload, '<u4').astype(np.uint32)
-      self._coder: Any = self._queue.RangeDecoder(words)
-    else:
-      self._coder = self._queue.RangeEncoder()
 
 
 def logit_frequencies(logits_BV: Array) -> Array:

@@ -16,6 +16,7 @@ from abstractinator.compression.coder import logit_frequencies
 from abstractinator.config import LevelConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.model.level import Abstractinator
+from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
 from abstractinator.types import Array, PyTree, Special
@@ -146,7 +147,7 @@ class HierarchyLevel:
       jnp.zeros_like(fed_B),
       cache,
       active_B,
-      (
+      StepCodes(
         level.expander.remember(vectors_BUD),
         own_B[:, None],
         lowest_B[:, None],

@@ -5,6 +5,7 @@ top LM or else a unigram that learns as it goes; then, level by level down to
 the bytes, the ids of segments given their codes, and where segments end.
 """
 
+import copy
 import functools
 import itertools
 import operator
@@ -23,6 +24,7 @@ from abstractinator.compression.segment_coder import SegmentIds, code_segments
 from abstractinator.compression.top_codes import CodeTopLM, CodeUnigram
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.evaluation.coded_rows import code_levels
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import fingerprint
 from abstractinator.types import Array, Batch, PyTree
@@ -40,7 +42,6 @@ class HierarchyModel:
     max_lanes: 1: segments, not the text, are divided into lanes.
     fingerprint: 16 bytes that tell one model from another.
     levels: The levels, bottom first.
-    stage_sizes: Values of each digit of a top code.
   """
 
   kind = HIERARCHY
@@ -76,7 +77,6 @@ class HierarchyModel:
       )
       for number, level_size in enumerate(config.model.sequence_lengths(size))
     ]
-    self.stage_sizes = config.model.levels[-1].quantizer.stage_sizes
     self.fingerprint = bytes.fromhex(fingerprint(config, variables))[:16]
     self._row_ids = self._shapes.row_ids if _has_windows(config) else size
 
@@ -84,7 +84,8 @@ class HierarchyModel:
     """Returns a coder of top codes, in its state at the start of a text."""
     top_lm = self._model.config.top_lm
     if top_lm is None or top_lm.mode != 'discrete':
-      return CodeUnigram(self.stage_sizes, self._shapes.max_table_codes)
+      stage_sizes = self._model.config.levels[-1].quantizer.stage_sizes
+      return CodeUnigram(stage_sizes, self._shapes.max_table_codes)
     if top_lm.stack.window is None:
       lane_codes = self._model.config.num_top_codes(self._sequence_length)
     else:
@@ -113,19 +114,20 @@ class HierarchyModel:
     ids = np.pad(ids_N, (0, missing)).reshape(shape)
     document = np.pad(np.zeros_like(ids_N), (0, missing), constant_values=-1)
     parts = [
-      jax.device_get(_compress(self._model, self._variables, *rows))
+      jax.device_get(_encode_rows(self._model, self._variables, *rows))
       for rows in zip(ids, document.reshape(shape), strict=True)
     ]
-    rows, codes_BU, is_code_BU = jax.tree.map(
-      lambda *x: np.concatenate(x), *parts
-    )
-    segments = [
-      SegmentIds.from_rows(
-        ids_BS, index_BS, level.config.segmentation.max_length
-      )
-      for level, (ids_BS, index_BS) in zip(self.levels, rows, strict=True)
-    ]
-    return segments, codes_BU[is_code_BU]
+    segments = []
+    for level, (index_BS, codes_BU, is_code_BU) in zip(
+      self.levels,
+      jax.tree.map(lambda *x: np.concatenate(x), *parts),
+      strict=True,
+    ):
+      longest = level.config.segmentation.max_length
+      segments.append(SegmentIds.from_rows(ids_N, index_BS, longest))
+      # Codes are the ids of the level above.
+      ids_N = codes_BU[is_code_BU]
+    return segments, ids_N
 
 
 class HierarchyBlockCoder:
@@ -170,7 +172,7 @@ class HierarchyBlockCoder:
         f'got {num_codes} codes, allowed: at most {most_codes}, a multiple of'
         f' {queries[0]}'
       )
-    self._before = self._codes.copy()
+    self._before = copy.copy(self._codes)
     if coder.is_decoder:
       codes_N = np.zeros(num_codes, np.int32)
     ids_N = self._codes.code(codes_N, coder)
@@ -216,27 +218,17 @@ def unsupported(config: RunConfig) -> str | None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(
+def _encode_rows(
   model: AbstractinatorPyramid,
   variables: PyTree,
   ids_BS: Array,
   document_BS: Array,
-) -> tuple[list[tuple[Array, Array]], Array, Array]:
-  """Encodes rows.
-
-  Returns:
-    Ids of each level and the segments they belong to, [B, S] int32 each; the
-    top codes, [B, U] int32; and which of these exist, [B, U] bool.
-  """
+) -> list[tuple[Array, Array, Array]]:
+  """Returns `index_BS`, `codes_BU` and `is_code_BU` of each `CodedLevel`."""
   row_B = jnp.zeros(len(ids_BS), jnp.int32)
   batch = Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)
-  output = model.bind(variables).compress_all(batch)
-  rows = [
-    (batch.ids_BS, level.compressed.segments.index_BS)
-    for batch, level in zip(output.batches, output.levels, strict=True)
-  ]
-  top = output.levels[-1].compressed
-  return rows, top.quantized.codes_BP, top.is_code_BU
+  levels = code_levels(variables, batch, model=model)
+  return [(x.index_BS, x.codes_BU, x.is_code_BU) for x in levels]
 
 
 def _has_windows(config: RunConfig) -> bool:

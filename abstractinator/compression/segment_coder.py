@@ -38,12 +38,12 @@ class SegmentIds:
 
   @classmethod
   def from_rows(
-    cls, ids_BS: np.ndarray, index_BS: np.ndarray, max_length: int
+    cls, ids_N: np.ndarray, index_BS: np.ndarray, max_length: int
   ) -> 'SegmentIds':
     """Joins the segments of rows.
 
     Args:
-      ids_BS: Ids of B rows, [B, S] int32.
+      ids_N: Ids of all rows in order, without padding, [N] int32.
       index_BS: Segment of each id, counted from 0 in each row, -1 on padding,
         [B, S] int32.
       max_length: Most ids of a segment, L.
@@ -52,7 +52,7 @@ class SegmentIds:
     length_P = np.concatenate(rows)
     found = cls.empty(len(length_P), max_length)
     found.length_P[:] = length_P
-    found.ids_PL[found.is_id] = ids_BS[index_BS >= 0]
+    found.ids_PL[found.is_id] = ids_N
     return found
 
   @property

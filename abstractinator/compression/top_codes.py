@@ -47,24 +47,22 @@ class CodeUnigram:
     self._stage_sizes, self._most = stage_sizes, max_table_codes
     self._counts = CodeCounts(stage_sizes)
 
-  def copy(self) -> 'CodeUnigram':
-    """Returns a copy that counts separately."""
-    return copy.deepcopy(self)
-
   def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
     """Codes top codes, [N] int32, and counts them; returns the codes."""
+    # Shallow copies of this object keep the counts from before.
+    self._counts = counted = copy.deepcopy(self._counts)
     found_N, start = np.zeros_like(codes_N), 0
-    is_whole = len(self._counts.counts) == 1
+    is_whole = len(counted.counts) == 1
     values = (1,) if is_whole else place_values(self._stage_sizes)
     while start < len(codes_N):
-      seen = int(self._counts.counts[0].sum())
+      seen = int(counted.counts[0].sum())
       stop = start + min(max(seen // _TABLE_PART, 1), self._most)
-      for counts_V, value in zip(self._counts.counts, values, strict=True):
+      for counts_V, value in zip(counted.counts, values, strict=True):
         digits_N = codes_N[start:stop] // value % len(counts_V)
         found_N[start:stop] += value * coder.code(
           count_frequencies(counts_V), digits_N
         )
-      self._counts.add(found_N[start:stop])
+      counted.add(found_N[start:stop])
       start = stop
     return found_N
 
@@ -86,10 +84,6 @@ class CodeTopLM:
   model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
   lane_codes: int = flax.struct.field(pytree_node=False)
   shapes: CodingShapes = flax.struct.field(pytree_node=False)
-
-  def copy(self) -> 'CodeTopLM':
-    """Returns itself: coding does not change it."""
-    return self
 
   def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
     """Codes top codes, [N] int32; returns the codes."""

@@ -10,7 +10,7 @@ whether its segment ends there:
 """
 
 import dataclasses
-from typing import Protocol
+from typing import ClassVar
 
 import flax.struct
 import jax
@@ -23,24 +23,36 @@ from abstractinator.ops.sampling import Draws, draw_bools, draw_ids
 from abstractinator.types import Array
 
 
-class Choice(Protocol):
-  """Interface of a way to choose ids, for N rows or lanes.
+@flax.struct.dataclass
+class Choice:
+  """Base of the ways to choose ids, for N rows or lanes.
 
   Attributes:
     codebooks: Codebooks of the level below; None over bytes.
-    has_nats: Whether the methods return costs.
+    has_nats: Whether `ids` and `ends` return costs.
   """
 
-  codebooks: Codebooks | None
-  has_nats: bool
+  # Fields with one entry per row.
+  BY_ROW: ClassVar[tuple[str, ...]] = ()
+
+  codebooks: Codebooks | None = None
+  has_nats: bool = flax.struct.field(pytree_node=False, default=True)
 
   def repeated(self, times: int) -> 'Choice':
     """Returns the choice for `times` lanes a row, side by side."""
-    ...
+    return dataclasses.replace(
+      self,
+      **{
+        name: jax.tree.map(
+          lambda x: jnp.repeat(x, times, axis=0), getattr(self, name)
+        )
+        for name in self.BY_ROW
+      },
+    )
 
   def is_new(self, at: Position) -> Array:
     """Returns which ids count towards the limit of a row, [N] bool."""
-    ...
+    return jnp.ones(at.slot_N.shape, bool)
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
@@ -55,7 +67,7 @@ class Choice(Protocol):
     Returns:
       Ids, [N] int32, and their -log p, [N] float32 or None.
     """
-    ...
+    raise NotImplementedError
 
   def ends(
     self,
@@ -69,27 +81,14 @@ class Choice(Protocol):
     Returns:
       Ends, [N] bool, and their -log p, [N] float32 or None.
     """
-    ...
+    raise NotImplementedError
 
 
 @flax.struct.dataclass
-class Greedy:
-  """The most likely id at every position; costs are not computed.
+class Greedy(Choice):
+  """The most likely id at every position; costs are not computed."""
 
-  Attributes:
-    codebooks: Codebooks of the level below; None over bytes.
-  """
-
-  codebooks: Codebooks | None = None
   has_nats: bool = flax.struct.field(pytree_node=False, default=False)
-
-  def repeated(self, times: int) -> 'Greedy':
-    """Returns itself: the choice does not depend on the row."""
-    return self
-
-  def is_new(self, at: Position) -> Array:
-    """Returns True everywhere, [N] bool."""
-    return jnp.ones(at.slot_N.shape, bool)
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
@@ -109,7 +108,7 @@ class Greedy:
 
 
 @flax.struct.dataclass
-class Drawn:
+class Drawn(Choice):
   """Samples of ids and ends; the first ids of a row may be known.
 
   The random numbers of an id depend on its row, the number of its segment in
@@ -120,24 +119,14 @@ class Drawn:
     known: Known ids of the first segment of the call.
     first_slot_B: Number of that segment in its document, [B] int32.
     longest: L, the most ids of a segment.
-    codebooks: Codebooks of the level below; None over bytes.
   """
 
-  draws: Draws
-  known: KnownIds
-  first_slot_B: Array
-  longest: int = flax.struct.field(pytree_node=False)
-  codebooks: Codebooks | None = None
-  has_nats: bool = flax.struct.field(pytree_node=False, default=True)
+  BY_ROW: ClassVar[tuple[str, ...]] = ('draws', 'known', 'first_slot_B')
 
-  def repeated(self, times: int) -> 'Drawn':
-    """Returns the choice for `times` lanes a row, side by side."""
-    return dataclasses.replace(
-      self,
-      draws=self.draws.repeat(times),
-      known=jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self.known),
-      first_slot_B=jnp.repeat(self.first_slot_B, times),
-    )
+  draws: Draws = flax.struct.field(kw_only=True)
+  known: KnownIds = flax.struct.field(kw_only=True)
+  first_slot_B: Array = flax.struct.field(kw_only=True)
+  longest: int = flax.struct.field(pytree_node=False, kw_only=True)
 
   def is_new(self, at: Position) -> Array:
     """Returns which ids a prompt does not hold already, [N] bool."""
@@ -186,7 +175,7 @@ class Drawn:
 
 
 @flax.struct.dataclass
-class Told:
+class Told(Choice):
   """Given ids of one segment a row, for what they cost under its code.
 
   Ids past the known ones cost nothing: they stand for an id that is not chosen
@@ -194,21 +183,11 @@ class Told:
 
   Attributes:
     known: The ids.
-    codebooks: Codebooks of the level below; None over bytes.
   """
 
-  known: KnownIds
-  codebooks: Codebooks | None = None
-  has_nats: bool = flax.struct.field(pytree_node=False, default=True)
+  BY_ROW: ClassVar[tuple[str, ...]] = ('known',)
 
-  def repeated(self, times: int) -> 'Told':
-    """Returns the choice for `times` lanes a row, side by side."""
-    known = jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self.known)
-    return dataclasses.replace(self, known=known)
-
-  def is_new(self, at: Position) -> Array:
-    """Returns True everywhere, [N] bool."""
-    return jnp.ones(at.slot_N.shape, bool)
+  known: KnownIds = flax.struct.field(kw_only=True)
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position

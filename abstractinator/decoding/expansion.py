@@ -123,11 +123,11 @@ def expand(
   lookback = level.config.expander.lookback
   codes = segment_codes(level, state, codes_BU)
   choice = Drawn(
-    draws,
-    state.known,
-    state.slot_B,
-    level.config.segmentation.max_length,
     codebooks,
+    draws=draws,
+    known=state.known,
+    first_slot_B=state.slot_B,
+    longest=level.config.segmentation.max_length,
   )
   rows = None
   if state.rows is None:

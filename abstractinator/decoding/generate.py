@@ -6,14 +6,11 @@ into its ids. The functions take a bound pyramid; a row is the beginning of one
 document.
 """
 
-import dataclasses
-
 import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.decoding import expansion, open_segment, top_codes
 from abstractinator.decoding import prompt as prompt_lib
-from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.segments import Expanded, new_ids
 from abstractinator.decoding.state import GenerationState, Request
 from abstractinator.decoding.top_codes import TopCodes
@@ -77,7 +74,6 @@ def start(
   *,
   capacity: int,
   num_slots: int,
-  method: str = 'rescore',
 ) -> GenerationState:
   """Compresses prompts and chooses the codes of their open segments.
 
@@ -88,20 +84,18 @@ def start(
     request: Sampling settings and limits.
     capacity: Bytes that a row may come to.
     num_slots: Largest `num_slots` of the calls of `extend` to come.
-    method: Name of a method of `open_segment`.
 
   Returns:
     The state.
   """
   levels, sizes = pyramid.levels, capacities(pyramid, capacity, num_slots)
-  keeps_open = method == 'as_is' or pyramid.config.top_lm is None
+  keeps_open = pyramid.config.top_lm is None
   prompts = prompt_lib.compress(
     levels,
     ids_BS,
     count_B,
     capacities=sizes[:-1],
     keeps_open=keeps_open,
-    closes=method == 'close',
   )
   states = []
   for number, (level, prompt) in enumerate(zip(levels, prompts, strict=True)):
@@ -125,7 +119,7 @@ def start(
     num_bytes_B=jnp.zeros_like(count_B),
     is_done_B=request.limit_B <= 0,
   )
-  return open_segment.METHODS[method](pyramid, prompts, state)
+  return open_segment.choose_codes(pyramid, prompts, state)
 
 
 def extend(
@@ -197,52 +191,6 @@ def extend(
     num_bytes_B=num_bytes_B,
     is_done_B=is_done_B,
   )
-
-
-def generate_bytes(
-  pyramid: Pyramid,
-  ids_BS: Array,
-  count_B: Array,
-  request: Request,
-  *,
-  max_new_bytes: int,
-  num_slots: int,
-) -> tuple[Array, Array]:
-  """Implements `AbstractinatorPyramid.generate_bytes`, all in one program."""
-  batch, size = ids_BS.shape
-  limit_B = jnp.minimum(request.limit_B, max_new_bytes)
-  state = start(
-    pyramid,
-    ids_BS,
-    count_B,
-    dataclasses.replace(request, limit_B=limit_B),
-    capacity=size + max_new_bytes,
-    num_slots=num_slots,
-  )
-  row_B1 = jnp.arange(batch)[:, None]
-  none_B = jnp.zeros((batch,), bool)
-
-  def one_call(
-    pyramid: Pyramid, carry: tuple[GenerationState, Array]
-  ) -> tuple[GenerationState, Array]:
-    state, bytes_BN = carry
-    extension, after = extend(pyramid, state, none_B, num_slots=num_slots)
-    position_N = jnp.arange(extension.bytes_BN.shape[1])
-    at_BN = jnp.where(
-      position_N < extension.count_B[:, None],
-      state.num_bytes_B[:, None] + position_N,
-      max_new_bytes,
-    )
-    new_BN = extension.bytes_BN
-    return after, bytes_BN.at[row_B1, at_BN].set(new_BN, mode='drop')
-
-  state, bytes_BN = while_loop(
-    lambda carry: ~jnp.all(carry[0].is_done_B),
-    one_call,
-    pyramid,
-    (state, jnp.zeros((batch, max_new_bytes), jnp.int32)),
-  )
-  return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
 
 
 def _until_eos(ids_BN: Array, count_B: Array, eos: int) -> tuple[Array, Array]:

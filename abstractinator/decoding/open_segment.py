@@ -1,18 +1,10 @@
 """Codes of segments that a prompt leaves open.
 
 A prompt ends within a segment of a level, whose code depends on bytes to come
-and must be chosen before they are. Methods, for `generate.start`:
-
-  rescore  draws the code from p(code | codes before, ids of the segment): the
-           most likely codes under what predicts them (the top LM, or the
-           expander above) are weighted by how likely each makes the known ids
-           of the segment, and its not ending after any of them.
-  predict  draws the code as any other, whatever the known ids.
-  as_is    takes the code of the segment as far as the prompt has it.
-  close    takes the same code and ends the segment with the prompt.
-
-The known ids are kept in any case.
-`python -m abstractinator.benchmarks.generation` compares the methods.
+and must be chosen before they are. It is drawn from p(code | codes before, ids
+of the segment): the most likely codes under what predicts them (the top LM, or
+the expander above) are weighted by how likely each makes the known ids of the
+segment, and its not ending after any of them. The known ids are kept.
 """
 
 import dataclasses
@@ -40,38 +32,18 @@ from abstractinator.types import Array, Special
 NUM_CANDIDATES = 32
 
 
-def as_is(
-  pyramid: Pyramid, prompts: Sequence[LevelPrompt], state: GenerationState
-) -> GenerationState:
-  """Forces the codes of open segments of the top level, as they stand.
-
-  Args:
-    pyramid: A bound pyramid.
-    prompts: Prompts at each level, bottom first.
-    state: State after their whole segments.
-
-  Returns:
-    The state with these codes forced.
-  """
-  if pyramid.config.top_lm is None:
-    return state
-  prompt = prompts[-1]
-  queries = pyramid.config.levels[-1].pooling.num_queries
-  at_BQ = prompt.num_whole_B[:, None] * queries + jnp.arange(queries)
-  at_BQ = jnp.minimum(at_BQ, prompt.codes_BU.shape[1] - 1)
-  codes_BQ = jnp.take_along_axis(prompt.codes_BU, at_BQ, axis=1)
-  return _force_top(state, codes_BQ, prompt.has_open_B)
-
-
-def rescore(
+def choose_codes(
   pyramid: Pyramid, prompts: Sequence[LevelPrompt], state: GenerationState
 ) -> GenerationState:
   """Draws codes of open segments given their known ids, from the top down.
 
+  Without a top LM the state stays as it is: `top_codes` repeats the last code.
+  The prediction of a continuous top LM is taken as it is.
+
   If a segment has several codes, only the last one is drawn so at the top
   level, after the others were drawn without regard to the ids; below the top
-  level none is. The prediction of a continuous top LM is taken as it is. The
-  known ids of a level above the first are codes of whole segments below.
+  level none is. The known ids of a level above the first are codes of whole
+  segments below.
 
   Args:
     pyramid: A bound pyramid.
@@ -97,14 +69,6 @@ def rescore(
     levels[number] = dataclasses.replace(levels[number], known=known)
     state = dataclasses.replace(state, levels=tuple(levels))
   return state
-
-
-METHODS = {
-  'rescore': rescore,
-  'predict': lambda pyramid, prompts, state: state,
-  'as_is': as_is,
-  'close': lambda pyramid, prompts, state: state,
-}
 
 
 def _force_top(
@@ -286,7 +250,7 @@ def _score_known(
     expansion.segment_codes(level, state, codes_NQ),
     jnp.ones((len(codes_NQ),), jnp.int32),
     known.num_known_B + one_more,
-    Told(known, codebooks),
+    Told(codebooks, known=known),
     first_slot_B=state.slot_B,
   )
   assert out.nats_BPL is not None, 'Told records costs'

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 import flax.struct
 import jax.numpy as jnp
 
-from abstractinator.model import compressor_stream
-from abstractinator.model.compressor import Below
-from abstractinator.model.compressor_stream import StreamState
+from abstractinator.model.compressor import Below, CompressorState
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.model.vocabulary import Codebooks
@@ -44,7 +42,7 @@ class LevelPrompt:
   open_BL: Array
   num_open_B: Array
   has_open_B: Array
-  state: StreamState
+  state: CompressorState
 
 
 def compress(
@@ -54,7 +52,6 @@ def compress(
   *,
   capacities: Sequence[int],
   keeps_open: bool,
-  closes: bool = False,
 ) -> list[LevelPrompt]:
   """Compresses prompts to the top level.
 
@@ -65,7 +62,6 @@ def compress(
     capacities: Ids that a row of each level may come to.
     keeps_open: Whether the code of an open segment, as it stands, is an id of
       the level above; otherwise only codes of whole segments are.
-    closes: Whether open segments are taken for whole ones.
 
   Returns:
     The prompts at each level, bottom first.
@@ -74,7 +70,7 @@ def compress(
   has_open_B = jnp.zeros(count_B.shape, bool)
   for level, capacity in zip(levels, capacities, strict=True):
     prompt, quantized_BUD = _compress_level(
-      level, ids_BS, count_B, capacity, below, has_open_B & keeps_open, closes
+      level, ids_BS, count_B, capacity, below, has_open_B & keeps_open
     )
     has_open_B |= prompt.num_open_B > 0
     prompts.append(dataclasses.replace(prompt, has_open_B=has_open_B))
@@ -119,24 +115,19 @@ def _compress_level(
   capacity: int,
   below: Below | None,
   is_open_B: Array,
-  closes: bool,
 ) -> tuple[LevelPrompt, Array]:
   """Returns the prompts at a level, and the vectors that the next one reads."""
-  batch, size = ids_BS.shape
+  size = ids_BS.shape[1]
   position_S = jnp.arange(size)
   document_BS = jnp.where(position_S < count_B[:, None], 0, -1)
-  prefix, _, state = compressor_stream.prefill(
-    level.compressor,
+  prefix, state = level.compressor.prefill(
     ids_BS,
     document_BS.astype(jnp.int32),
-    jnp.zeros((batch,), bool),
     capacity=max(capacity, size),
     below=below,
   )
   segments = prefix.segments
   is_open_B = (count_B > 0) & (~state.opens_B | is_open_B)
-  if closes:
-    is_open_B = jnp.zeros_like(is_open_B)
   num_whole_B = segments.count_B - is_open_B
   is_in_open_BS = segments.index_BS == num_whole_B[:, None]
   is_in_open_BS &= position_S < count_B[:, None]

@@ -1,13 +1,16 @@
 """A pyramid that also turns codes back into bytes and continues prompts."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from abstractinator.config import RunConfig
 from abstractinator.decoding import generate
 from abstractinator.decoding.expansion import is_parallel
-from abstractinator.decoding.generate import Request
 from abstractinator.decoding.lanes import decode_distinct
+from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.rows import decode_greedily
+from abstractinator.decoding.state import GenerationState, Request
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import DecodedRows, Pyramid
 from abstractinator.model.vocabulary import Codebooks
@@ -90,14 +93,42 @@ class AbstractinatorPyramid(Pyramid):
     Returns:
       New bytes, [B, N] int32, and their number, [B] int32.
     """
-    return generate.generate_bytes(
+    batch, size = ids_BS.shape
+    limit_B = jnp.minimum(request.limit_B, max_new_bytes)
+    state = generate.start(
       self,
       ids_BS,
       count_B,
-      request,
-      max_new_bytes=max_new_bytes,
+      dataclasses.replace(request, limit_B=limit_B),
+      capacity=size + max_new_bytes,
       num_slots=num_slots,
     )
+    row_B1 = jnp.arange(batch)[:, None]
+    none_B = jnp.zeros((batch,), bool)
+
+    def one_call(
+      pyramid: Pyramid, carry: tuple[GenerationState, Array]
+    ) -> tuple[GenerationState, Array]:
+      state, bytes_BN = carry
+      extension, after = generate.extend(
+        pyramid, state, none_B, num_slots=num_slots
+      )
+      position_N = jnp.arange(extension.bytes_BN.shape[1])
+      at_BN = jnp.where(
+        position_N < extension.count_B[:, None],
+        state.num_bytes_B[:, None] + position_N,
+        max_new_bytes,
+      )
+      new_BN = extension.bytes_BN
+      return after, bytes_BN.at[row_B1, at_BN].set(new_BN, mode='drop')
+
+    state, bytes_BN = while_loop(
+      lambda carry: ~jnp.all(carry[0].is_done_B),
+      one_call,
+      self,
+      (state, jnp.zeros((batch, max_new_bytes), jnp.int32)),
+    )
+    return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
 
 
 def decode_level(

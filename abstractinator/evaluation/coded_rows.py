@@ -14,7 +14,6 @@ from abstractinator.model.pyramid import (
   DecodedRows,
   PyramidOutput,
 )
-from abstractinator.objective.losses import prefixes
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Batch, Mean, PyTree
 
@@ -50,8 +49,8 @@ class CodedRows:
 
   Attributes:
     levels: Bottom first.
-    sums: [B] float32 each: after the prefix of a level
-      `expander_bits_with_true_codes`, `..._zeroed_...`, `..._shuffled_...`.
+    sums: For each level, bits of the ids of each row under the expander, by the
+      kind of codes in `MEMORIES` that it is given, [B] float32 each.
     top_document_BU: [B, U] int32, document of each top code; -1 of none.
     accuracy: Right bytes of those decoded, see `free_running_counts`; None
       where nothing was decoded.
@@ -59,7 +58,7 @@ class CodedRows:
   """
 
   levels: tuple[CodedLevel, ...]
-  sums: dict[str, Array]
+  sums: tuple[dict[str, Array], ...]
   top_document_BU: Array
   accuracy: Mean | None
   decoded: DecodedRows | None
@@ -175,8 +174,8 @@ def other_memory(
 
 def with_other_memories(
   pyramid: AbstractinatorPyramid, batch: Batch, kinds: Sequence[str]
-) -> tuple[PyramidOutput, dict[str, Array]]:
-  """The codes, and what ids cost given codes that are not theirs.
+) -> tuple[PyramidOutput, tuple[dict[str, Array], ...]]:
+  """Encodes rows and scores their ids given codes that are not theirs.
 
   Args:
     pyramid: All levels.
@@ -184,12 +183,11 @@ def with_other_memories(
     kinds: Some of `MEMORIES`.
 
   Returns:
-    The codes, and `sums` as of `CodedRows`.
+    Output of the pyramid, without predictions; and `sums` of `CodedRows`.
   """
   output = pyramid.compress_all(batch)
-  sums, codebooks = {}, None
-  for prefix, level, of_level, ids in zip(
-    prefixes(len(pyramid.levels)),
+  sums, codebooks = [], None
+  for level, of_level, ids in zip(
     pyramid.levels,
     output.levels,
     output.batches,
@@ -215,10 +213,9 @@ def with_other_memories(
       ids.ids_BS, ids.document_BS, segments, memory_NUD, codebooks=codebooks
     )
     bits = jnp.split(_bits(expanded.nats_BS, ids), len(kinds))
-    for kind, bits_B in zip(kinds, bits, strict=True):
-      sums[f'{prefix}expander_bits_with_{kind}_codes'] = bits_B
+    sums.append(dict(zip(kinds, bits, strict=True)))
     codebooks = level.compressor.quantizer.codebooks()
-  return output, sums
+  return output, tuple(sums)
 
 
 def _bits(nats_BS, batch):

@@ -6,7 +6,7 @@ import numpy as np
 
 from abstractinator.config import LevelConfig
 from abstractinator.evaluation.coded_rows import CodedLevel
-from abstractinator.objective.losses import prefixes
+from abstractinator.objective.by_level import ByLevel
 
 _ENTROPY_BINS = 50
 
@@ -48,15 +48,15 @@ class Distributions:
         counts = self._lengths[number]
         counts += np.bincount(length_P, minlength=len(counts))
 
-  def histograms(self) -> dict[str, Histogram]:
-    """Of each level, after its prefix: `entropy_bits`, `segment_length`."""
-    found = {}
-    for prefix, entropies, lengths in zip(
-      prefixes(len(self._configs)), self._entropies, self._lengths, strict=True
-    ):
+  def histograms(self) -> ByLevel[Histogram]:
+    """Returns `entropy_bits` and `segment_length` of each level."""
+    found = []
+    for entropies, lengths in zip(self._entropies, self._lengths, strict=True):
       bits = np.concatenate(entropies).astype(np.float64)
-      found[f'{prefix}entropy_bits'] = Histogram(
-        *np.histogram(bits, _ENTROPY_BINS)
+      found.append(
+        {
+          'entropy_bits': Histogram(*np.histogram(bits, _ENTROPY_BINS)),
+          'segment_length': Histogram(lengths),
+        }
       )
-      found[f'{prefix}segment_length'] = Histogram(lengths)
-    return found
+    return ByLevel(tuple(found))

@@ -11,7 +11,7 @@ from abstractinator.data.documents import Documents
 from abstractinator.evaluation.coded_rows import slots_of_bytes
 from abstractinator.evaluation.evaluate import Figures
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.objective.losses import prefixes
+from abstractinator.objective.by_level import ByLevel
 
 _NUM_TEXTS = 8
 _PERIOD_BYTES = 64
@@ -56,11 +56,11 @@ def drift_figures(
     levels = evaluator.levels_of_long(ids_N)
     for level, slot_BS in enumerate(slots_of_bytes(levels, queries)):
       starts[level].append(np.diff(slot_BS[0], prepend=-1) > 0)
-  found: Figures = {}
   quarter = length // 4
-  for prefix, of_level in zip(prefixes(len(queries)), starts, strict=True):
+  found: list[Figures] = []
+  for of_level in starts:
     is_start_TN = np.stack(of_level)
     first = is_start_TN[:, :quarter].sum()
     last = is_start_TN[:, -quarter:].sum()
-    found[f'{prefix}drift_ratio'] = float(first / max(last, 1))
-  return found
+    found.append({'drift_ratio': float(first / max(last, 1))})
+  return ByLevel(tuple(found)).flattened()

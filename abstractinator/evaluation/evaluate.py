@@ -1,7 +1,9 @@
 """How good a run is: figures over whole documents."""
 
+import operator
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 
 from abstractinator.evaluation.coded_rows import (
@@ -14,13 +16,14 @@ from abstractinator.evaluation.level_statistics import (
   LevelStatistics,
   word_starts,
 )
-from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
+from abstractinator.evaluation.likelihood import expansion_bits, top_lm_bits
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage, WindowBatch
-from abstractinator.objective.losses import prefixes
-from abstractinator.types import NUM_BYTES
+from abstractinator.objective.by_level import ByLevel
+from abstractinator.types import NUM_BYTES, PyTree
 
-Figures = dict[str, float]
+Figure = float | str
+Figures = dict[str, Figure]
 
 
 def evaluate(
@@ -64,49 +67,78 @@ def evaluate(
   Raises:
     ValueError: If there is nothing to count.
   """
+  figures = figures_of(evaluator, passages, decode=decode)
+  # A table begins with those of the whole.
+  return figures.whole | figures.flattened()
+
+
+def figures_of(
+  evaluator: Evaluator, passages: Iterable[Passage], *, decode: bool = True
+) -> ByLevel[Figure]:
+  """Measures a run on passages, as `evaluate` does.
+
+  Args:
+    evaluator: Evaluator of the run.
+    passages: Whole documents; read twice.
+    decode: Whether to decode from codes alone, the slowest part.
+
+  Returns:
+    The figures of each level, and those of the whole.
+
+  Raises:
+    ValueError: If there is nothing to count.
+  """
   figures, num_bytes = _likelihood(evaluator, passages)
   if evaluator.has_codes:
     figures |= _codes(evaluator, passages, num_bytes, decode)
   return figures
 
 
-def _likelihood(evaluator, passages) -> tuple[Figures, int]:
-  """Figures of what text costs, and how many bytes it has."""
+def _likelihood(
+  evaluator: Evaluator, passages: Iterable[Passage]
+) -> tuple[ByLevel[Figure], int]:
+  """Returns figures of what text costs, and its number of bytes."""
   levels = evaluator.config.model.levels
   counts = CodeCounts(levels[-1].quantizer.stage_sizes)
-  sums: dict[str, float] = {}
+  sums: ByLevel[float] | None = None
   documents = 0
   for scored in evaluator.score(passages):
     documents = scored.windows[-1][-1].passage + 1
-    for name, value_B in scored.sums.items():
-      total = float(np.sum(value_B, dtype=np.float64))
-      sums[name] = sums.get(name, 0.0) + total
+    sums = _with_totals(sums, scored.sums)
     counts.add(scored.codes_BU[scored.is_paid_BU])
-  num_bytes = int(sums.pop('num_bytes', 0))
-  if not num_bytes:
+  if sums is None or not sums.whole['num_bytes']:
     raise ValueError('data: has no bytes, allowed: at least 1')
-  accuracy = sums.pop('num_right_bytes') / num_bytes
-  per_byte = {
-    _per_byte(name): value / num_bytes for name, value in sums.items()
-  }
-  found: Figures = {'documents': documents, 'bytes': num_bytes}
+  num_bytes = int(sums.whole['num_bytes'])
+  whole: Figures = {'documents': documents, 'bytes': num_bytes}
+  per_byte: tuple[Figures, ...] = tuple(
+    {f'{name}_per_byte': bits / num_bytes for name, bits in of_level.items()}
+    for of_level in sums.levels
+  )
+  accuracy = sums.whole['num_right_bytes'] / num_bytes
   if not evaluator.has_codes:
-    found['entropy_model_byte_accuracy'] = accuracy
-    return found | per_byte, num_bytes
-  parts = [per_byte.pop(_per_byte(name), None) for name in TOP_LM_SUMS]
-  is_top_lm = None not in parts
-  code = sum(parts) if is_top_lm else counts.bits() / num_bytes
-  paid = [per_byte[_per_byte(name)] for name in expansion_sums(len(levels))]
-  return found | per_byte | {
-    'code_bits_per_byte': code,
-    'code_model': 'top_lm' if is_top_lm else 'unigram',
-    'total_bits_per_byte': code + sum(paid),
-    'teacher_forced_byte_accuracy': accuracy,
-  }, num_bytes
+    whole['entropy_model_byte_accuracy'] = accuracy
+    return ByLevel(per_byte, whole), num_bytes
+  parts = [bits / num_bytes for bits in top_lm_bits(sums)]
+  code = sum(parts) if parts else counts.bits() / num_bytes
+  paid = sum(bits / num_bytes for bits in expansion_bits(sums))
+  return ByLevel(
+    per_byte,
+    whole
+    | {
+      'code_bits_per_byte': code,
+      'code_model': 'top_lm' if parts else 'unigram',
+      'total_bits_per_byte': code + paid,
+      'teacher_forced_byte_accuracy': accuracy,
+    },
+  ), num_bytes
 
 
-def _per_byte(name: str) -> str:
-  return name.replace('_bits', '_bits_per_byte')
+def _with_totals(sums: PyTree | None, rows: PyTree) -> PyTree:
+  """Adds sums over rows, in float64, to a tree of sums; None is empty."""
+  totals = jax.tree.map(
+    lambda value_B: float(np.sum(value_B, dtype=np.float64)), rows
+  )
+  return totals if sums is None else jax.tree.map(operator.add, sums, totals)
 
 
 class _Coded:
@@ -116,7 +148,8 @@ class _Coded:
     levels = evaluator.config.model.levels
     self._queries = tuple(level.pooling.num_queries for level in levels)
     self.levels = [LevelStatistics(level) for level in levels]
-    self.sums: dict[str, float] = {}
+    # For each level, by kind of codes.
+    self.sums: tuple[dict[str, float], ...] | None = None
     self.num_right = self.num_decoded = 0.0
     # By document, whether all of it came back.
     self.is_exact: dict[int, bool] = {}
@@ -140,9 +173,7 @@ class _Coded:
       )
       last_BS = np.pad(slot_BS, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
       level.add_starts(slot_BS != last_BS, is_word_BS, is_asked_BS)
-    for name, value_B in rows.sums.items():
-      total = float(np.sum(value_B, dtype=np.float64))
-      self.sums[name] = self.sums.get(name, 0.0) + total
+    self.sums = _with_totals(self.sums, rows.sums)
     if rows.decoded is not None:
       self.num_right += float(rows.accuracy.total)
       self.num_decoded += float(rows.accuracy.count)
@@ -165,25 +196,30 @@ class _Coded:
         self.is_exact[window.passage] = was_exact and is_exact
 
 
-def _codes(evaluator, passages, num_bytes, decode) -> Figures:
+def _codes(
+  evaluator: Evaluator,
+  passages: Iterable[Passage],
+  num_bytes: int,
+  decode: bool,
+) -> ByLevel[Figure]:
+  """Returns figures of segments, codes and what is decoded from them."""
   coded = _Coded(evaluator)
   for windows, rows in evaluator.code(passages, decode=decode):
     coded.add(windows, rows)
-  found: Figures = {}
-  for prefix, level in zip(
-    prefixes(len(coded.levels)), coded.levels, strict=True
-  ):
-    for kind in MEMORIES:
-      bits = coded.sums[f'{prefix}expander_bits_with_{kind}_codes']
-      name = f'{prefix}expander_bits_per_byte_{kind}_codes'
-      found[name] = bits / num_bytes
-    summary = level.summary(num_bytes)
-    found |= {prefix + name: value for name, value in summary.items()}
+  levels: tuple[Figures, ...] = tuple(
+    {
+      f'expander_bits_per_byte_{kind}_codes': sums[kind] / num_bytes
+      for kind in MEMORIES
+    }
+    | level.summary(num_bytes)
+    for level, sums in zip(coded.levels, coded.sums or (), strict=True)
+  )
+  whole: Figures = {}
   if decode:
-    found['free_running_byte_accuracy'] = coded.num_right / max(
+    whole['free_running_byte_accuracy'] = coded.num_right / max(
       coded.num_decoded, 1.0
     )
-    found['exact_document_fraction'] = float(
+    whole['exact_document_fraction'] = float(
       np.mean(list(coded.is_exact.values()))
     )
-  return found
+  return ByLevel(levels, whole)

@@ -19,6 +19,7 @@ from abstractinator.evaluation.windows import (
   rows_of,
   windows_of,
 )
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import read_trained
 from abstractinator.runs.sharding import batch_sharding, make_mesh, replicated
@@ -61,14 +62,14 @@ class ScoredBatch:
 
   Attributes:
     windows: Of each row.
-    sums: [B] float32 by name.
+    sums: Sums of each row from `likelihood`, [B] float32 each.
     codes_BU: [B, U] int32, top codes; none of an entropy model.
     is_code_BU: [B, U] bool, those that are there.
     is_paid_BU: [B, U] bool, those that are paid for.
   """
 
   windows: tuple[tuple, ...]
-  sums: dict[str, np.ndarray]
+  sums: ByLevel[np.ndarray]
   codes_BU: np.ndarray
   is_code_BU: np.ndarray
   is_paid_BU: np.ndarray

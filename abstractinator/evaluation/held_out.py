@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,14 @@ from abstractinator.evaluation.coded_rows import (
 from abstractinator.evaluation.distributions import Distributions, Histogram
 from abstractinator.evaluation.examples import ExampleRows, draw, markdown
 from abstractinator.evaluation.reconstruction import decode_output
-from abstractinator.objective import metrics
-from abstractinator.objective.losses import prefixes
+from abstractinator.model.pyramid import PyramidOutput
+from abstractinator.objective import losses, metrics
+from abstractinator.objective.by_level import ByLevel
+from abstractinator.objective.eval_step import eval_step
+from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.objective.objectives import Objective
 from abstractinator.runs.sharding import batch_sharding, replicated, shard_batch
-from abstractinator.training.step import eval_step
-from abstractinator.types import NUM_BYTES, Batch, Mean, PyTree
+from abstractinator.types import NUM_BYTES, Array, Batch, Mean, PyTree
 
 _DECODED_BATCHES = 8
 _EXAMPLE_ROWS = 4
@@ -35,18 +38,19 @@ class Evaluation:
   """What there is to say of held-out rows.
 
   Attributes:
-    summary: See `metrics.summarize`; where there are codes, with
-      `free_running_byte_accuracy` and, after the prefix of each level,
-      `expander_bits_per_byte_shuffled_codes`, given those of other segments,
-      and `..._true_codes`, of the same rows.
-    histograms: See `metrics.histograms` and, where there are codes,
+    summary: Metrics of `eval_step`, summarized. With codes also, for each
+      level, `expander_bits_per_byte_shuffled_codes`, given the codes of other
+      segments, and `..._true_codes`, of the same rows; and of the whole
+      `free_running_byte_accuracy`.
+    histograms: Histograms of `metrics.histograms`, and with codes those of
       `Distributions`.
-    examples: The first rows as Markdown, see `examples`; None without codes.
-    picture: And as a picture; likewise.
+    examples: The first rows as Markdown; None without codes.
+    picture: The first rows as a picture, [height, width, 3] uint8; None without
+      codes.
   """
 
-  summary: dict[str, float]
-  histograms: dict[str, Histogram]
+  summary: Summary
+  histograms: ByLevel[Histogram]
   examples: str | None
   picture: np.ndarray | None
 
@@ -102,22 +106,26 @@ class HeldOut:
     Returns:
       What was found; what is decoded, of the first 8 batches.
     """
-    total = first = None
+    total: Metrics | None = None
+    # Only the first batches are decoded.
+    decoded: Metrics | None = None
+    first: ExampleRows | None = None
     distributions = Distributions(self._model.config.levels)
     for number, rows in enumerate(self._batches(max_batches)):
       batch = shard_batch(rows, self._mesh)
-      part = self._score(variables, batch)
+      scored = self._score(variables, batch)
+      total = metrics.merge(total, jax.device_get(scored))
       if number < self._num_decoded:
-        given, decoded = self._decode(variables, batch)
-        part |= given | _given_true_codes(part, given)
+        part, shown = self._decode(variables, batch)
+        part = jax.device_get(part | _true_codes(scored))
+        decoded = metrics.merge(decoded, part)
         if first is None:
-          first = jax.device_get(decoded)
-        distributions.add(jax.device_get(decoded.levels))
-      total = _merge_present(total, jax.device_get(part))
-    histograms = {
-      name: Histogram(counts)
-      for name, counts in metrics.histograms(total).items()
-    }
+          first = jax.device_get(shown)
+        distributions.add(jax.device_get(shown.levels))
+    found = (total or ByLevel()) | (decoded or ByLevel())
+    histograms = metrics.histograms(found).apply(
+      lambda counts: {name: Histogram(x) for name, x in counts.items()}
+    )
     examples = picture = None
     if first is not None:
       histograms |= distributions.histograms()
@@ -125,12 +133,12 @@ class HeldOut:
       queries = tuple(level.pooling.num_queries for level in levels)
       examples = markdown(first, _EXAMPLE_ROWS)
       picture = draw(first, queries, _EXAMPLE_ROWS)
-    return Evaluation(metrics.summarize(total), histograms, examples, picture)
+    return Evaluation(metrics.summarize(found), histograms, examples, picture)
 
 
 def decode_step(
   variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
-) -> tuple[metrics.Metrics, ExampleRows]:
+) -> tuple[Metrics, ExampleRows]:
   """Encodes a batch, decodes it from its top codes alone, and shuffles them.
 
   Args:
@@ -142,36 +150,25 @@ def decode_step(
     The free-running accuracy and the bits given shuffled codes, see
     `Evaluation`; and what was encoded and decoded.
   """
-  output, sums = model.apply(
-    variables, batch, ('shuffled',), method=with_other_memories
+  output, sums = cast(
+    tuple[PyramidOutput, tuple[dict[str, Array], ...]],
+    model.apply(variables, batch, ('shuffled',), method=with_other_memories),
   )
   accuracy, decoded = decode_output(variables, output, batch, model=model)
-  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < NUM_BYTES)
-  num_bytes = jnp.sum(is_byte_BS, dtype=jnp.float32)
-  given = {'free_running_byte_accuracy': accuracy} | {
-    f'{prefix}{_BITS}_shuffled_codes': Mean(
-      jnp.sum(sums[f'{prefix}expander_bits_with_shuffled_codes']), num_bytes
-    )
-    for prefix in prefixes(len(output.levels))
-  }
+  num_bytes = metrics.count(losses.is_byte(batch))
+  given = ByLevel(
+    tuple(
+      {f'{_BITS}_shuffled_codes': Mean(jnp.sum(x['shuffled']), num_bytes)}
+      for x in sums
+    ),
+    {'free_running_byte_accuracy': accuracy},
+  )
   levels = tuple(coded_level(level.compressed) for level in output.levels)
   return given, ExampleRows(batch.ids_BS, levels, decoded)
 
 
-def _given_true_codes(
-  scored: metrics.Metrics, given: metrics.Metrics
-) -> metrics.Metrics:
-  """Bits of a batch to compare those given shuffled codes with."""
-  end = '_shuffled_codes'
-  names = [x.removesuffix(end) for x in given if x.endswith(end)]
-  return {f'{name}_true_codes': scored[name] for name in names}
-
-
-def _merge_present(
-  total: metrics.Metrics | None, part: metrics.Metrics
-) -> metrics.Metrics:
-  """Merges metrics of which later batches may have fewer."""
-  if total is None:
-    return part
-  merged = metrics.merge({name: total[name] for name in part}, part)
-  return total | merged
+def _true_codes(scored: Metrics) -> Metrics:
+  """Returns the bits given true codes of a batch that is decoded."""
+  return ByLevel(
+    tuple({f'{_BITS}_true_codes': x[_BITS]} for x in scored.levels)
+  )

@@ -11,29 +11,51 @@ Where slots run short, the division of known ids depends on later ones; then the
 ends of all ids of the row are paid for.
 """
 
+from typing import TypeVar
+
 import jax.numpy as jnp
+from optax.losses import sigmoid_binary_cross_entropy
 
 from abstractinator.model.level import LevelOutput
 from abstractinator.model.pyramid import PyramidOutput
 from abstractinator.objective import losses
-from abstractinator.objective.losses import prefixes
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.ops import segmentation
 from abstractinator.ops.sampling import BITS_PER_NAT
-from abstractinator.types import NUM_BYTES, Array, Batch
+from abstractinator.types import Array, Batch
 
-RowSums = dict[str, Array]
-
-# What the top codes cost under a discrete top LM: names of `pyramid_bits`.
-TOP_LM_SUMS = ('top_lm_code_bits', 'top_lm_end_bits')
+T = TypeVar('T')
+RowSums = ByLevel[Array]
 
 
-def expansion_sums(num_levels: int) -> list[str]:
-  """What a text costs given its top codes: names of `pyramid_bits`."""
+def expansion_bits(sums: ByLevel[T]) -> list[T]:
+  """Returns what a text costs given its top codes, part by part.
+
+  Args:
+    sums: Sums from `pyramid_bits`, of rows or of all of them.
+
+  Returns:
+    The bits of the ids and of the ends of segments, level by level.
+  """
   return [
-    f'{prefix}{part}_bits'
-    for prefix in prefixes(num_levels)
-    for part in ('expander', 'end')
+    of_level[name]
+    for of_level in sums.levels
+    for name in ('expander_bits', 'end_bits')
   ]
+
+
+def top_lm_bits(sums: ByLevel[T]) -> list[T]:
+  """Returns what the top codes cost under a discrete top LM, part by part.
+
+  Args:
+    sums: Sums from `pyramid_bits`, of rows or of all of them.
+
+  Returns:
+    The bits of the codes and of the ends of documents; none without a discrete
+    top LM.
+  """
+  names = ('top_lm_code_bits', 'top_lm_end_bits')
+  return [sums.whole[name] for name in names if name in sums.whole]
 
 
 def pyramid_bits(
@@ -47,32 +69,32 @@ def pyramid_bits(
       from some one on.
 
   Returns:
-    [B] float32 each: `num_bytes`, `num_right_bytes`; bits, after the prefix of
-    each level, `entropy_model_bits`, `expander_bits`, `end_bits`; with a
-    discrete top LM `top_lm_code_bits` and `top_lm_end_bits`. And [B, U] bool,
-    the top codes that are paid for.
+    [B] float32 each: of each level `entropy_model_bits`, `expander_bits` and
+    `end_bits`; of the whole `num_bytes`, `num_right_bytes` and, with a discrete
+    top LM, `top_lm_code_bits` and `top_lm_end_bits`. And [B, U] bool, the top
+    codes that are paid for.
   """
-  sums = _byte_sums(output, is_counted_BS)
-  for prefix, level, batch in zip(
-    prefixes(len(output.levels)), output.levels, output.batches, strict=True
-  ):
+  whole = _byte_sums(
+    output.batches[0], output.levels[0].expanded.best_BS, is_counted_BS
+  )
+  levels = []
+  for level, batch in zip(output.levels, output.batches, strict=True):
     is_counted_BS = is_counted_BS & (batch.document_BS >= 0)
-    bits = _level_bits(level, is_counted_BS)
-    sums |= {prefix + name: value for name, value in bits.items()}
+    levels.append(_level_bits(level, is_counted_BS))
     is_counted_BS = _codes_that_count(level, is_counted_BS)
   top_lm, codes = output.top_lm, output.top_codes
   if top_lm is not None and top_lm.logits is not None:
     code_BU = losses.code_nats(top_lm, codes.codes_BP)
     end_BU = losses.end_nats(top_lm, codes.is_end_BP)
-    sums['top_lm_code_bits'] = _bits(code_BU, is_counted_BS)
-    sums['top_lm_end_bits'] = _bits(end_BU, is_counted_BS)
-  return sums, is_counted_BS
+    whole['top_lm_code_bits'] = _bits(code_BU, is_counted_BS)
+    whole['top_lm_end_bits'] = _bits(end_BU, is_counted_BS)
+  return ByLevel(tuple(levels), whole), is_counted_BS
 
 
 def entropy_model_bits(
   nats_BS: Array, logits_BSV: Array, batch: Batch, is_counted_BS: Array
 ) -> RowSums:
-  """The same of an entropy model alone: its bits and the bytes it gets right.
+  """Sums the bits of an entropy model alone, and the bytes it gets right.
 
   Args:
     nats_BS: [B, S] float32, -log p of each id.
@@ -81,30 +103,27 @@ def entropy_model_bits(
     is_counted_BS: [B, S] bool.
 
   Returns:
-    [B] float32 each: `num_bytes`, `num_right_bytes`, `entropy_model_bits`.
+    [B] float32 each: of the level `entropy_model_bits`, of the whole
+    `num_bytes` and `num_right_bytes`.
   """
+  whole = _byte_sums(batch, jnp.argmax(logits_BSV, axis=-1), is_counted_BS)
   is_counted_BS = is_counted_BS & (batch.document_BS >= 0)
-  is_byte_BS = is_counted_BS & (batch.ids_BS < NUM_BYTES)
-  is_right_BS = jnp.argmax(logits_BSV, axis=-1) == batch.ids_BS
+  return ByLevel(
+    ({'entropy_model_bits': _bits(nats_BS, is_counted_BS)},), whole
+  )
+
+
+def _byte_sums(
+  batch: Batch, best_BS: Array, is_counted_BS: Array
+) -> dict[str, Array]:
+  is_byte_BS = is_counted_BS & losses.is_byte(batch)
   return {
     'num_bytes': _count(is_byte_BS),
-    'num_right_bytes': _count(is_byte_BS & is_right_BS),
-    'entropy_model_bits': _bits(nats_BS, is_counted_BS),
+    'num_right_bytes': _count(is_byte_BS & (best_BS == batch.ids_BS)),
   }
 
 
-def _byte_sums(output: PyramidOutput, is_counted_BS: Array) -> RowSums:
-  batch = output.batches[0]
-  is_byte_BS = is_counted_BS & (batch.document_BS >= 0)
-  is_byte_BS &= batch.ids_BS < NUM_BYTES
-  is_right_BS = output.levels[0].expanded.best_BS == batch.ids_BS
-  return {
-    'num_bytes': _count(is_byte_BS),
-    'num_right_bytes': _count(is_byte_BS & is_right_BS),
-  }
-
-
-def _level_bits(level: LevelOutput, is_counted_BS: Array) -> RowSums:
+def _level_bits(level: LevelOutput, is_counted_BS: Array) -> dict[str, Array]:
   compressed, expanded = level.compressed, level.expanded
   found = {
     'entropy_model_bits': _bits(compressed.entropy_nats_BS, is_counted_BS),
@@ -116,7 +135,7 @@ def _level_bits(level: LevelOutput, is_counted_BS: Array) -> RowSums:
   is_short_B = jnp.any(segments.is_capacity_bound_BS, axis=1)
   is_paid_BS = is_counted_BS | is_short_B[:, None]
   is_paid_BS &= (segments.index_BS >= 0) & ~expanded.end_is_certain_BS
-  end_BS = losses.sigmoid_cross_entropy(
+  end_BS = sigmoid_binary_cross_entropy(
     expanded.end_logits_BS, segments.is_end_BS
   )
   return found | {'end_bits': _bits(end_BS, is_paid_BS)}

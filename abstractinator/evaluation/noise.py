@@ -13,10 +13,10 @@ import numpy as np
 from abstractinator import types
 from abstractinator.data.documents import Documents
 from abstractinator.evaluation.coded_rows import slots_of_bytes
-from abstractinator.evaluation.evaluate import Figures, evaluate
+from abstractinator.evaluation.evaluate import Figures, figures_of
 from abstractinator.evaluation.evaluator import Evaluator
 from abstractinator.evaluation.windows import Passage
-from abstractinator.objective.losses import prefixes
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.types import NUM_BYTES
 
 RATE = 0.1
@@ -111,12 +111,12 @@ def noise_figures(
   found: Figures = {}
   for kind in KINDS:
     passages = DisturbedPassages(documents, kind)
-    figures = evaluate(evaluator, passages, decode=decode)
-    found |= {
-      f'noise/{kind}/{name}': value
-      for name, value in figures.items()
-      if name.removeprefix('level0/') in _KEPT
-    }
+    figures = figures_of(evaluator, passages, decode=decode)
+    first, *others = figures.levels
+    kept = ByLevel((first, *({} for _ in others)), figures.whole).apply(
+      lambda x: {name: x[name] for name in _KEPT if name in x}
+    )
+    found |= {f'noise/{kind}/{k}': v for k, v in kept.flattened().items()}
   if evaluator.has_codes:
     found |= edit_figures(evaluator, documents)
   return found
@@ -156,8 +156,8 @@ def edit_figures(
   if not places:
     raise ValueError('data: has no bytes, allowed: at least 1')
   coded = _segments_of_rows(evaluator, pairs)
-  found: Figures = {}
-  for level, prefix in enumerate(prefixes(len(coded[0]))):
+  found: list[Figures] = []
+  for level in range(len(coded[0])):
     counts, reaches = [], []
     for before, after, place in zip(
       coded[::2], coded[1::2], places, strict=True
@@ -166,10 +166,11 @@ def edit_figures(
       last = max((stop for _, stop, _ in changed), default=place)
       counts.append(len(changed))
       reaches.append(max(last - place, 0))
-    found[f'{prefix}edit_changed_segments'] = float(np.mean(counts))
+    of_level: Figures = {'edit_changed_segments': float(np.mean(counts))}
     for p in (50, 95):
-      found[f'{prefix}edit_reach_bytes_p{p}'] = float(np.percentile(reaches, p))
-  return found
+      of_level[f'edit_reach_bytes_p{p}'] = float(np.percentile(reaches, p))
+    found.append(of_level)
+  return ByLevel(tuple(found)).flattened()
 
 
 def _segments_of_rows(

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
+from abstractinator.evaluation.likelihood import expansion_bits, top_lm_bits
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage
-from abstractinator.objective.losses import prefixes
 
 
 @dataclasses.dataclass
@@ -57,21 +56,20 @@ def texts_bits(
   """
   levels = evaluator.config.model.levels
   is_bound = evaluator.has_codes and not entropy_model_only
-  names = [f'{prefixes(len(levels))[0]}entropy_model_bits']
-  if is_bound:
-    names = expansion_sums(len(levels))
   codes = _CodeBits(levels[-1].quantizer.stage_sizes, is_corpus)
   found = [TextBits() for _ in passages]
   for scored in evaluator.score(passages, alone=True):
     sums = scored.sums
-    has_top_lm = all(name in sums for name in TOP_LM_SUMS)
+    code_bits = top_lm_bits(sums)
+    paid = [sums.levels[0]['entropy_model_bits']]
+    if is_bound:
+      paid = expansion_bits(sums) + code_bits
     for row, (window,) in enumerate(scored.windows):
       text = found[window.passage]
-      paid = names + list(TOP_LM_SUMS) * (is_bound and has_top_lm)
-      text.bits += sum(float(sums[name][row]) for name in paid)
-      text.num_bytes += int(sums['num_bytes'][row])
-      text.num_right_bytes += int(sums['num_right_bytes'][row])
-      if is_bound and not has_top_lm:
+      text.bits += sum(float(bits_B[row]) for bits_B in paid)
+      text.num_bytes += int(sums.whole['num_bytes'][row])
+      text.num_right_bytes += int(sums.whole['num_right_bytes'][row])
+      if is_bound and not code_bits:
         is_paid_U = scored.is_paid_BU[row]
         is_known_U = scored.is_code_BU[row] & ~is_paid_U
         codes_U = scored.codes_BU[row]

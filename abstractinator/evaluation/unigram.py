@@ -5,10 +5,8 @@ import math
 
 import numpy as np
 
+from abstractinator.objective.metrics import MAX_COUNTED_CODES
 from abstractinator.ops.digits import place_values
-
-# Of a histogram of all codes; above it, digits are counted.
-MAX_COUNTED_CODES = 65536
 
 
 @dataclasses.dataclass

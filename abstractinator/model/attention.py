@@ -55,7 +55,7 @@ class Attention(nn.Module):
   def cached_widths(
     num_heads: int, head_dim: int, config: AttentionConfig
   ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns (G, A) of the keys and (G, E) of the values that a cache holds."""
+    """Returns (G, A) of the keys and (G, E) of the values in a cache."""
     raise NotImplementedError
 
   @property

@@ -90,7 +90,7 @@ def _mixture(output: EntropyOutput) -> Mixture:
 
 
 class GaussianHead(nn.Module):
-  """Mixture density head: predicts vectors by a mixture of J diagonal Gaussians.
+  """Mixture density head: a mixture of J diagonal Gaussians per vector.
 
   Log weights, means and log variances are linear maps of the state:
   p(y | x) = sum over j of softmax(weight x)_j N(y; mean_j x, variance_j x).

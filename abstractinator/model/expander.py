@@ -88,7 +88,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
 
   @property
   def is_alone(self) -> bool:
-    """Whether ids see no ids of other segments."""
+    """True if ids see no ids of other segments."""
     return self.config.expander.context == 'segment'
 
   @property
@@ -121,6 +121,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       self.window,
       self.implementation,
       self.dtype,
+      has_cross=True,
       lookback=c.lookback,
       rows_per_slot=self.config.pooling.num_queries,
     )

@@ -84,7 +84,7 @@ def embed(
 
 
 def logits(num: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
-  """Builds a head whose first logits are small: its loss starts near ln(num)."""
+  """Builds a head with small first logits, whose loss starts near ln(num)."""
   return nn.Dense(
     num,
     use_bias=False,

@@ -1,10 +1,9 @@
-"""One level: ids to codes and back."""
+"""One level: a compressor from ids to codes, and the expander back."""
 
 import dataclasses
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
@@ -14,19 +13,18 @@ from abstractinator.model.compressor import (
   SegmentCompressor,
 )
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ, ExpanderOutput
-from abstractinator.ops import calibration, codebook
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.sampling import hidden_ids
-from abstractinator.types import Batch, PyTree
+from abstractinator.types import Batch
 
 
 @flax.struct.dataclass
 class LevelOutput:
-  """What a level makes of its ids.
+  """Outputs of the compressor and of the expander of one level.
 
   Attributes:
-    compressed: From ids to codes.
-    expanded: From codes back to ids, teacher-forced.
+    compressed: Segments and codes of the ids.
+    expanded: Teacher-forced predictions of the ids from the codes.
   """
 
   compressed: CompressorOutput
@@ -34,18 +32,23 @@ class LevelOutput:
 
 
 class Abstractinator(nn.Module):
-  """A compressor and the expander that undoes it.
+  """A level: a compressor, and the expander that undoes it.
 
-  A level is over bytes, or over the codes of a level below, its child: then it
-  is given `Below`, and the expander predicts the digits of the child's codes.
-  Codes have no EOS: a document ends with the last code that is there of it.
+  The ids of a level are bytes, or the codes of the level below: then every call
+  is given `Below`, and the expander predicts the digits of those codes, in the
+  space of their codebooks if there are any. Codes have no EOS: a document ends
+  with its last code.
 
   Attributes:
-    config: Sizes.
-    num_ids: Ordinary ids; the specials come after them.
-    implementation: Of the ops.
-    dtype: Compute type.
-    child: Config of the level whose codes the ids are; None for bytes.
+    config: Sizes and settings of the level.
+    num_ids: Number of ordinary ids; the special ids follow them.
+    implementation: Names of the implementations of the ops.
+    dtype: Type of activations and matrix products; parameters are float32.
+    child: Config of the level below, whose codes the ids are; None for bytes.
+
+  Parameters:
+    compressor: Parameters of a `SegmentCompressor`.
+    expander: Parameters of a `DecoderOnlyExpanderRVQ`.
   """
 
   config: LevelConfig
@@ -54,30 +57,43 @@ class Abstractinator(nn.Module):
   dtype: jnp.dtype
   child: LevelConfig | None = None
 
-  def setup(self):
-    common = dict(implementation=self.implementation, dtype=self.dtype)
+  def setup(self) -> None:
     self.compressor = SegmentCompressor(
-      self.config, self.num_ids, **common, child=self.child
+      self.config,
+      self.num_ids,
+      self.implementation,
+      self.dtype,
+      child=self.child,
     )
-    if self.child is None:
-      self.expander = DecoderOnlyExpanderRVQ(
-        self.config, (self.num_ids,), **common
-      )
-    else:
-      self.expander = _code_expander(self.config, self.child, **common)
+    config, width = self.config, None
+    sizes: tuple[int, ...] = (self.num_ids,)
+    if self.child is not None:
+      sizes = self.child.quantizer.stage_sizes
+      width = self.child.codebook_width
+    if width is not None:
+      expander = dataclasses.replace(config.expander, code_dim=width)
+      config = dataclasses.replace(config, expander=expander)
+    self.expander = DecoderOnlyExpanderRVQ(
+      config,
+      sizes,
+      self.implementation,
+      self.dtype,
+      has_tables=width is None,
+      has_eos=self.child is None,
+    )
 
   def __call__(self, batch: Batch, below: Below | None = None) -> LevelOutput:
     """Compresses rows and predicts them back, teacher-forced.
 
-    With an rng `byte_dropout`, as in training, a part of the ids is hidden from
-    the expander; see `ExpanderConfig`.
+    With an rng `byte_dropout`, as in training, `ExpanderConfig.byte_dropout` of
+    the ids are hidden from the expander.
 
     Args:
       batch: Rows of ids.
-      below: What comes with ids that are codes.
+      below: Vectors and codebooks of the level below, if ids are its codes.
 
     Returns:
-      All of it.
+      Codes and predictions.
     """
     compressed = self.compress(batch, below)
     hidden_BS, rate = None, self.config.expander.byte_dropout
@@ -101,44 +117,5 @@ class Abstractinator(nn.Module):
   def compress(
     self, batch: Batch, below: Below | None = None
   ) -> CompressorOutput:
-    """Ids to codes."""
+    """Compresses rows; the arguments are those of a call."""
     return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B, below)
-
-
-def _code_expander(
-  config: LevelConfig, child: LevelConfig, **kwargs
-) -> DecoderOnlyExpanderRVQ:
-  """An expander into codes, in the space of their codebooks if there are."""
-  width = child.codebook_width
-  if width is not None:
-    expander = dataclasses.replace(config.expander, code_dim=width)
-    config = dataclasses.replace(config, expander=expander)
-  return DecoderOnlyExpanderRVQ(
-    config,
-    child.quantizer.stage_sizes,
-    **kwargs,
-    has_tables=width is None,
-    has_eos=False,
-  )
-
-
-_ADVANCE = {
-  codebook.CodebookState: codebook.advance,
-  calibration.ThresholdState: calibration.advance,
-}
-
-
-def advance(collections: PyTree) -> PyTree:
-  """Ends an optimizer step for every state in `vq` and `calibration`.
-
-  Args:
-    collections: Mutable collections after the forward passes of the step.
-
-  Returns:
-    The collections of the next step.
-  """
-  return jax.tree.map(
-    lambda state: _ADVANCE[type(state)](state),
-    collections,
-    is_leaf=lambda node: type(node) in _ADVANCE,
-  )

@@ -1,6 +1,6 @@
-"""Levels on top of each other, and a language model over the top codes."""
+"""Pyramid: levels on top of each other, and a language model over top codes."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -13,47 +13,37 @@ from abstractinator.config import ModelConfig
 from abstractinator.model.compressor import Below, CompressorOutput
 from abstractinator.model.expander import ExpanderOutput
 from abstractinator.model.level import Abstractinator, LevelOutput
-from abstractinator.model.quantizers import QuantizerOutput
+from abstractinator.model.quantizers import QuantizerOutput, read_only
 from abstractinator.model.top_lm import (
   CodeSequence,
   CodeSequenceOutput,
   CodeSequenceTransformer,
 )
-from abstractinator.ops import digits, segmentation
+from abstractinator.ops import (
+  calibration,
+  codebook,
+  digits,
+  segmentation,
+  stage_logits,
+)
 from abstractinator.ops.code_rows import CodeRows
 from abstractinator.ops.implementation import Implementations
-from abstractinator.types import Array, Batch, Special
-
-
-def read_only(module: nn.Module) -> Callable[..., Array]:
-  """A bound module as a function that neither writes nor learns.
-
-  So that vectors that a top LM predicts find their codes without leaving a
-  trace in the statistics of the codebook, even where `vq` is mutable.
-
-  Args:
-    module: A bound module, such as the quantizer of a level.
-
-  Returns:
-    The module's `apply` with its variables in place: of its arguments, and of
-    `method=` for other than the call. Its variables get no gradient.
-  """
-  unbound, variables = module.unbind()
-  return functools.partial(unbound.apply, lax.stop_gradient(variables))
+from abstractinator.types import Array, Batch, PyTree, Special
 
 
 @flax.struct.dataclass
 class PyramidOutput:
-  """What a pyramid makes of bytes; tuples are bottom first.
+  """Outputs of all levels and of the top LM; tuples are bottom first.
 
   Attributes:
     batches: Ids of each level: the bytes, then the codes of the level below.
-    levels: What each level makes of them; `expanded` is None if only codes were
-      asked for.
-    top_codes: Of the top level.
-    top_lm: Predictions of them; None without a top LM.
-    top_lm_expanded: Ids of the top level, predicted from the codes that the top
-      LM predicts in the place of the true ones; None without `top_lm.expand`.
+    levels: Output of each level; `expanded` is None in the output of
+      `compress_all`.
+    top_codes: Codes of the top level.
+    top_lm: Predictions of the top codes; None without a top LM.
+    top_lm_expanded: Predictions of the ids of the top level from the codes that
+      the top LM predicts, in place of the true ones; None without
+      `top_lm.expand`.
   """
 
   batches: tuple[Batch, ...]
@@ -65,13 +55,14 @@ class PyramidOutput:
 
 @flax.struct.dataclass
 class BytePredictions:
-  """What the entropy model of the first level says of bytes.
+  """Predictions of bytes by the entropy model of the first level.
 
   Attributes:
     batch: The bytes.
-    logits_BSV: [B, S, V] float32, of each id given those before it.
-    nats_BS: [B, S] float32, -log p of each id.
-    gaussian_nats_BS: As in `CompressorOutput`.
+    logits_BSV: Logits of each id given the ids before it, [B, S, V] float32.
+    nats_BS: -log p of each id, [B, S] float32.
+    gaussian_nats_BS: -log density of the embedding of each id, nats per
+      dimension, [B, S] float32; None without a Gaussian head.
   """
 
   batch: Batch
@@ -82,11 +73,11 @@ class BytePredictions:
 
 @flax.struct.dataclass
 class CodePredictions:
-  """What the top LM says of codes that come from elsewhere.
+  """Predictions of given top codes by the top LM.
 
   Attributes:
     top_codes: The codes.
-    top_lm: Predictions of them.
+    top_lm: Their predictions.
   """
 
   top_codes: CodeSequence
@@ -98,9 +89,9 @@ class DecodedRows:
   """Bytes that top codes decode to.
 
   Attributes:
-    ids_BPL: [B, P, L] int32, ids of each segment of the first level.
-    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
-    rows: The codes they were decoded from.
+    ids_BPL: Ids of each segment of the first level, [B, P, L] int32.
+    length_BP: Number of ids of each segment, [B, P] int32; 0 in empty slots.
+    rows: Codes of the first level, from which the bytes were decoded.
   """
 
   ids_BPL: Array
@@ -108,22 +99,239 @@ class DecodedRows:
   rows: CodeRows
 
 
-def code_sequence(
+class Pyramid(nn.Module):
+  """Stacked levels and an optional top LM: the forward pass.
+
+  `decoding.pyramid.AbstractinatorPyramid` adds the way from codes to bytes.
+
+  The ids of a level above the first are the codes of the level below. They
+  reach its entropy model as codes, embedded through the codebooks below without
+  a gradient; its encoder reads them as vectors, whose gradient passes to the
+  level below; and its expander predicts their digits.
+
+  Attributes:
+    config: Sizes and settings of all levels and of the top LM.
+    num_ids: Number of ordinary ids of the first level; the special ids follow
+      them.
+    implementation: Names of the implementations of the ops.
+    dtype: Type of activations and matrix products; parameters are float32.
+
+  Parameters:
+    level_0 and so on: Parameters of each `Abstractinator`.
+    top_lm: Parameters of a `CodeSequenceTransformer`.
+
+  Collections:
+    vq, calibration: States of the quantizers and of the thresholds; a forward
+      pass with them mutable adds to the sums of the step, and
+      `advance_collections` ends the step.
+  """
+
+  config: ModelConfig
+  num_ids: int
+  implementation: Implementations
+  dtype: jnp.dtype
+
+  def setup(self) -> None:
+    c = self.config
+    children = (None, *c.levels)
+    self.levels = [
+      Abstractinator(
+        level,
+        self.num_ids if child is None else child.quantizer.num_codes,
+        self.implementation,
+        self.dtype,
+        child=child,
+        name=f'level_{i}',
+      )
+      for i, (level, child) in enumerate(zip(c.levels, children, strict=False))
+    ]
+    if len(self.levels) == 1:
+      _share_random_keys(self, self.levels[0])
+    if c.top_lm is not None:
+      top = c.levels[-1]
+      self.top_lm = CodeSequenceTransformer(
+        c.top_lm,
+        top.d_model,
+        top.quantizer.stage_sizes,
+        top.quantizer.forbidden,
+        self.implementation,
+        self.dtype,
+      )
+
+  def __call__(self, batch: Batch) -> PyramidOutput:
+    """Compresses rows to the top and predicts every level back.
+
+    Predictions are teacher-forced: each level is given its true codes and the
+    ids before, the top LM the codes before. See `Abstractinator` for the rng
+    `byte_dropout`.
+    """
+    output = self._climb(batch, Abstractinator.__call__)
+    if self.config.top_lm is None:
+      return output
+    predicted = self.top_lm(output.top_codes)
+    expanded = None
+    if self.config.top_lm.expand:
+      expanded = self._expand_predicted(output, predicted)
+    return dataclasses.replace(
+      output, top_lm=predicted, top_lm_expanded=expanded
+    )
+
+  def predict_bytes(self, batch: Batch) -> BytePredictions:
+    """Runs the entropy model of the first level only, on rows of bytes."""
+    predicted, nats_BS, gaussian_nats_BS = self.levels[0].compressor.predict(
+      batch.ids_BS, batch.document_BS
+    )
+    return BytePredictions(batch, predicted.logits, nats_BS, gaussian_nats_BS)
+
+  def predict_codes(self, batch: Batch) -> CodePredictions:
+    """Runs the top LM only, on rows of codes of the top level.
+
+    Args:
+      batch: Codes, with the number of codes added to the last code of each
+        document.
+
+    Returns:
+      The predictions.
+    """
+    num_codes = self.config.levels[-1].quantizer.num_codes
+    is_code_BP = batch.document_BS >= 0
+    codes_BP = jnp.where(is_code_BP, batch.ids_BS % num_codes, 0)
+    sequence = CodeSequence(
+      codes_BP=codes_BP,
+      vectors_BPD=self.levels[-1].compressor.quantizer.lookup(codes_BP),
+      document_BP=batch.document_BS,
+      is_end_BP=is_code_BP & (batch.ids_BS >= num_codes),
+    )
+    return CodePredictions(sequence, self.top_lm(sequence))
+
+  def compress_all(self, batch: Batch) -> PyramidOutput:
+    """Compresses rows of bytes to the codes of every level."""
+
+    def compress(
+      level: Abstractinator, batch: Batch, below: Below | None
+    ) -> LevelOutput:
+      return LevelOutput(
+        compressed=level.compress(batch, below),
+        expanded=None,  # type: ignore[arg-type]  # Only of this method's output.
+      )
+
+    return self._climb(batch, compress)
+
+  def nearest_codes(
+    self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
+  ) -> tuple[QuantizerOutput, Array | None]:
+    """Quantizes vectors that a continuous top LM predicts.
+
+    Args:
+      vectors_BUD: Predicted vectors, [B, U, D] float32.
+      is_code_BU: True where there is a code, [B, U] bool.
+      row_B: Identity of each row, [B] int32; see `Batch`.
+
+    Returns:
+      Codes of the top quantizer, and scores of the entries of stage 0, higher
+      for nearer ones, [B, U, K] float32; None without a codebook.
+    """
+    quantizer = self.levels[-1].compressor.quantizer
+    nearest = quantizer(vectors_BUD, is_code_BU, row_B)
+    codebooks = quantizer.codebooks()
+    if codebooks is None:
+      return nearest, None
+    scored = stage_logits.stage_logits(
+      quantizer.to_code_space(vectors_BUD),
+      codebooks[:1],
+      None,
+      residual_conditioning=False,
+      distance='squared',
+    )
+    return nearest, scored.logits[0]
+
+  def _expand_predicted(
+    self, output: PyramidOutput, predicted: CodeSequenceOutput
+  ) -> ExpanderOutput:
+    """Expands predicted top codes to ids, with a gradient to the predictions.
+
+    The codes are the most likely ones of a discrete top LM, with the gradient
+    of the mean vector under its probabilities (straight-through), or the
+    nearest ones of the vectors of a continuous top LM, likewise.
+    """
+    compressed, batch = output.levels[-1].compressed, output.batches[-1]
+    use = read_only(self.levels[-1].compressor.quantizer)
+    if predicted.logits is None:
+      vectors_BUD = use(
+        predicted.vectors_BPD, compressed.is_code_BU, batch.row_B
+      ).vectors_BPD
+    else:
+      digits_BUM = jnp.stack(
+        [jnp.argmax(logits, axis=-1) for logits in predicted.logits], axis=-1
+      )
+      sizes = self.config.levels[-1].quantizer.stage_sizes
+      best_BUD = use(digits.compose(digits_BUM, sizes), method='lookup')
+      mean_BUD = use(
+        tuple(jax.nn.softmax(logits) for logits in predicted.logits),
+        method='expected',
+      )
+      vectors_BUD = mean_BUD + lax.stop_gradient(best_BUD - mean_BUD)
+    codebooks = None
+    if len(self.levels) > 1:
+      codebooks = self.levels[-2].compressor.quantizer.codebooks()
+    return self.levels[-1].expander(
+      batch.ids_BS,
+      batch.document_BS,
+      compressed.segments,
+      vectors_BUD,
+      codebooks=codebooks,
+    )
+
+  def _climb(
+    self,
+    batch: Batch,
+    run: Callable[[Abstractinator, Batch, Below | None], LevelOutput],
+  ) -> PyramidOutput:
+    """Runs each level on the codes of the level below, bottom first."""
+    # The last byte of a document says that it is; codes hand that on.
+    is_last_BS = batch.ids_BS == self.num_ids + Special.EOS
+    below, batches, outputs = None, [], []
+    for level in self.levels:
+      output = run(level, batch, below)
+      batches.append(batch)
+      outputs.append(output)
+      codes = _code_sequence(
+        output.compressed, batch, is_last_BS, level.config.pooling.num_queries
+      )
+      pad = level.config.quantizer.num_codes + Special.PAD
+      batch = Batch(
+        ids_BS=jnp.where(codes.document_BP >= 0, codes.codes_BP, pad),
+        document_BS=codes.document_BP,
+        row_B=batch.row_B,
+      )
+      is_last_BS = codes.is_end_BP
+      below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
+    return PyramidOutput(tuple(batches), tuple(outputs), codes, top_lm=None)
+
+
+def _share_random_keys(pyramid: Pyramid, level: Abstractinator) -> None:
+  """Makes a level draw random numbers as if it had no name in the pyramid.
+
+  Flax derives the random keys of a module from the names above it. With this, a
+  pyramid of one level starts from the same numbers as that level by itself.
+  """
+  if pyramid.scope is not None and level.scope is not None:
+    level.scope.rngs = pyramid.scope.rngs
+
+
+def _code_sequence(
   compressed: CompressorOutput,
   batch: Batch,
   is_last_BS: Array,
   num_queries: int,
 ) -> CodeSequence:
-  """The codes of rows, with their documents and the ends of those.
+  """Returns the codes of a level with their documents and document ends.
 
   Args:
-    compressed: Of a level.
-    batch: Its ids.
-    is_last_BS: [B, S] bool, ids that are the last of their documents.
-    num_queries: Q.
-
-  Returns:
-    Its codes.
+    compressed: Output of the compressor of the level.
+    batch: Ids of the level.
+    is_last_BS: True for ids that are the last of their documents, [B, S] bool.
+    num_queries: Number of codes of a segment, Q.
   """
   is_valid_BP = compressed.is_valid_BP
   num_slots = is_valid_BP.shape[1]
@@ -144,205 +352,23 @@ def code_sequence(
   )
 
 
-def read_sequence(
-  batch: Batch, num_codes: int, lookup: Callable[[Array], Array]
-) -> CodeSequence:
-  """Codes that come as ids.
+_ADVANCE: dict[type, Callable[[PyTree], PyTree]] = {
+  codebook.CodebookState: codebook.advance,
+  calibration.ThresholdState: calibration.advance,
+}
+
+
+def advance_collections(collections: PyTree) -> PyTree:
+  """Ends an optimizer step for every state in `vq` and `calibration`.
 
   Args:
-    batch: Of codes, with `num_codes` added to the last one of a document.
-    num_codes: Of the level.
-    lookup: From codes to their vectors.
+    collections: Mutable collections after the forward passes of the step.
 
   Returns:
-    The same.
+    The collections of the next step.
   """
-  is_code_BP = batch.document_BS >= 0
-  codes_BP = jnp.where(is_code_BP, batch.ids_BS % num_codes, 0)
-  return CodeSequence(
-    codes_BP=codes_BP,
-    vectors_BPD=lookup(codes_BP),
-    document_BP=batch.document_BS,
-    is_end_BP=is_code_BP & (batch.ids_BS >= num_codes),
+  return jax.tree.map(
+    lambda state: _ADVANCE[type(state)](state),
+    collections,
+    is_leaf=lambda node: type(node) in _ADVANCE,
   )
-
-
-class Pyramid(nn.Module):
-  """Stacked levels and an optional top LM: the forward pass.
-
-  `decoding.pyramid.AbstractinatorPyramid` adds the way from codes to bytes.
-
-  The ids of a level above the first are the codes of the one below. They reach
-  its entropy model as codes, embedded through the codebooks below without a
-  gradient; its compression path reads them as vectors, whose gradient goes on
-  to the level below; and its expander predicts their digits.
-
-  Attributes:
-    config: Of all levels.
-    num_ids: Ordinary ids of the first level; the specials come after them.
-    implementation: Of the ops.
-    dtype: Compute type.
-
-  Parameters:
-    level_0 and so on: Of each `Abstractinator`; those of a single level have no
-      such name before theirs.
-    top_lm: See `CodeSequenceTransformer`.
-  """
-
-  config: ModelConfig
-  num_ids: int
-  implementation: Implementations
-  dtype: jnp.dtype
-
-  def setup(self):
-    c = self.config
-    common = dict(implementation=self.implementation, dtype=self.dtype)
-    children = (None, *c.levels)
-    self.levels = [
-      Abstractinator(
-        level,
-        self.num_ids if child is None else child.quantizer.num_codes,
-        **common,
-        child=child,
-        name=f'level_{i}',
-      )
-      for i, (level, child) in enumerate(zip(c.levels, children, strict=False))
-    ]
-    if len(self.levels) == 1:
-      nn.share_scope(self, self.levels[0])
-    if c.top_lm is not None:
-      top = c.levels[-1]
-      self.top_lm = CodeSequenceTransformer(
-        c.top_lm,
-        top.d_model,
-        top.quantizer.stage_sizes,
-        top.quantizer.forbidden,
-        **common,
-      )
-
-  def __call__(self, batch: Batch) -> PyramidOutput:
-    """Compresses rows to the top and predicts every level back.
-
-    Predictions are teacher-forced: each level is given its own true codes and
-    the ids before, the top LM the codes before. See `Abstractinator` on the rng
-    `byte_dropout`.
-    """
-    output = self._climb(batch, Abstractinator.__call__)
-    if self.config.top_lm is None:
-      return output
-    output = output.replace(top_lm=self.top_lm(output.top_codes))
-    if not self.config.top_lm.expand:
-      return output
-    return output.replace(top_lm_expanded=self._expand_predicted(output))
-
-  def predict_bytes(self, batch: Batch) -> BytePredictions:
-    """Runs the entropy model of the first level only."""
-    predicted, nats_BS, gaussian_nats_BS = self.levels[0].compressor.predict(
-      batch.ids_BS, batch.document_BS
-    )
-    return BytePredictions(batch, predicted.logits, nats_BS, gaussian_nats_BS)
-
-  def predict_codes(self, batch: Batch) -> CodePredictions:
-    """Runs the top LM only, on rows of codes of the top level.
-
-    Args:
-      batch: Of codes; the last one of a document has the number of codes added.
-
-    Returns:
-      Its predictions.
-    """
-    quantizer = self.levels[-1].compressor.quantizer
-    num_codes = self.config.levels[-1].quantizer.num_codes
-    sequence = read_sequence(batch, num_codes, quantizer.lookup)
-    return CodePredictions(sequence, self.top_lm(sequence))
-
-  def compress_all(self, batch: Batch) -> PyramidOutput:
-    """Bytes to the codes of every level."""
-
-    def compress(level, *args):
-      return LevelOutput(compressed=level.compress(*args), expanded=None)
-
-    return self._climb(batch, compress)
-
-  def nearest_codes(
-    self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
-  ) -> tuple[QuantizerOutput, Array | None]:
-    """Codes of vectors that a continuous top LM predicts.
-
-    Args:
-      vectors_BUD: [B, U, D] float32.
-      is_code_BU: [B, U] bool, where there are any.
-      row_B: [B] int32, see `Batch`.
-
-    Returns:
-      What the top quantizer makes of them, and scores [B, U, K] float32 of the
-      entries of stage 0, higher for what is nearer; None without a codebook.
-    """
-    quantizer = self.levels[-1].compressor.quantizer
-    nearest = quantizer(vectors_BUD, is_code_BU, row_B)
-    if quantizer.codebooks() is None:
-      return nearest, None
-    scored = quantizer.stage_logits(
-      vectors_BUD, None, residual_conditioning=True, distance='squared'
-    )
-    return nearest, scored.logits[0]
-
-  def _expand_predicted(self, output: PyramidOutput) -> ExpanderOutput:
-    """Ids of the top level from predicted codes, with a gradient to those.
-
-    A discrete top LM is taken at its word: its most likely code, with the
-    gradient of the mean vector under its probabilities (straight-through). The
-    vectors of a continuous one become their nearest codes, likewise.
-    """
-    compressed, batch = output.levels[-1].compressed, output.batches[-1]
-    use = read_only(self.levels[-1].compressor.quantizer)
-    predicted, is_code_BU = output.top_lm, compressed.is_code_BU
-    if predicted.logits is None:
-      vectors_BUD = use(
-        predicted.vectors_BPD, is_code_BU, batch.row_B
-      ).vectors_BPD
-    else:
-      digits_BUM = jnp.stack(
-        [jnp.argmax(logits, axis=-1) for logits in predicted.logits], axis=-1
-      )
-      sizes = self.config.levels[-1].quantizer.stage_sizes
-      best_BUD = use(digits.compose(digits_BUM, sizes), method='lookup')
-      mean_BUD = use(
-        tuple(jax.nn.softmax(logits) for logits in predicted.logits),
-        method='expected',
-      )
-      vectors_BUD = mean_BUD + lax.stop_gradient(best_BUD - mean_BUD)
-    child = self.levels[-2] if len(self.levels) > 1 else None
-    return self.levels[-1].expander(
-      batch.ids_BS,
-      batch.document_BS,
-      compressed.segments,
-      vectors_BUD,
-      codebooks=None
-      if child is None
-      else child.compressor.quantizer.codebooks(),
-    )
-
-  def _climb(
-    self, batch: Batch, run: Callable[..., LevelOutput]
-  ) -> PyramidOutput:
-    """Runs a function of level, ids and what is below, bottom first."""
-    # The last byte of a document says that it is; codes hand that on.
-    is_last_BS = batch.ids_BS == self.num_ids + Special.EOS
-    below, batches, outputs = None, [], []
-    for level in self.levels:
-      output = run(level, batch, below)
-      batches.append(batch)
-      outputs.append(output)
-      codes = code_sequence(
-        output.compressed, batch, is_last_BS, level.config.pooling.num_queries
-      )
-      pad = level.config.quantizer.num_codes + Special.PAD
-      batch = Batch(
-        ids_BS=jnp.where(codes.document_BP >= 0, codes.codes_BP, pad),
-        document_BS=codes.document_BP,
-        row_B=batch.row_B,
-      )
-      is_last_BS = codes.is_end_BP
-      below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
-    return PyramidOutput(tuple(batches), tuple(outputs), codes, top_lm=None)

@@ -9,6 +9,8 @@ whose digits are the choices of the stages; see `ops.digits`.
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -141,6 +143,24 @@ def straight_through(y_BPC: Array, entry_BPC: Array) -> Array:
   Source: Bengio et al., arXiv:1308.3432; y + stop_gradient(entry - y).
   """
   return y_BPC + lax.stop_gradient(entry_BPC - y_BPC)
+
+
+def read_only(quantizer: Quantizer) -> Callable[..., Any]:
+  """Returns a bound quantizer as a function that neither writes nor learns.
+
+  Vectors that a top LM predicts find their codes through it without a trace in
+  the statistics of the codebook, even while the collection `vq` is mutable.
+
+  Args:
+    quantizer: A bound quantizer.
+
+  Returns:
+    The `apply` of the quantizer with its variables in place: it takes the
+    arguments of a call, or of the method named by `method=`. The variables get
+    no gradient.
+  """
+  unbound, variables = quantizer.unbind()
+  return functools.partial(unbound.apply, lax.stop_gradient(variables))
 
 
 def _mean_square(x_BPC: Array) -> Array:

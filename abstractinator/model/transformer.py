@@ -69,8 +69,8 @@ class TransformerBlock(nn.Module):
     window: Number of ids before itself that an id sees; None for all.
     implementation: Names of the implementations of the ops.
     dtype: Type of activations and matrix products; parameters are float32.
-    lookback: Number of segments before its own whose codes an id sees; None for
-      a block without cross-attention.
+    has_cross: Whether there is cross-attention to codes.
+    lookback: Number of segments before its own whose codes an id sees.
     rows_per_slot: Codes of a segment.
   """
 
@@ -79,13 +79,14 @@ class TransformerBlock(nn.Module):
   window: int | None
   implementation: Implementations
   dtype: jnp.dtype
-  lookback: int | None = None
+  has_cross: bool = False
+  lookback: int = 0
   rows_per_slot: int = 1
 
   def setup(self) -> None:
     self.attention_norm = layers.RMSNorm(self.dtype)
     self.attention = self._attention()
-    if self.lookback is not None:
+    if self.has_cross:
       self.cross_norm = layers.RMSNorm(self.dtype)
       self.cross = self._attention()
     self.ffn_norm = layers.RMSNorm(self.dtype)
@@ -189,7 +190,8 @@ def make_blocks(
   implementation: Implementations,
   dtype: jnp.dtype,
   *,
-  lookback: int | None = None,
+  has_cross: bool = False,
+  lookback: int = 0,
   rows_per_slot: int = 1,
 ) -> list[TransformerBlock]:
   """Builds `config.num_layers` blocks, named `block_0` and so on.
@@ -204,6 +206,7 @@ def make_blocks(
       window,
       implementation,
       dtype,
+      has_cross=has_cross,
       lookback=lookback,
       rows_per_slot=rows_per_slot,
       name=f'block_{i}',

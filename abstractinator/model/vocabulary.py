@@ -99,7 +99,7 @@ class Vocabulary(nn.Module):
 
   @property
   def is_tied(self) -> bool:
-    """Whether ids are predicted with the tables that embed them."""
+    """True if ids are predicted with the tables that embed them."""
     return not (
       self.has_tables
       and self.code_dim is None

@@ -1,222 +1,236 @@
-"""The terms of all levels of a pyramid, and of its top LM."""
+"""Loss terms of levels, of a pyramid and of its top LM, and their weighting."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from optax.losses import (
-  softmax_cross_entropy_with_integer_labels as cross_entropy,
+  sigmoid_binary_cross_entropy,
+  softmax_cross_entropy_with_integer_labels,
+  squared_error,
 )
 
 from abstractinator.config import LossConfig
 from abstractinator.model.level import LevelOutput
 from abstractinator.model.pyramid import PyramidOutput
 from abstractinator.model.top_lm import CodeSequence, CodeSequenceOutput
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.ops import digits as digits_lib
-from abstractinator.types import Array, Batch
+from abstractinator.types import NUM_BYTES, Array, Batch
 
-# Of a level, in the order of `terms`.
-LEVEL_TERMS = (
-  'entropy_model',
-  'gaussian',
-  'expander',
-  'end',
-  'commitment',
-  'codebook',
-)
+Terms = ByLevel[Array]
+
+# Terms that the objective averages over levels; all others are summed.
 _AVERAGED = ('expander', 'end')
 
 
 def num_ids(batch: Batch) -> Array:
-  """Real ids of a batch, [] float32."""
+  """Returns the number of real ids of a batch, [] float32."""
   return jnp.sum(batch.document_BS >= 0, dtype=jnp.float32)
 
 
-def level_terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
-  """Unweighted terms, named as their weights in `LossConfig`.
+def is_byte(batch: Batch, vocab_size: int = NUM_BYTES) -> Array:
+  """Returns which ids of the first level are bytes, not specials, [B, S] bool.
 
   Args:
-    output: Of the level.
-    batch: What it was given.
+    batch: Rows of the first level.
+    vocab_size: Number of ordinary ids of the first level. If they are not
+      bytes, metrics named after bytes count them.
+  """
+  return (batch.document_BS >= 0) & (batch.ids_BS < vocab_size)
+
+
+def level_terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
+  """Computes the unweighted terms of a level, sums over its ids or segments.
+
+  Args:
+    output: Output of the level.
+    batch: Ids that the level was given.
 
   Returns:
-    [] float32 each: cross-entropy of the entropy model and of the expander,
-    binary cross-entropy of the ends of segments where they are uncertain, nats,
-    0 where the entropy model says them;
-    negative log density of the entropy model's Gaussian head, nats per
-    dimension, 0 without one; squared distance of segments to their codes, which
-    moves the segments, and the same again, which moves a learned codebook.
+    [] float32 each, named as their weights in `LossConfig`.
+    entropy_model: Cross-entropy of the ids under the entropy model, nats.
+    gaussian: Negative log density of the entropy model's Gaussian head, nats
+      per dimension; 0 without one.
+    expander: Cross-entropy of the ids under the expander, nats.
+    end: Binary cross-entropy of the ends of segments where they are uncertain,
+      nats; 0 where the entropy model decides them.
+    commitment: Squared distance of segments to their codes, whose gradient
+      moves the segments.
+    codebook: Equal to `commitment`; its gradient moves a learned codebook.
   """
   is_valid_BS = batch.document_BS >= 0
   compressed, expanded = output.compressed, output.expanded
-  return entropy_terms(
+  quantized = compressed.quantized
+  terms = entropy_terms(
     compressed.entropy_nats_BS, compressed.gaussian_nats_BS, batch
-  ) | {
-    'expander': _masked_sum(expanded.nats_BS, is_valid_BS),
-    'end': jnp.zeros(())
-    if expanded.end_logits_BS is None
-    else _masked_sum(
-      sigmoid_cross_entropy(
-        expanded.end_logits_BS, compressed.segments.is_end_BS
-      ),
-      is_valid_BS & ~expanded.end_is_certain_BS,
-    ),
-    'commitment': _masked_sum(
-      compressed.quantized.distance_BP, compressed.is_code_BU
-    ),
-    'codebook': _masked_sum(
-      compressed.quantized.codebook_distance_BP, compressed.is_code_BU
-    ),
-  }
+  )
+  terms['expander'] = jnp.sum(expanded.nats_BS, where=is_valid_BS)
+  terms['end'] = jnp.zeros(())
+  if expanded.end_logits_BS is not None:
+    end_BS = sigmoid_binary_cross_entropy(
+      expanded.end_logits_BS, compressed.segments.is_end_BS
+    )
+    is_asked_BS = is_valid_BS & ~expanded.end_is_certain_BS
+    terms['end'] = jnp.sum(end_BS, where=is_asked_BS)
+  for name, distance_BP in (
+    ('commitment', quantized.distance_BP),
+    ('codebook', quantized.codebook_distance_BP),
+  ):
+    terms[name] = jnp.sum(distance_BP, where=compressed.is_code_BU)
+  return terms
 
 
 def entropy_terms(
   nats_BS: Array, gaussian_nats_BS: Array | None, batch: Batch
 ) -> dict[str, Array]:
-  """The terms of an entropy model, the first of `terms`."""
+  """Computes the terms of an entropy model; see `level_terms`.
+
+  Args:
+    nats_BS: Cross-entropy of each id, [B, S] float32, nats.
+    gaussian_nats_BS: Negative log density under the Gaussian head, [B, S]
+      float32, nats per dimension; None without one.
+    batch: Ids that the entropy model was given.
+
+  Returns:
+    `entropy_model` and `gaussian`, [] float32 each.
+  """
   is_valid_BS = batch.document_BS >= 0
   return {
-    'entropy_model': _masked_sum(nats_BS, is_valid_BS),
+    'entropy_model': jnp.sum(nats_BS, where=is_valid_BS),
     'gaussian': jnp.zeros(())
     if gaussian_nats_BS is None
-    else _masked_sum(gaussian_nats_BS, is_valid_BS),
+    else jnp.sum(gaussian_nats_BS, where=is_valid_BS),
   }
-
-
-def objective(
-  terms: dict[str, Array],
-  weights: LossConfig,
-  num_ids: Array,
-  num_levels: int = 1,
-) -> Array:
-  """Weighted sum of the terms per id, [] float32, nats.
-
-  Args:
-    terms: By name, from `terms` or `pyramid_losses.terms`. All are per id of
-      the first level in the end, so that what levels cost adds up.
-    weights: By the part of a name after the last slash. What it takes to
-      predict ids back, `expander` and `end`, is averaged over levels, as the
-      original does; the rest is summed.
-    num_ids: Of the first level.
-    num_levels: Of the model, whether all of them learn or not.
-
-  Returns:
-    The objective.
-  """
-  weighted = []
-  for name, total in terms.items():
-    weight = getattr(weights, _kind(name))
-    if _kind(name) in _AVERAGED:
-      weight /= num_levels
-    weighted.append(weight * total)
-  return sum(weighted) / jnp.maximum(num_ids, 1.0)
-
-
-def sigmoid_cross_entropy(logits: Array, is_true: Array) -> Array:
-  """-log p of a yes or no with log-odds `logits`, nats."""
-  return jax.nn.softplus(jnp.where(is_true, -logits, logits))
-
-
-def _masked_sum(x: Array, mask: Array) -> Array:
-  return jnp.sum(jnp.where(mask, x, 0.0))
-
-
-def _kind(name: str) -> str:
-  return name.rpartition('/')[2]
-
-
-def code_nats(output: CodeSequenceOutput, codes_BP: Array) -> Array:
-  """-log p of each code given those before it, summed over its digits.
-
-  Args:
-    output: Of a discrete top LM.
-    codes_BP: [B, P] int32, the codes it was given.
-
-  Returns:
-    [B, P] float32, nats; meaningless in empty slots.
-  """
-  sizes = tuple(logits.shape[-1] for logits in output.logits)
-  digits_BPM = digits_lib.decompose(codes_BP, sizes)
-  return sum(
-    cross_entropy(logits_BPK, digits_BPM[..., stage])
-    for stage, logits_BPK in enumerate(output.logits)
-  )
-
-
-def end_nats(output: CodeSequenceOutput, is_end_BP: Array) -> Array:
-  """-log p of whether documents end after each code, [B, P] float32, nats."""
-  return sigmoid_cross_entropy(output.end_logits_BP, is_end_BP)
 
 
 def top_lm_terms(
   output: CodeSequenceOutput, sequence: CodeSequence
 ) -> dict[str, Array]:
-  """Unweighted terms, sums over the codes that are there.
+  """Computes the unweighted terms of a top LM, sums over the codes.
 
   Args:
-    output: Of the top LM.
-    sequence: What it was given, and shall predict; gets no gradient.
+    output: Output of the top LM.
+    sequence: Codes that the top LM was given and predicts; they get no
+      gradient.
 
   Returns:
-    [] float32 each: cross-entropy of the codes, nats, 0 if continuous; squared
-    distance of predicted vectors to those of the codes, mean over D, 0 if
-    discrete; binary cross-entropy of the ends of documents, nats.
+    [] float32 each, named as their weights in `LossConfig`.
+    top_lm_code: Cross-entropy of the codes, nats; 0 if it is continuous.
+    top_lm_vector: Squared distance of predicted vectors to those of the codes,
+      mean over D; 0 if it is discrete.
+    top_lm_end: Binary cross-entropy of the ends of documents, nats.
   """
-  zero = jnp.zeros(())
   is_valid_BP = sequence.document_BP >= 0
-
-  def total(x_BP):
-    return jnp.sum(jnp.where(is_valid_BP, x_BP, 0.0))
-
+  code = vector = jnp.zeros(())
+  if output.logits is not None:
+    nats_BP = code_nats(output, sequence.codes_BP)
+    code = jnp.sum(nats_BP, where=is_valid_BP)
+  if output.vectors_BPD is not None:
+    target_BPD = lax.stop_gradient(sequence.vectors_BPD).astype(jnp.float32)
+    error_BPD = squared_error(output.vectors_BPD, target_BPD)
+    vector = jnp.sum(jnp.mean(error_BPD, axis=-1), where=is_valid_BP)
+  end_BP = end_nats(output, sequence.is_end_BP)
   return {
-    'top_lm_code': zero
-    if output.logits is None
-    else total(code_nats(output, sequence.codes_BP)),
-    'top_lm_vector': zero
-    if output.vectors_BPD is None
-    else total(_mean_square_error(output, sequence)),
-    'top_lm_end': total(end_nats(output, sequence.is_end_BP)),
+    'top_lm_code': code,
+    'top_lm_vector': vector,
+    'top_lm_end': jnp.sum(end_BP, where=is_valid_BP),
   }
 
 
-def _mean_square_error(output, sequence):
-  target_BPD = lax.stop_gradient(sequence.vectors_BPD).astype(jnp.float32)
-  return jnp.mean(jnp.square(output.vectors_BPD - target_BPD), axis=-1)
-
-
-def prefixes(num_levels: int) -> list[str]:
-  """What stands before the names of each level, `level0/` and so on.
-
-  Nothing, where there is one level only.
-  """
-  if num_levels == 1:
-    return ['']
-  return [f'level{number}/' for number in range(num_levels)]
-
-
-def pyramid_terms(output: PyramidOutput) -> dict[str, Array]:
-  """Unweighted terms: sums, as in `losses.terms` and `top_lm_losses.terms`.
+def pyramid_terms(output: PyramidOutput) -> Terms:
+  """Computes the unweighted terms of all levels and of the top LM.
 
   Args:
-    output: Of the pyramid.
+    output: Output of the pyramid.
 
   Returns:
-    [] float32 each, those of a level after its prefix; those of the top LM are
-    there if it is, and `top_lm_expander`, cross-entropy of the ids of the top
-    level from predicted codes, nats, if it expands.
+    `level_terms` of each level; `top_lm_terms` if there is a top LM; and
+    `top_lm_expander` if it expands: cross-entropy of the ids of the top level
+    given the predicted codes, nats, [] float32.
   """
-  found = {
-    prefix + name: total
-    for prefix, level, batch in zip(
-      prefixes(len(output.levels)), output.levels, output.batches, strict=True
-    )
-    for name, total in level_terms(level, batch).items()
-  }
-  if output.top_lm is None:
-    return found
-  found |= top_lm_terms(output.top_lm, output.top_codes)
+  levels = tuple(map(level_terms, output.levels, output.batches))
+  whole: dict[str, Array] = {}
+  if output.top_lm is not None:
+    whole = top_lm_terms(output.top_lm, output.top_codes)
   if output.top_lm_expanded is not None:
     is_valid_BS = output.batches[-1].document_BS >= 0
-    found['top_lm_expander'] = jnp.sum(
-      jnp.where(is_valid_BS, output.top_lm_expanded.nats_BS, 0.0)
+    whole['top_lm_expander'] = jnp.sum(
+      output.top_lm_expanded.nats_BS, where=is_valid_BS
     )
-  return found
+  return ByLevel(levels, whole)
+
+
+def objective(terms: Terms, weights: LossConfig, num_ids: Array) -> Array:
+  """Computes the objective: the weighted sum of the terms per id.
+
+  Terms of all levels are per id of the first level in the end, so that what
+  levels cost adds up. The terms that predict ids back, `expander` and `end`,
+  are averaged over levels, as in the original; the others are summed.
+
+  Args:
+    terms: Unweighted terms; a level that does not learn has none.
+    weights: Weight of each term, by its name.
+    num_ids: Number of ids of the first level, [] float32.
+
+  Returns:
+    The objective, [] float32, nats per id.
+  """
+  objective = jnp.zeros(())
+  for of_level in (*terms.levels, terms.whole):
+    for name, total in of_level.items():
+      weight = getattr(weights, name)
+      if name in _AVERAGED:
+        weight /= len(terms.levels)
+      objective += weight * total
+  return objective / jnp.maximum(num_ids, 1.0)
+
+
+def code_nats(output: CodeSequenceOutput, codes_BP: Array) -> Array:
+  """Computes -log p of each code given those before it.
+
+  Args:
+    output: Output of a discrete top LM.
+    codes_BP: Codes that the top LM was given, [B, P] int32.
+
+  Returns:
+    [B, P] float32, nats, summed over the digits of a code; meaningless in empty
+    slots.
+  """
+  nats_BP = jnp.zeros(codes_BP.shape)
+  for logits_BPK, digit_BP in scored_digits(output, codes_BP):
+    nats_BP += softmax_cross_entropy_with_integer_labels(logits_BPK, digit_BP)
+  return nats_BP
+
+
+def scored_digits(
+  output: CodeSequenceOutput, codes_BP: Array
+) -> list[tuple[Array, Array]]:
+  """Returns the digits of codes beside the logits that predict them.
+
+  Args:
+    output: Output of a discrete top LM.
+    codes_BP: Codes that the top LM was given, [B, P] int32.
+
+  Returns:
+    For each stage the logits of its digit, [B, P, K] float32, and the digit,
+    [B, P] int32.
+  """
+  assert output.logits is not None, 'a continuous top LM predicts no digits'
+  sizes = tuple(logits_BPK.shape[-1] for logits_BPK in output.logits)
+  digits_BPM = digits_lib.decompose(codes_BP, sizes)
+  return [
+    (logits_BPK, digits_BPM[..., stage])
+    for stage, logits_BPK in enumerate(output.logits)
+  ]
+
+
+def end_nats(output: CodeSequenceOutput, is_end_BP: Array) -> Array:
+  """Computes -log p of whether a document ends after each code.
+
+  Args:
+    output: Output of a top LM.
+    is_end_BP: Whether a document ends after the code, [B, P] bool.
+
+  Returns:
+    [B, P] float32, nats.
+  """
+  return sigmoid_binary_cross_entropy(output.end_logits_BP, is_end_BP)

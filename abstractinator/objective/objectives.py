@@ -1,10 +1,8 @@
-"""What a run trains and what is measured of it."""
+"""Objectives of training: how each runs the model and what it measures."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
-
-import jax.numpy as jnp
 
 from abstractinator.model.pyramid import (
   BytePredictions,
@@ -13,24 +11,30 @@ from abstractinator.model.pyramid import (
   PyramidOutput,
 )
 from abstractinator.objective import losses, metrics
-from abstractinator.objective.metrics import Metrics, pyramid_metrics
+from abstractinator.objective.by_level import ByLevel
+from abstractinator.objective.losses import Terms
+from abstractinator.objective.metrics import Metrics
 from abstractinator.ops.sampling import BITS_PER_NAT, likeliest
-from abstractinator.types import Array, Mean, PyTree
-
-Terms = dict[str, Array]
+from abstractinator.types import Mean, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
   """One of `OBJECTIVES`.
 
+  The output of `method` is a `PyramidOutput`, `BytePredictions` or
+  `CodePredictions`; `terms` and `measure` take the same type.
+
   Attributes:
-    method: Of `AbstractinatorPyramid`, from a batch to an output.
-    init_method: Of it, from a batch of bytes. Only what it uses has parameters.
-    terms: From an output to terms; see `pyramid_losses.terms`.
-    measure: From variables, an output, its terms and the model to metrics.
-    has_codes: Whether the model has all that encodes and decodes.
-    reads_codes: Whether batches are of codes, in the place of bytes.
+    method: Name of the method of `Pyramid` that takes a batch and returns an
+      output.
+    init_method: Name of the method used to initialise parameters; it takes a
+      batch of bytes. Modules it does not call get no parameters.
+    terms: Computes the loss terms of an output.
+    measure: Computes the metrics of an output, given the variables, the output,
+      its terms and the model.
+    has_codes: Whether the trained model can encode and decode.
+    reads_codes: Whether batches are of codes, in place of bytes.
   """
 
   method: str
@@ -47,9 +51,9 @@ def _measure_pyramid(
   terms: Terms,
   model: Pyramid,
 ) -> Metrics:
-  nearest = None
+  nearest: Any = None
   if output.top_lm is not None and output.top_lm.vectors_BPD is not None:
-    # Nothing is mutable here: what is predicted moves no codebook.
+    # No collection is mutable here: predicted vectors move no codebook.
     nearest = model.apply(
       variables,
       output.top_lm.vectors_BPD,
@@ -58,13 +62,16 @@ def _measure_pyramid(
       method='nearest_codes',
     )
   stage_sizes = [c.quantizer.stage_sizes for c in model.config.levels]
-  return pyramid_metrics(output, terms, stage_sizes, nearest, model.num_ids)
+  return metrics.pyramid_metrics(
+    output, terms, stage_sizes, nearest, model.num_ids
+  )
 
 
 def _entropy_terms(output: BytePredictions) -> Terms:
-  return losses.entropy_terms(
+  terms = losses.entropy_terms(
     output.nats_BS, output.gaussian_nats_BS, output.batch
   )
+  return ByLevel((terms,))
 
 
 def _measure_bytes(
@@ -73,30 +80,29 @@ def _measure_bytes(
   terms: Terms,
   model: Pyramid,
 ) -> Metrics:
-  """Bits per byte, and how many bytes are predicted right."""
+  """Computes bits per byte, and the fraction of bytes predicted right."""
   del variables
-  batch = output.batch
-  is_byte_BS = (batch.document_BS >= 0) & (batch.ids_BS < model.num_ids)
+  batch, (of_level,) = output.batch, terms.levels
+  is_byte_BS = losses.is_byte(batch, model.num_ids)
   is_right_BS = likeliest(output.logits_BSV) == batch.ids_BS
-  num_bytes, num_right = (
-    jnp.sum(mask_BS, dtype=jnp.float32)
-    for mask_BS in (is_byte_BS, is_byte_BS & is_right_BS)
-  )
+  num_bytes = metrics.count(is_byte_BS)
   found = {
     'entropy_model_bits_per_byte': Mean(
-      terms['entropy_model'] * BITS_PER_NAT, num_bytes
+      of_level['entropy_model'] * BITS_PER_NAT, num_bytes
     ),
-    'entropy_model_byte_accuracy': Mean(num_right, num_bytes),
+    'entropy_model_byte_accuracy': Mean(
+      metrics.count(is_byte_BS & is_right_BS), num_bytes
+    ),
   }
   if output.gaussian_nats_BS is not None:
     found['gaussian_bits_per_dimension'] = Mean(
-      terms['gaussian'] * BITS_PER_NAT, losses.num_ids(batch)
+      of_level['gaussian'] * BITS_PER_NAT, losses.num_ids(batch)
     )
-  return found
+  return ByLevel((found,))
 
 
 def _code_terms(output: CodePredictions) -> Terms:
-  return losses.top_lm_terms(output.top_lm, output.top_codes)
+  return ByLevel(whole=losses.top_lm_terms(output.top_lm, output.top_codes))
 
 
 def _measure_codes(
@@ -105,9 +111,10 @@ def _measure_codes(
   terms: Terms,
   model: Pyramid,
 ) -> Metrics:
-  """Bits per code, and how many codes are predicted right."""
+  """Computes bits per code, and the fraction of codes predicted right."""
   del variables, model
-  return metrics.discrete_metrics(output.top_lm, output.top_codes, terms)
+  found = metrics.discrete_metrics(output.top_lm, output.top_codes, terms.whole)
+  return ByLevel(whole=found)
 
 
 OBJECTIVES = {

@@ -141,10 +141,7 @@ def step(
     last_entropy_bits_B=entropy_bits_B,
     second_last_id_B=last_id_B,
   )
-  state = SegmenterState(
-    **{
-      name: jnp.where(is_active_B, value, getattr(state, name))
-      for name, value in vars(after).items()
-    }
+  state = jax.tree.map(
+    lambda new, old: jnp.where(is_active_B, new, old), after, state
   )
   return state, is_start_B & is_active_B

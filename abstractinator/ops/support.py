@@ -15,8 +15,8 @@ class Support:
 
   Attributes:
     cost: Time and memory of a call, in the dimension letters of `types`.
-    note: What the implementation does, what it cannot take and why; Markdown
-      without a full stop at its end.
+    note: Method, limits and the reasons for them; Markdown without a full stop
+      at its end.
     platforms: Platforms it runs on, out of `PLATFORMS`.
     dtypes: Names of the types of values it takes.
     is_reproducible_on: Platforms on which two calls give the same bits.

@@ -15,7 +15,12 @@ from abstractinator.planning.hlo import HloProgram
 from abstractinator.planning.topology import Topology
 from abstractinator.runs import sharding
 from abstractinator.training import flops
-from abstractinator.training.program import make_program
+from abstractinator.training.program import (
+  batch_shapes,
+  make_program,
+  state_shapes,
+  xla_program,
+)
 
 # Largest share of memory to use: fragments and the runtime need the rest.
 MEMORY_FRACTION = 0.9
@@ -42,11 +47,11 @@ class RunSizes:
 
 def run_sizes(config: RunConfig) -> RunSizes:
   """Counts without compiling, on a step whose ops run without kernels."""
-  program, state = flops.xla_program(config), flops.abstract_state(config)
+  program, state = xla_program(config), state_shapes(config)
   return RunSizes(
     sum(x.size for x in jax.tree.leaves(state.params)),
     flops.model_flops(config),
-    flops.matmul_flops(program.step, state, flops.abstract_batch(config)),
+    flops.matmul_flops(program.step, state, batch_shapes(config)),
   )
 
 
@@ -94,7 +99,7 @@ class MeshStep:
     shardings = sharding.state_shardings(abstract, self._mesh)
     place = sharding.batch_sharding(self._mesh)
     self._state = sharding.with_shardings(abstract, shardings)
-    self._batch = flops.abstract_batch(config, place)
+    self._batch = batch_shapes(config, place)
     self._step = jax.jit(
       program.step,
       in_shardings=(shardings, place),

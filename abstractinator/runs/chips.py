@@ -1,8 +1,9 @@
-"""What chips can do, by their documentation.
+"""Memory and peak rates of TPUs and GPUs, from their documentation.
 
 TPUs: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e. GPUs: NVIDIA's data
 sheets of H100 (SXM), H200 and A100 (SXM, 80 GB); rates are without sparsity.
-Links are given there in both directions together, here in one.
+The sources state the rate of links in both directions together; here it is the
+rate in one direction.
 """
 
 import dataclasses
@@ -13,12 +14,12 @@ class Chip:
   """One chip, which jax counts as one device.
 
   Attributes:
-    device_kind: What jax calls it.
-    memory_bytes: Of its high-bandwidth memory.
-    flops_per_second: Peak of matrix products in bfloat16.
-    memory_bytes_per_second: Peak.
-    link_bytes_per_second: Peak of all links to other chips of a slice or a
-      host, in one direction.
+    device_kind: Name of the chip in jax.
+    memory_bytes: Size of the high-bandwidth memory.
+    flops_per_second: Peak rate of matrix products in bfloat16.
+    memory_bytes_per_second: Peak rate of the high-bandwidth memory.
+    link_bytes_per_second: Peak rate of all links to other chips of a slice or a
+      host together, in one direction.
   """
 
   device_kind: str
@@ -39,8 +40,6 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip that jax calls so; None if it is not in the table."""
-  for chip in CHIPS.values():
-    if chip.device_kind == device_kind:
-      return chip
-  return None
+  """Returns the chip with this name in jax; None if it is not in the table."""
+  found = (c for c in CHIPS.values() if c.device_kind == device_kind)
+  return next(found, None)

@@ -1,8 +1,9 @@
-"""What a run has trained, to be used and not trained on."""
+"""Trained variables of a run, read for use without further training."""
 
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,23 +12,24 @@ from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs import checkpoint
-from abstractinator.runs.state import abstract_state
+from abstractinator.runs.state import abstract_variables, trained_params_field
 from abstractinator.types import NUM_BYTES, PyTree
 
 
 def read_trained(
   workdir: str, step: int | None = None
 ) -> tuple[RunConfig, PyTree]:
-  """Reads a checkpoint of a run.
+  """Reads the config and the trained variables of a run.
 
   Args:
-    workdir: The directory of the run.
-    step: Which checkpoint, the latest by default.
+    workdir: Directory of the run.
+    step: Step of the checkpoint; the latest one by default.
 
   Returns:
-    The config of the run, and `params` and the collections of its model, in
-    host memory or on the default device. `model.implementation` is 'auto': a
-    run trained by kernels of one platform is read on any.
+    The config of the run, and the variables of its model: `params`, which is
+    their moving average if the run keeps one, and the collections, in host
+    memory or on the default device. `model.implementation` of the config is
+    'auto': a run trained by kernels of one platform is read on any.
 
   Raises:
     ValueError: If there is no such checkpoint, or it is damaged, or its config
@@ -38,40 +40,44 @@ def read_trained(
   if config.data.vocab_size != NUM_BYTES:
     raise ValueError(
       f'{workdir}: data.vocab_size: got {config.data.vocab_size}, allowed:'
-      f' {NUM_BYTES}; what reads a run reads and writes bytes'
+      f' {NUM_BYTES}, for a model of bytes'
     )
   auto = ImplementationConfig.everywhere('auto')
   config = dataclasses.replace(
     config, model=dataclasses.replace(config.model, implementation=auto)
   )
-  state = abstract_state(
+  variables = abstract_variables(
     make_model(config, jax.default_backend()),
     config.data.sequence_length,
-    method=OBJECTIVES[config.objective].init_method,
+    OBJECTIVES[config.objective].init_method,
   )
-  # The moving average in the place of what it is an average of.
-  params = 'ema' if config.optimizer.ema_decay > 0 else 'params'
-  fields = {params: state.params, 'collections': state.collections}
-  fields = checkpoint.restore_variables(workdir, fields, step)
-  return config, {'params': fields[params], **fields['collections']}
+  params_field = trained_params_field(config)
+  return config, checkpoint.restore_variables(
+    workdir, variables, step, params_field=params_field
+  )
 
 
 def fingerprint(config: RunConfig, variables: PyTree) -> str:
-  """Tells one model from another, by all that makes its codes.
+  """Returns a sha256, in hex, of all that determines the codes of a text.
 
   Args:
-    config: Of the run.
-    variables: `params` and the collections.
-
-  Returns:
-    A sha256, in hex.
+    config: Config of the run.
+    variables: `params` and the collections of its model.
   """
   settings = [config.model.to_dict(), config.data.sequence_length]
+  return fingerprint_of(settings, variables).hex()
+
+
+def fingerprint_of(settings: Any, variables: PyTree) -> bytes:
+  """Returns a sha256 that tells one model, or part of a model, from another.
+
+  Args:
+    settings: JSON values that decide how the variables are used.
+    variables: Tree of arrays; paths, dtypes, shapes and bits count.
+  """
   digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-  leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-  for path, leaf in leaves:
+  for name, leaf in checkpoint.by_path(variables).items():
     leaf = np.asarray(leaf)
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
     digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()
+    digest.update(leaf.tobytes())
+  return digest.digest()

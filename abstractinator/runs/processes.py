@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, agree, and stop as one."""
+"""Processes of a run: how they find each other, agree, and stop together."""
 
 import contextlib
 import glob
@@ -8,23 +8,23 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Why a run cannot start, said in one line.
+# Errors that say, in one line, why a run cannot start.
 REFUSALS = (ValueError, NotImplementedError, OSError)
 
 _MAX_BYTES = 4096
-# Of PCI.
+# PCI vendor number of Google, and PCI classes of disks and network cards.
 _GOOGLE = '0x1ae0'
 _DISK_OR_NETWORK = ('0x01', '0x02')
 
 
 class Preempted(Exception):  # noqa: N818
-  """The run was asked to stop and has saved where it stands."""
+  """Signal that the run was asked to stop and has saved its state."""
 
 
 def join(
@@ -33,65 +33,78 @@ def join(
   process_id: int | None,
   environment: Mapping[str, str] = os.environ,
 ) -> None:
-  """Connects the processes of a run; comes before any use of a device.
+  """Connects the processes of a run; must come before any use of a device.
 
-  Without arguments, the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID count. Without those, jax finds out by itself on TPU pods
-  and under `srun`; elsewhere the process is alone.
+  Arguments that are None are read from the variables JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID. If all are missing there too, jax finds
+  the processes by itself on TPU pods and under `srun`; elsewhere the process is
+  alone.
 
   Args:
-    coordinator_address: HOST:PORT of process 0, which any process can reach.
-    num_processes: Of the run.
-    process_id: Of this one, counted from 0.
-    environment: Of the process.
+    coordinator_address: HOST:PORT of process 0, reachable from all processes.
+    num_processes: Number of processes of the run.
+    process_id: Number of this process, counted from 0.
+    environment: Environment variables of this process.
 
   Raises:
-    ValueError: If only a part of it is given, or a number is out of range.
+    ValueError: If only some of the three are given, or one is out of range.
   """
-  given = {
-    'coordinator_address': coordinator_address,
-    'num_processes': num_processes,
-    'process_id': process_id,
-  }
-  for name, value in given.items():
-    variable = f'JAX_{name.upper()}'
-    text = environment.get(variable)
-    if value is not None or text is None:
-      continue
-    if name != 'coordinator_address' and not text.isdecimal():
-      raise ValueError(f'{variable}: got {text!r}, allowed: a number')
-    given[name] = text if name == 'coordinator_address' else int(text)
-  missing = [name for name, value in given.items() if value is None]
-  if 0 < len(missing) < len(given):
-    raise ValueError(
-      f'{missing[0]}: got None, allowed: all of --{", --".join(given)}, or none'
-    )
-  if not missing:
-    count, number = given['num_processes'], given['process_id']
-    if count < 1:
-      raise ValueError(f'num_processes: got {count}, allowed: at least 1')
-    if not 0 <= number < count:
-      raise ValueError(f'process_id: got {number}, allowed: 0 to {count - 1}')
-    if not re.fullmatch(r'.+:\d+', given['coordinator_address']):
+  if coordinator_address is None:
+    coordinator_address = environment.get('JAX_COORDINATOR_ADDRESS')
+  if num_processes is None:
+    num_processes = _number('JAX_NUM_PROCESSES', environment)
+  if process_id is None:
+    process_id = _number('JAX_PROCESS_ID', environment)
+  if coordinator_address is None or num_processes is None or process_id is None:
+    given = {
+      'coordinator_address': coordinator_address,
+      'num_processes': num_processes,
+      'process_id': process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) < len(given):
       raise ValueError(
-        f'coordinator_address: got {given["coordinator_address"]!r}, allowed:'
-        ' HOST:PORT of process 0'
+        f'{missing[0]}: got None, allowed: all of --{", --".join(given)}, or'
+        ' none'
       )
-    jax.distributed.initialize(**given)
-  elif is_cluster(environment):
-    jax.distributed.initialize()
+    if is_cluster(environment):
+      jax.distributed.initialize()
+    return
+  if num_processes < 1:
+    raise ValueError(f'num_processes: got {num_processes}, allowed: at least 1')
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f'process_id: got {process_id}, allowed: 0 to {num_processes - 1}'
+    )
+  if not re.fullmatch(r'.+:\d+', coordinator_address):
+    raise ValueError(
+      f'coordinator_address: got {coordinator_address!r}, allowed: HOST:PORT of'
+      ' process 0'
+    )
+  jax.distributed.initialize(
+    coordinator_address=coordinator_address,
+    num_processes=num_processes,
+    process_id=process_id,
+  )
+
+
+def _number(variable: str, environment: Mapping[str, str]) -> int | None:
+  text = environment.get(variable)
+  if text is not None and not text.isdecimal():
+    raise ValueError(f'{variable}: got {text!r}, allowed: a number')
+  return None if text is None else int(text)
 
 
 def is_cluster(environment: Mapping[str, str], root: str = '/') -> bool:
-  """Whether jax can find the other processes of this one by itself.
+  """Tells whether jax can find the other processes of this run by itself.
 
   Args:
-    environment: Of the process.
-    root: Of the file system, where devices are looked for.
+    environment: Environment variables of the process.
+    root: Root directory under which device files are looked for.
   """
   if int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
     return True
-  # Empty is as good as unset.
+  # An empty variable counts as unset.
   if 'tpu' not in (environment.get('JAX_PLATFORMS') or 'tpu'):
     return False
   if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
@@ -100,10 +113,11 @@ def is_cluster(environment: Mapping[str, str], root: str = '/') -> bool:
 
 
 def _has_tpu(root: str) -> bool:
-  """Whether there is a device of Google's that programs may open.
+  """Tells whether there is a TPU that programs may open.
 
-  Nodes alone do not say so: GPUs and others are handed on as VFIO, too; and
-  disks and network cards of Google's are in all of its machines.
+  Device files alone do not prove it, because GPUs and other devices are passed
+  through as VFIO too. Nor does a PCI device of Google, because all machines of
+  Google's cloud have its disks and network cards.
   """
   nodes = ('dev/accel*', 'dev/vfio/[0-9]*')
   if not any(glob.glob(os.path.join(root, pattern)) for pattern in nodes):
@@ -116,7 +130,7 @@ def _has_tpu(root: str) -> bool:
 
 
 def _read(path: str) -> str:
-  """What a file says, nothing if it cannot be read."""
+  """Returns the content of a file, '' if it cannot be read."""
   try:
     with open(path, encoding='utf-8') as f:
       return f.read().strip()
@@ -125,43 +139,49 @@ def _read(path: str) -> str:
 
 
 def is_main() -> bool:
-  """Whether this process writes what only one may."""
+  """Tells whether this is the process that writes the files of the run."""
   return jax.process_index() == 0
 
 
 def agree(text: str) -> str:
-  """What the main process has for a text, on all of them."""
-  if jax.process_count() == 1:
-    return text
-  data = text.encode()
-  if len(data) > _MAX_BYTES:
-    raise ValueError(f'{text[:60]}...: allowed: at most {_MAX_BYTES} bytes')
-  padded = np.zeros(_MAX_BYTES, np.uint8)
-  padded[: len(data)] = list(data)
-  agreed = np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)
-  return agreed.tobytes().rstrip(b'\0').decode()
+  """Returns, on all processes, the text that the main process passes."""
+  return _gathered(text)[0]
 
 
 def require_equal(name: str, text: str) -> None:
-  """Raises ValueError, on all processes, if one has another text."""
-  if jax.process_count() == 1:
-    return
-  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-  digests = multihost_utils.process_allgather(digest)
+  """Raises ValueError, on all processes, if their texts differ.
+
+  Args:
+    name: Name of the compared setting, for the message.
+    text: Text of this process.
+  """
+  digests = _gathered(hashlib.sha256(text.encode()).hexdigest())
   for number, other in enumerate(digests):
-    if not np.array_equal(other, digests[0]):
+    if other != digests[0]:
       raise ValueError(
         f'{name}: differs between processes 0 and {number}, allowed: the same'
         ' on all'
       )
 
 
+def _gathered(text: str) -> list[str]:
+  """Returns the texts of all processes, at most 4096 bytes each."""
+  if jax.process_count() == 1:
+    return [text]
+  data = text.encode()
+  if len(data) > _MAX_BYTES:
+    raise ValueError(f'{text[:60]}...: allowed: at most {_MAX_BYTES} bytes')
+  padded = np.frombuffer(data.ljust(_MAX_BYTES, b'\0'), np.uint8)
+  gathered = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+  return [x.tobytes().rstrip(b'\0').decode() for x in gathered]
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Raises on all processes if one of them does in the block.
+  """Raises an error on all processes if one raises one of `REFUSALS` inside.
 
-  One of `REFUSALS`. In the block may be nothing for which processes wait for
-  each other, unless all of them come to it.
+  The block must not wait for other processes, unless all of them reach that
+  point even when one fails.
   """
   error = None
   try:
@@ -172,35 +192,35 @@ def together() -> Iterator[None]:
     failed = multihost_utils.process_allgather(np.array(error is not None))
     if error is None and failed.any():
       raise ValueError(
-        f'process {int(np.argmax(failed))} cannot start; it says why'
+        f'process {int(np.argmax(failed))} cannot start; its output says why'
       )
   if error is not None:
     raise error
 
 
 class Preemption:
-  """Hears of SIGTERM, by which schedulers announce that they stop a run.
+  """Handler of SIGTERM, by which schedulers announce that they stop a run.
 
-  Processes agree on a step at which all of them stop: jax hears the signal for
-  those that it connects, and this class for one that is alone. A second signal
-  ends the process at once.
+  Processes agree on a step at which all of them stop. Where jax connects
+  several processes it handles the signal; for a process that is alone, this
+  class does. A second signal ends the process at once.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._is_told = False
-    self._before = None
+    self._before: Any = None
 
   def __enter__(self) -> Self:
-    # A handler of ours would take the place of that of jax.
+    # Another handler would replace the one that jax installs.
     if not jax.distributed.is_initialized():
       with contextlib.suppress(ValueError):  # not the main thread
         self._before = signal.signal(signal.SIGTERM, self._hear)
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self._unhook()
 
-  def _hear(self, *unused) -> None:
+  def _hear(self, *unused: object) -> None:
     self._is_told = True
     self._unhook()
 
@@ -210,7 +230,7 @@ class Preemption:
       self._before = None
 
   def reached(self, step: int) -> bool:
-    """Whether this is the step to stop at; to be asked after every step."""
+    """Tells whether to stop at this step; must be called after every step."""
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(step)
     return self._is_told

@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, parameter shardings, batch placement.
+"""Placement of arrays: the device mesh, shardings of parameters and batches.
 
 Parameters are sharded by rules over their paths rather than by metadata on
 the modules: the moments of the optimizer end in the same names as the
@@ -8,21 +8,19 @@ parameters they belong to, so one table covers the whole training state.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.config import MeshConfig
+from abstractinator.ops.shards import BATCH_AXES
 from abstractinator.types import PyTree
 
-# Rows of a batch are spread over both of these: under fsdp every device holds
-# a slice of the weights and works on rows of its own.
-BATCH_AXES = ('data', 'fsdp')
-
 # First match wins. A path is the '/'-joined names from the root of the state.
-# A spec speaks of the last dimensions; the ones before it are not sharded.
+# A spec names the axes of the last dimensions; earlier ones are not sharded.
 _RULES = (
   # Statistics of a whole batch: every device must hold the same ones.
   (r'^(collections/)?(vq|calibration)/', P()),
@@ -33,7 +31,7 @@ _RULES = (
   # The latent of multi-head latent attention is shared by all heads.
   (r'(^|/)(attention|cross)/kv/kernel$', P('fsdp', None)),
   (r'(^|/)gate_up/kernel$', P('fsdp', None, 'tensor')),
-  # Of each component of a mixture.
+  # These have a kernel for each component of a mixture.
   (
     r'(^|/)gaussian_head/(mean|log_variance)/kernel$',
     P('fsdp', None, 'tensor'),
@@ -53,8 +51,9 @@ def make_mesh(
   """Arranges the devices in a mesh with axes data, fsdp and tensor.
 
   Args:
-    config: Devices along each axis; -1 on one of them takes what is left.
-    devices: The devices to use, all of the run by default.
+    config: Number of devices along each axis; -1 on one axis takes what is
+      left.
+    devices: The devices to use; all devices of the run by default.
 
   Returns:
     The mesh. Its axes are of type Auto: XLA propagates shardings.
@@ -85,12 +84,12 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array whose leading axis counts the rows of a batch."""
+  """Returns the sharding of an array whose leading axis is rows of a batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -101,8 +100,8 @@ def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
   sizes work on any mesh (the price is memory, not correctness).
 
   Args:
-    abstract_state: The state, or what `jax.eval_shape` says of it.
-    mesh: From `make_mesh`.
+    abstract_state: The state, or its shapes and dtypes (`jax.eval_shape`).
+    mesh: Mesh with the axes data, fsdp and tensor.
 
   Returns:
     A tree of the same structure of NamedSharding.
@@ -111,18 +110,18 @@ def state_shardings(abstract_state: PyTree, mesh: Mesh) -> PyTree:
     KeyError: If no rule covers a leaf, naming its path.
   """
 
-  def leaf_sharding(path, leaf):
+  def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     for pattern, spec in _RULES:
       if re.search(pattern, name):
-        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh))
+        return NamedSharding(mesh, _fit(spec, leaf.shape, mesh.shape))
     raise KeyError(f'no sharding rule for {name}, of shape {leaf.shape}')
 
   return jax.tree_util.tree_map_with_path(leaf_sharding, abstract_state)
 
 
 def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
-  """Shapes and types of a tree together with the shardings of its leaves."""
+  """Returns shapes and dtypes of a tree with the shardings of its leaves."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
@@ -130,31 +129,31 @@ def with_shardings(abstract: PyTree, shardings: PyTree) -> PyTree:
   )
 
 
-def _fit(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def _fit(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
   """Aligns `spec` with the last dimensions and drops axes that do not fit."""
   axes = (None,) * (len(shape) - len(spec)) + tuple(spec)
   axes = axes[len(axes) - len(shape) :]
   return P(
     *(
-      axis if axis and size % mesh.shape[axis] == 0 else None
+      axis if axis and size % sizes[axis] == 0 else None
       for axis, size in zip(axes, shape, strict=True)
     )
   )
 
 
 def process_shard(
-  sharding: Sharding, global_batch: int, microbatches: int = 1
+  sharding: NamedSharding, global_batch: int, microbatches: int = 1
 ) -> tuple[int, int]:
-  """Says which rows of every batch this process has to load.
+  """Computes which rows of every batch this process has to load.
 
-  Not simply its process index: processes that differ only along the tensor
-  axis need the same rows.
+  The index is not simply that of the process: processes that differ only along
+  the tensor axis need the same rows.
 
   Args:
-    sharding: From `batch_sharding`.
+    sharding: Sharding of a batch, from `batch_sharding`.
     global_batch: Rows of the batch over all processes.
-    microbatches: How many parts of it a step goes through; every device has to
-      have as many rows of each.
+    microbatches: Number of parts that a step divides the batch into; every
+      device has to have the same number of rows of each.
 
   Returns:
     (index, count): rows index, index + count, ... of each batch are the
@@ -171,8 +170,12 @@ def process_shard(
       f'data.batch_size: got {global_batch}, allowed: a multiple of {name}'
       f' ({shards * microbatches})'
     )
+  # First rows of the blocks of each process.
   blocks: dict[int, set[int]] = {}
-  for device, (rows,) in sharding.devices_indices_map((global_batch,)).items():
+  places: Mapping[jax.Device, Any] = sharding.devices_indices_map(
+    (global_batch,)
+  )
+  for device, (rows,) in places.items():
     blocks.setdefault(device.process_index, set()).add(rows.start or 0)
   groups = sorted({tuple(sorted(block)) for block in blocks.values()})
   if sum(map(len, groups)) != shards:
@@ -189,7 +192,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
   Args:
     batch: numpy arrays [rows of this process, ...], see `process_shard`.
-    mesh: From `make_mesh`.
+    mesh: Mesh with the axes data, fsdp and tensor.
 
   Returns:
     jax arrays [rows of all processes, ...] with `batch_sharding`.

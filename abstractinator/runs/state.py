@@ -1,4 +1,4 @@
-"""Everything a step changes."""
+"""State of training: everything that a step changes."""
 
 import functools
 
@@ -7,20 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.types import Array, Batch, PyTree
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Arrays only; what they belong to is known where they are used.
+  """Arrays of a run that a step changes, and nothing but arrays.
 
   Attributes:
-    step: [] int32, optimizer steps done.
-    params: Parameters, float32.
+    step: [] int32, number of optimizer steps done.
+    params: Parameters of the model, float32.
     collections: Mutable collections of the model, `vq` and `calibration`.
-    opt_state: Of the optimizer.
-    ema: Moving average of the parameters; None without one.
+    opt_state: State of the optimizer.
+    ema: Moving average of the parameters; None if the run keeps none.
   """
 
   step: Array
@@ -43,19 +44,19 @@ def initial_state(
   """Builds the state of step 0; meant to be jitted with shardings.
 
   Args:
-    key: Of jax.random.
-    model: All levels.
-    optimizer: Whose state is a part of it.
+    key: Key of jax.random.
+    model: The model, a pyramid of all levels.
+    optimizer: Optimizer of the parameters.
     batch_size: Rows of a batch.
-    sequence_length: S.
-    method: Of the model: what it uses has parameters.
-    has_ema: Whether there is a moving average of the parameters.
+    sequence_length: Ids of a row, S.
+    method: Name of the method of the model that initializes it; it takes a
+      batch of bytes. Modules that it does not call get no parameters.
+    has_ema: Whether the state has a moving average of the parameters.
 
   Returns:
     The state.
   """
-  zeros = jnp.zeros((batch_size, sequence_length), jnp.int32)
-  batch = Batch(ids_BS=zeros, document_BS=zeros, row_B=zeros[:, 0])
+  batch = _zeros(batch_size, sequence_length)
   collections = dict(model.init(key, batch, method=method))
   params = collections.pop('params')
   return TrainState(
@@ -68,41 +69,45 @@ def initial_state(
   )
 
 
-def abstract_state(
-  model: AbstractinatorPyramid,
-  sequence_length: int,
-  *,
-  optimizer: optax.GradientTransformation | None = None,
-  method: str = '__call__',
-) -> TrainState:
-  """Shapes and types of `initial_state` without computing it.
+def abstract_variables(
+  model: AbstractinatorPyramid, sequence_length: int, method: str
+) -> PyTree:
+  """Returns the shapes and dtypes of the variables that `model.init` computes.
 
   Args:
-    model: All levels.
-    sequence_length: S.
-    optimizer: As of `initial_state`; without one `opt_state` is empty.
-    method: As of `initial_state`.
-
-  Returns:
-    A state of `jax.ShapeDtypeStruct`.
+    model: The model, a pyramid of all levels.
+    sequence_length: Ids of a row, S.
+    method: Name of the method of the model that initializes it.
   """
-  init = functools.partial(
-    initial_state,
-    model=model,
-    optimizer=optax.identity() if optimizer is None else optimizer,
-    batch_size=1,
-    sequence_length=sequence_length,
-    method=method,
-  )
-  return jax.eval_shape(init, jax.random.key(0))
+  init = functools.partial(model.init, method=method)
+  batch = _zeros(1, sequence_length)
+  return jax.eval_shape(init, jax.random.key(0), batch)
+
+
+def _zeros(batch_size: int, sequence_length: int) -> Batch:
+  """Returns a batch of zeros, by whose shape a model is initialized."""
+  zeros = jnp.zeros((batch_size, sequence_length), jnp.int32)
+  return Batch(ids_BS=zeros, document_BS=zeros, row_B=zeros[:, 0])
 
 
 def variables_of(state: TrainState) -> PyTree:
-  """What the model needs of a state, or of its shardings."""
+  """Returns the variables of the model: parameters and collections.
+
+  Args:
+    state: A state, or a tree like one, such as its shardings.
+  """
   return {'params': state.params, **state.collections}
 
 
 def averaged_variables_of(state: TrainState) -> PyTree:
-  """The same with the moving average of the parameters, if there is one."""
+  """Returns `variables_of` with averaged parameters where a run keeps them."""
   params = state.params if state.ema is None else state.ema
   return {'params': params, **state.collections}
+
+
+def trained_params_field(config: RunConfig) -> str:
+  """Returns the field of the state with the parameters that a run trained.
+
+  They are the moving average if the run keeps one.
+  """
+  return 'ema' if config.optimizer.ema_decay > 0 else 'params'

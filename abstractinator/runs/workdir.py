@@ -1,4 +1,4 @@
-"""The directory of a run: what it holds, and what may go on in it."""
+"""Directory of a run: its config, and which runs may continue in it."""
 
 import json
 import os
@@ -6,7 +6,8 @@ from typing import Any
 
 from abstractinator.config import RunConfig
 
-# A run that goes on may take these anew; all else made it what it is.
+# Settings, and groups of settings, that a resumed run may change; all others
+# determine its results.
 _FREE = (
   'max_steps',
   'num_epochs',
@@ -21,50 +22,9 @@ _FREE = (
   'health.after_steps',
   'data.read_threads',
   'data.prefetch_batches',
-  'mesh.data',
-  'mesh.fsdp',
-  'mesh.tensor',
-  'model.implementation.attention',
-  'model.implementation.segment_pool',
-  'model.implementation.segment_cross',
-  'model.implementation.nearest_code',
-  'model.implementation.remat',
-  'model.implementation.scan_layers',
+  'mesh',
+  'model.implementation',
 )
-
-
-def stored_config(workdir: str) -> RunConfig | None:
-  """Returns the config of the run in a directory, None if there is no run.
-
-  Args:
-    workdir: The directory; it need not exist.
-
-  Returns:
-    The config that `claim` wrote.
-
-  Raises:
-    ValueError: If the directory holds files of a run but not its config, or
-      the config cannot be read or lacks a setting.
-  """
-  path = _config_path(workdir)
-  if not os.path.exists(path):
-    left = [
-      name
-      for name in ('checkpoints', 'metrics.jsonl', 'tensorboard')
-      if os.path.exists(os.path.join(workdir, name))
-    ]
-    if left:
-      raise ValueError(
-        f'workdir: got {workdir!r}, which holds {", ".join(left)} but no'
-        ' config.json, allowed: a run or a directory without one'
-      )
-    return None
-  try:
-    with open(path, encoding='utf-8') as f:
-      values = json.load(f)
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{path}: cannot be read as JSON ({error})') from error
-  return RunConfig.from_stored(values, path)
 
 
 def check(workdir: str, config: RunConfig) -> None:
@@ -72,22 +32,25 @@ def check(workdir: str, config: RunConfig) -> None:
 
   Args:
     workdir: The directory; it need not exist.
-    config: The run's. If a run lies there, it may differ in how long to train,
-      how often to log and save, on which devices and by which kernels.
+    config: Config of the run. It may differ from the config of a run that is
+      already there in how long to train, how often to log and save, on which
+      devices and by which kernels.
 
   Raises:
     ValueError: If the directory holds another run, naming the first setting
-      that differs.
+      that differs; or files of a run but not its config, or a config that
+      cannot be read or lacks a setting.
   """
-  stored = stored_config(workdir)
+  stored = _stored_config(workdir)
   if stored is None:
     return
   old, new = _flat(stored.to_dict()), _flat(config.to_dict())
   for path in old | new:
-    if path not in _FREE and old.get(path) != new.get(path):
+    is_free = any(path == name or path.startswith(f'{name}.') for name in _FREE)
+    if not is_free and old.get(path) != new.get(path):
       raise ValueError(
         f'{path}: got {new.get(path)!r}, allowed: {old.get(path)!r} as in the'
-        f' run that lies in {workdir}'
+        f' run in {workdir}'
       )
 
 
@@ -111,12 +74,35 @@ def claim(workdir: str, config: RunConfig) -> None:
     ) from error
 
 
+def _stored_config(workdir: str) -> RunConfig | None:
+  """Returns the config that `claim` wrote, None if there is no run."""
+  path = _config_path(workdir)
+  if not os.path.exists(path):
+    left = [
+      name
+      for name in ('checkpoints', 'metrics.jsonl', 'tensorboard')
+      if os.path.exists(os.path.join(workdir, name))
+    ]
+    if left:
+      raise ValueError(
+        f'workdir: got {workdir!r}, which holds {", ".join(left)} but no'
+        ' config.json, allowed: a run or a directory without one'
+      )
+    return None
+  try:
+    with open(path, encoding='utf-8') as f:
+      values = json.load(f)
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{path}: cannot be read as JSON ({error})') from error
+  return RunConfig.from_stored(values, path)
+
+
 def _config_path(workdir: str) -> str:
   return os.path.join(workdir, 'config.json')
 
 
 def _flat(tree: Any, path: str = '') -> dict[str, Any]:
-  """Leaves of nested dicts and lists by dotted path."""
+  """Returns the leaves of nested dicts and lists by dotted path."""
   if isinstance(tree, dict):
     items = [(f'{path}.{k}' if path else k, v) for k, v in tree.items()]
   elif isinstance(tree, (list, tuple)):

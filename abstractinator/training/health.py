@@ -1,29 +1,31 @@
-"""Alarms of a run, in its log and its metrics."""
+"""Alarms of a run: signs that it may be going wrong, with what to try."""
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from abstractinator.config import LevelConfig, RunConfig
+from abstractinator.objective.by_level import level_prefix
+from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.training.metric_writer import MetricWriter
 from abstractinator.types import Mean
 
-# Codes that carry what is said, over those that there are; but two at least.
+# Least perplexity of codes, as a fraction of all codes; it is at least 2 codes.
 MIN_CODE_FRACTION = 0.02
-# What taking the codes away must cost, over what ids cost given them.
+# Least rise of the bits per byte when codes are shuffled, as a fraction of the
+# bits per byte given the true codes.
 MIN_CODE_GAP = 0.02
 MAX_OVERFLOW_FRACTION = 0.05
-# Ids of a segment: of so few, and of such a part of `max_length`.
+# Least ids of a segment, and most as a fraction of `max_length`.
 MIN_SEGMENT_IDS, MAX_SEGMENT_PART = 1.1, 0.95
-# Norm of the gradients over the one to which they are clipped.
+# Most norm of the gradients, over the norm to which they are clipped.
 MAX_GRADIENT_FACTOR = 50.0
-# Bits of a byte, of which a uniform guess takes 8: nothing is learned by more.
+# A uniform guess of a byte costs 8 bits; a model that needs more has diverged.
 MAX_BITS_PER_BYTE = 10.0
-# What held-out text costs over what the text of training costs, and bits by
-# which it has to differ, too.
+# Most bits per byte of held-out text over those of training, as a ratio; they
+# have to differ by at least as many bits, too.
 MAX_DRIFT, MIN_DRIFT_BITS = 1.25, 0.2
 
 TRAIN_ALARMS = (
@@ -34,7 +36,7 @@ TRAIN_ALARMS = (
   'exploding_gradients',
 )
 EVAL_ALARMS = ('codes_ignored', 'validation_drift')
-# Of the whole run, not of a level.
+# Alarms of the whole run; all others are of a level.
 _OF_RUN = ('exploding_gradients', 'validation_drift')
 
 
@@ -43,26 +45,23 @@ class Alarm:
   """Something that may be wrong.
 
   Attributes:
-    tag: Name of the alarm after the prefix of its level, as of metrics.
-    message: What was seen, and what to try.
+    tag: Name of the alarm in the metric files, after 'health/'.
+    message: Description of what was measured, and settings to try.
   """
 
   tag: str
   message: str
 
 
-def non_finite(name: str, value: float) -> Alarm:
-  """Of a loss or gradient that is no number, with which a run ends."""
-  return Alarm(
-    'non_finite',
-    f'{name} is {value}; try a smaller optimizer.learning_rate or'
-    ' optimizer.clip_norm, more optimizer.warmup_steps, model.dtype float32',
-  )
-
-
 def alarm_tags(config: RunConfig, names: tuple[str, ...]) -> list[str]:
-  """Every tag that alarms of these names can have."""
-  levels = [prefix for prefix, *_ in _levels(config, None)]
+  """Returns every tag that alarms of these names can have.
+
+  Args:
+    config: Config of the run.
+    names: Names from `TRAIN_ALARMS` or `EVAL_ALARMS`.
+  """
+  num_levels = len(config.model.levels)
+  levels = [level_prefix(number, num_levels) for number in range(num_levels)]
   return [
     prefix + name
     for name in names
@@ -70,74 +69,67 @@ def alarm_tags(config: RunConfig, names: tuple[str, ...]) -> list[str]:
   ]
 
 
-def train_alarms(
-  config: RunConfig, step: int, train: Mapping[str, float]
-) -> list[Alarm]:
-  """Looks at the metrics of some steps of training.
+def train_alarms(config: RunConfig, step: int, train: Summary) -> list[Alarm]:
+  """Judges the metrics of some training steps.
 
   Args:
-    config: Of the run.
-    step: The last of them.
-    train: Their summary.
+    config: Config of the run.
+    step: Number of the last of these steps.
+    train: Summary of their metrics.
 
   Returns:
-    What is wrong; nothing before `health.after_steps`, which a level counts
-    from where a curriculum lets it learn.
+    Alarms; none before step `health.after_steps`, which for a level counts
+    from the step in which a curriculum lets it learn.
   """
   if step < config.health.after_steps:
     return []
-  found = list(_exploding(config, train))
+  found = _exploding(config, train)
+  levels = config.model.levels
   below: tuple[float, int] | None = None
-  for prefix, level, is_judged in _levels(config, step):
-    of_level = {
-      name.removeprefix(prefix): value
-      for name, value in train.items()
-      if name.startswith(prefix)
-    }
+  for number, (level, of_level) in enumerate(
+    zip(levels, train.levels, strict=False)
+  ):
     size = of_level.get('bytes_per_segment')
     if size is None:
       continue
-    # A level above reads so many ids for each segment of the one below.
+    # A level above reads `num_queries` ids for each segment of the one below.
     ids = size if below is None else size / max(below[0], 1e-9) * below[1]
     below = size, level.pooling.num_queries
-    if is_judged:
-      alarms = (
-        *_collapse(level, of_level),
-        *_overflow(level, of_level),
-        *_degenerate(level, ids),
-      )
-      found += [Alarm(prefix + x.tag, x.message) for x in alarms]
+    if _is_judged(config, number, step):
+      prefix = level_prefix(number, len(levels))
+      found += [
+        Alarm(prefix + alarm.tag, alarm.message)
+        for alarm in _level_alarms(level, of_level, ids)
+      ]
   return found
 
 
 def eval_alarms(
-  config: RunConfig,
-  step: int,
-  held_out: Mapping[str, float],
-  train: Mapping[str, float],
+  config: RunConfig, step: int, held_out: Summary, train: Summary
 ) -> list[Alarm]:
-  """Looks at held-out metrics.
+  """Judges the metrics of held-out text.
 
   Args:
-    config: Of the run.
-    step: When they were taken.
-    held_out: Their summary.
-    train: That of the steps before.
+    config: Config of the run.
+    step: Number of the step after which they were taken.
+    held_out: Summary of the held-out metrics.
+    train: Summary of the metrics of the training steps before.
 
   Returns:
-    As `train_alarms`.
+    Alarms; none before step `health.after_steps`, as in `train_alarms`.
   """
   if step < config.health.after_steps:
     return []
   found = []
-  for prefix, _, is_judged in _levels(config, step):
+  for number, of_level in enumerate(held_out.levels):
     true, shuffled = (
-      held_out.get(f'{prefix}expander_bits_per_byte_{kind}_codes')
+      of_level.get(f'expander_bits_per_byte_{kind}_codes')
       for kind in ('true', 'shuffled')
     )
-    if not is_judged or true is None or shuffled is None:
+    if not _is_judged(config, number, step) or true is None or shuffled is None:
       continue
     if shuffled - true < MIN_CODE_GAP * true:
+      prefix = level_prefix(number, len(held_out.levels))
       found.append(
         Alarm(
           f'{prefix}codes_ignored',
@@ -147,54 +139,43 @@ def eval_alarms(
           ' expander.num_layers, a larger quantizer.codebook_size',
         )
       )
-  return found + list(_drift(held_out, train))
+  return found + _drift(held_out, train)
 
 
-def _levels(
-  config: RunConfig, step: int | None
-) -> Iterator[tuple[str, LevelConfig, bool]]:
-  """Prefix of each level, its config, and whether it has learned for long."""
-  levels = config.model.levels
-  for number, level in enumerate(levels):
-    prefix = f'level{number}/' if len(levels) > 1 else ''
-    joins = number * config.loss.curriculum_steps
-    is_judged = step is None or step >= joins + config.health.after_steps
-    yield prefix, level, is_judged
+def _is_judged(config: RunConfig, level: int, step: int) -> bool:
+  """Returns whether a level has learned for `health.after_steps` steps."""
+  joins = level * config.loss.curriculum_steps
+  return step >= joins + config.health.after_steps
 
 
-def _collapse(level: LevelConfig, train: Mapping[str, float]):
-  sizes = level.quantizer.stage_sizes
+def _level_alarms(
+  level: LevelConfig, train: Mapping[str, float], ids: float
+) -> Iterator[Alarm]:
+  """Judges the metrics of a level whose segments have `ids` ids on average."""
+  c, sizes = level.segmentation, level.quantizer.stage_sizes
   counted = {'': math.prod(sizes)}
   if len(sizes) > 1:
-    # Of all together a few steps see a part only.
+    # A few steps see only a part of the combinations of several stages.
     counted = {f'stage{number}/': size for number, size in enumerate(sizes)}
   for stage, size in counted.items():
-    perplexity = train.get(f'{stage}codebook_perplexity')
-    least = max(MIN_CODE_FRACTION * size, 2.0)
-    if perplexity is not None and size > 2 and perplexity < least:
+    perplexity = train.get(f'{stage}codebook_perplexity', math.inf)
+    if size > 2 and perplexity < max(MIN_CODE_FRACTION * size, 2.0):
       yield Alarm(
         'codebook_collapse',
-        f'{stage.replace("/", ": ")}{perplexity:.1f} of {size} codes carry what'
-        ' is said (codebook_perplexity); try quantizer.start="kmeans", a'
+        f'{stage.replace("/", ": ")}{perplexity:.1f} of {size} codes are in'
+        ' effective use (codebook_perplexity); try quantizer.start="kmeans", a'
         ' smaller quantizer.reset_interval_steps or reset_after_steps,'
         ' quantizer.reset_usage above 0, a smaller codebook_size',
       )
-      return
-
-
-def _overflow(level: LevelConfig, train: Mapping[str, float]):
+      break
   fraction = train.get('overflow_fraction', 0.0)
   if fraction > MAX_OVERFLOW_FRACTION:
     yield Alarm(
       'overflow',
-      f'{fraction:.1%} of ids are cut every max_length ids, for want of slots;'
-      ' try a smaller segmentation.capacity_length (now'
-      f' {level.segmentation.capacity_length}) or a larger target_length',
+      f'{fraction:.1%} of ids are cut every max_length ids because slots ran'
+      ' short; try a smaller segmentation.capacity_length (now'
+      f' {c.capacity_length}) or a larger target_length',
     )
-
-
-def _degenerate(level: LevelConfig, ids: float):
-  c = level.segmentation
   if c.max_length > 1 and ids < MIN_SEGMENT_IDS:
     yield Alarm(
       'segments_of_one_id',
@@ -210,42 +191,54 @@ def _degenerate(level: LevelConfig, ids: float):
     )
 
 
-def _exploding(config: RunConfig, train: Mapping[str, float]):
-  norm = train.get('gradient_norm', 0.0)
+def _exploding(config: RunConfig, train: Summary) -> list[Alarm]:
+  """Judges the norm of the gradients and the bits per byte."""
+  norm = train.whole.get('gradient_norm', 0.0)
   limit = MAX_GRADIENT_FACTOR * config.optimizer.clip_norm
   bits = [
-    value
-    for name, value in train.items()
-    if re.fullmatch(r'(level0/)?(entropy_model|expander)_bits_per_byte', name)
+    of_level[name]
+    for of_level in train.levels[:1]
+    for name in ('entropy_model_bits_per_byte', 'expander_bits_per_byte')
+    if name in of_level
   ]
-  if norm > limit or max(bits, default=0.0) > MAX_BITS_PER_BYTE:
-    yield Alarm(
+  if norm <= limit and max(bits, default=0.0) <= MAX_BITS_PER_BYTE:
+    return []
+  return [
+    Alarm(
       'exploding_gradients',
       f'the gradients have a norm of {norm:.3g} (optimizer.clip_norm is'
       f' {config.optimizer.clip_norm:g}) and a byte costs up to'
       f' {max(bits, default=math.nan):.3g} bits; try a smaller'
       ' optimizer.learning_rate, more optimizer.warmup_steps',
     )
+  ]
 
 
-def _drift(held_out: Mapping[str, float], train: Mapping[str, float]):
-  for name in ('total', 'entropy_model', 'expander'):
-    pattern = rf'(level0/)?{name}_bits_per_byte'
-    for key in filter(lambda x: re.fullmatch(pattern, x), held_out):
-      there, here = held_out[key], train.get(key, math.inf)
-      if there > MAX_DRIFT * here and there > here + MIN_DRIFT_BITS:
-        yield Alarm(
+def _drift(held_out: Summary, train: Summary) -> list[Alarm]:
+  """Compares the bits per byte of held-out text with those of training."""
+  first = level_prefix(0, len(held_out.levels))
+  there, here = held_out.flattened(), train.flattened()
+  for name in (
+    'total_bits_per_byte',
+    f'{first}entropy_model_bits_per_byte',
+    f'{first}expander_bits_per_byte',
+  ):
+    bits, trained = there.get(name, 0.0), here.get(name, math.inf)
+    if bits > MAX_DRIFT * trained and bits > trained + MIN_DRIFT_BITS:
+      return [
+        Alarm(
           'validation_drift',
-          f'{key}: {there:.3f} on held-out text, {here:.3f} in training; try'
+          f'{name}: {bits:.3f} on held-out text, {trained:.3f} in training; try'
           ' more data.train, fewer num_epochs, a larger optimizer.weight_decay,'
           ' expander.byte_dropout, a smaller model; or held-out text of the'
           ' same kind',
         )
-        return
+      ]
+  return []
 
 
 class AlarmLog:
-  """Tells alarms where a run is watched, as they begin and as they end."""
+  """Log of the alarms of a run: reports each as it begins and as it ends."""
 
   def __init__(
     self,
@@ -253,67 +246,33 @@ class AlarmLog:
     writer: MetricWriter,
     tell: Callable[[str], None],
   ):
-    """Nothing is wrong yet.
+    """Starts without an active alarm.
 
     Args:
-      config: Of the run; with `health.alarms` off nothing is ever told.
-      writer: Of its metrics.
-      tell: Takes lines of the log.
+      config: Config of the run; with `health.alarms` off no alarm is reported.
+      writer: Writer of the run's metrics.
+      tell: Prints a line to the console.
     """
     self._config = config
     self._writer, self._tell = writer, tell
     self._active: set[str] = set()
 
-  def train(self, step: int, summary: Mapping[str, float]) -> dict[str, float]:
-    """Looks at steps of training; `health/*`, 1 for an alarm and else 0."""
-    if not self._config.health.alarms:
-      return {}
-    found = train_alarms(self._config, step, summary)
-    return self._take(step, TRAIN_ALARMS, found)
-
-  def held_out(
-    self,
-    step: int,
-    summary: Mapping[str, float],
-    train: Mapping[str, float],
-  ) -> dict[str, float]:
-    """Looks at held-out metrics, as `train`."""
-    if not self._config.health.alarms:
-      return {}
-    found = eval_alarms(self._config, step, summary, train)
-    return self._take(step, EVAL_ALARMS, found)
-
-  def require_finite(
-    self, step: int, values: Mapping[str, Mean], workdir: str
-  ) -> None:
-    """Raises FloatingPointError if a loss, or the gradient, is not finite.
-
-    What a run ends with is written down, whatever the config says.
-
-    Args:
-      step: Of the run.
-      values: Fetched metrics of the step.
-      workdir: Of the run, for the message.
-    """
-    terms = [name for name in values if re.search(r'(^|/)loss_', name)]
-    for name in [*terms, 'gradient_norm']:
-      if np.isfinite(values[name].total):
-        continue
-      alarm = non_finite(name, float(values[name].total))
-      self._writer.write_scalars(step, {f'health/{alarm.tag}': 1.0})
-      self._write(step, alarm)
-      raise FloatingPointError(
-        f'step {step}: {alarm.message}; stopped. The latest checkpoint lies in'
-        f' {workdir}/checkpoints'
-      )
-
-  def _write(self, step: int, alarm: Alarm) -> None:
-    text = f'**{alarm.tag}**: {alarm.message}'
-    self._writer.write_text(step, f'health/{alarm.tag}', text)
-
-  def _take(
+  def report(
     self, step: int, names: tuple[str, ...], found: Sequence[Alarm]
   ) -> dict[str, float]:
+    """Reports the alarms that begin and those that end.
+
+    Args:
+      step: Number of the step.
+      names: Names of the alarms that were looked for: `TRAIN_ALARMS` or
+        `EVAL_ALARMS`.
+      found: Alarms of these names that were found.
+
+    Returns:
+      1 for each active alarm and 0 for each other, by name in the metric files.
+    """
+    if not self._config.health.alarms:
+      return {}
     raised = {alarm.tag for alarm in found}
     for alarm in found:
       if alarm.tag not in self._active:
@@ -326,3 +285,45 @@ class AlarmLog:
         self._writer.write_text(step, f'health/{tag}', f'{tag} is over')
     self._active = (self._active - set(tags)) | raised
     return {f'health/{tag}': float(tag in raised) for tag in tags}
+
+  def require_finite(self, step: int, values: Metrics, workdir: str) -> None:
+    """Checks that all losses and the gradient norm are finite.
+
+    If one is not, that is written down even with `health.alarms` off.
+
+    Args:
+      step: Number of the step.
+      values: Metrics of the step, on the host.
+      workdir: Directory of the run, for the message.
+
+    Raises:
+      FloatingPointError: If a loss or the gradient norm is not finite.
+    """
+    for name, mean in values.apply(_watched).flattened().items():
+      if np.isfinite(mean.total):
+        continue
+      alarm = Alarm(
+        'non_finite',
+        f'{name} is {float(mean.total)}; try a smaller optimizer.learning_rate'
+        ' or optimizer.clip_norm, more optimizer.warmup_steps, model.dtype'
+        ' float32',
+      )
+      self._writer.write_scalars(step, {f'health/{alarm.tag}': 1.0})
+      self._write(step, alarm)
+      raise FloatingPointError(
+        f'step {step}: {alarm.message}; stopped. The latest checkpoint lies in'
+        f' {workdir}/checkpoints'
+      )
+
+  def _write(self, step: int, alarm: Alarm) -> None:
+    text = f'**{alarm.tag}**: {alarm.message}'
+    self._writer.write_text(step, f'health/{alarm.tag}', text)
+
+
+def _watched(metrics: dict[str, Mean]) -> dict[str, Mean]:
+  """Returns the metrics that have to be finite: losses, the gradient norm."""
+  return {
+    name: mean
+    for name, mean in metrics.items()
+    if name.startswith('loss_') or name == 'gradient_norm'
+  }

@@ -1,58 +1,56 @@
-"""A run: from a config and a directory to a trained level."""
+"""A training run, from a config and a directory to a trained model."""
 
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
-from abstractinator.evaluation.held_out import HeldOut
-from abstractinator.objective import metrics
+from abstractinator.evaluation.held_out import Evaluation, HeldOut
+from abstractinator.objective.learning import require_time
+from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import checkpoint, load_parts, processes, sharding
 from abstractinator.runs.state import TrainState, averaged_variables_of
-from abstractinator.training import metric_writer, report
-from abstractinator.training.curriculum import require_time
-from abstractinator.training.flops import DeviceMetrics
-from abstractinator.training.health import AlarmLog
+from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
-from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
-from abstractinator.training.progress import Progress
-from abstractinator.training.step_metrics import Window
+from abstractinator.training.report import Reporter
 from abstractinator.types import Batch
 
 
 class Run:
-  """What a run is made of, and the loop over it."""
+  """A run: its data, model, devices and directory, and the loop over steps."""
 
   def __init__(self, config: RunConfig, workdir: str):
     """Opens data and files and compiles the initial state.
 
     Args:
-      config: The run.
-      workdir: Its directory, created if need be. A run that lies there goes on
-        from its latest checkpoint.
+      config: Config of the run.
+      workdir: Directory of the run, created if need be. If it holds
+        checkpoints, the run resumes from the latest one.
 
     Raises:
       ValueError: If sizes, data or checkpoints do not fit.
     """
     self.config = config
     self.workdir = workdir
-    self._is_main = processes.is_main()
     self._mesh = sharding.make_mesh(config.mesh)
     self._shard = sharding.process_shard(
       sharding.batch_sharding(self._mesh),
       config.data.batch_size,
       config.microbatches,
     )
+    # Position in the data, and metrics since the last log line.
+    self._next_row = 0
+    self._begun: dict[str, Any] | None = None
     self._open_data()
     program = self._program = make_program(
       config, self._mesh.devices.flat[0].platform, self.total_steps
     )
-    self._schedule = make_schedule(config.optimizer, self.total_steps)
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(program.init, key)
     shardings = sharding.state_shardings(abstract, self._mesh)
@@ -87,11 +85,15 @@ class Run:
     }
 
   def require_same_data(self) -> None:
-    """Raises ValueError, on all processes, if one has opened other data."""
+    """Checks that all processes have opened the same data.
+
+    Raises:
+      ValueError: On all processes, if one has opened other data.
+    """
     processes.require_equal('data', json.dumps(self._data_identity))
 
   def _order(self) -> dict[str, int]:
-    """Which rows this process reads, and when."""
+    """Returns which rows this process reads and when, as keyword arguments."""
     return dict(
       seed=self.config.seed,
       batch_size=self.config.data.batch_size,
@@ -115,7 +117,7 @@ class Run:
     )
 
   def start(self, resume_from: str | None = None) -> TrainState:
-    """The first state of this process: restored if there is one to restore.
+    """Returns the first state of this process, restored if there is a source.
 
     Args:
       resume_from: Directory of another run to start from, if this one has no
@@ -132,13 +134,12 @@ class Run:
       source = self.workdir
     elif written is not None and written >= 2 * self.config.checkpoint_interval:
       raise ValueError(
-        f'{self.workdir}: its metrics reach step {written} but no checkpoint is'
-        ' there to go on from; move the directory away to start anew'
+        f'{self.workdir}: its metrics reach step {written} but it has no'
+        ' checkpoint to resume from; move the directory away to start anew'
       )
     elif resume_from is not None:
       source = resume_from
     else:
-      self._next_row, self._window = 0, None
       state = self._init(jax.random.key(self.config.seed))
       return load_parts.load(state, self._abstract, self.config)
     restored = checkpoint.restore(source, self._abstract)
@@ -149,9 +150,9 @@ class Run:
         f'max_steps, num_epochs: got {self.total_steps} steps, allowed: more'
         f' than the {restored.step} of the checkpoint in {source}'
       )
-    position = dict(restored.data_position)
-    self._next_row = position.pop('next_row')
-    self._window = position.pop('window', None)
+    position = restored.data_position
+    self._next_row = position['next_row']
+    self._begun = position.get('metrics')
     for name, identity in self._data_identity.items():
       if position[name] != identity:
         raise ValueError(
@@ -162,43 +163,34 @@ class Run:
 
   def train(
     self, state: TrainState, profile: Profile = NO_PROFILE
-  ) -> dict[str, float]:
+  ) -> Summary | None:
     """Trains to the end.
 
     Args:
-      state: From `start`; it is used up.
+      state: State from `start`; it is used up.
       profile: Steps to trace.
 
     Returns:
-      The last held-out metrics, by tag; none if there was nothing to do.
+      The last held-out metrics; None if there was nothing to do.
 
     Raises:
       FloatingPointError: If a loss is not finite.
       processes.Preempted: If the run was told to stop; it is saved.
     """
-    c = self.config
-    step = int(state.step)
-    iterator = self._train_batches(self._next_row)
-    writer = metric_writer.MetricWriter(
-      self.workdir, step, enabled=self._is_main
-    )
-    checkpointer = checkpoint.Checkpointer(
+    c, step = self.config, int(state.step)
+    batches = self._train_batches(self._next_row)
+    report = self._reporter(state)
+    preemption = processes.Preemption()
+    saver = checkpoint.Checkpointer(
       self.workdir, c.max_to_keep, best_metric='eval/loss_total'
     )
-    progress = Progress(self.total_steps, step, enabled=self._is_main)
-    if self._is_main:
-      self._describe(progress, state, step)
-    alarms = AlarmLog(c, writer, progress.message)
-    window = Window(self._window)
-    devices = DeviceMetrics(c, list(self._mesh.devices.flat))
-    preemption = processes.Preemption()
-    tags: dict[str, float] = {}
-    with jax.set_mesh(self._mesh), writer, checkpointer, preemption, profile:
-      pending = None
+    held_out: Summary | None = None
+    with jax.set_mesh(self._mesh), report.writer, saver, preemption, profile:
+      pending: Metrics | None = None
       while step < self.total_steps:
-        with window.input():
-          batch = sharding.shard_batch(next(iterator), self._mesh)
-        profile.before(step, writer.tensorboard_path)
+        with report.steps.input():
+          batch = sharding.shard_batch(next(batches), self._mesh)
+        profile.before(step, report.writer.tensorboard_path)
         with (
           jax.profiler.StepTraceAnnotation('train', step_num=step),
           jax.transfer_guard('disallow'),
@@ -206,88 +198,96 @@ class Run:
           state, new = self._step(state, batch)
         # Fetching the metrics of the step before keeps the device busy.
         if pending is not None:
-          self._take(window, step, pending, progress, alarms)
+          report.add(step, pending)
         step, pending = step + 1, new
         profile.after(step, new)
-        is_last = step == self.total_steps
-        is_told = preemption.reached(step) and not is_last
-        is_log = step % c.log_interval == 0 or is_last
-        is_eval = step % c.eval_interval == 0 or is_last
-        is_save = step % c.checkpoint_interval == 0 or is_last or is_told
-        if not (is_log or is_eval or is_save):
+        is_told = preemption.reached(step) and step < self.total_steps
+        due = self._due(step, is_told)
+        if not due:
           continue
-        self._take(window, step, pending, progress, alarms)
+        report.add(step, pending)
         pending = None
-        window.pause()
-        summary = window.summary()
-        if is_log:
-          found = alarms.train(step, summary)
-          writer.write_scalars(step, found | self._tags(window, devices, step))
-          for name, counts in metrics.histograms(window.total).items():
-            writer.write_histogram(step, f'train/{name}', counts)
-          window.restart()
-        if is_eval:
-          with window.apart('eval'):
-            tags = self._evaluate(state, step, is_last, writer, progress)
-          held_out = {k.removeprefix('eval/'): v for k, v in tags.items()}
-          found = alarms.held_out(step, held_out, summary)
-          writer.write_scalars(step, found)
-        if is_save:
-          with window.apart('checkpoint'):
-            checkpointer.save(
-              step,
-              state,
-              iterator.get_state()
-              | self._data_identity
-              | {'window': window.to_json()},
-              c.to_dict(),
-              metrics=tags if is_eval else None,
-            )
+        report.steps.pause()
+        found = self._interrupt(due, step, state, batches, report, saver)
+        held_out = found or held_out
         if is_told:
           raise processes.Preempted(f'stopped at step {step}, saved')
-        window.resume()
-    progress.close()
-    return tags
+        report.steps.resume()
+    report.progress.close()
+    return held_out
 
-  def _take(self, window, step, fetched, progress, alarms) -> None:
-    """Adds the metrics of a step to the window, stopping on a broken loss."""
-    values = jax.device_get(fetched)
-    alarms.require_finite(step, values, self.workdir)
-    window.add(values)
-    progress.update(step, window.shown())
+  def _due(self, step: int, is_told: bool) -> set[str]:
+    """Returns what is due after a step: 'log', 'eval', 'save'."""
+    c = self.config
+    intervals = {
+      'log': c.log_interval,
+      'eval': c.eval_interval,
+      'save': c.checkpoint_interval,
+    }
+    is_last = step == self.total_steps
+    due = {name for name, n in intervals.items() if step % n == 0 or is_last}
+    return due | {'save'} if is_told else due
 
-  def _tags(self, window, devices, step: int) -> dict[str, float]:
-    tags = {f'train/{k}': v for k, v in window.summary().items()}
-    tags['train/learning_rate'] = float(self._schedule(step - 1))
-    tags |= {f'perf/{k}': v for k, v in window.times().items()}
-    return tags | devices.tags(window.step_seconds())
+  def _interrupt(
+    self,
+    due: set[str],
+    step: int,
+    state: TrainState,
+    batches: pipeline.TrainIterator,
+    report: Reporter,
+    saver: checkpoint.Checkpointer,
+  ) -> Summary | None:
+    """Logs, evaluates and saves if due; returns held-out metrics, if any."""
+    summary = report.steps.summary()
+    held_out, tags = None, None
+    if 'log' in due:
+      report.log(step, summary)
+    if 'eval' in due:
+      with report.steps.apart('eval'):
+        found = self._evaluate(state, step, report)
+        tags = report.evaluated(step, found, summary)
+        held_out = found.summary
+    if 'save' in due:
+      with report.steps.apart('checkpoint'):
+        position = {
+          **batches.get_state(),
+          **self._data_identity,
+          'metrics': report.steps.to_json(),
+        }
+        saver.save(step, state, position, self.config.to_dict(), metrics=tags)
+    return held_out
 
-  def _evaluate(self, state, step, is_last, writer, progress) -> dict:
-    """Held-out metrics, of more rows at the end of the run."""
-    progress.message(f'step {step}: evaluating on held-out documents')
-    variables = averaged_variables_of(state)
-    config = self.config
-    found = self._held_out.evaluate(
-      variables, config.final_eval_batches if is_last else config.eval_batches
+  def _evaluate(
+    self, state: TrainState, step: int, report: Reporter
+  ) -> Evaluation:
+    """Computes held-out metrics, of more rows at the end of the run."""
+    report.progress.message(f'step {step}: evaluating on held-out documents')
+    c, is_last = self.config, step == self.total_steps
+    return self._held_out.evaluate(
+      averaged_variables_of(state),
+      c.final_eval_batches if is_last else c.eval_batches,
     )
-    tags = {f'eval/{name}': value for name, value in found.summary.items()}
-    writer.write_scalars(step, tags)
-    for name, histogram in found.histograms.items():
-      writer.write_histogram(step, f'eval/{name}', *histogram)
-    if found.picture is not None:
-      writer.write_text(step, 'eval/examples', found.examples)
-      writer.write_image(step, 'eval/segments', found.picture)
-    progress.message(f'step {step}: {report.headline(found.summary)}')
-    return tags
 
-  def _describe(self, progress, state, step) -> None:
+  def _reporter(self, state: TrainState) -> Reporter:
+    """Opens the reports of this process and describes the run in a line."""
+    devices = list(self._mesh.devices.flat)
+    report = Reporter(
+      self.config,
+      self.workdir,
+      int(state.step),
+      self.total_steps,
+      devices,
+      begun=self._begun,
+      enabled=processes.is_main(),
+    )
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
-    rows, device = self._train_rows, self._mesh.devices.flat[0]
-    progress.message(
-      f'{self.workdir}: {num_params:,} parameters on'
-      f' {self._mesh.devices.size} {device.device_kind} device(s)'
+    rows, held_out = self._train_rows, self._validation_rows
+    report.progress.message(
+      f'{self.workdir}: {num_params:,} parameters on {len(devices)}'
+      f' {devices[0].device_kind} device(s)'
       f' ({self._program.model.implementation}, {self.config.model.dtype}),'
       f' {rows.num_documents:,} documents of {rows.num_bytes / 1e6:.1f} MB to'
-      f' train on, {self._validation_rows.num_documents:,} held out, steps'
-      f' {step} to {self.total_steps}'
+      f' train on, {held_out.num_documents:,} held out, steps {int(state.step)}'
+      f' to {self.total_steps}'
     )
+    return report

@@ -1,62 +1,58 @@
-"""Metrics on disk: TensorBoard event files and a greppable JSON lines file."""
+"""Metrics on disk: TensorBoard event files and a file of JSON lines."""
 
 import json
 import math
 import os
-import struct
 import time
-import zlib
 from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 import tensorboardX
-from tensorboardX.proto.summary_pb2 import Summary
 
-# tensorboardX's own default, two minutes, is what a killed run would lose.
+# A killed run loses what was not flushed; the default is two minutes.
 _TENSORBOARD_FLUSH_SECONDS = 10
 
 
 class MetricWriter:
-  """Writes a run's metrics; on all but one process it does nothing.
+  """Writer of a run's metrics; on all but one process it does nothing.
+
+  WORKDIR/metrics.jsonl has one object per call of `write_scalars`: `step` and
+  the scalars under their tags. WORKDIR/tensorboard has the same and more.
 
   Attributes:
-    jsonl_path: WORKDIR/metrics.jsonl, one object per call of `write_scalars`:
-      `step` and the scalars under their tags.
-    tensorboard_path: WORKDIR/tensorboard, the directory for `--logdir`.
+    tensorboard_path: Directory of the TensorBoard files, for `--logdir`.
   """
 
-  def __init__(
-    self, workdir: str, resume_step: int | None = None, enabled: bool = True
-  ):
+  def __init__(self, workdir: str, resume_step: int = 0, enabled: bool = True):
     """Opens the files of a run.
 
     Args:
       workdir: The run's directory, created if need be.
-      resume_step: The step of the checkpoint that the run goes on from. What
-        an earlier attempt wrote for later steps is dropped, since those steps
-        are done again. None for a run from the start: all of it is dropped.
-      enabled: Whether to write at all: true on one process of a run.
+      resume_step: Step of the checkpoint that the run resumes from; 0 for a run
+        from the start. Lines that an earlier attempt wrote for later steps are
+        dropped, since those steps are done again.
+      enabled: Whether to write anything: true on one process of a run.
 
     Raises:
-      ValueError: If metrics.jsonl holds a line that is not an object of ours.
+      ValueError: If metrics.jsonl holds a line that is not a JSON object with a
+        step.
     """
-    self.jsonl_path = os.path.join(workdir, 'metrics.jsonl')
     self.tensorboard_path = os.path.join(workdir, 'tensorboard')
-    self._enabled = enabled
-    if not enabled:
-      return
-    os.makedirs(workdir, exist_ok=True)
-    last_step = -1 if resume_step is None else resume_step
-    _drop_after(self.jsonl_path, last_step)
+    path = os.devnull
+    if enabled:
+      os.makedirs(workdir, exist_ok=True)
+      path = _jsonl_path(workdir)
+      _drop_after(path, resume_step)
     # Line buffering: a killed run leaves whole lines.
-    self._jsonl = open(self.jsonl_path, 'a', buffering=1, encoding='utf-8')
+    self._jsonl = open(path, 'a', buffering=1, encoding='utf-8')
     self._tensorboard = tensorboardX.SummaryWriter(
       self.tensorboard_path,
-      purge_step=last_step + 1,
+      write_to_disk=enabled,
+      purge_step=resume_step + 1,
       flush_secs=_TENSORBOARD_FLUSH_SECONDS,
-      # Files are named by the second: a run that resumes within the same one
-      # would overwrite what it resumes.
+      # File names have a resolution of seconds: a run that resumes within one
+      # would overwrite its own file.
       filename_suffix=f'.{time.time_ns()}',
     )
 
@@ -65,11 +61,9 @@ class MetricWriter:
 
     Args:
       step: Optimizer step.
-      scalars: Tag to value on the host. Values that are not finite become
-        null in the JSON lines, which know no NaN.
+      scalars: Values on the host, by tag. Values that are not finite become
+        null in the JSON lines, since JSON has no NaN.
     """
-    if not self._enabled:
-      return
     values = {tag: float(value) for tag, value in scalars.items()}
     for tag, value in values.items():
       self._tensorboard.add_scalar(tag, value, step)
@@ -86,24 +80,22 @@ class MetricWriter:
     counts: np.ndarray,
     edges: np.ndarray | None = None,
   ) -> None:
-    """Writes how often each of K values was met.
+    """Writes a histogram of K bins.
 
     Args:
       step: Optimizer step.
       tag: Name of the histogram.
-      counts: [K].
-      edges: [K + 1], of the bins; None where value k is the integer k, such as
-        a code.
+      counts: Number of values in each bin, [K].
+      edges: Edges of the bins, ascending, [K + 1]; None if bin k holds the
+        integer k, such as a code.
     """
-    if not self._enabled:
-      return
     counts = np.asarray(counts, np.float64)
     if edges is None:
-      # An integer's bin reaches half of one to either side of it.
+      # The bin of an integer is centered on it.
       edges = np.arange(len(counts) + 1) - 0.5
     edges = np.asarray(edges, np.float64)
     values = (edges[:-1] + edges[1:]) / 2
-    # From the counts, for a list of all values could be of any length.
+    # A list of all values, which `add_histogram` takes, could be of any length.
     self._tensorboard.add_histogram_raw(
       tag,
       min=values[0],
@@ -122,81 +114,46 @@ class MetricWriter:
     Args:
       step: Optimizer step.
       tag: Name of the picture.
-      pixels: [height, width, 3] uint8.
+      pixels: Colors, [height, width, 3] uint8.
     """
-    if not self._enabled:
-      return
-    height, width, _ = pixels.shape
-    image = Summary.Image(
-      height=height,
-      width=width,
-      colorspace=3,
-      encoded_image_string=_png(pixels),
-    )
-    self._tensorboard.file_writer.add_summary(
-      Summary(value=[Summary.Value(tag=tag, image=image)]), step
-    )
+    self._tensorboard.add_image(tag, pixels, step, dataformats='HWC')
 
   def write_text(self, step: int, tag: str, markdown: str) -> None:
-    """Writes a text for TensorBoard's text tab."""
-    if self._enabled:
-      self._tensorboard.add_text(tag, markdown, step)
-
-  def flush(self) -> None:
-    """Brings to the disk what was written so far.
-
-    TensorBoard's events pass through a thread that cannot be waited for but
-    by `close`: the latest ones may follow a few seconds later.
-    """
-    if self._enabled:
-      self._jsonl.flush()
-      self._tensorboard.flush()
+    """Writes a Markdown text for TensorBoard's text tab."""
+    self._tensorboard.add_text(tag, markdown, step)
 
   def close(self) -> None:
     """Flushes and closes the files; nothing may be written afterwards."""
-    if self._enabled:
-      self._jsonl.close()
-      self._tensorboard.close()
+    self._jsonl.close()
+    self._tensorboard.close()
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self.close()
 
 
-def _png(pixels: np.ndarray) -> bytes:
-  """A picture as a file, without a library of pictures."""
-  height, width, _ = pixels.shape
-
-  def chunk(kind, data):
-    checksum = zlib.crc32(kind + data)
-    return struct.pack('>I', len(data)) + kind + data + checksum.to_bytes(4)
-
-  # Eight bits a channel, three channels; each line is stored as it is.
-  header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-  lines = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(lines.tobytes()))
-    + chunk(b'IEND', b'')
-  )
-
-
 def last_step(workdir: str) -> int | None:
-  """Latest step in a run's metrics.jsonl, None if there is none.
+  """Returns the latest step in a run's metrics.jsonl; None if it has no line.
+
+  Args:
+    workdir: The run's directory.
 
   Raises:
-    ValueError: If the file cannot be read, or holds a line that is not an
-      object of ours.
+    ValueError: If the file cannot be read, or holds a line that is not a JSON
+      object with a step.
   """
-  lines = _read_lines(os.path.join(workdir, 'metrics.jsonl'))
+  lines = _read_lines(_jsonl_path(workdir))
   return max((step for step, _ in lines), default=None)
 
 
+def _jsonl_path(workdir: str) -> str:
+  return os.path.join(workdir, 'metrics.jsonl')
+
+
 def _read_lines(path: str) -> list[tuple[int, str]]:
-  """Steps and lines of a file, without a half-written last line."""
+  """Returns the step and text of each line but a half-written last one."""
   if not os.path.exists(path):
     return []
   try:
@@ -222,7 +179,7 @@ def _drop_after(path: str, last_step: int) -> None:
   if not os.path.exists(path):
     return
   kept = [f'{line}\n' for step, line in _read_lines(path) if step <= last_step]
-  # A run killed in here keeps the old file.
+  # A run that is killed while writing keeps the old file.
   temporary = f'{path}.tmp'
   with open(temporary, 'w', encoding='utf-8') as f:
     f.writelines(kept)

@@ -1,4 +1,4 @@
-"""The rows that a run learns from: of texts, or of codes alone."""
+"""Rows of data that a run trains on: of texts, or of codes alone."""
 
 import zlib
 
@@ -15,17 +15,18 @@ from abstractinator.runs.load import fingerprint, read_trained
 
 
 def open_rows(config: RunConfig) -> tuple[Rows, Rows]:
-  """Rows to train on and rows to validate on.
+  """Opens the rows to train on and the rows to validate on.
 
   Args:
-    config: Of the run.
+    config: Config of the run.
 
   Returns:
-    Those of `pipeline.open_data`, or of codes where the objective reads them.
+    Rows of texts, from `pipeline.open_data`; or rows of codes if the objective
+    reads codes.
 
   Raises:
-    ValueError: If something is missing, damaged or does not fit.
-    OSError: If it cannot be read.
+    ValueError: If data are missing, damaged or do not fit.
+    OSError: If data cannot be read.
   """
   if OBJECTIVES[config.objective].reads_codes:
     return open_code_rows(config)
@@ -34,19 +35,19 @@ def open_rows(config: RunConfig) -> tuple[Rows, Rows]:
 
 
 def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
-  """Reads codes that `abstractinator encode --data` wrote.
+  """Opens rows of codes that `abstractinator encode --data` wrote.
 
   Args:
-    config: `data.train` and, if there is one, `data.validation` are directories
-      of codes of the top level of `load_base_from`.
+    config: Config of the run. `data.train` and, if set, `data.validation` are
+      directories of codes of the top level of `load_base_from`.
 
   Returns:
-    Rows to train on and rows to validate on, of as many codes as a row of
-    `data.sequence_length` bytes has slots for.
+    Rows to train on and rows to validate on. A row has as many codes as a row
+    of `data.sequence_length` bytes has slots for.
 
   Raises:
     ValueError: If codes are missing or damaged, or of another model or level.
-    OSError: If they cannot be read.
+    OSError: If codes cannot be read.
   """
   data, levels = config.data, config.model.levels
   if not config.load_base_from:
@@ -75,7 +76,7 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
 def _read(
   directory: str, name: str, model: str, level: int
 ) -> tuple[Documents, float]:
-  """Texts of codes, and how many bytes one stands for."""
+  """Returns documents of codes, and the mean bytes that a code stands for."""
   about = corpus.read_manifest(directory)
   for key, value in (('model', model), ('level', level)):
     if about.get(key) != value:
@@ -83,11 +84,11 @@ def _read(
         f'data.{name}: got {directory}, codes of {key} {about.get(key)},'
         f' allowed: {value}, of load_base_from'
       )
-  documents = []
+  documents: list[MemoryDocument] = []
   for shard in corpus.read_corpus(directory):
     for codes in shard:
       content = codes.codes_N.astype(np.int32).tobytes()
-      # By its name, data of other codes is known as such.
+      # The name tells data apart that has the same number of other codes.
       text = f'{len(documents)}-{zlib.crc32(content)}'
       documents.append(MemoryDocument(text, content))
   num_codes = sum(shard['num_codes'] for shard in about['shards'])

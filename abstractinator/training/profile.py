@@ -1,4 +1,4 @@
-"""A profile of some steps, for TensorBoard or XProf."""
+"""Profiles of training steps, for TensorBoard or XProf."""
 
 import re
 from typing import Self
@@ -9,13 +9,14 @@ from abstractinator.types import PyTree
 
 
 class Profile:
-  """Traces the steps of a window; see `jax.profiler`.
+  """Profile of a range of steps, taken with `jax.profiler`.
 
   Leaving it as a context ends a trace that is still open.
 
   Attributes:
-    start: The first step to trace.
-    stop: The one after the last; no later than the first for none.
+    start: Number of steps done before the first one that is traced.
+    stop: Number of steps done after the last one that is traced; nothing is
+      traced if it is not above `start`.
   """
 
   def __init__(self, start: int, stop: int):
@@ -24,10 +25,13 @@ class Profile:
 
   @classmethod
   def parse(cls, text: str) -> Self:
-    """Reads START:STOP.
+    """Returns the profile of `--profile_steps`.
+
+    Args:
+      text: START:STOP.
 
     Raises:
-      ValueError: If it is anything else.
+      ValueError: If the text has another form, or STOP is not above START.
     """
     found = re.fullmatch(r'(\d+):(\d+)', text)
     if not found or int(found[1]) >= int(found[2]):
@@ -37,7 +41,15 @@ class Profile:
     return cls(int(found[1]), int(found[2]))
 
   def check(self, first_step: int, total_steps: int) -> None:
-    """Raises ValueError if some of it lies outside of what is to be trained."""
+    """Checks that the steps are among those that will be trained.
+
+    Args:
+      first_step: Optimizer steps done before this process began.
+      total_steps: Number of optimizer steps of the run.
+
+    Raises:
+      ValueError: If some of them are not.
+    """
     if self.start < first_step or self.stop > total_steps:
       raise ValueError(
         f'--profile_steps: got {self.start}:{self.stop}, allowed: within'
@@ -45,25 +57,25 @@ class Profile:
       )
 
   def before(self, step: int, directory: str) -> None:
-    """Starts at its first step.
+    """Starts the trace if the next step is the first one to trace.
 
     Args:
-      step: Steps done.
-      directory: Where TensorBoard looks.
+      step: Optimizer steps done.
+      directory: Directory of the TensorBoard files.
     """
     if step == self.start < self.stop:
       options = jax.profiler.ProfileOptions()
-      # Functions of Python by the thousand hide what matters.
+      # Thousands of Python functions would hide the device's work.
       options.python_tracer_level = 0
       jax.profiler.start_trace(directory, profiler_options=options)
       self._is_open = True
 
   def after(self, step: int, result: PyTree) -> None:
-    """Ends after its last step, once that is computed.
+    """Ends the trace if the last step to trace is done.
 
     Args:
-      step: Steps done.
-      result: Of the last of them.
+      step: Optimizer steps done.
+      result: Arrays that the last of them computes, waited for.
     """
     if self._is_open and step == self.stop:
       jax.block_until_ready(result)
@@ -77,7 +89,7 @@ class Profile:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self._close()
 
 

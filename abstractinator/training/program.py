@@ -1,12 +1,15 @@
-"""What a run computes, from its config to functions that can be compiled."""
+"""Functions that train a run, from its config to what can be compiled."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
-from abstractinator.config import RunConfig
+import jax
+
+from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
-from abstractinator.objective.frozen import Frozen
+from abstractinator.objective.learning import Learning
 from abstractinator.objective.metrics import Metrics
 from abstractinator.objective.objectives import OBJECTIVES, Objective
 from abstractinator.runs.state import TrainState, initial_state
@@ -16,14 +19,14 @@ from abstractinator.types import Array, Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A model and how it is trained.
+class TrainingProgram:
+  """A model and the functions that train it.
 
   Attributes:
-    model: All levels.
-    objective: What is trained.
-    init: From a key to the state of step 0.
-    step: From a state and a batch to the next state and metrics; see
+    model: The model that is trained.
+    objective: The objective of the run.
+    init: Returns the state of step 0, given a random key.
+    step: Returns the next state and metrics, given a state and a batch; see
       `train_step`.
   """
 
@@ -33,13 +36,15 @@ class Program:
   step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
+def make_program(
+  config: RunConfig, platform: str, total_steps: int
+) -> TrainingProgram:
   """Builds the functions of a run; computes nothing.
 
   Args:
-    config: The run.
+    config: Config of the run.
     platform: 'cpu', 'gpu' or 'tpu', which decides the implementation of ops.
-    total_steps: Optimizer steps of the whole run.
+    total_steps: Number of optimizer steps of the run.
 
   Returns:
     The program.
@@ -49,10 +54,10 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
   """
   model = make_model(config, platform)
   objective = OBJECTIVES[config.objective]
-  optimizer = Frozen(config.model).hide(
+  optimizer = Learning(config.model, config.loss).hide(
     make_optimizer(config.optimizer, total_steps)
   )
-  return Program(
+  return TrainingProgram(
     model,
     objective,
     init=functools.partial(
@@ -75,3 +80,54 @@ def make_program(config: RunConfig, platform: str, total_steps: int) -> Program:
       ema_decay=config.optimizer.ema_decay,
     ),
   )
+
+
+def xla_program(config: RunConfig) -> TrainingProgram:
+  """Builds the functions of a run with all ops by XLA, without kernels.
+
+  Args:
+    config: Config of the run; `remat` and `scan_layers` stay as they are.
+
+  Returns:
+    The program, which can be traced on any machine.
+  """
+  given = config.model.implementation
+  xla = dataclasses.replace(
+    ImplementationConfig.everywhere('xla'),
+    remat=given.remat,
+    scan_layers=given.scan_layers,
+  )
+  model = dataclasses.replace(config.model, implementation=xla)
+  return make_program(
+    dataclasses.replace(config, model=model),
+    'cpu',
+    # The number of steps decides the learning rate alone; any one is allowed
+    # that the warm-up fits into.
+    total_steps=config.optimizer.warmup_steps + 1,
+  )
+
+
+@functools.cache
+def state_shapes(config: RunConfig) -> TrainState:
+  """Returns the shapes and types of a run's state, which no kernel changes."""
+  return jax.eval_shape(xla_program(config).init, jax.random.key(0))
+
+
+def batch_shapes(
+  config: RunConfig, place: jax.sharding.Sharding | None = None
+) -> Batch:
+  """Returns the shapes and types of a run's batches, of bytes or of codes.
+
+  Args:
+    config: Config of the run.
+    place: Sharding of the batches, if they have one.
+  """
+  length = config.data.sequence_length
+  if OBJECTIVES[config.objective].reads_codes:
+    length = config.model.num_top_codes(length)
+  rows = config.data.batch_size
+  make: Callable[..., Any] = functools.partial(
+    jax.ShapeDtypeStruct, dtype='int32', sharding=place
+  )
+  ids_BS = make((rows, length))
+  return Batch(ids_BS, ids_BS, make((rows,)))

@@ -1,4 +1,4 @@
-"""The progress of a run, for whoever watches the console."""
+"""Progress of a run on the console."""
 
 import math
 import shutil
@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 _BAR_WIDTH = 24
-# A terminal line need not be redrawn more often than an eye follows.
-_TERMINAL_INTERVAL_SECONDS = 0.1
+# Least time between two lines of a log file, and two states of a terminal.
+_LOG_INTERVAL_SECONDS, _TERMINAL_INTERVAL_SECONDS = 5.0, 0.1
 
 
 class Progress:
-  """Shows step, values and time left.
+  """Progress line: step, values and time left.
 
-  On a terminal it is one line with a bar, rewritten in place; otherwise (log
-  files of a cluster) one plain line every few seconds.
+  On a terminal it is one line with a bar, rewritten in place; in a log file it
+  is one plain line every few seconds.
   """
 
   def __init__(
@@ -24,26 +24,24 @@ class Progress:
     total_steps: int,
     start_step: int = 0,
     stream: TextIO | None = None,
-    interval_seconds: float = 5.0,
     enabled: bool = True,
     clock: Callable[[], float] = time.monotonic,
   ):
     """Starts the clock.
 
     Args:
-      total_steps: Optimizer steps of the whole run.
-      start_step: Steps done before this process began.
-      stream: Where to write, standard error by default.
-      interval_seconds: Least time between two plain lines.
+      total_steps: Number of optimizer steps of the run.
+      start_step: Optimizer steps done before this process began.
+      stream: Output stream, standard error by default.
       enabled: Whether to show anything: true on one process of a run.
-      clock: Seconds since whenever.
+      clock: Returns the time, seconds since any moment.
     """
     self._enabled = enabled
     self._total_steps = total_steps
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
     self._interval_seconds = (
-      _TERMINAL_INTERVAL_SECONDS if self._is_terminal else interval_seconds
+      _TERMINAL_INTERVAL_SECONDS if self._is_terminal else _LOG_INTERVAL_SECONDS
     )
     self._clock = clock
     self._start = (start_step, clock())
@@ -53,18 +51,18 @@ class Progress:
     self._is_line_shown = True
 
   def update(self, step: int, values: Mapping[str, float]) -> None:
-    """Takes note of a step and shows it if it is time to.
+    """Takes the state after a step; shows it if the last one is old enough.
 
     Args:
-      step: Optimizer steps done, those before a resumption included.
-      values: What to show beside it, in this order: loss, bytes/s, and so on.
+      step: Optimizer steps done in the run, also by earlier processes.
+      values: Values to show, by label, in the order of the line.
     """
     if not self._enabled:
       return
     now = self._clock()
     if self._is_first:
-      # The first steps hold the compilation: from here on the rate is
-      # measured without them.
+      # The first step includes the compilation: the time left is estimated
+      # from the steps after it.
       self._start = (step, now)
       self._is_first = False
     self._line = self._format(step, values, now)
@@ -75,7 +73,7 @@ class Progress:
       self._show()
 
   def message(self, text: str) -> None:
-    """Prints a line of its own, above the bar."""
+    """Prints a line of text, on a terminal above the progress line."""
     if not self._enabled:
       return
     if self._is_terminal:
@@ -119,7 +117,7 @@ class Progress:
 
 
 def _short(value: float) -> str:
-  """Four significant digits, with k, M, G or T for large numbers."""
+  """Returns four significant digits, with k, M, G or T for large numbers."""
   for suffix in ('', 'k', 'M', 'G'):
     # Numbers that would round up to 1000 belong to the next suffix.
     if not abs(value) >= 999.95:
@@ -129,7 +127,7 @@ def _short(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-  """Hours, minutes and seconds."""
+  """Returns hours, minutes and seconds."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

@@ -1,131 +1,143 @@
-"""Metrics of the steps since the last log line."""
+"""Metrics and times of the training steps since the last log line."""
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from abstractinator.objective import metrics
+from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.types import Mean
 
-_SHOWN = {
-  'loss_total': 'loss',
+# Labels on the progress line, for a run of one level.
+_SHOWN_OF_ONE_LEVEL = {
   'entropy_model_bits_per_byte': 'entropy bpb',
   'expander_bits_per_byte': 'expander bpb',
   'bytes_per_segment': 'bytes/seg',
   'live_code_fraction': 'live',
 }
-# Of several levels. Not all of them, for they have to fit in a line.
-_SHOWN_OF_SEVERAL = {
-  'level0/expander_bits_per_byte': 'expander bpb 0',
-  'level1/expander_bits_per_byte': 'expander bpb 1',
-  'top_lm_code_bits_per_byte': 'codes bpb',
-  'total_bits_per_byte': 'total bpb',
-}
+# More levels would not fit in a line.
+_MAX_SHOWN_LEVELS = 2
 
 
-class Window:
-  """Sums metrics and the time that training took, without what interrupts it.
+class StepMetrics:
+  """Sums of the metrics of steps, and the time that training took.
+
+  Evaluation and checkpoints interrupt training; their time is kept apart.
 
   Attributes:
-    total: Metrics so far, numpy.
+    total: Metrics of all steps so far, on the host; None before the first step.
   """
 
-  def __init__(self, begun: dict[str, Any] | None = None):
-    """Begins a window now.
+  def __init__(
+    self,
+    begun: dict[str, Any] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+  ):
+    """Starts the clock.
 
     Args:
-      begun: From `to_json`: what an earlier process had in it.
+      begun: JSON values of steps of an earlier process, from `to_json`.
+      clock: Returns the time, seconds since any moment.
     """
+    self._clock = clock
     self._last_shown: dict[str, float] | None = None
     self._has_started = False
+    self.total: Metrics | None
     self._clear()
-    for name, sums in (begun or {}).items():
-      self.total[name] = Mean(*(np.asarray(x, np.float32) for x in sums))
+    if begun:
+      self.total = Metrics(
+        tuple(map(_from_json, begun['levels'])), _from_json(begun['whole'])
+      )
 
   def to_json(self) -> dict[str, Any]:
-    """The metrics so far, exactly."""
-    return {
-      name: [np.asarray(x).tolist() for x in jax.tree.leaves(mean)]
-      for name, mean in self.total.items()
-    }
+    """Returns the metrics so far as JSON values, exactly."""
+    if self.total is None:
+      return {}
+    levels = [_to_json(of_level) for of_level in self.total.levels]
+    return {'levels': levels, 'whole': _to_json(self.total.whole)}
 
   def _clear(self) -> None:
-    self.total: dict[str, Mean] = {}
+    self.total = None
     self._seconds = 0.0
     self._num_steps = 0
     self._untimed_bytes = 0.0
     self._input_seconds = 0.0
     self._apart: dict[str, float] = {}
-    self._since: float | None = time.monotonic()
+    self._since: float | None = self._clock()
 
   def restart(self) -> None:
-    """Begins an empty window now."""
+    """Forgets all steps and starts the clock anew."""
     self._last_shown = self._current()
     self._clear()
 
   def pause(self) -> None:
-    """Stops the clock: what follows is no training."""
+    """Stops the clock, for what is not training."""
     self._seconds = self._elapsed()
     self._since = None
 
   def resume(self) -> None:
     """Starts the clock again."""
-    self._since = time.monotonic()
+    self._since = self._clock()
 
   @contextlib.contextmanager
   def input(self) -> Iterator[None]:
-    """Counts what is done under it as waiting for a batch."""
-    start = time.monotonic()
+    """Counts the time inside the context as waiting for a batch."""
+    start = self._clock()
     yield
-    self._input_seconds += time.monotonic() - start
+    self._input_seconds += self._clock() - start
 
   @contextlib.contextmanager
   def apart(self, name: str) -> Iterator[None]:
-    """Counts what is done under it, while the clock stands, under a name."""
-    start = time.monotonic()
+    """Counts the time inside the context apart, while the clock is stopped.
+
+    Args:
+      name: Name of what is done, 'eval' or 'checkpoint'.
+    """
+    start = self._clock()
     yield
-    seconds = time.monotonic() - start
+    seconds = self._clock() - start
     self._apart[name] = self._apart.get(name, 0.0) + seconds
 
-  def add(self, step_metrics: metrics.Metrics) -> None:
-    """Adds the fetched metrics of a step."""
-    self.total = metrics.merge(self.total or None, step_metrics)
+  def add(self, step_metrics: Metrics) -> None:
+    """Adds the metrics of a step, on the host."""
+    self.total = metrics.merge(self.total, step_metrics)
     if not self._has_started:
-      # The first step holds the compilation; time begins after it.
+      # The first step includes the compilation; time starts after it.
       self._has_started = True
-      self._untimed_bytes = self._num_bytes()
-      self._seconds, self._since = 0.0, time.monotonic()
+      self._untimed_bytes = metrics.num_bytes(self.total)
+      self._seconds, self._since = 0.0, self._clock()
       self._input_seconds = 0.0
     else:
       self._num_steps += 1
 
-  def _num_bytes(self) -> float:
-    return metrics.num_bytes(self.total)
-
   def _elapsed(self) -> float:
     if self._since is None:
       return self._seconds
-    return self._seconds + time.monotonic() - self._since
+    return self._seconds + self._clock() - self._since
 
-  def summary(self) -> dict[str, float]:
-    """See `metrics.summarize`."""
-    return metrics.summarize(self.total)
+  def summary(self) -> Summary:
+    """Returns the means so far; see `metrics.summarize`."""
+    return Summary() if self.total is None else metrics.summarize(self.total)
 
   def bytes_per_second(self) -> float:
-    """Bytes trained on per second of training, the first step left out."""
-    num_bytes = self._num_bytes() - self._untimed_bytes
+    """Returns bytes trained on per second; the first step does not count."""
+    if self.total is None:
+      return 0.0
+    num_bytes = metrics.num_bytes(self.total) - self._untimed_bytes
     return num_bytes / max(self._elapsed(), 1e-9)
 
   def step_seconds(self) -> float | None:
-    """Seconds of a step, the first one left out; None if there is no other."""
+    """Returns the mean seconds of a step, without the first step of a process.
+
+    It is None if there is no other step.
+    """
     return self._elapsed() / self._num_steps if self._num_steps else None
 
   def times(self) -> dict[str, float]:
-    """Where time went: by step, and by what stood apart since the last."""
+    """Returns seconds by name: of a step, of waiting for data, kept apart."""
     times = {f'{name}_seconds': value for name, value in self._apart.items()}
     if self._num_steps:
       elapsed = max(self._elapsed(), 1e-9)
@@ -135,16 +147,47 @@ class Window:
     return times | {'bytes_per_second': self.bytes_per_second()}
 
   def shown(self) -> dict[str, float]:
-    """What the progress line shows: the last whole window, the first as is."""
+    """Returns the values of the progress line by label.
+
+    They are those of the last log line, or before the first one the current
+    values.
+    """
     return self._last_shown or self._current()
 
   def _current(self) -> dict[str, float]:
     summary = self.summary()
-    return {
-      **{
-        label: summary[name]
-        for name, label in (_SHOWN | _SHOWN_OF_SEVERAL).items()
-        if name in summary
-      },
-      'bytes/s': self.bytes_per_second(),
+    levels, whole = summary.levels, summary.whole
+    places = [('loss', whole, 'loss_total')]
+    if len(levels) == 1:
+      places += [
+        (label, levels[0], name) for name, label in _SHOWN_OF_ONE_LEVEL.items()
+      ]
+    else:
+      places += [
+        (f'expander bpb {number}', of_level, 'expander_bits_per_byte')
+        for number, of_level in enumerate(levels[:_MAX_SHOWN_LEVELS])
+      ]
+    places += [
+      ('codes bpb', whole, 'top_lm_code_bits_per_byte'),
+      ('total bpb', whole, 'total_bits_per_byte'),
+    ]
+    shown = {
+      label: values[name] for label, values, name in places if name in values
     }
+    return shown | {'bytes/s': self.bytes_per_second()}
+
+
+def _to_json(metrics: dict[str, Mean]) -> dict[str, Any]:
+  return {
+    name: [np.asarray(x).tolist() for x in (mean.total, mean.count)]
+    for name, mean in metrics.items()
+  }
+
+
+def _from_json(values: dict[str, Any]) -> dict[str, Mean]:
+  return {name: Mean(*map(_array, numbers)) for name, numbers in values.items()}
+
+
+def _array(numbers: Any) -> Any:
+  """Returns a number or a list of numbers as an array on the host."""
+  return np.asarray(numbers, np.float32)

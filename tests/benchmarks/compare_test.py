@@ -30,28 +30,41 @@ def test_every_cell_has_a_config_of_about_1024_codes(cell):
   assert level.expander.context == cell[2]
 
 
-def test_the_last_evaluation_counts(tmp_path):
+def test_a_cell_that_is_done_counts_by_its_last_evaluation(tmp_path):
   first = EVAL | {'eval/expander_bits_per_byte': 9.0}
   lines = [first, {'step': 5, 'train/loss_total': 3.0}, EVAL, {'step': 6}]
   path = tmp_path / 'metrics.jsonl'
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  found = compare.final(tmp_path)
+  # Nothing trains: there is no config of this cell.
+  found = compare.result(tmp_path, ('no', 'such', 'cell'))
   assert found['total'] == 3.5
   assert found['bytes_per_segment'] == 4.5
   path.write_text(json.dumps(lines[1]))
-  assert compare.final(tmp_path) is None
+  assert compare.last_evaluation(path) is None
+  assert compare.last_evaluation(tmp_path / 'none') is None
 
 
-def test_the_best_of_a_column_is_bold(tmp_path):
+def test_the_command_prints_a_row_for_each_cell(tmp_path, capsys):
+  for cell in compare.cells():
+    run = tmp_path / '-'.join(cell)
+    run.mkdir()
+    (run / 'metrics.jsonl').write_text(json.dumps(EVAL))
+  compare.main([f'--runs={tmp_path}', '--jobs=2'])
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 2 + 2 + len(compare.cells())
+  assert '| entropy_delta' in lines[4]
+  assert '| **3.500** ' in lines[-1]
+
+
+def test_the_best_of_a_column_is_bold():
   values = {k.removeprefix('eval/'): v for k, v in EVAL.items()}
   good = values | {'total': 3.0, 'teacher_forced_byte_accuracy': 0.9}
   bad = values | {'total': 4.0, 'free_running_byte_accuracy': 0.125}
   cells = compare.cells()[:2]
-  text = compare.table(dict(zip(cells, (good, bad), strict=True)))
-  head, _, first, second = text.splitlines()
-  assert head.count('|') == first.count('|') == second.count('|')
-  assert first.startswith(f'| {" | ".join(cells[0])} |')
-  assert '**3.000**' in first
-  assert '**90.0%**' in first
-  assert '**25.0%**' in first
-  assert '**' not in second
+  first, second = compare.rows(dict(zip(cells, (good, bad), strict=True)))
+  assert tuple(first.values())[:3] == cells[0]
+  assert first['sum, bits/byte'] == '**3.000**'
+  assert first['teacher-forced'] == '**90.0%**'
+  assert first['free-running'] == '**25.0%**'
+  assert first['codes'] == '2.000'
+  assert not any('**' in str(cell) for cell in second.values())

@@ -1,5 +1,7 @@
 import lzma
 
+import pytest
+
 from abstractinator.benchmarks import compress
 from abstractinator.evaluation.evaluator import open_run
 from tests.helpers import tiny_run
@@ -22,3 +24,19 @@ def test_every_way_has_a_row(tmp_path, monkeypatch, capsys):
   written = found['`abstractinator compress --model hierarchy`']['bytes']
   # What the model makes larger is kept as it is.
   assert len(data) < written < min(bound, len(data) + 120)
+
+
+def test_the_command_prints_a_table(tmp_path, capsys):
+  tiny_run.save(tmp_path, tiny_run.config())
+  compress.main([str(tmp_path), '--max_bytes=300', '--lanes=2'])
+  out = capsys.readouterr().out
+  assert '300 bytes' in out
+  assert '| `abstractinator compress` ' in out
+
+
+def test_a_file_that_reads_as_another_text_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(compress.codec, 'decompress', lambda model, file: b'no')
+  tiny_run.save(tmp_path, tiny_run.config())
+  evaluator = open_run(str(tmp_path))
+  with pytest.raises(ValueError, match='reads as another text'):
+    compress.rows(evaluator, b'A text.' * 9, lanes=1)

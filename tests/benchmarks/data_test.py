@@ -1,4 +1,4 @@
-import pathlib
+import json
 
 import pytest
 
@@ -10,28 +10,27 @@ TEXTS = [b'one', 'zwü'.encode(), b'three' * 50]
 
 
 @pytest.mark.parametrize('name', data.FORMATS)
-def test_every_format_holds_the_corpus(name, tmp_path):
-  documents = find_documents(data.FORMATS[name](TEXTS, pathlib.Path(tmp_path)))
-  assert documents.num_documents == len(TEXTS)
-  assert bytes(list(documents.read(0, 0, 3))) == b'one'
-  assert data.pipeline_speed(tiny_run.config(), documents, 0.02) > 0
+def test_every_format_holds_the_documents(name, tmp_path):
+  documents = find_documents(data.write(name, TEXTS, tmp_path))
+  lengths = [int(length) for length in documents.lengths]
+  found = [bytes([*documents.read(n, 0, x)]) for n, x in enumerate(lengths)]
+  assert sorted(found) == sorted(TEXTS)
+  assert data.read_speed(tiny_run.config(), documents, 0.02) > 0
 
 
-def test_the_table_has_the_ratio():
-  found = [data.Measurement('files', 3, 0.5, 2e6, 40.0)]
-  *_, row, _, last = data.table(found, 5e4).splitlines()
-  assert [cell.strip() for cell in row.split('|')[1:-1]] == [
-    'files',
-    '3',
-    '0.5',
-    '2',
-    '40',
-  ]
-  assert last == 'a step takes 0.0500 MB/s'
+def test_formats_are_compared_with_a_step(tmp_path, capsys):
+  path = tmp_path / 'rows.jsonl'
+  argv = ['--config=tiny', '--formats', 'jsonl', '--seconds=0.1', '--steps=1']
+  data.main([*argv, f'--json={path}'])
+  (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+  assert row['format'] == 'jsonl'
+  assert row['documents'] > 100
+  last = capsys.readouterr().out.splitlines()[-1]
+  speed = float(last.removeprefix('a step takes ').removesuffix(' MB/s'))
+  assert row['times a step'] == pytest.approx(row['MB/s'] / speed, rel=0.05)
 
 
-def test_a_wrong_format(capsys):
-  with pytest.raises(SystemExit):
-    data.main(['--formats=files,xml'])
-  error = capsys.readouterr().err
-  assert "--formats: got 'xml', allowed: files, jsonl" in error
+def test_a_wrong_format_is_an_error_of_the_command(capsys):
+  with pytest.raises(SystemExit, match='2'):
+    data.main(['--formats', 'txt', 'xml'])
+  assert "invalid choice: 'xml'" in capsys.readouterr().err

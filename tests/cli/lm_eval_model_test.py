@@ -8,7 +8,9 @@ import sys
 
 import datasets
 import pytest
+from lm_eval.api.instance import Instance
 
+import abstractinator
 from abstractinator.cli.lm_eval_model import HarnessModel
 from abstractinator.cli.main import main
 from abstractinator.evaluation.evaluator import open_run
@@ -17,8 +19,8 @@ from abstractinator.evaluation.windows import Passage
 from abstractinator.types import bytes_to_ids
 from tests.helpers import tiny_run
 
-# Rows have 32 ids: the first is read through two windows. No two windows share
-# a row, which may then run short of slots, and `evaluate` counts it.
+# Rows have 32 ids: the first text is read through two windows. No two windows
+# fit in one row: such a row could run short of slots, which `evaluate` counts.
 TEXTS = [
   'So a text, and as long as that, with an été. ',
   'b' * 20,
@@ -45,7 +47,7 @@ def workdirs(tmp_path_factory):
 
 @pytest.fixture
 def tasks(tmp_path, monkeypatch):
-  """A directory of task files, and nothing of the network."""
+  """Returns a directory of task files; the network is not used."""
   monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
   cache = tmp_path / 'cache'
   for name, kind, rows, settings in [
@@ -128,7 +130,7 @@ def evaluator_of(workdir):
 
 
 def test_likelihoods_of_an_entropy_model_add_up(workdirs):
-  """What is exact obeys the chain rule, where no context is cut away."""
+  """Exact likelihoods obey the chain rule if no context is cut away."""
   parts = ['A text', ' of three', ' parts, x']
   pairs = [(''.join(parts[:i]), parts[i]) for i in range(3)]
   *found, whole = bits(
@@ -144,29 +146,36 @@ def test_a_bound_depends_on_the_context_alone(workdirs):
   assert len(set(found)) == 5
   assert all(math.isfinite(x) and x > 0 for x in found[:4])
   assert found[4] == 0
-  # Not on what is asked beside it.
+  # It does not depend on the other passages of a call.
   assert bits(workdirs['level'], pairs[:1]) == found[:1]
+
+
+def requests(args):
+  return [Instance('any', {}, x, i) for i, x in enumerate(args)]
 
 
 def test_greedy_is_what_is_generated(workdirs):
   model = HarnessModel(evaluator_of(workdirs['level']))
   settings = {'until': ['\n\n'], 'max_gen_toks': 6, 'do_sample': False}
-  (text,) = model.generate_until([('So', settings)])
-  ((new,),) = model._level.generate(b'So', max_new_bytes=6)
+  (text,) = model.generate_until(requests([('So', settings)]))
+  pyramid = abstractinator.load(workdirs['level'])
+  ((new,),) = pyramid.generate(b'So', max_new_bytes=6)
   assert text == new.decode('utf-8', errors='replace')
   assert len(new) > 1
-  (cut,) = model.generate_until([('So', settings | {'until': text[-1]})])
+  settings = settings | {'until': text[-1]}
+  (cut,) = model.generate_until(requests([('So', settings)]))
   assert cut == text[: text.index(text[-1])]
-  # In bytes, for those of this model are no UTF-8.
+  # Bytes, because those that this model generates are not UTF-8.
   greedy = [(b'So', new), (b'So', new[:-1] + b'~'), (b'', new)]
-  assert model._is_greedy(greedy) == [True, False, False]
+  assert model.is_greedy(greedy) == [True, False, False]
   pairs = [('So', text), ('', text), ('So', '')]
-  scores, is_greedy = zip(*model.loglikelihood(pairs), strict=True)
+  scored = model.loglikelihood(requests(pairs))
+  scores, is_greedy = zip(*scored, strict=True)
   assert is_greedy == (False, False, True)
   expected = [-x * math.log(2) for x in bits(workdirs['level'], pairs)]
   assert scores == pytest.approx(expected)
   with pytest.raises(ValueError, match='generation_kwargs: got beams, allowed'):
-    model.generate_until([('So', {'beams': 2})])
+    model.generate_until(requests([('So', {'beams': 2})]))
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,21 @@ import pytest
 
 from abstractinator.cli.main import main
 from abstractinator.compression import container
-from abstractinator.compression.byte_model import (
-  PRECISION_BITS,
-  ByteModel,
-  frequencies,
-)
+from abstractinator.compression.byte_model import ByteModel
 from abstractinator.compression.codec import compress, decompress
+from abstractinator.compression.coder import (
+  PRECISION_BITS,
+  RangeCoder,
+  count_frequencies,
+  logit_frequencies,
+)
 from abstractinator.runs.state import variables_of
 from tests.helpers import tiny_run, tiny_texts
 from tests.helpers.jitted import jit
 
 
 def louder(state):
-  """Predictions of an entropy of a few bits, so that there is what to save."""
+  """Returns parameters whose predictions have an entropy of a few bits."""
 
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -48,7 +50,7 @@ def model():
 
 
 def sample(model, num_lanes, steps):
-  """A text as the model would write it, and what it costs, bits."""
+  """Returns a text drawn from the model, and its bits under the model."""
   rng = np.random.default_rng(0)
   lanes_BT = np.zeros((num_lanes, steps), np.uint8)
   cache, bits = model.start(num_lanes), 0.0
@@ -64,8 +66,8 @@ def sample(model, num_lanes, steps):
   return lanes_BT.tobytes(), bits
 
 
-def test_what_the_model_expects_takes_what_it_says(model):
-  """Within 0.5% of its bits per byte, header and checksums included."""
+def test_files_take_the_bits_that_the_model_predicts(model):
+  """Within 0.5%, header and checksums included."""
   data, bits = sample(model, num_lanes=64, steps=300)
   content = compress(model, data, num_lanes=64)
   assert decompress(model, content) == data
@@ -82,20 +84,19 @@ def test_any_bytes_come_back(model, name):
   data = TEXTS[name]
   content = compress(model, data, num_lanes=64)
   assert decompress(model, content) == data
-  # What does not shrink is kept as it is.
+  # Blocks that do not shrink are stored raw.
   assert len(content) <= len(data) + 120
 
 
-def test_blocks_of_both_kinds_follow_each_other(model, monkeypatch):
-  """The model goes on through what is stored as it is."""
-  monkeypatch.setattr('abstractinator.compression.codec._BLOCK_BYTES', 64 * 40)
+def test_raw_blocks_are_context_of_coded_ones(model):
   data, _ = sample(model, num_lanes=64, steps=120)
   lanes = np.frombuffer(data, np.uint8).reshape(64, 120).copy()
   lanes[:, 40:80] = np.random.default_rng(2).integers(0, 256, (64, 40))
-  content = compress(model, lanes.tobytes(), num_lanes=64)
+  data = lanes.tobytes()
+  content = compress(model, data, num_lanes=64, block_bytes=64 * 40)
   _, blocks = container.unpack(content)
   assert [block.kind for block in blocks] == [1, 0, 1]
-  assert decompress(model, content) == lanes.tobytes()
+  assert decompress(model, content) == data
 
 
 @pytest.mark.nightly
@@ -109,8 +110,8 @@ def test_a_megabyte_of_text(model):
   assert len(content) <= len(data) + 13 * 20 + 120
 
 
-def test_a_model_without_window_starts_anew_in_time():
-  """It has room for a row, and no more."""
+def test_a_model_without_window_starts_anew_after_a_row():
+  """Its cache has room for the ids of one row."""
   model = make_model(window=None)
   assert model.reset_interval == 32
   data = bytes(range(97, 123)) * 5
@@ -118,11 +119,11 @@ def test_a_model_without_window_starts_anew_in_time():
   assert decompress(model, content) == data
 
 
-def test_frequencies_are_whole_and_add_up():
+def test_frequencies_of_logits_add_up():
   logits = np.random.default_rng(0).normal(size=(20, 256)) * 10
   logits[0] = 0
   logits[1, 7] = 1e4
-  got = np.asarray(jit(frequencies)(logits.astype(np.float32)))
+  got = np.asarray(jit(logit_frequencies)(logits.astype(np.float32)))
   assert got.dtype == np.int32
   assert got.min() == 1
   assert (got.sum(axis=1) == 2**PRECISION_BITS).all()
@@ -130,6 +131,32 @@ def test_frequencies_are_whole_and_add_up():
   p = np.exp(logits - logits.max(1, keepdims=True))
   p /= p.sum(1, keepdims=True)
   np.testing.assert_allclose(got / 2**PRECISION_BITS, p, atol=3e-4)
+
+
+def test_frequencies_of_counts_add_up():
+  counts = np.array([0, 5, 1000, 0, 3])
+  got = count_frequencies(counts)
+  assert got.sum() == 2**PRECISION_BITS
+  p = (counts + 0.5) / (counts.sum() + 2.5)
+  np.testing.assert_allclose(got / 2**PRECISION_BITS, p, atol=1e-5)
+
+
+@pytest.mark.parametrize('is_shared', [False, True])
+def test_symbols_and_the_head_come_back(is_shared):
+  rng = np.random.default_rng(0)
+  table = logit_frequencies(rng.normal(size=(100, 7)).astype(np.float32))
+  table = np.asarray(table)[0] if is_shared else np.asarray(table)
+  symbols_N = rng.integers(0, 7, 100).astype(np.int32)
+  encoder = RangeCoder()
+  encoder.head([3, 2**32 - 1])
+  encoder.code(table, symbols_N)
+  encoder.code(np.array([2**PRECISION_BITS]), np.zeros(5, np.int32))
+  decoder = RangeCoder(encoder.finish())
+  assert decoder.head([0, 0]) == [3, 2**32 - 1]
+  got_N = decoder.code(table, np.zeros(100, np.int32))
+  assert got_N.tolist() == symbols_N.tolist()
+  got_N = decoder.code(np.array([2**PRECISION_BITS]), np.ones(5, np.int32))
+  assert got_N.tolist() == [0] * 5
 
 
 def test_damage_is_found_everywhere(model):

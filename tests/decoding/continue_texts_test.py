@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator import inference
 from abstractinator.codes.codes import Codes
 from abstractinator.decoding import continue_texts
 from abstractinator.decoding import continue_texts as texts
+from abstractinator.evaluation import row_programs
 from tests.helpers import generation_rows, tiny_run
 
 LENGTH = 32
@@ -127,7 +127,7 @@ def test_without_a_top_lm_the_last_code_goes_on(lone):
   ids = np.zeros((1, LENGTH), np.int32)
   ids[0, : len(prompt)] = list(prompt)
   document = np.where(np.arange(LENGTH) < len(prompt), 0, -1)[None]
-  _, count, codes = inference.compress_program(
+  _, count, codes = row_programs.compress_rows(
     lone._model, lone._variables, ids, document.astype(np.int32), number=0
   )
   last = codes[0, count[0] - 1]

@@ -16,7 +16,6 @@ import pytest
 
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.evaluation.likelihood import TOP_LM_SUMS, expansion_sums
 from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 from abstractinator.runs.state import variables_of
@@ -154,11 +153,12 @@ def test_no_model_takes_less_than_the_entropy(num_levels, num_codes, num_seeds):
 
 def expected_costs(evaluator, texts, p_T, add_eos=True):
   """Bits of a document, part by part."""
-  names = [*expansion_sums(len(evaluator.config.model.levels)), *TOP_LM_SUMS]
-  found = dict.fromkeys(names, 0.0)
+  found = {}
   passages = [Passage(bytes_to_ids(text, add_eos=add_eos)) for text in texts]
   for scored in evaluator.score(passages, alone=True):
     for row, (window,) in enumerate(scored.windows):
-      for name in names:
-        found[name] += p_T[window.passage] * float(scored.sums[name][row])
+      for name, bits_B in scored.sums.flattened().items():
+        if name.endswith(('expander_bits', 'end_bits', 'code_bits')):
+          bits = p_T[window.passage] * float(bits_B[row])
+          found[name] = found.get(name, 0.0) + bits
   return found

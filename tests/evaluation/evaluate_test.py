@@ -173,10 +173,12 @@ def test_command_and_its_levels(pyramid, tmp_path, capsys):
   }
   assert set(noisy) == {f'noise/{k}/{name}' for k in KINDS for name in names}
   assert len({noisy[f'noise/{k}/total_bits_per_byte'] for k in KINDS}) == 5
-  edits = {k for k in figures if '/edit_' in k}
-  assert len(edits) == 6
-  for name in edits:
-    assert figures.pop(name) >= 0
+  edits = {k: figures.pop(k) for k in list(figures) if '/edit_' in k}
+  assert set(edits) == {
+    f'level{i}/edit_{name}'
+    for i in range(2)
+    for name in ('changed_segments', 'reach_bytes_p50', 'reach_bytes_p95')
+  }
   of_levels = {f'level{i}/{name}' for i in range(2) for name in LEVEL_FIGURES}
   assert set(figures) == of_levels | (FIGURES - LEVEL_FIGURES)
   assert figures['code_model'] == 'top_lm'

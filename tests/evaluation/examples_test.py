@@ -95,7 +95,7 @@ def test_distributions():
   found = distributions.Distributions(config.levels)
   found.add(LEVELS)
   found.add(LEVELS)
-  histograms = found.histograms()
+  histograms = found.histograms().flattened()
   assert list(histograms) == [
     'level0/entropy_bits',
     'level0/segment_length',

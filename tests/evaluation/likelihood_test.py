@@ -248,7 +248,7 @@ def test_bits_are_those_of_a_decoder(evaluator):
   # Alone, as the reference is: which windows share a row changes how slots run
   # short.
   for scored in evaluator.score(passages, alone=True):
-    for name, value in scored.sums.items():
+    for name, value in scored.sums.flattened().items():
       got[name] = got.get(name, 0.0) + float(value.sum(dtype=np.float64))
   assert got['num_bytes'] == num_bytes
   for name, value in expected.items():

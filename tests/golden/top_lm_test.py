@@ -340,7 +340,7 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
     distance='squared',
     method='stage_logits',
   ).logits[0]
-  found = metrics.summarize(
+  found = metrics.summarize_level(
     metrics.continuous_metrics(output, sequence, terms, quantized, scores)
   )
   for name, original_name in DIAGNOSTICS.items():

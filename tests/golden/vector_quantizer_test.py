@@ -90,7 +90,7 @@ def test_golden_vq_perplexity_of_a_batch(golden):
     ).astype(np.float64)
     # No code has the number of padding where there are fewer.
     counts[ctor['padding_token_id'] :][:1] = 0
-    summary = metrics.summarize(
+    summary = metrics.summarize_level(
       {'code_counts': metrics.Mean(np.maximum(counts, 1e-5), 1.0)}
     )
     np.testing.assert_allclose(

@@ -1,8 +1,8 @@
-"""Files of documents, written and read."""
+"""Files of documents, and the names and contents of opened documents."""
 
 
 def write(root, **files):
-  """Writes files by name, '__' standing for '/' and '_' for '.'."""
+  """Writes files by name, with '__' for '/' and '_' for '.'."""
   for name, content in files.items():
     path = root / name.replace('__', '/').replace('_', '.')
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ class Generator:
     num_traces: How often each was traced.
   """
 
-  def __init__(self, model, variables, size, capacity, method='rescore'):
+  def __init__(self, model, variables, size, capacity):
     self.model, self.variables, self.size = model, variables, size
     self.num_traces = {'start': 0, 'extend': 0}
 
@@ -83,7 +83,7 @@ class Generator:
         variables,
         *args,
         method=lambda m, *args: generation.start(
-          m, *args, capacity=capacity, num_slots=SLOTS, method=method
+          m, *args, capacity=capacity, num_slots=SLOTS
         ),
       )
 

@@ -83,7 +83,7 @@ def perplexity(counts_K, unused):
   """The original's, of moving averages: none below 1e-5."""
   counts_K = np.array(counts_K)
   counts_K[[c for c in unused if c < len(counts_K)]] = 0
-  summary = metrics.summarize(
+  summary = metrics.summarize_level(
     {'code_counts': metrics.Mean(1e3 * np.maximum(counts_K, 1e-5), 1.0)}
   )
   return summary['codebook_perplexity']

@@ -1,4 +1,4 @@
-"""Runs of `train.py` in several processes on this machine, as on hosts."""
+"""Runs of `train.py` in one or several processes on this machine."""
 
 import json
 import os
@@ -7,7 +7,14 @@ import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from abstractinator.runs import checkpoint
 from tests.helpers import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +30,9 @@ def write_corpus(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def settings(corpus: pathlib.Path, config='tiny', steps=STEPS) -> list[str]:
+def settings(
+  corpus: pathlib.Path, config: str = 'tiny', steps: int = STEPS
+) -> list[str]:
   return [
     f'--config={ROOT}/configs/{config}.py',
     f'--config.data.train={corpus}/*.txt',
@@ -42,14 +51,19 @@ def settings(corpus: pathlib.Path, config='tiny', steps=STEPS) -> list[str]:
   ]
 
 
-def start(args, processes=1, devices=8, own=()) -> list[subprocess.Popen]:
+def start(
+  args: Sequence[str],
+  processes: int = 1,
+  devices: int = 8,
+  own: Sequence[list[str]] = (),
+) -> list[subprocess.Popen]:
   """Starts the processes of a run.
 
   Args:
-    args: Of `train.py`.
-    processes: How many.
-    devices: Of each.
-    own: More arguments, of each; none by default.
+    args: Arguments of `train.py`.
+    processes: Number of processes.
+    devices: Number of devices of each process.
+    own: More arguments for each process; none by default.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -81,8 +95,19 @@ def start(args, processes=1, devices=8, own=()) -> list[subprocess.Popen]:
   return started
 
 
+def wait_until(
+  condition: Callable[[], object], started: list[subprocess.Popen]
+) -> None:
+  """Waits until a condition holds, while all processes of a run go on."""
+  deadline = time.monotonic() + 300
+  while not condition():
+    assert all(p.poll() is None for p in started), finish(started)
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
 def finish(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-  """Waits; the status, output and errors of each."""
+  """Waits for processes; returns the status, output and errors of each."""
   try:
     ended = [process.communicate(timeout=400) for process in started]
   finally:
@@ -94,8 +119,8 @@ def finish(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
   ]
 
 
-def run(args, processes=1, devices=8) -> None:
-  """A run that has to come to its end."""
+def run(args: Sequence[str], processes: int = 1, devices: int = 8) -> None:
+  """Makes a run, which has to reach its end."""
   for number, (code, out, err) in enumerate(
     finish(start(args, processes, devices))
   ):
@@ -104,7 +129,7 @@ def run(args, processes=1, devices=8) -> None:
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
-  """Of each step."""
+  """Returns the loss of each step of a run."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   values = [json.loads(line) for line in lines]
   found = {
@@ -112,3 +137,23 @@ def losses(workdir: pathlib.Path) -> list[float]:
   }
   assert list(found) == list(range(1, len(found) + 1))
   return list(found.values())
+
+
+def assert_same_state(a: pathlib.Path, b: pathlib.Path, step: int) -> None:
+  """Requires that all arrays of a step are equal in two runs."""
+  found, expected = (_arrays(workdir, step) for workdir in (a, b))
+  assert found.keys() == expected.keys()
+  for path, array in found.items():
+    np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def _arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """Reads every array of a checkpoint by path, without the model."""
+  directory = workdir.absolute() / 'checkpoints' / str(step) / 'state'
+  checkpointer = ocp.PyTreeCheckpointer()
+  restore_args = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+    checkpointer.metadata(directory).item_metadata.tree,
+  )
+  tree = checkpointer.restore(directory, restore_args=restore_args)
+  return checkpoint.by_path(tree)

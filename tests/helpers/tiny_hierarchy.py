@@ -1,10 +1,11 @@
-"""Untrained hierarchies whose predictions say something, to compress under."""
+"""Untrained models whose predictions differ, for tests of compression."""
 
 import dataclasses
 import json
 
 import jax
 
+from abstractinator.compression.hierarchy_level import CodingShapes
 from abstractinator.compression.hierarchy_model import HierarchyModel
 from abstractinator.config import RunConfig
 from abstractinator.runs.state import variables_of
@@ -14,7 +15,7 @@ ROW = 128
 
 
 def louder(variables):
-  """Predictions that depend on all that they are given."""
+  """Returns parameters that make predictions depend on all inputs."""
 
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -27,10 +28,11 @@ def louder(variables):
   return jax.tree_util.tree_map_with_path(leaf, variables)
 
 
-def make(config, seed=3):
-  """A model, and the variables it was made with."""
+def make(config, seed=3, **shapes):
+  """Returns a model that encodes a row at a time, and its variables."""
   variables = louder(variables_of(tiny_run.random_state(config, seed)))
-  return HierarchyModel(config, variables), variables
+  shapes = CodingShapes(row_ids=ROW, batch_ids=ROW, **shapes)
+  return HierarchyModel(config, variables, shapes), variables
 
 
 def pyramid_config():
@@ -42,7 +44,7 @@ def pyramid_config():
 
 
 def config_of(context='segment', **kwargs):
-  """Of rows that are one lane."""
+  """Returns the config of a level whose rows are one lane."""
   config = tiny_run.config(context=context, **kwargs)
   (level,) = config.model.levels
   expander = dataclasses.replace(level.expander, window=16)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator.config import MeshConfig, RunConfig
+from abstractinator.objective.metrics import Metrics
 from abstractinator.runs import sharding
-from abstractinator.runs.state import variables_of
+from abstractinator.runs.state import TrainState, variables_of
 from abstractinator.training.program import make_program
 from abstractinator.types import EOS_ID, NUM_BYTES, Batch
 from configs import tiny, tiny_2level
 
 SIZE, ROWS = 48, 16
-# Of which levels have odd numbers of slots, 23 and 19.
+# Rows of this size give levels odd numbers of slots, 23 and 19.
 TEXT_SIZE = 32
 MESHES = {
   'one': (1, 1, 1),
@@ -27,7 +28,7 @@ MESHES = {
 
 
 def make_values(levels=2):
-  """The config, to be edited, of one level or two."""
+  """Returns a config of one or two levels, to be edited."""
   values = tiny_2level.get_config()
   values.model.levels = values.model.levels[:levels]
   values.data.sequence_length, values.data.batch_size = SIZE, ROWS
@@ -38,10 +39,10 @@ def make_values(levels=2):
   for level in values.model.levels:
     tiny.make_small(level, d_model=16)
     level.quantizer.codebook_size, level.quantizer.code_dim = 16, 8
-    # So that codes are replaced within a few steps.
+    # Codes are replaced within a few steps.
     level.quantizer.reset_interval_steps = 4
     level.quantizer.reset_after_steps = 4
-    # What is drawn at random has to be the same on every mesh, too.
+    # Random draws have to be the same on every mesh, too.
     level.expander.byte_dropout = 0.2
     level.segmentation.threshold = 3.0
     level.segmentation.capacity_length = 2.5
@@ -57,7 +58,7 @@ def make_config(values=None) -> RunConfig:
 
 
 def make_batch(step: int, rows: int = ROWS) -> Batch:
-  """Rows of two documents each, all different."""
+  """Returns rows of two documents each, all different."""
   rng = np.random.default_rng(step)
   ids = rng.integers(0, 64, (rows, SIZE)).astype(np.int32) % NUM_BYTES
   document = np.zeros((rows, SIZE), np.int32)
@@ -68,7 +69,7 @@ def make_batch(step: int, rows: int = ROWS) -> Batch:
 
 
 def make_text(step: int, rows: int, size: int = TEXT_SIZE) -> Batch:
-  """Rows of a few words, in which segments come again and again."""
+  """Returns rows of a few words, in which segments repeat."""
   words = 'the quick brown fox jumps over the lazy dog and so on'.split()
   rng = random.Random(step)
   lines = (' '.join(rng.choices(words, k=size)) for _ in range(rows))
@@ -79,25 +80,25 @@ def make_text(step: int, rows: int, size: int = TEXT_SIZE) -> Batch:
 
 
 class Trained(NamedTuple):
-  """What a few steps on a mesh come to.
+  """Results of a few steps on a mesh.
 
   Attributes:
-    losses: Of each step.
-    codes: Those of every level, of each step.
-    metrics: Those of the last step.
-    state: After the last step, where it lies.
+    losses: Loss of each step, [steps].
+    codes: For each step the codes of every level; -1 in empty slots.
+    metrics: Metrics of the last step.
+    state: State after the last step, on the mesh.
   """
 
   losses: np.ndarray
-  codes: list
-  metrics: dict
-  state: object
+  codes: list[list[np.ndarray]]
+  metrics: Metrics
+  state: TrainState
 
 
 def train(
   config: RunConfig, sizes=MESHES['one'], steps: int = 20, batch_of=make_batch
 ) -> Trained:
-  """Initializes a state in its place and trains it."""
+  """Initializes a state on a mesh and trains it for a few steps."""
   devices = jax.devices()[: int(np.prod(sizes))]
   mesh = sharding.make_mesh(MeshConfig(*sizes), devices)
   program = make_program(config, 'cpu', total_steps=steps)
@@ -111,7 +112,7 @@ def train(
     )
     compressed = [level.compressed for level in output.levels]
     codes = [
-      # What stands in empty slots means nothing.
+      # The codes of empty slots mean nothing.
       jnp.where(c.is_code_BU, c.quantized.codes_BP, -1)
       for c in compressed
     ]
@@ -124,7 +125,7 @@ def train(
     out_shardings=(of_state, everywhere, everywhere),
     donate_argnums=0,
   )
-  losses, codes, found = [], [], {}
+  losses, codes, found = [], [], Metrics()
   with jax.set_mesh(mesh):
     state = jax.jit(program.init, out_shardings=of_state)(key)
     for step in range(steps):
@@ -133,6 +134,6 @@ def train(
       state, found, of_step = step_fn(state, batch)
       found, of_step = jax.device_get((found, of_step))
       codes.append(of_step)
-      mean = found['loss_total']
+      mean = found.whole['loss_total']
       losses.append(mean.total / mean.count)
   return Trained(np.asarray(losses), codes, found, state)

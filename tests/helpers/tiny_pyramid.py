@@ -117,20 +117,19 @@ def assert_metrics_agree(found, num_levels):
   """Checks the metrics of a step, whose bits are the sum of their parts.
 
   Args:
-    found: Means by name, those of a discrete top LM among them.
-    num_levels: At least two, without which levels have no names.
+    found: Metrics of a pyramid with a discrete top LM.
+    num_levels: Number of its levels.
   """
-  for name, mean in found.items():
+  for name, mean in found.flattened().items():
     assert np.isfinite(mean.total).all(), name
   summary = metrics.summarize(found)
-  parts = ['top_lm_code_bits_per_byte', 'top_lm_end_bits_per_byte']
-  for number in range(num_levels):
-    assert 0 < summary[f'level{number}/live_code_fraction'] <= 1
-    parts += [
-      f'level{number}/{part}_bits_per_byte' for part in ('expander', 'end')
-    ]
+  assert len(summary.levels) == num_levels
+  total = sum(
+    summary.whole[f'top_lm_{part}_bits_per_byte'] for part in ('code', 'end')
+  )
+  for level in summary.levels:
+    assert 0 < level['live_code_fraction'] <= 1
+    total += level['expander_bits_per_byte'] + level['end_bits_per_byte']
   np.testing.assert_allclose(
-    summary['total_bits_per_byte'],
-    sum(summary[name] for name in parts),
-    rtol=1e-6,
+    summary.whole['total_bits_per_byte'], total, rtol=1e-6
   )

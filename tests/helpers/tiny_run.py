@@ -1,4 +1,4 @@
-"""A run with an untrained level, for tests of what uses checkpoints."""
+"""Runs with random parameters, for tests of the use of trained runs."""
 
 import functools
 import json
@@ -6,13 +6,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.inference import TrainedPyramid
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.checkpoint import Checkpointer
-from abstractinator.runs.state import abstract_state
+from abstractinator.runs.state import initial_state, variables_of
 from configs import tiny, tiny_2level
 
 
@@ -34,7 +35,7 @@ def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
 
 
 def pyramid_config(num_levels=2) -> RunConfig:
-  """Up to two levels and a top LM."""
+  """Returns the config of up to two levels and a top LM."""
   c = tiny_2level.get_config()
   c.data.sequence_length = 32
   c.model.levels = c.model.levels[:num_levels]
@@ -46,11 +47,9 @@ def pyramid_config(num_levels=2) -> RunConfig:
 
 
 def level(run_config: RunConfig, edit=lambda variables: variables):
-  """Trained in no step, without a checkpoint."""
-  state = random_state(run_config, 3)
-  return TrainedPyramid(
-    run_config, edit({'params': state.params, **state.collections})
-  )
+  """Returns a pyramid with random parameters, without a checkpoint."""
+  variables = variables_of(random_state(run_config, 3))
+  return TrainedPyramid(run_config, edit(variables))
 
 
 def save(
@@ -65,20 +64,24 @@ def save(
 
 @functools.cache
 def _abstract_state(run_config: RunConfig):
-  return abstract_state(
-    make_model(run_config, 'cpu'),
-    run_config.data.sequence_length,
+  init = functools.partial(
+    initial_state,
+    model=make_model(run_config, 'cpu'),
+    optimizer=optax.identity(),
+    batch_size=1,
+    sequence_length=run_config.data.sequence_length,
     method=OBJECTIVES[run_config.objective].init_method,
   )
+  return jax.eval_shape(init, jax.random.key(0))
 
 
 def random_state(run_config: RunConfig, seed: int):
-  """Random numbers in the shape of a state: quicker than to initialize one."""
+  """Returns random numbers in the shapes of a state, faster than its init."""
   abstract = _abstract_state(run_config)
   rng = np.random.default_rng(seed)
 
   def leaf(x):
-    # Scalars are steps, sums, and the threshold of the config.
+    # Scalars are steps, sums and thresholds; they stay 0.
     scale = 0.3 if x.ndim and x.dtype == jnp.float32 else 0.0
     return jnp.asarray(scale * rng.normal(size=x.shape), x.dtype)
 

@@ -1,4 +1,4 @@
-"""Runs that build on other runs, small, and what becomes of them."""
+"""Small runs that build on other runs, and comparisons of their variables."""
 
 import json
 
@@ -7,24 +7,22 @@ import numpy as np
 
 from abstractinator.config import RunConfig
 from abstractinator.runs import checkpoint, sharding
+from abstractinator.runs.checkpoint import by_path
 from abstractinator.runs.state import variables_of
 from abstractinator.training.loop import Run
 from configs import tiny
 
-# Of all devices, which tests replace.
+# The original function, which tests replace.
 make_mesh = sharding.make_mesh
 
 
 def small(values, corpus, edit=lambda values: None) -> RunConfig:
-  """A config made small, with a few steps."""
+  """Returns the config of a run with small layers and few steps."""
   values.data.train = f'{corpus}/*.txt'
   values.data.sequence_length, values.data.batch_size = 32, 8
   values.max_steps, values.num_epochs = 6, 10.0
-  values.log_interval, values.eval_interval, values.checkpoint_interval = (
-    3,
-    6,
-    3,
-  )
+  values.log_interval = values.checkpoint_interval = 3
+  values.eval_interval = 6
   values.eval_batches = values.final_eval_batches = 1
   values.optimizer.warmup_steps = 2
   values.loss.curriculum_steps, values.loss.curriculum_stops = 0, False
@@ -43,21 +41,17 @@ def small(values, corpus, edit=lambda values: None) -> RunConfig:
 
 
 def train(config, workdir):
-  """A whole run; its first variables, its last ones, its last metrics."""
+  """Makes a whole run; returns its first and last variables, and metrics."""
   run = Run(config, str(workdir))
   state = run.start()
   first = jax.device_get(variables_of(state))
-  tags = run.train(state)
-  last = checkpoint.restore_variables(
-    str(workdir),
-    {name: getattr(run._abstract, name) for name in ('params', 'collections')},
-  )
-  last = jax.device_get({'params': last['params'], **last['collections']})
-  return first, last, tags, run
+  summary = run.train(state)
+  last = checkpoint.restore_variables(str(workdir), variables_of(run._abstract))
+  return first, jax.device_get(last), summary, run
 
 
 def take_steps(config, workdir, steps=6):
-  """As `train`, without evaluation and checkpoints; metrics of a step."""
+  """Trains without evaluation and checkpoints; returns as `train` does."""
   run = Run(config, str(workdir))
   state = run.start()
   first = jax.device_get(variables_of(state))
@@ -68,25 +62,19 @@ def take_steps(config, workdir, steps=6):
   return first, last, found, run
 
 
-def by_path(tree):
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
 def changed(a, b):
+  """Returns the paths of the leaves that differ between two trees."""
   a, b = by_path(a), by_path(b)
   assert a.keys() == b.keys()
   return {path for path in a if not np.array_equal(a[path], b[path])}
 
 
 def assert_top_lm_alone_moved(before, first, last):
-  """A run began with the variables of its base, and changed a top LM only."""
+  """Requires that a run began as its base and changed only its top LM."""
   loaded = by_path(first)
   for path, leaf in by_path(before).items():
     np.testing.assert_array_equal(leaf, loaded[path], err_msg=path)
   moved = changed(first, last)
-  # Learned weights of codes that no row has may stay.
+  # Weights of codes that are in no row may stay as they are.
   assert any('stack' in path for path in moved)
   assert all(path.startswith('params/top_lm/') for path in moved)

@@ -1,10 +1,10 @@
-"""Bytes that a lossless codec must give back."""
+"""Texts that a lossless codec must restore."""
 
 import numpy as np
 
 
 def of_any_bytes(num_random: int) -> dict[str, bytes]:
-  """By name; so many are random, which nothing makes shorter."""
+  """Returns texts by name; one has a number of random bytes."""
   return {
     'empty': b'',
     'one byte': b'x',

@@ -1,4 +1,4 @@
-"""Ways to run the blocks of a stack: the same numbers, by other means."""
+"""Remat and scan of the blocks of a stack: the same numbers, other programs."""
 
 import dataclasses
 import functools

@@ -1,3 +1,5 @@
+"""Segments and codes of a compressor: causality, documents, padding."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,13 @@ def level(tiny_level):
 
 
 def slots_of_document(output, batch, row, document):
-  """Slots that hold the segments of a document, in order."""
+  """Returns the slots that hold the segments of a document, in order."""
   is_here = np.asarray(batch.document_BS[row] == document)
   return np.unique(np.asarray(output.segments.index_BS[row])[is_here])
 
 
 def assert_same_segments(a, slots_a, b, slots_b, row_a=0, row_b=0):
-  """Holds codes, pooled and code vectors of two lists of slots equal."""
+  """Asserts that two lists of slots have equal codes and vectors."""
   assert len(slots_a) == len(slots_b) > 0
   assert bool(a.is_valid_BP[row_a, slots_a].all())
   assert bool(b.is_valid_BP[row_b, slots_b].all())
@@ -176,7 +178,7 @@ def test_valid_slots_are_the_segments(level, make_batch):
 
 
 def test_a_segment_has_a_code_of_each_query(tiny_level, make_batch):
-  """Of queries that are equal, the vectors and codes are; of others, not."""
+  """Equal queries give equal vectors and codes, different ones different."""
   one, two = tiny_level(), tiny_level(pooling__num_queries=2)
   batch = make_batch([[23, 12], [3], [40]], SIZE)
   want = one.compress(one.variables, batch)

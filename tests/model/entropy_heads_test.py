@@ -1,6 +1,5 @@
-"""Losses and draws of the heads of an entropy model."""
+"""Losses of the Gaussian head of an entropy model."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model.entropy_model import EntropyOutput, sample_next
 from abstractinator.ops import gaussian
-from abstractinator.types import NUM_BYTES
+from abstractinator.types import EOS_ID, NUM_BYTES
 from tests.helpers import tiny_entropy_model
 from tests.helpers.jitted import jit
 
 SIZE = 12
-NUM_DRAWS = 4000
 
 
 class Model:
@@ -67,8 +64,9 @@ def test_targets_of_the_gaussian_head_get_no_gradient(make_model, make_batch):
   )
   of_id = np.abs(got['embed']['embedding']).max(axis=-1)
   assert of_id[np.asarray(ids[0, :6])].min() > 1e-3
-  # The last id is fed to no position.
-  assert of_id[ids[0, 6]] == 0 or ids[0, 6] in ids[0, :6]
+  # EOS, the last id of each document, is fed to no position.
+  assert EOS_ID == ids[0, 6] == ids[0, 11]
+  assert of_id[EOS_ID] == 0
 
 
 def test_an_id_is_scored_at_its_place_given_those_before_it(
@@ -119,77 +117,3 @@ def test_gaussian_detach_keeps_its_gradient_from_the_stack(
   own = ['gaussian_head'] + ['gaussian_stack'] * (layers > 0)
   for name in own:
     assert largest(name) > 1e-3, name
-
-
-def heads_of(tiny_config, **changes):
-  settings = dict(gaussian_components=2, temperature=1.0) | changes
-  return dataclasses.replace(tiny_config().entropy_heads, **settings)
-
-
-def mixture(log_variance=0.0):
-  """Two predictions, of which a component is likelier in one than the other."""
-  rng = np.random.default_rng(0)
-  return gaussian.Mixture(
-    logits_J=jnp.log(jnp.array([[0.8, 0.2], [0.3, 0.7]])),
-    mean_JD=jnp.asarray(3 * rng.normal(size=(2, 2, 3)), jnp.float32),
-    log_variance_JD=jnp.full((2, 2, 3), log_variance, jnp.float32),
-  )
-
-
-def draws(output, heads):
-  keys = jax.random.split(jax.random.key(0), NUM_DRAWS)
-  return np.asarray(jax.vmap(lambda key: sample_next(key, output, heads))(keys))
-
-
-@pytest.mark.parametrize(
-  ('filters', 'allowed'),
-  [
-    (dict(top_k=1), {2}),
-    (dict(temperature=0.5), {0, 1, 2, 3}),
-    (dict(temperature=0.5, top_k=2), {0, 2}),
-    (dict(top_k=2), {0, 2}),
-    (dict(top_p=0.5), {2}),
-    (dict(top_p=0.7), {0, 2}),
-    (dict(), {0, 1, 2, 3}),
-  ],
-)
-def test_ids_are_drawn_from_the_filtered_logits(tiny_config, filters, allowed):
-  p = np.array([0.25, 0.1, 0.6, 0.05])
-  heads = heads_of(tiny_config, source='logit', **filters)
-  output = EntropyOutput(jnp.log(jnp.asarray(p, jnp.float32))[None], mixture())
-  found = draws(output, heads)
-  assert found.shape == (NUM_DRAWS, 1)
-  assert found.dtype == np.int32
-  assert set(found.ravel().tolist()) == allowed
-  kept = p ** (1 / heads.temperature) * np.isin(np.arange(4), list(allowed))
-  rate = np.bincount(found.ravel(), minlength=4) / NUM_DRAWS
-  # Five deviations.
-  np.testing.assert_allclose(rate, kept / kept.sum(), atol=2.5 / NUM_DRAWS**0.5)
-
-
-@pytest.mark.parametrize('temperature', [1.0, 0.5, 1e-3])
-def test_embeddings_are_drawn_with_the_moments_of_the_mixture(
-  tiny_config, temperature
-):
-  heads = heads_of(tiny_config, source='gaussian', temperature=temperature)
-  m = mixture()
-  # Logits say nothing here.
-  found = draws(EntropyOutput(jnp.zeros((2, 4)), m), heads)
-  assert found.shape == (NUM_DRAWS, 2, 3)
-  p, mean = np.exp(m.logits_J)[..., None], np.asarray(m.mean_JD)
-  want = (p * mean).sum(1)
-  variance = (p * (mean**2 + temperature**2)).sum(1) - want**2
-  # Five deviations.
-  error = 5 * np.sqrt(variance / NUM_DRAWS)
-  assert (np.abs(found.mean(0) - want) < error).all()
-  np.testing.assert_allclose(found.var(0), variance, rtol=0.15)
-
-
-def test_sharp_components_are_drawn_as_often_as_they_weigh(tiny_config):
-  heads = heads_of(tiny_config, source='gaussian')
-  m = mixture(log_variance=-20.0)
-  found = draws(EntropyOutput(jnp.zeros((2, 4)), m), heads)
-  distance = np.abs(found[:, :, None] - m.mean_JD).max(axis=-1)
-  assert distance.min(axis=-1).max() < 1e-3
-  rate = (distance.argmin(axis=-1) == 0).mean(axis=0)
-  np.testing.assert_allclose(rate, [0.8, 0.3], atol=2.5 / NUM_DRAWS**0.5)

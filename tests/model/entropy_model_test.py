@@ -1,3 +1,5 @@
+"""Predictions of an entropy model: which ids they are made from."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -1,11 +1,14 @@
 """Steps of an expander after a prefill against whole rows."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abstractinator.model.transformer import StepCodes
 from abstractinator.types import BOS_ID, EOS_ID
 from tests.helpers.jitted import jit
 from tests.model.expander_test import LATENT
@@ -65,7 +68,7 @@ def test_steps_after_a_prefill_give_the_states_of_the_row(tiny_level, wiring):
 
 @pytest.mark.parametrize('context', ['segment', 'window', 'full'])
 def test_an_id_beyond_the_capacity_is_no_number(tiny_level, context):
-  """With all ids in sight; the other rows, and other contexts, go on."""
+  """NaN with context 'full' only, and only in the row that is full."""
   level = tiny_level(expander__context=context)
   batch, _ = make_rows()
   run = jit(level.model.apply, method=_step_into_full_caches)
@@ -76,16 +79,17 @@ def test_an_id_beyond_the_capacity_is_no_number(tiny_level, context):
 
 
 def _step_into_full_caches(model, ids, document, row):
-  """One id more; the second row's is one too many, the third has none."""
+  """Adds an id to each row: one too many in the second, none in the third."""
   compressed, expander = model.compressor(ids, document, row), model.expander
   memory = compressed.quantized.vectors_BPD
   _, cache = expander.prefill(
     *(ids, document, compressed.segments, memory),
     expander.init_cache(ROWS, SIZE),
   )
-  cache = cache.replace(length_B=jnp.array([SIZE - 1, SIZE, SIZE]))
+  length_B = jnp.array([SIZE - 1, SIZE, SIZE])
+  cache = dataclasses.replace(cache, length_B=length_B)
   zero = jnp.zeros(ROWS, jnp.int32)
-  own = (expander.remember(memory), zero[:, None], zero[:, None])
+  own = StepCodes(expander.remember(memory), zero[:, None], zero[:, None])
   active = jnp.array([True, True, False])
   return expander.step(ids[:, 0], zero, zero, cache, active, own)[0]
 
@@ -113,7 +117,7 @@ def test_rows_longer_than_the_capacity_are_refused(tiny_level, context):
 
 
 def _whole_and_stepped(model, ids, document, row, cut_B):
-  """States of whole rows; and after a prefill of their beginnings, by steps."""
+  """Returns states of whole rows, and of steps after a prefill of prefixes."""
   compressed, expander = model.compressor(ids, document, row), model.expander
   segments, memory = compressed.segments, compressed.quantized.vectors_BPD
   cache = expander.init_cache(ROWS, SIZE)
@@ -121,7 +125,7 @@ def _whole_and_stepped(model, ids, document, row, cut_B):
   whole, _ = expander.prefill(ids, document, segments, memory, cache)
   is_in = jnp.arange(SIZE) < cut_B[:, None]
   states, cache = expander.prefill(
-    # What stands in the place of ids to come is not read.
+    # Ids that are still to come are not read.
     jnp.where(is_in, ids, 99),
     jnp.where(is_in, document, -1),
     jax.tree.map(
@@ -146,7 +150,9 @@ def _whole_and_stepped(model, ids, document, row, cut_B):
       group[row, at],
       cache,
       active,
-      (remembered, segments.index_BS[row, at, None], lowest[row, at, None]),
+      StepCodes(
+        remembered, segments.index_BS[row, at, None], lowest[row, at, None]
+      ),
     )
     kept = states.at[row, jnp.where(active, at, SIZE)].set(state, mode='drop')
     return (kept, cache, number + 1), None
@@ -166,6 +172,6 @@ def _starts(document):
 
 
 def _lowest(segments, document):
-  """First slot of each id's document."""
+  """Returns the first slot of each id's document, [B, S]."""
   first = jnp.where(_starts(document), segments.index_BS, -1)
   return jax.lax.cummax(first, axis=1)

@@ -1,4 +1,4 @@
-"""What the expander reads for a prediction, and what it says of ends."""
+"""Predictions of an expander: the ids and codes they read, and the ends."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +67,7 @@ def expand(level, ids_BS, memory_BUD):
 
 
 def sees_ids(level):
-  """[j, s]: the prediction of id s may read id j."""
+  """Returns [j, s], True if the prediction of id s may read id j."""
   _, document, segments = make_row()
   c = level.config.expander
   j, s = np.arange(SIZE)[:, None], np.arange(SIZE)[None, :]
@@ -85,7 +85,7 @@ def sees_ids(level):
 
 
 def sees_codes(level):
-  """[u, s]: the prediction of id s may read code u."""
+  """Returns [u, s], True if the prediction of id s may read code u."""
   _, document, segments = make_row()
   c = level.config.expander
   index = segments.index_BS
@@ -96,7 +96,7 @@ def sees_codes(level):
   direct = (p <= index) & (p >= index - c.lookback) & (p >= lowest)
   if c.context == 'segment':
     return direct
-  # What the ids within reach have read before the last self-attention.
+  # Codes that the ids within reach have read before the last self-attention.
   reach = SIZE if c.context == 'full' else (c.num_layers - 1) * c.window
   seen = direct.copy()
   for s in range(SIZE):
@@ -123,7 +123,7 @@ def test_predictions_read_exactly_the_ids_before_in_their_context(level):
   np.testing.assert_array_equal(
     np.any(logits != logits_changed, axis=-1)[:, real], expected[:, real]
   )
-  # Whether a segment ends at an id is said of the id itself too.
+  # The head of ends reads the id itself, too.
   np.testing.assert_array_equal(
     (ends != ends_changed)[:, real],
     (expected | np.eye(SIZE, dtype=bool))[:, real],

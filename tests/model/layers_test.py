@@ -1,10 +1,11 @@
+"""Layers against plain computations."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from abstractinator.model import layers
-from abstractinator.model.transformer import SwiGLU
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -41,7 +42,7 @@ def test_a_decoder_is_fed_the_id_before():
 
 
 def test_a_feed_forward_layer_is_gated_by_silu():
-  model = SwiGLU(hidden=3, depth=2, dtype=jnp.float32)
+  model = layers.SwiGLU(hidden=3, depth=2, dtype=jnp.float32)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), jnp.float32)
   variables = model.init(jax.random.key(0), x)
   params = jax.tree.map(np.asarray, variables['params'])

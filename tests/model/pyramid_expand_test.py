@@ -1,4 +1,4 @@
-"""Ids predicted from the codes that a top LM predicts."""
+"""Predictions of ids from the codes that a top LM predicts."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ def expanding(kind, mode='discrete', lower=()):
 def test_the_mean_vector_is_that_of_all_codes(variant):
   model = tiny_quantizer.model(**tiny_quantizer.VARIANTS[variant])
   variables = jit(model.init)(jax.random.key(0), *tiny_quantizer.inputs())
-  sizes = model.stage_sizes
+  sizes = model.config.stage_sizes
   rng = np.random.default_rng(0)
   probabilities = tuple(
     jax.nn.softmax(jnp.asarray(rng.normal(size=(2, 3, size)), jnp.float32))
@@ -44,7 +44,7 @@ def test_the_mean_vector_is_that_of_all_codes(variant):
   )
 
   def vectors(quantizer):
-    every = jnp.arange(quantizer.num_codes)[None]
+    every = jnp.arange(quantizer.config.num_codes)[None]
     return quantizer.expected(probabilities), quantizer.lookup(every)[0]
 
   mean, of_code_ND = jit(model.apply, method=vectors)(variables)
@@ -115,7 +115,7 @@ def test_what_it_costs_teaches_the_top_lm_and_moves_no_codebook(mode):
     output, after = tiny_pyramid.make_model(config).apply(
       {'params': params, **collections}, batch, mutable=list(collections)
     )
-    terms = losses.pyramid_terms(output)
+    terms = losses.pyramid_terms(output).whole
     return terms.get('top_lm_expander', jnp.zeros(())), after
 
   run = jit(jax.grad(functools.partial(cost, config=config), has_aux=True))

@@ -1,4 +1,4 @@
-"""What predictions of a pyramid are made of, and what its losses teach."""
+"""Causality of a pyramid, and the parameters that its losses move."""
 
 import functools
 
@@ -28,18 +28,18 @@ def changed_at(batch, position):
 
 @kinds
 def test_no_prediction_knows_what_comes_after_it(kind):
-  """Changing a byte changes nothing before it, at any level."""
+  """A change of a byte changes nothing before it, at any level."""
   pyramid = make(FORMS[kind])
   batch = make_rows([(29, 0), (11, 1)])
   before = pyramid.call(batch)
   reached = 0
   for position in (3, 10, 17, 26):
     after = pyramid.call(changed_at(batch, position))
-    # A prediction at the place of an id is made of the ids before it.
+    # Predictions of the id at a place are made from the ids before it.
     place = position
     for number, expander in enumerate(pyramid.expand):
       a, b = before.levels[number], after.levels[number]
-      # The codes of the level are given, whatever became of them.
+      # Both expanders are given the codes of the unchanged row.
       quantized = a.compressed.quantized
       given = b.replace(compressed=b.compressed.replace(quantized=quantized))
       given = after.replace(
@@ -83,7 +83,7 @@ def test_documents_rows_and_padding_do_not_touch_each_other(kind):
   together = make_rows([(23, 0), (12, 1)], [(40, 2)])
   alone = make_rows([(12, 1)], [(40, 2)], [(23, 0)])
   a, b = pyramid.call(together), pyramid.call(alone)
-  of_a, of_b = losses.pyramid_terms(a), losses.pyramid_terms(b)
+  of_a, of_b = (losses.pyramid_terms(x).flattened() for x in (a, b))
   assert set(of_a) > {'level1/expander', 'top_lm_code', 'top_lm_end'}
   for name in of_a:
     assert np.isfinite(of_a[name])
@@ -103,14 +103,14 @@ TERMS = ('level1/entropy_model', 'level1/expander', 'top_lm_code')
 
 @functools.cache
 def gradient_of_terms(config):
-  """Of parameters, of a sum of terms by their weights: one compilation."""
+  """Returns a function from weights of `TERMS` to gradients of parameters."""
   pyramid = make(config)
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
   rest = {k: v for k, v in pyramid.variables.items() if k != 'params'}
 
   def loss(params, weights):
     output = pyramid.model.apply({'params': params, **rest}, batch)
-    terms = losses.pyramid_terms(output)
+    terms = losses.pyramid_terms(output).flattened()
     return sum(
       weight * terms[term] for term, weight in zip(TERMS, weights, strict=True)
     )
@@ -120,7 +120,7 @@ def gradient_of_terms(config):
 
 
 def gradient_paths(term, config):
-  """Parameters that a term moves."""
+  """Returns the paths of the parameters that a term moves."""
   weights = jnp.asarray([float(term == other) for other in TERMS])
   found = jax.tree_util.tree_leaves_with_path(
     gradient_of_terms(config)(weights)
@@ -178,7 +178,7 @@ WINDOW = tiny_pyramid.make_config(
 
 @pytest.mark.parametrize('config', [TWO, WINDOW], ids=['segment', 'window'])
 def test_documents_decode_as_they_do_alone(config):
-  # So that segments go on: untrained, both heads say that they end at once.
+  # Untrained heads end every segment at once; negated, they let it go on.
   pyramid = Pyramid(
     config,
     lambda path, x: -x if 'end_head' in jax.tree_util.keystr(path) else x,

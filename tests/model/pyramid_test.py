@@ -1,4 +1,4 @@
-"""What a pyramid is made of: parameters, codes, statistics."""
+"""Pyramids: parameters, codes between levels, statistics."""
 
 import functools
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from abstractinator.evaluation.reconstruction import top_slots
-from abstractinator.model.level import Abstractinator, advance
+from abstractinator.model.level import Abstractinator
+from abstractinator.model.pyramid import advance_collections
 from abstractinator.types import NUM_BYTES, Batch, Special
 from tests.helpers import tiny_pyramid
 from tests.helpers.compiled_pyramid import FORMS, SIZE, TWO, make, make_rows
@@ -30,15 +31,29 @@ def shapes(model):
 
 
 @pytest.mark.parametrize('top_lm', [None, 'discrete'])
-def test_a_single_level_keeps_the_names_of_its_parameters(top_lm):
-  config = tiny_pyramid.make_config({}, top_lm=top_lm)
+def test_a_single_level_starts_as_it_does_without_a_pyramid(top_lm):
+  """Its variables lie under `level_0`, and are the same numbers."""
+  config = tiny_pyramid.make_config(
+    {'expander.byte_dropout': 0.5}, top_lm=top_lm
+  )
   alone = Abstractinator(config.levels[0], NUM_BYTES, XLA, jnp.float32)
-  found = paths(shapes(tiny_pyramid.make_model(config)))
-  of_top = {name for name in found if name.startswith('params/top_lm/')}
-  assert bool(of_top) == (top_lm is not None)
-  assert {
-    name: shape for name, shape in found.items() if name not in of_top
-  } == paths(shapes(alone))
+  pyramid = tiny_pyramid.make_model(config)
+  batch = make_rows([(23, 0), (12, 1)])
+  want, found = (
+    dict(jit(model.init)(jax.random.key(0), batch))
+    for model in (alone, pyramid)
+  )
+  assert ('top_lm' in found['params']) == (top_lm is not None)
+  for name, variables in want.items():
+    assert set(found[name]) - {'top_lm'} == {'level_0'}
+    jax.tree.map(
+      np.testing.assert_array_equal, found[name]['level_0'], variables
+    )
+  # So are the ids that are hidden from the expander.
+  rngs = {'byte_dropout': jax.random.key(1)}
+  a = jit(alone.apply)(want, batch, rngs=rngs).expanded.nats_BS
+  b = jit(pyramid.apply)(found, batch, rngs=rngs).levels[0].expanded.nats_BS
+  np.testing.assert_array_equal(a, b)
 
 
 def test_parameters_of_a_level_over_codes():
@@ -143,7 +158,7 @@ def test_codes_have_a_probability_that_adds_up_to_one(kind):
 
 
 def test_statistics_after_microbatches_are_those_of_the_batch():
-  """Of the second level: three microbatches, then one step of the states."""
+  """Three microbatches, then the end of the step, at the second level."""
   pyramid = make(TWO)
   batch = tiny_pyramid.make_batch(
     [[(23, 0), (12, 1)], [(40, 2)], [(31, 3)]], 40
@@ -155,13 +170,16 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
   output, whole = apply({'params': params, **start}, batch)
   parts = start
   for row in (2, 0, 1):
-    # Its row alone, and empty ones for one compilation.
+    # One row, and empty ones, so that all shapes are the same.
     is_other = jnp.arange(3)[:, None] != row
     micro = batch.replace(
       document_BS=jnp.where(is_other, -1, batch.document_BS)
     )
     _, parts = apply({'params': params, **parts}, micro)
-  for a, b in ((whole, parts), (advance(whole), advance(parts))):
+  for a, b in (
+    (whole, parts),
+    (advance_collections(whole), advance_collections(parts)),
+  ):
     state_a, state_b = (
       x['vq']['level_1']['compressor']['quantizer']['state'] for x in (a, b)
     )
@@ -175,7 +193,9 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
   state = whole['vq']['level_1']['compressor']['quantizer']['state']
   counts = output.levels[1].compressed.segments.count_B
   assert float(state.hits_K.sum()) == float(counts.sum()) > 0
-  moved = advance(whole)['vq']['level_1']['compressor']['quantizer']['state']
+  moved = advance_collections(whole)['vq']['level_1']['compressor'][
+    'quantizer'
+  ]['state']
   assert int(moved.step) == 1
 
 

@@ -1,4 +1,4 @@
-"""What holds of every quantizer."""
+"""Properties of every quantizer."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model import level
+from abstractinator.model.pyramid import advance_collections
 from abstractinator.ops import digits as digits_lib
 from tests.helpers import tiny_quantizer
 from tests.helpers.tiny_quantizer import VARIANTS, WITH_STATE, inputs
@@ -19,7 +19,7 @@ def make(variant):
   return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
 
 
-advance = jax.jit(level.advance)
+advance = jax.jit(advance_collections)
 
 
 def assert_same(a, b):
@@ -27,7 +27,7 @@ def assert_same(a, b):
 
 
 def states(collections):
-  """The codebooks, by stage."""
+  """Returns the codebooks of a collection, by stage."""
   return jax.tree.leaves(collections, is_leaf=lambda x: hasattr(x, 'hits_K'))
 
 
@@ -38,16 +38,14 @@ with_state = pytest.mark.parametrize('variant', WITH_STATE)
 @all_variants
 def test_codes_are_made_of_digits_and_lookup_gives_their_vectors(variant):
   model, variables = make(variant)
+  sizes = model.config.stage_sizes
   output = model.apply(variables, *inputs())
   codes, digits = np.asarray(output.codes_BP), np.asarray(output.digits_BPM)
-  assert digits.shape == (*codes.shape, model.num_stages)
+  assert digits.shape == (*codes.shape, len(sizes))
   assert digits.dtype == codes.dtype == np.int32
   assert digits.min() >= 0
-  assert (digits < np.array(model.stage_sizes)).all()
-  np.testing.assert_array_equal(
-    codes, digits_lib.compose(digits, model.stage_sizes)
-  )
-  assert model.num_codes == np.prod(model.stage_sizes)
+  assert (digits < np.array(sizes)).all()
+  np.testing.assert_array_equal(codes, digits_lib.compose(digits, sizes))
   # The forward pass adds the entry as y + (entry - y), which rounds.
   np.testing.assert_allclose(
     model.apply(variables, output.codes_BP, method='lookup'),
@@ -59,7 +57,7 @@ def test_codes_are_made_of_digits_and_lookup_gives_their_vectors(variant):
 
 @all_variants
 def test_the_gradient_is_that_of_the_projections_alone(variant):
-  """Whatever the number of stages: as if nothing were quantized."""
+  """It is as if nothing were quantized, whatever the number of stages."""
   model, variables = make(variant)
   x, is_valid, row = inputs()
   weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), x.dtype)
@@ -116,7 +114,7 @@ def test_empty_slots_change_no_bit(variant):
   model, variables = make(variant)
   x, is_valid, row = inputs()
   other = jnp.where(is_valid[..., None], x, jnp.float32(1e6))
-  # More empty slots, and a row of nothing else.
+  # More empty slots, and an empty row.
   row_more = jnp.append(row, 99)
   (output, collections), (output_2, collections_2) = (
     model.apply(variables, x, is_valid, row, mutable=['vq']) for x in (x, other)
@@ -163,7 +161,7 @@ def test_four_microbatches_make_the_state_of_the_batch(variant):
 
 
 def assert_states_agree(a, b):
-  """Equal, up to the rounding of sums."""
+  """Asserts that states are equal, up to the rounding of sums."""
   for name, value in vars(a).items():
     if name in ('ema_sum_KC', 'codebook_KC', 'reservoir_RC'):
       np.testing.assert_allclose(value, getattr(b, name), atol=2e-6)
@@ -180,7 +178,7 @@ def test_only_the_direction_counts_with_cosine(variant):
   scaled = model.apply(variables, x * scale[..., None], is_valid, row)
   np.testing.assert_array_equal(output.codes_BP, scaled.codes_BP)
   np.testing.assert_allclose(output.vectors_BPD, scaled.vectors_BPD, atol=2e-6)
-  # Vectors of length 0 are vectors too.
+  # Vectors of length 0 have finite gradients.
   grad = jax.grad(
     lambda x: model.apply(variables, x, is_valid, row).vectors_BPD.sum()
   )(jnp.zeros_like(x))
@@ -214,7 +212,7 @@ def test_a_codebook_learned_by_gradient_moves_to_its_vectors(variant):
     before = value if before is None else before
     params = jax.tree.map(lambda p, g: p - 0.3 * g, params, grads)
   assert float(value) < 0.7 * float(before)
-  # It is the distance of the commitment, which leaves the codebook alone.
+  # The commitment loss is the same number, and leaves the codebook alone.
   np.testing.assert_array_equal(output.codebook_distance_BP, output.distance_BP)
   still = jax.grad(
     lambda p: model.apply({'params': p}, *args).distance_BP.sum()
@@ -238,7 +236,7 @@ def test_no_other_codebook_learns_by_gradient(variant):
 
 @pytest.mark.parametrize('kind', ['vq', 'rvq'])
 def test_forbidden_codes_are_never_chosen_and_protected_ones_never_moved(kind):
-  """Vectors at the very entries; every step replaces what is dead."""
+  """Vectors lie on the entries; every step replaces dead entries."""
   model = tiny_quantizer.model(
     kind=kind, forbidden=(1, 4), protected=(0,), reset_after_steps=1
   )

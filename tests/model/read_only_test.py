@@ -1,4 +1,4 @@
-"""A quantizer that a top LM uses is left as it was."""
+"""Read-only use of a quantizer: no statistics, no gradient."""
 
 import flax.linen as nn
 import jax
@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model.pyramid import read_only
-from abstractinator.model.quantizers import QUANTIZERS
+from abstractinator.model.quantizers import QUANTIZERS, read_only
 from tests.helpers import tiny_quantizer
 from tests.helpers.implementations import XLA
 
 
 class Owner(nn.Module):
-  """Quantizes what is its own, and what someone else predicts."""
+  """Module that quantizes its own vectors, and predicted ones read-only."""
 
   config: object
 
@@ -48,8 +47,8 @@ def make(variant):
 
 
 @VARIANTS
-def test_a_look_at_a_quantizer_writes_nothing(variant):
-  """Even where its state may be written, as it is in training."""
+def test_read_only_use_writes_nothing(variant):
+  """The collection `vq` is mutable, as in training."""
   owner, variables, args = make(variant)
   apply = jax.jit(owner.apply, static_argnames=('mutable', 'method'))
   (_, found), after = apply(variables, *args, mutable='vq')
@@ -60,7 +59,7 @@ def test_a_look_at_a_quantizer_writes_nothing(variant):
   for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
     np.testing.assert_array_equal(a, b)
   if 'vq' in variables:
-    # What is its own does leave a trace.
+    # Its own vectors do enter the statistics.
     assert any(
       np.any(a != b)
       for a, b in zip(
@@ -70,7 +69,7 @@ def test_a_look_at_a_quantizer_writes_nothing(variant):
 
 
 @VARIANTS
-def test_gradients_pass_through_but_not_into_it(variant):
+def test_gradients_pass_through_but_not_into_the_quantizer(variant):
   owner, variables, args = make(variant)
 
   def run(params, predicted):

@@ -1,9 +1,12 @@
+"""Residual vector quantizers, and the scores of their stages."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model.level import advance
+from abstractinator.model.pyramid import advance_collections
+from abstractinator.ops import stage_logits as stage_logits_lib
 from tests.helpers import tiny_quantizer
 from tests.helpers.tiny_quantizer import WIDTH, inputs
 
@@ -11,6 +14,13 @@ from tests.helpers.tiny_quantizer import WIDTH, inputs
 def make(**changes):
   model = tiny_quantizer.model(kind='rvq', **changes)
   return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
+
+
+def stage_logits(quantizer, x, digits, **options):
+  """Returns scores of entries for vectors that are projected like an input."""
+  return stage_logits_lib.stage_logits(
+    quantizer.to_code_space(x), quantizer.codebooks(), digits, **options
+  )
 
 
 def entries_of(variables):
@@ -56,7 +66,7 @@ def test_one_stage_is_a_vector_quantizer():
 
 
 def test_more_stages_come_closer():
-  """Normal vectors, 64 entries a stage, 40 steps."""
+  """Normal vectors, 64 entries per stage, 40 steps."""
   rng = np.random.default_rng(0)
   errors = []
   for depth in (1, 2, 3):
@@ -70,7 +80,7 @@ def test_more_stages_come_closer():
     @jax.jit
     def step(variables, x, model=model, args=args):
       output, collections = model.apply(variables, x, *args, mutable=['vq'])
-      return output, {**variables, **advance(collections)}
+      return output, {**variables, **advance_collections(collections)}
 
     for _ in range(40):
       x = jnp.asarray(rng.normal(size=(4, 64, WIDTH)), jnp.float32)
@@ -96,7 +106,7 @@ def test_stage_logits_project_like_an_input(
     digits if has_digits else None,
     residual_conditioning=residual_conditioning,
     distance=distance,
-    method='stage_logits',
+    method=stage_logits,
   )
   rest = np.asarray(x @ variables['params']['down']['kernel'], np.float64)
   for stage, entries in enumerate(entries_of(variables)):
@@ -120,7 +130,7 @@ def test_squared_distances_find_the_digits_of_an_input():
     None,
     residual_conditioning=True,
     distance='squared',
-    method='stage_logits',
+    method=stage_logits,
   )
   output = model.apply(variables, x, is_valid, row)
   np.testing.assert_array_equal(found.digits_M, output.digits_BPM)
@@ -132,8 +142,8 @@ def test_a_vector_quantizer_has_the_logits_of_its_one_stage():
   variables_of_single = {**variables, 'vq': variables['vq']['stage0']}
   args = (inputs()[0], None)
   options = dict(residual_conditioning=False, distance='dot')
-  a = model.apply(variables, *args, **options, method='stage_logits')
-  b = single.apply(variables_of_single, *args, **options, method='stage_logits')
+  a = model.apply(variables, *args, **options, method=stage_logits)
+  b = single.apply(variables_of_single, *args, **options, method=stage_logits)
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -146,12 +156,12 @@ def test_an_unknown_distance_is_an_error():
       None,
       residual_conditioning=False,
       distance='cosine',
-      method='stage_logits',
+      method=stage_logits,
     )
 
 
 def test_kmeans_starts_a_stage_one_step_after_the_one_before_it():
-  """Residuals mean nothing before the stages above have their entries."""
+  """Residuals mean nothing before the earlier stages have their entries."""
   _, variables = make(depth=3, start='kmeans')
   stages = variables['vq'].values()
   assert [stage['state'].kmeans_step for stage in stages] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Losses of a top LM, their gradients, and what is learned from them."""
+"""Losses of a top LM: first values, gradients, and a sequence learned."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from abstractinator.objective import losses, metrics
+from abstractinator.ops import digits as digits_lib
 from tests.helpers import tiny_top_lm
 from tests.helpers.jitted import jit
 from tests.helpers.tiny_top_lm import SLOTS, kinds, make, make_sequence, modes
@@ -21,7 +22,7 @@ def test_the_first_loss_is_that_of_a_uniform_guess(kind):
   np.testing.assert_allclose(
     terms['top_lm_code'] / count, np.log(codes), rtol=0.03
   )
-  # A logit of 0.1 costs 0.05, where it is always wrong.
+  # A logit of 0.1 costs 0.05 if it is always wrong.
   np.testing.assert_allclose(terms['top_lm_end'] / count, np.log(2), atol=0.05)
   assert terms['top_lm_vector'] == 0
 
@@ -44,13 +45,13 @@ def test_no_gradient_reaches_inputs_and_targets(mode):
   [
     ('discrete', 'mla'),
     ('continuous', 'regular'),
-    # Of modes and forms both are in those above.
+    # Both modes and both forms are above.
     pytest.param('discrete', 'regular', marks=pytest.mark.nightly),
     pytest.param('continuous', 'mla', marks=pytest.mark.nightly),
   ],
 )
 def test_gradients_hold_numerically(mode, form):
-  """Along one direction, in which every parameter takes part."""
+  """They are compared along one direction that moves every parameter."""
   lm, sequence = make(mode, 'rvq', form), make_sequence()
   rng = np.random.default_rng(6)
   direction = jax.tree.map(
@@ -80,7 +81,7 @@ def test_gradients_hold_numerically(mode, form):
   'kind', [pytest.param('vq', marks=pytest.mark.nightly), 'rvq']
 )
 def test_a_deterministic_sequence_is_learned(kind):
-  """Each document repeats a cycle from a place that its first code tells."""
+  """Each document follows a cycle from the place of its first code."""
   lm = make('discrete', kind)
   num_codes = int(np.prod(lm.sizes))
   rng = np.random.default_rng(0)
@@ -88,7 +89,7 @@ def test_a_deterministic_sequence_is_learned(kind):
   vectors = np.random.default_rng(7).normal(
     size=(num_codes, tiny_top_lm.D_LEVEL)
   )
-  # All documents have four codes, three a row; the first is left to chance.
+  # Three documents of four codes per row; first codes are equally likely.
   begin = np.arange(9).reshape(3, 3)
   codes = cycle[(begin[..., None] + np.arange(4)) % 9].reshape(3, 12)
   sequence = make_sequence().replace(
@@ -121,7 +122,7 @@ def test_a_deterministic_sequence_is_learned(kind):
   assert found['top_lm_end_accuracy'].total == 36
   assert found['top_lm_code_accuracy'].total >= 27 + 1
   assert found['top_lm_code_accuracy_last'].total == 9
-  # And it goes on by itself, to the end.
+  # Generation from the first code follows the cycle to the end.
   state, cache = lm.prefill(
     variables,
     sequence.vectors_BPD[:, :1],
@@ -129,10 +130,15 @@ def test_a_deterministic_sequence_is_learned(kind):
     lm.model.init_cache(3, SLOTS),
   )
   state = state[:, 0]
-  greedy = jit(lm.model.apply, method='next_code', temperature=0.0)
+  greedy = jit(
+    lm.model.apply,
+    method=lambda m, x: m.code_head.decode(
+      x, lambda _, logits: jnp.argmax(logits, axis=-1)
+    ),
+  )
   for slot in range(1, 4):
     assert (lm.end_logits(variables, state) < 0).all()
-    code = greedy(variables, jax.random.key(0), state)
+    code = digits_lib.compose(greedy(variables, state), lm.sizes)
     np.testing.assert_array_equal(code, codes[:, slot])
     state, cache = lm.step(
       variables,

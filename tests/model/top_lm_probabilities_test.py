@@ -1,4 +1,4 @@
-"""What a top LM takes codes and documents for, and draws from it."""
+"""Probabilities that a top LM gives to codes and documents, and its draws."""
 
 import itertools
 
@@ -14,7 +14,7 @@ from tests.helpers.tiny_top_lm import kinds, make
 
 
 def all_codes(sizes):
-  """Digits of every code, [X, M]."""
+  """Returns the digits of every code, [X, M]."""
   return jnp.array(list(itertools.product(*map(range, sizes))), jnp.int32)
 
 
@@ -40,13 +40,13 @@ def test_probabilities_of_all_codes_add_up_to_one(kind):
   is_allowed = ~np.isin(digits[:, 0], tiny_top_lm.FORBIDDEN.get(kind, ()))
   assert (p[:, ~is_allowed] == 0).all()
   assert (p[:, is_allowed] > 0).all()
-  # It says something, and not the same of every state.
+  # The distribution is not uniform, and depends on the state.
   assert p.max() > 3 / is_allowed.sum()
   assert np.abs(p[0] - p[1]).max() > 0.05
 
 
-def test_what_a_digit_says_of_the_next_depends_on_the_state():
-  """Log odds of two digits and of two before them do not merely add up."""
+def test_the_effect_of_a_digit_on_the_next_depends_on_the_state():
+  """The effect of a digit on the log odds of the next is not a constant."""
   lm = make('discrete', 'rvq')
   states = jax.random.normal(jax.random.key(3), (6, 1, tiny_top_lm.WIDTH))
   states = jnp.broadcast_to(states, (6, 2, tiny_top_lm.WIDTH))
@@ -57,7 +57,7 @@ def test_what_a_digit_says_of_the_next_depends_on_the_state():
 
 
 def test_probabilities_of_all_documents_add_up_to_one():
-  """With their ends: of up to three codes, and of what is longer."""
+  """Documents of up to three codes with their ends, and all longer ones."""
   lm = make('discrete', 'forbidden')
   vectors = np.random.default_rng(7).normal(size=(16, tiny_top_lm.D_LEVEL))
   allowed = [c for c in range(16) if c % 4 not in (1, 3)]
@@ -88,8 +88,19 @@ def test_probabilities_of_all_documents_add_up_to_one():
   np.testing.assert_allclose(total + longer, 1, rtol=1e-5)
 
 
-def test_sampled_codes_follow_their_distribution():
-  """The joint frequencies of codes of equal stages are those of the model."""
+def decode(lm, choose, *args):
+  """Returns the digits that `choose` picks by stage, logits and `args`."""
+
+  def run(module, states, *args):
+    return module.code_head.decode(
+      states, lambda stage, logits: choose(stage, logits, *args)
+    )
+
+  return np.asarray(jit(lm.model.apply, method=run)(lm.variables, *args))
+
+
+def test_drawn_codes_follow_their_distribution():
+  """Joint frequencies of the digits are those of the model."""
   lm, draws = make('discrete', 'forbidden'), 40000
   state = jax.random.normal(jax.random.key(1), (tiny_top_lm.WIDTH,))
   digits = all_codes(lm.sizes)
@@ -99,32 +110,23 @@ def test_sampled_codes_follow_their_distribution():
   p = np.ones(16)
   for m, x in enumerate(logits):
     p *= np.asarray(jax.nn.softmax(x))[np.arange(16), np.asarray(digits[:, m])]
-  codes = jit(lm.model.apply, method='next_code')(
-    lm.variables,
-    jax.random.key(4),
-    jnp.broadcast_to(state, (draws, tiny_top_lm.WIDTH)),
-  )
+
+  def draw(stage, logits, key):
+    return jax.random.categorical(jax.random.fold_in(key, stage), logits)
+
+  states = jnp.broadcast_to(state, (draws, tiny_top_lm.WIDTH))
+  drawn = decode(lm, draw, states, jax.random.key(4))
   order = np.asarray(digits[:, 0] + 4 * digits[:, 1])
+  codes = drawn[:, 0] + 4 * drawn[:, 1]
   found = np.bincount(codes, minlength=16)[order] / draws
   np.testing.assert_allclose(found, p, atol=0.015)
   assert (found[p == 0] == 0).all()
 
 
-def test_filters_act_on_every_stage():
+def test_a_greedy_code_has_the_best_digits_given_those_before():
   lm = make('discrete', 'rvq')
   states = jax.random.normal(jax.random.key(2), (200, tiny_top_lm.WIDTH))
-
-  def draw(seed, **filters):
-    apply = jit(lm.model.apply, method='next_code', **filters)
-    return np.asarray(apply(lm.variables, jax.random.key(seed), states))
-
-  greedy = draw(0, temperature=0.0)
-  np.testing.assert_array_equal(draw(1, temperature=0.0), greedy)
-  np.testing.assert_array_equal(draw(1, top_k=1), greedy)
-  np.testing.assert_array_equal(draw(1, top_p=1e-6), greedy)
-  np.testing.assert_array_equal(draw(1, min_p=1.0), greedy)
-  assert (draw(1) != greedy).mean() > 0.3
-  # Digit by digit the best one, given those before it.
-  digits = jnp.stack([greedy % 4, greedy // 4 % 3, greedy // 12], axis=-1)
-  for m, logits in enumerate(lm.code_logits(lm.variables, states, digits)):
-    np.testing.assert_array_equal(logits.argmax(-1), digits[:, m])
+  greedy = decode(lm, lambda _, logits: jnp.argmax(logits, axis=-1), states)
+  for m, logits in enumerate(lm.code_logits(lm.variables, states, greedy)):
+    np.testing.assert_array_equal(logits.argmax(-1), greedy[:, m])
+  assert len(np.unique(greedy, axis=0)) > 10

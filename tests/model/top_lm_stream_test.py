@@ -1,4 +1,4 @@
-"""Codes of a top LM one after the other, from a cache."""
+"""Top LM code by code, with a cache, against whole rows."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from tests.helpers.tiny_top_lm import SLOTS, make, make_sequence, variants
 
 
 class Owner(nn.Module):
-  """A module with a top LM of its own."""
+  """Module that owns a top LM."""
 
   top: CodeSequenceTransformer
 

@@ -1,3 +1,5 @@
+"""Vector quantizers against plain computations."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""Vocabularies against plain computations, in every form."""
+
 import dataclasses
 import functools
 
@@ -10,6 +12,7 @@ from jax.test_util import check_grads
 from abstractinator.model.vocabulary import Vocabulary
 from abstractinator.types import Special
 from tests.helpers.jitted import jit
+from tests.helpers.relative_error import relative_error
 
 WIDTH = 8
 
@@ -37,13 +40,13 @@ forms = pytest.mark.parametrize(
     pytest.param(
       form,
       id=name,
-      # One table is narrow in the next one, and scored by products in others.
+      # The next form has a narrow table, others are scored by products.
       marks=[pytest.mark.nightly] if name == 'low-rank' else [],
     )
     for name, form in FORMS.items()
   ],
 )
-# Every id there is: ordinary ones, BOS, EOS, PAD.
+# All ids: ordinary ones, BOS, EOS, PAD.
 IDS = jnp.arange(63)
 BOS, EOS, PAD = (60 + x for x in Special)
 
@@ -81,7 +84,7 @@ def codebooks_of(form, seed=5):
 
 
 def initial(form):
-  # Tests change the dictionaries of what they are given.
+  # A copy, whose dictionaries tests may change.
   return jax.tree.map(lambda x: x, initialized(form))
 
 
@@ -98,7 +101,7 @@ def initialized(form):
 
 
 def strong(params):
-  """Parameters whose predictions say something."""
+  """Returns parameters whose predictions are far from uniform."""
   params = jax.tree.map(lambda x: x, params)
   if 'head' in params:
     params['head']['kernel'] *= 30
@@ -129,7 +132,7 @@ def nats(form, params, h, ids):
 
 
 def digits_of(form, number):
-  """Digits of an id; those of a special are its entry of the first table."""
+  """Returns the digits of an id; a special has its row of the first table."""
   if number >= 60:
     return [form.sizes[0] + number - 60]
   digits = []
@@ -150,7 +153,7 @@ def tables_of(form, params):
 
 
 def digit_logits(form, params, frozen, h, digits):
-  """Logits of the digits of one id, told of the given ones before, plainly."""
+  """Computes logits of the digits of one id, given the true ones before."""
   tables = tables_of(form, params)
   if not form.is_tied:
     return [tables[0] @ h]
@@ -165,7 +168,7 @@ def digit_logits(form, params, frozen, h, digits):
       score = -jnp.sum((rest - table) ** 2, axis=1)
     found.append(score * scale)
     if form.residual_conditioning and stage < len(digits):
-      # What is taken away counts as given: no gradient passes through it.
+      # No gradient passes through the entries that are subtracted.
       rest = rest - tables_of(form, frozen)[stage][digits[stage]]
   return found
 
@@ -276,7 +279,7 @@ def test_an_id_is_embedded_as_the_sum_of_its_entries(form):
   ],
 )
 def test_the_first_loss_is_near_that_of_a_uniform_guess(name, width):
-  """Even from the embedding of the id before, at any width."""
+  """The state is the embedding of the id before, at any width."""
   form = dataclasses.replace(FORMS[name], d_model=width)
   params = initial(form)
   ids = jnp.asarray(np.random.default_rng(0).permutation(60))
@@ -288,7 +291,7 @@ def test_the_first_loss_is_near_that_of_a_uniform_guess(name, width):
 
 @forms
 def test_gradients_of_nats(form):
-  """Those of a plain computation, which are held against differences."""
+  """They are those of a plain computation, which differences confirm."""
   params = strong(initial(form))
   h, ids = states(4), jnp.array([7, 33, 59, EOS])
 
@@ -349,5 +352,11 @@ def test_bfloat16_computes_float32_logits():
     form = dataclasses.replace(FORMS[name], dtype=jnp.bfloat16)
     params, h = strong(initial(form)), states(9).astype(jnp.bfloat16)
     predicted = apply(form, params, 'predict', h, IDS[:9])
-    assert all(x.dtype == jnp.float32 for x in predicted.logits)
-    assert apply(form, params, 'embed', IDS).dtype == jnp.bfloat16
+    exact = apply(FORMS[name], params, 'predict', jnp.float32(h), IDS[:9])
+    for got, want in zip(predicted.logits, exact.logits, strict=True):
+      assert got.dtype == jnp.float32
+      assert relative_error(got, want) < 0.0
+    embedded = apply(form, params, 'embed', IDS)
+    assert embedded.dtype == jnp.bfloat16
+    want = apply(FORMS[name], params, 'embed', IDS)
+    assert relative_error(embedded, want) < 0.0

@@ -1,9 +1,10 @@
-"""Compiles attention, or a step, for chips; prints what came of it.
+"""Compiles attention, or a training step, for chips that are not at hand.
 
     python tests/nightly/compile_attention.py v5e-4 kernels
 
-A line of JSON for each program. `kernels` compiles many shapes, `long` the one
-whose cycles are counted, and the name of a config its training step.
+Prints a line of JSON for each program. `kernels` compiles many shapes, `long`
+compiles the one whose cycles are counted, and the name of a config compiles its
+training step.
 """
 
 import functools
@@ -22,7 +23,8 @@ from abstractinator.ops.attention import attention
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 
-# Rows, ids, heads of queries, keys and values, two widths, window, type.
+# Rows, ids, heads of queries, keys and values, widths of keys and values,
+# window, type.
 KERNELS = (
   (2, 1024, (8, 8, 8), (64, 64), 127, 'bfloat16'),
   (2, 1000, (8, 8, 8), (32, 32), 64, 'float32'),
@@ -37,7 +39,7 @@ LONG = (8, 8192, (8, 8, 8), (64, 64), 127, 'bfloat16')
 
 
 def program(shape, chip):
-  """A function of attention and its arguments."""
+  """Returns attention with its gradients as a function, and its arguments."""
   rows, size, heads, widths, window, dtype = shape
   args = [
     chip.array((rows, size, count, width), dtype)
@@ -59,13 +61,13 @@ def program(shape, chip):
 
 
 def step(name, chip):
-  """The training step of a config and its arguments."""
-  # Compiled once for all layers of a stack, which otherwise takes many minutes.
+  """Returns the training step of a config, and its arguments."""
+  # One compiled layer for all of a stack; without it this takes many minutes.
   config = config_file.load(name, ['model.implementation.scan_layers=True'])
   run = make_program(config, chip.platform, total_steps=10_000)
   state = jax.eval_shape(run.init, jax.random.key(0))
   state = jax.tree.map(lambda x: chip.array(x.shape, x.dtype), state)
-  # Of the config but one row: how many there are changes nothing else.
+  # One row in place of the config's batch: the number changes nothing else.
   ids_BS = chip.array((1, config.data.sequence_length), 'int32')
   return run.step, (state, Batch(ids_BS, ids_BS, chip.array((1,), 'int32')))
 

@@ -1,4 +1,4 @@
-"""A chip that is not at hand, to compile kernels for. Import it before jax."""
+"""A chip that is not at hand, to compile kernels for; import it before jax."""
 
 import functools
 
@@ -10,7 +10,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-# Of each platform: the name of our kernels, and of what programs call them by.
+# Implementation that is kernels, and target of the custom calls in a program,
+# by platform.
 _KERNELS = {
   'tpu': ('pallas_tpu', 'tpu_custom_call'),
   'gpu': ('pallas_triton', '__gpu$xla.gpu.triton'),
@@ -18,16 +19,20 @@ _KERNELS = {
 
 
 class OneChip:
-  """The first of a slice.
+  """First chip of a slice.
 
   Attributes:
     platform: 'tpu' or 'gpu'.
-    implementation: Of ops that have kernels for it.
-    array: From a shape and a type, an array there.
+    implementation: Name of the kernels for it, of ops that have any.
+    array: Function from shape and type to an abstract array on the chip.
   """
 
   def __init__(self, name: str):
-    """Takes the name of a slice, as `planning.topology` does."""
+    """Sets up the chip.
+
+    Args:
+      name: Name of a slice in `planning.topology`, such as 'v5e-4'.
+    """
     chips = topology.parse(name)
     self._mesh = Mesh(np.array(topology.devices(chips)[:1]), ('data',))
     self.platform = chips.platform
@@ -36,8 +41,8 @@ class OneChip:
       jax.ShapeDtypeStruct, sharding=NamedSharding(self._mesh, PartitionSpec())
     )
 
-  def compile(self, function, args) -> dict[str, int]:
-    """Compiles; returns what became of it."""
+  def compile(self, function, args):
+    """Returns kernels and bytes of temporary memory of a compiled function."""
     with jax.set_mesh(self._mesh):
       compiled = jax.jit(function).lower(*args).compile()
     target = f'custom_call_target="{self._target}"'

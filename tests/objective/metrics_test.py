@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from abstractinator.objective import metrics
-from abstractinator.types import EOS_ID, PAD_ID, Batch, Mean
+from abstractinator.objective.by_level import ByLevel
+from abstractinator.types import EOS_ID, NUM_BYTES, PAD_ID, Batch, Mean
 
 NUM_CODES = 8
 TERMS = {
@@ -19,7 +20,7 @@ TERMS = {
 
 
 def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False, queries=1):
-  """Rows [a b c EOS] in two segments and [d | padding] in one.
+  """Metrics of rows [a b c EOS] in two segments and [d | padding] in one.
 
   Each segment has the same code `queries` times.
   """
@@ -47,7 +48,9 @@ def make_metrics(stage_sizes=(NUM_CODES,), has_gaussian=False, queries=1):
     expanded=types.SimpleNamespace(best_BS=guess),
   )
   batch = Batch(ids, document, jnp.arange(2))
-  return metrics.level_metrics(output, batch, TERMS, stage_sizes)
+  return metrics.level_metrics(
+    output, batch, TERMS, stage_sizes, jnp.float32(4), NUM_BYTES
+  )
 
 
 def test_sums_and_counts_by_hand():
@@ -76,16 +79,16 @@ def test_the_gaussian_head_is_measured_per_id_where_there_is_one():
 
 
 def test_merging_adds_and_dividing_comes_last():
-  a = {'loss': Mean(np.float32(6), np.float32(2))}
-  b = {'loss': Mean(np.float32(1), np.float32(5))}
+  a = ByLevel(whole={'loss': Mean(np.float32(6), np.float32(2))})
+  b = ByLevel(whole={'loss': Mean(np.float32(1), np.float32(5))})
   assert metrics.merge(None, a) is a
   merged = metrics.merge(a, b)
-  # Not the mean of means.
-  assert metrics.summarize(merged) == {'loss': 1.0}
+  # This is not the mean of the two means.
+  assert metrics.summarize(merged) == ByLevel(whole={'loss': 1.0})
 
 
 def test_a_summary_of_the_codes():
-  got = metrics.summarize(jax.device_get(make_metrics()))
+  got = metrics.summarize_level(jax.device_get(make_metrics()))
   assert 'code_counts' not in got
   bits = -(np.log2(1 / 3) / 3 + 2 * np.log2(2 / 3) / 3)
   assert got['live_code_fraction'] == 2 / NUM_CODES
@@ -96,8 +99,8 @@ def test_a_summary_of_the_codes():
 
 def test_each_code_of_a_segment_counts():
   found = jax.device_get(make_metrics(queries=3))
-  want = metrics.summarize(jax.device_get(make_metrics()))
-  got = metrics.summarize(found)
+  want = metrics.summarize_level(jax.device_get(make_metrics()))
+  got = metrics.summarize_level(found)
   assert float(found['commitment'].count) == 9
   for name in ('live_code_fraction', 'bytes_per_segment'):
     assert got[name] == want[name]
@@ -108,7 +111,7 @@ def test_each_code_of_a_segment_counts():
 
 def test_codes_of_two_stages_are_counted_whole_and_by_digit():
   found = make_metrics((4, 2))
-  counts = metrics.histograms(jax.device_get(found))
+  counts = metrics.histograms(ByLevel((jax.device_get(found),))).flattened()
   want = {
     'code_usage': [0, 1, 0, 0, 2, 0, 0, 0],
     'stage0/code_usage': [2, 1, 0, 0],
@@ -117,7 +120,7 @@ def test_codes_of_two_stages_are_counted_whole_and_by_digit():
   assert set(counts) == set(want)
   for name in want:
     np.testing.assert_array_equal(counts[name], want[name])
-  got = metrics.summarize(jax.device_get(found))
+  got = metrics.summarize_level(jax.device_get(found))
   bits = np.log2(3) - 2 / 3
   assert got['stage0/live_code_fraction'] == 0.5
   assert got['stage1/live_code_fraction'] == 1
@@ -130,18 +133,16 @@ def test_too_many_codes_are_counted_by_digit_only():
   found = make_metrics((4096, 4096))
   sizes = {k: v.total.size for k, v in found.items() if v.total.size > 1}
   assert sizes == {'stage0/code_counts': 4096, 'stage1/code_counts': 4096}
-  got = metrics.summarize(jax.device_get(found))
+  got = metrics.summarize_level(jax.device_get(found))
   assert 'codebook_perplexity' not in got
-  # Digits coded one by one.
+  # The bits of both digits add up.
   bits = 2 * (np.log2(3) - 2 / 3)
   assert got['code_unigram_bits_per_byte'] == pytest.approx(bits * 3 / 4)
-  assert set(metrics.histograms(found)) == {
-    'stage0/code_usage',
-    'stage1/code_usage',
-  }
+  (histograms,) = metrics.histograms(ByLevel((found,))).levels
+  assert set(histograms) == {'stage0/code_usage', 'stage1/code_usage'}
 
 
 def test_a_summary_of_nothing_is_finite():
   zero = jax.tree.map(np.zeros_like, jax.device_get(make_metrics()))
-  for value in metrics.summarize(zero).values():
+  for value in metrics.summarize_level(zero).values():
     assert np.isfinite(value)

@@ -1,4 +1,4 @@
-"""Losses and metrics of a top LM by hand."""
+"""Losses and metrics of a top LM, against values computed by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +8,8 @@ from abstractinator.model.quantizers import QuantizerOutput
 from abstractinator.model.top_lm import CodeSequence, CodeSequenceOutput
 from abstractinator.objective import losses, metrics
 
-# Six classes of stage 0, two of stage 1. Documents of 3 and 1 codes, and one of
-# 2 that the row cuts off; two slots are empty.
+# Stage 0 has 6 digits and stage 1 has 2. Documents have 3 codes and 1 code; one
+# of 2 codes is cut off by the row. Two slots are empty.
 DOCUMENT = jnp.array([[0, 0, 0, 1], [0, 0, -1, -1]])
 IS_END = jnp.array([[False, False, True, True], [False] * 4])
 DIGIT0 = np.array([[2, 0, 5, 1], [3, 3, 0, 0]])
@@ -32,13 +32,13 @@ def discrete(logits0, logits1, ends):
     (jnp.asarray(logits0), jnp.asarray(logits1)), None, jnp.asarray(ends)
   )
   terms = losses.top_lm_terms(output, sequence())
-  return terms, metrics.summarize(
+  return terms, metrics.summarize_level(
     metrics.discrete_metrics(output, sequence(), terms)
   )
 
 
 def test_a_uniform_guess():
-  """Equal scores: the lowest digit counts as the best."""
+  """The lowest of several digits with equal scores counts as the best."""
   zeros = np.zeros((2, 4), np.float32)
   terms, found = discrete(
     np.zeros((2, 4, 6), np.float32), np.zeros((2, 4, 2), np.float32), zeros
@@ -65,11 +65,11 @@ def test_a_uniform_guess():
 
 def test_what_is_right_of_a_sure_guess():
   logits0, logits1 = one_hot(DIGIT0, 6, 9.0), one_hot(DIGIT1, 2, 9.0)
-  # One code wrong in its last digit, another in its first one.
+  # One code is wrong in its last digit, another in its first one.
   logits1 = logits1.at[0, 2].set(-logits1[0, 2])
   logits0 = logits0.at[1, 0].set(-logits0[1, 0])
   ends = jnp.where(IS_END, 3.0, -3.0).at[0, 3].set(-1.0)
-  # Nothing in an empty slot counts.
+  # Empty slots do not count.
   logits0, ends = logits0.at[1, 2:].set(jnp.nan), ends.at[1, 2:].set(jnp.nan)
   terms, found = discrete(logits0, logits1, ends)
   right = np.log1p(np.exp(-9.0))
@@ -98,7 +98,7 @@ def test_ranks_of_the_true_digit(rank, top5, top10):
   )
   scores = np.repeat(scores, 2, axis=0)
   scores[1] = [np.roll(np.arange(6.0), 1 + d + rank) for d in DIGIT0[1]]
-  # The best is 5 - rank places below, so that the true digit has that rank.
+  # The true digit has the score 5 - rank, so `rank` digits are better.
   true = np.take_along_axis(scores, DIGIT0[..., None], -1)
   assert (true == 5 - rank).all()
   _, found = discrete(
@@ -113,18 +113,20 @@ def test_the_only_digit_there_is_has_no_margin():
   output = CodeSequenceOutput((jnp.zeros((2, 4, 1)),), None, jnp.zeros((2, 4)))
   alone = sequence().replace(codes_BP=jnp.zeros_like(CODES))
   terms = losses.top_lm_terms(output, alone)
-  found = metrics.summarize(metrics.discrete_metrics(output, alone, terms))
+  found = metrics.summarize_level(
+    metrics.discrete_metrics(output, alone, terms)
+  )
   assert found['top_lm_margin_nats'] == 0
   assert found['top_lm_code_accuracy'] == 1
 
 
 @pytest.mark.parametrize('has_scores', [True, False])
 def test_a_continuous_guess(has_scores):
-  """Predictions two off the true vectors, and one off the nearest ones."""
+  """Predictions are 2 from the true vectors and 1 from the nearest ones."""
   true = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)))
   output = CodeSequenceOutput(None, true + 2.0, jnp.zeros((2, 4)))
   output = output.replace(vectors_BPD=output.vectors_BPD.at[1, 2:].set(jnp.nan))
-  # One code is right, and one more at least in its digit of stage 0.
+  # One code is right, another one in its digit of stage 0 alone.
   digits = np.stack([(DIGIT0 + 1) % 6, DIGIT1], axis=-1)
   digits[0, 1] = DIGIT0[0, 1], DIGIT1[0, 1]
   digits[1, 1] = DIGIT0[1, 1], 1 - DIGIT1[1, 1]
@@ -140,12 +142,12 @@ def test_a_continuous_guess(has_scores):
   np.testing.assert_allclose(terms['top_lm_vector'], 6 * 4, rtol=1e-5)
   assert terms['top_lm_code'] == 0
   scores = one_hot(digits[..., 0], 6, 1.0) if has_scores else None
-  found = metrics.summarize(
+  found = metrics.summarize_level(
     metrics.continuous_metrics(output, sequence(true), terms, quantized, scores)
   )
   want = {
     'top_lm_mse_to_target_center': 4,
-    # (4 - 1) in each of three dimensions.
+    # 4 - 1 in each of three dimensions.
     'top_lm_margin': 9,
     'top_lm_code_accuracy': 1 / 6,
     'top_lm_code_accuracy_last': 0,
@@ -153,8 +155,8 @@ def test_a_continuous_guess(has_scores):
     'top_lm_end_accuracy': 4 / 6,
   }
   if has_scores:
-    # The best digit is one above, then come all others from the lowest on: in
-    # the last place is 5 alone, whose best one is 0.
+    # The best digit is one above the true one; all others have equal scores,
+    # the lower ones first. Only a true digit of 5 is in the last place.
     want |= {
       'top_lm_center_agreement_stage0': 2 / 6,
       'top_lm_top5_accuracy_stage0': 5 / 6,

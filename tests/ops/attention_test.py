@@ -1,3 +1,5 @@
+"""Attention by XLA and to a cache, held against the dense form."""
+
 import functools
 import math
 
@@ -7,34 +9,33 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from abstractinator.ops.attention import attention
+from abstractinator.ops.attention import attention, cached_attention
 from tests.helpers.jitted import jit
 
-IMPLEMENTATIONS = ['xla']
+BOTH = ['reference', 'xla']
 ROWS, HEADS, WIDTH, VALUE_WIDTH = 3, 2, 6, 4
 
 
-def make_inputs(size, seed=0):
-  rng = np.random.default_rng(seed)
+def make_inputs(size, key_heads=HEADS, value_heads=HEADS):
+  """Queries, keys and values of a standard normal distribution."""
+  rng = np.random.default_rng(0)
   q, k = (rng.normal(size=(ROWS, size, HEADS, WIDTH)) for _ in range(2))
   v = rng.normal(size=(ROWS, size, HEADS, VALUE_WIDTH))
-  return q, k, v
+  return q, k[:, :, :key_heads], v[:, :, :value_heads]
 
 
 def make_groups(kind, size):
   """[ROWS, S] of groups that differ from row to row."""
   rng = np.random.default_rng(1)
-  position = np.arange(size)
   if kind == 'one':
     return np.zeros((ROWS, size), np.int32)
   if kind == 'single ids':
-    return np.tile(position, (ROWS, 1)).astype(np.int32)
+    return np.tile(np.arange(size), (ROWS, 1)).astype(np.int32)
   if kind == 'padding':
-    # A padded row, an empty one and one of a single id.
+    # A padded row, an empty row and a row of a single id.
     real = np.array([[size // 2], [0], [1]])
-    return np.where(position < real, 0, -1).astype(np.int32)
-  cuts = rng.random((ROWS, size)) < 0.1
-  group = np.cumsum(cuts, axis=1)
+    return np.where(np.arange(size) < real, 0, -1).astype(np.int32)
+  group = np.cumsum(rng.random((ROWS, size)) < 0.1, axis=1)
   if kind == 'holes':
     group = np.where(rng.random((ROWS, size)) < 0.3, -1, group)
   return group.astype(np.int32)
@@ -50,7 +51,17 @@ def at(implementation, group, window, scale=WIDTH**-0.5):
   )
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+@pytest.fixture
+def hold_xla(hold_against):
+  """Holds XLA against the reference: values and gradients."""
+
+  def check(args, kind, window, dtype='float32'):
+    group = make_groups(kind, args[0].shape[1])
+    hold_against(*(at(name, group, window) for name in BOTH[::-1]), args, dtype)
+
+  return check
+
+
 @pytest.mark.parametrize(
   ('size', 'window', 'kind'),
   [
@@ -70,48 +81,75 @@ def at(implementation, group, window, scale=WIDTH**-0.5):
     (70, 33, 'single ids'),
     (70, 33, 'padding'),
     (128, 32, 'documents'),
+    (1, None, 'one'),
+    (37, None, 'documents'),
+    (128, None, 'holes'),
+    (129, None, 'padding'),
+    (300, None, 'documents'),
+    (300, None, 'padding'),
   ],
 )
-def test_agrees_with_the_reference(
-  hold_against, implementation, size, window, kind
+def test_agrees_with_the_reference(hold_xla, size, window, kind):
+  hold_xla(make_inputs(size), kind, window)
+
+
+@pytest.mark.parametrize(('size', 'window'), [(70, 33), (150, None)])
+def test_agrees_with_the_reference_at_large_scores(hold_xla, size, window):
+  q, k, v = make_inputs(size)
+  hold_xla((20 * q, k, v), 'documents', window)
+
+
+@pytest.mark.parametrize(
+  ('size', 'window', 'kind'),
+  [(70, 33, 'documents'), (70, 33, 'padding'), (150, None, 'documents')],
+)
+def test_agrees_with_the_reference_in_bfloat16(hold_xla, size, window, kind):
+  hold_xla(make_inputs(size), kind, window, 'bfloat16')
+
+
+@pytest.mark.parametrize(
+  ('key_heads', 'value_heads', 'window'),
+  [
+    (2, 1, None),
+    (1, 2, 33),
+    (1, 1, 33),
+    # Gradients of shared heads are summed alike with a window and without.
+    *(
+      pytest.param(*case, marks=pytest.mark.nightly)
+      for case in [(2, 1, 33), (1, 2, None), (1, 1, None)]
+    ),
+  ],
+)
+def test_heads_may_share_keys_or_values(
+  hold_xla, window, key_heads, value_heads
 ):
-  group = make_groups(kind, size)
-  hold_against(
-    at(implementation, group, window),
-    at('reference', group, window),
-    make_inputs(size),
+  args = make_inputs(140, key_heads, value_heads)
+  hold_xla(args, 'documents', window)
+  # A shared head is the same as a copy of it for each head.
+  wide = [jnp.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
+  run = jit(at('reference', make_groups('documents', 140), window))
+  np.testing.assert_allclose(
+    run(*map(jnp.float32, args)), run(*map(jnp.float32, wide)), atol=1e-6
   )
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_agrees_with_the_reference_at_large_scores(
-  hold_against, implementation
-):
-  group = make_groups('documents', 70)
-  q, k, v = make_inputs(70)
-  hold_against(
-    at(implementation, group, 33),
-    at('reference', group, 33),
-    (20 * q, k, v),
-  )
-
-
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('kind', ['documents', 'padding'])
-def test_agrees_with_the_reference_in_bfloat16(
-  hold_against, implementation, kind
-):
-  group = make_groups(kind, 70)
-  hold_against(
-    at(implementation, group, 33),
-    at('reference', group, 33),
-    make_inputs(70),
-    'bfloat16',
+@pytest.mark.parametrize('factor', [1, 8])
+def test_full_causal_gradients_hold_numerically(factor):
+  """Against differences, with blocks of queries that see earlier ones."""
+  group = make_groups('holes', 150)[:1]
+  q, k, v = (jnp.float32(x[:1]) for x in make_inputs(150, 2, 1))
+  check_grads(
+    jax.jit(at('xla', group, None)),
+    (factor * q / 4, k, v),
+    order=1,
+    modes=['rev'],
+    atol=1e-2,
+    rtol=1e-2,
   )
 
 
 @pytest.mark.parametrize('window', [None, 7])
-@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('implementation', BOTH)
 def test_ids_of_no_group_get_zeros_and_zero_gradients(implementation, window):
   group = make_groups('holes', 40)
   args = [jnp.asarray(x, jnp.float32) for x in make_inputs(40)]
@@ -131,7 +169,7 @@ def test_ids_of_no_group_get_zeros_and_zero_gradients(implementation, window):
     assert np.abs(grad[~is_out]).max() > 0
 
 
-@pytest.mark.parametrize('implementation', ['reference', *IMPLEMENTATIONS])
+@pytest.mark.parametrize('implementation', BOTH)
 def test_a_window_counts_the_ids_before_an_id(implementation):
   """Equal scores: each output is the mean of the values it sees."""
   size, window = 7, 2
@@ -191,100 +229,15 @@ def test_errors_name_what_is_allowed():
     at('xla', group, 1)(q, k, v[:, :, [0, 1, 1]])
 
 
-def make_shared_inputs(size, key_heads, value_heads):
-  q, k, v = make_inputs(size)
-  return q, k[:, :, :key_heads], v[:, :, :value_heads]
-
-
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-  ('size', 'kind'),
-  [
-    (1, 'one'),
-    (37, 'documents'),
-    (128, 'holes'),
-    (129, 'padding'),
-    (300, 'documents'),
-    (300, 'padding'),
-  ],
-)
-def test_full_causal_agrees_with_the_reference(
-  hold_against, implementation, size, kind
-):
-  group = make_groups(kind, size)
-  hold_against(
-    at(implementation, group, None),
-    at('reference', group, None),
-    make_inputs(size),
-  )
-
-
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-  ('key_heads', 'value_heads', 'window'),
-  [
-    (2, 1, None),
-    (1, 2, 33),
-    (1, 1, 33),
-    # What is shared is summed up alike, with a window or without.
-    *(
-      pytest.param(*case, marks=pytest.mark.nightly)
-      for case in [(2, 1, 33), (1, 2, None), (1, 1, None)]
-    ),
-  ],
-)
-def test_heads_may_share_keys_or_values(
-  hold_against, implementation, window, key_heads, value_heads
-):
-  group = make_groups('documents', 140)
-  args = make_shared_inputs(140, key_heads, value_heads)
-  hold_against(
-    at(implementation, group, window), at('reference', group, window), args
-  )
-  # A shared head is the same as a copy of it for each.
-  wide = [jnp.broadcast_to(x, (*x.shape[:2], HEADS, x.shape[3])) for x in args]
-  run = jit(at('reference', group, window))
-  np.testing.assert_allclose(
-    run(*map(jnp.float32, args)), run(*map(jnp.float32, wide)), atol=1e-6
-  )
-
-
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-@pytest.mark.parametrize('factor', [1, 8])
-def test_full_causal_gradients_hold_numerically(implementation, factor):
-  """Against differences, with blocks of queries that see earlier ones."""
-  group = make_groups('holes', 150)[:1]
-  q, k, v = (jnp.float32(x[:1]) for x in make_shared_inputs(150, 2, 1))
-  check_grads(
-    jax.jit(at(implementation, group, None)),
-    (factor * q / 4, k, v),
-    order=1,
-    modes=['rev'],
-    atol=1e-2,
-    rtol=1e-2,
-  )
-
-
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_full_causal_in_bfloat16_and_at_large_scores(
-  hold_against, implementation
-):
-  group = make_groups('documents', 150)
-  q, k, v = make_inputs(150)
-  full = at(implementation, group, None), at('reference', group, None)
-  hold_against(*full, (q, k, v), 'bfloat16')
-  hold_against(*full, (20 * q, k, v))
-
-
-def test_a_window_of_everything_is_full_causal():
+@pytest.mark.parametrize('implementation', BOTH)
+def test_a_window_of_everything_is_full_causal(implementation):
   group = make_groups('documents', 50)
   args = [jnp.float32(x) for x in make_inputs(50)]
-  for implementation in ('reference', *IMPLEMENTATIONS):
-    np.testing.assert_allclose(
-      jit(at(implementation, group, None))(*args),
-      jit(at(implementation, group, 49))(*args),
-      atol=2e-6,
-    )
+  np.testing.assert_allclose(
+    jit(at(implementation, group, None))(*args),
+    jit(at(implementation, group, 49))(*args),
+    atol=2e-6,
+  )
 
 
 def largest_array(jaxpr):
@@ -307,20 +260,51 @@ def test_full_causal_never_holds_the_square_of_the_sequence(is_gradient):
   size = 2048
   x = jax.ShapeDtypeStruct((1, size, 1, 8), jnp.float32)
 
-  def run(name):
-    return at(name, np.zeros((1, size), np.int32), None)
+  def largest(name):
+    run = at(name, np.zeros((1, size), np.int32), None)
+    if is_gradient:
+      run = jax.grad(lambda *args, f=run: f(*args).sum(), (0, 1, 2))
+    return largest_array(jax.make_jaxpr(run)(x, x, x).jaxpr)
 
-  def function(name):
-    return jax.grad(lambda *args: run(name)(*args).sum(), (0, 1, 2))
+  # Inputs and outputs, and one block of scores.
+  assert largest('xla') <= max(size * 8, 128 * 128)
+  assert largest('reference') >= size * size
 
-  largest = {
-    name: largest_array(
-      jax.make_jaxpr(function(name) if is_gradient else run(name))(
-        x, x, x
-      ).jaxpr
-    )
-    for name in ('xla', 'reference')
-  }
-  # What comes in and goes out, and one block of scores.
-  assert largest['xla'] <= max(size * 8, 128 * 128)
-  assert largest['reference'] >= size * size
+
+# Slots that a cache's rows see: none, all, or some and the last.
+SEES = np.stack(
+  [np.zeros(33), np.ones(33), np.arange(33) % 3 == 2, np.arange(33) > 20]
+).astype(bool)
+
+
+def make_cached_inputs(key_heads, value_heads):
+  rng = np.random.default_rng(2)
+  rows, slots = SEES.shape
+  return (
+    rng.normal(size=(rows, HEADS, WIDTH)),
+    rng.normal(size=(rows, key_heads, slots, WIDTH)),
+    rng.normal(size=(rows, value_heads, slots, VALUE_WIDTH)),
+  )
+
+
+def of_the_last_id(q_BHA, k_BGWA, v_BGWE):
+  """The dense form on rows whose last id has the query of the new id."""
+  k, v = (x.swapaxes(1, 2) for x in (k_BGWA, v_BGWE))
+  q = jnp.zeros((*k.shape[:2], HEADS, WIDTH)).at[:, -1].set(q_BHA)
+  return at('reference', np.where(SEES, 0, -1), None, scale=0.4)(q, k, v)[:, -1]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('heads', [(2, 2), (2, 1), (1, 2)])
+def test_cached_attention_agrees_with_the_reference(hold_against, heads, dtype):
+  run = functools.partial(cached_attention, sees_BW=SEES, scale=0.4)
+  hold_against(run, of_the_last_id, make_cached_inputs(*heads), dtype)
+
+
+def test_a_row_that_sees_no_slot_gets_zeros_and_zero_gradients():
+  args = [jnp.float32(x) for x in make_cached_inputs(2, 2)]
+  run = functools.partial(cached_attention, sees_BW=SEES, scale=0.4)
+  out, pullback = jax.vjp(run, *args)
+  for x in (out, *pullback(jnp.ones_like(out))):
+    np.testing.assert_array_equal(x[0], 0)
+    assert np.abs(x[1:]).max() > 0

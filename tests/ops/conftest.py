@@ -1,4 +1,4 @@
-"""How implementations of an op are held against its oracle."""
+"""Comparison of implementations of an op with its oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from tests.helpers import xla_flags
 from tests.helpers.jitted import jit
 
 # Values and gradients, relative to the largest number of the oracle.
-TOLERANCES = {'float32': (2e-6, 1e-5), 'bfloat16': (2e-2, 2e-2)}
+TOLERANCES = {'float32': (2e-6, 1e-5), 'bfloat16': (5e-3, 1e-2)}
 
 
 def assert_close(got, want, tolerance, what):
@@ -24,16 +24,16 @@ def assert_close(got, want, tolerance, what):
 
 @pytest.fixture(scope='session')
 def hold_against():
-  """Holds values and gradients of a function against those of its oracle."""
+  """Returns a check of a function against its oracle."""
 
   def check(function, oracle, arrays, dtype='float32'):
-    """Compares on `arrays`, given to the oracle in float32.
+    """Compares values and gradients on `arrays`.
 
     Args:
-      function: Of arrays, to one array.
-      oracle: Likewise.
+      function: Function from arrays to one array.
+      oracle: Function that the result is compared with; it takes float32.
       arrays: Float arrays, rounded to `dtype` for both.
-      dtype: What `function` computes in.
+      dtype: Type that `function` takes.
     """
     given = [jnp.asarray(x, dtype) for x in arrays]
     exact = [x.astype(jnp.float32) for x in given]
@@ -45,7 +45,7 @@ def hold_against():
       direction = jnp.asarray(rng.normal(size=out.shape), 'bfloat16')
       return out, pullback(direction.astype(out.dtype))
 
-    # For tolerances near rounding.
+    # Compiled as for users: tolerances are near rounding.
     run = jax.jit(
       lambda *args: both(function, args), compiler_options=xla_flags.AS_USERS
     )

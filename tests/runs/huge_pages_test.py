@@ -9,7 +9,7 @@ import pytest
 _CODE = """
 import os, sys
 print(os.getpid(), flush=True)
-from abstractinator import huge_pages
+from abstractinator.runs import huge_pages
 huge_pages.ensure()
 print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])
 """

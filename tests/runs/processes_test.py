@@ -10,16 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from abstractinator.runs import checkpoint, processes
+from abstractinator.runs import processes
 from abstractinator.training import loop
 from tests.helpers import many_processes, tiny_run
 from tests.helpers.many_processes import (
   STEPS,
+  assert_same_state,
   finish,
   losses,
   run,
   settings,
   start,
+  wait_until,
 )
 
 
@@ -43,27 +45,8 @@ def finished_by_two(corpus, tmp_path_factory):
   return workdir
 
 
-def state(workdir, step=STEPS):
-  """Every array of a checkpoint by path."""
-  with checkpoint.open_to_read(str(workdir)) as manager:
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-      manager.item_metadata(step).state.tree,
-    )
-    found = checkpoint.read_state(manager, step, shapes)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(found)
-  return {jax.tree_util.keystr(p): np.asarray(x) for p, x in leaves}
-
-
-def assert_same_state(a, b):
-  a, b = state(a), state(b)
-  assert a.keys() == b.keys()
-  for path, array in a.items():
-    np.testing.assert_array_equal(array, b[path], err_msg=path)
-
-
 def cut(source, workdir):
-  """What a run stopped after its first checkpoint would have left."""
+  """Copies a run as if it had stopped after its first checkpoint."""
   shutil.copytree(source, workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(STEPS))
 
@@ -90,17 +73,13 @@ def test_two_processes_learn_two_levels_as_one_device(corpus, tmp_path):
 
 
 def test_a_signal_to_one_of_two_stops_both_at_one_step(corpus, tmp_path):
-  """And the run goes on from there in one process, to the same losses."""
   workdir = tmp_path / 'run'
-  # What is quickest to compile: it stops like any other.
+  # This config compiles fastest.
   args = settings(corpus, 'entropy_pretrain', steps=1000)
   args.append(f'--workdir={workdir}')
   both = start(args, processes=2, devices=4)
-  deadline = time.monotonic() + 300
-  while not (workdir / 'metrics.jsonl').exists() or not losses(workdir):
-    assert all(p.poll() is None for p in both), finish(both)
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  metrics = workdir / 'metrics.jsonl'
+  wait_until(lambda: metrics.exists() and losses(workdir), both)
   both[1].send_signal(signal.SIGTERM)
   ended = finish(both)
   assert [code for code, _, _ in ended] == [143, 143], ended
@@ -119,17 +98,14 @@ def test_a_stopped_run_ends_like_one_never_stopped(
   shape = dict(processes=number, devices=8 // number)
   args = [*settings(corpus), f'--workdir={workdir}', '--config.log_interval=10']
   started = start(args, **shape)
-  deadline = time.monotonic() + 300
-  while not (workdir / 'config.json').exists():
-    assert all(p.poll() is None for p in started), finish(started)
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  # In the middle of compilation: the first step is the one to stop at.
+  wait_until((workdir / 'config.json').exists, started)
+  # In the middle of compilation, so that the run stops at its first step.
   time.sleep(3)
   started[-1].send_signal(signal.SIGTERM)
   assert {code for code, _, _ in finish(started)} == {143}
   run([f'--workdir={workdir}'], **shape)
-  assert_same_state(workdir, finished if number == 1 else finished_by_two)
+  expected = finished if number == 1 else finished_by_two
+  assert_same_state(workdir, expected, STEPS)
 
 
 @pytest.mark.nightly
@@ -146,7 +122,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_anywhere(
     losses(workdir), losses(finished), rtol=0, atol=1e-5
   )
   if (number, devices) == (1, 8):
-    assert_same_state(workdir, finished)
+    assert_same_state(workdir, finished, STEPS)
 
 
 @pytest.mark.nightly
@@ -160,7 +136,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(
     np.testing.assert_allclose(
       losses(workdir), losses(finished_by_two), rtol=0, atol=1e-5
     )
-  assert_same_state(tmp_path / 'run2', finished_by_two)
+  assert_same_state(tmp_path / 'run2', finished_by_two, STEPS)
 
 
 @pytest.mark.nightly

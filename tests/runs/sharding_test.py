@@ -15,7 +15,7 @@ from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.model.top_lm import CodeSequenceTransformer
 from abstractinator.runs import sharding
-from abstractinator.runs.state import abstract_state
+from abstractinator.runs.state import initial_state
 from abstractinator.types import Batch
 from configs import default
 from tests.helpers import tiny_top_lm
@@ -144,8 +144,15 @@ def test_every_leaf_of_a_level_has_a_rule(changes):
   config = default.get_config()
   config.model.levels[0].update_from_flattened_dict(changes)
   config = RunConfig.from_dict(json.loads(config.to_json_best_effort()))
-  state = abstract_state(
-    make_model(config, 'cpu'), 8, optimizer=optax.adamw(1e-3)
+  state = jax.eval_shape(
+    lambda key: initial_state(
+      key,
+      make_model(config, 'cpu'),
+      optax.adamw(1e-3),
+      batch_size=1,
+      sequence_length=8,
+    ),
+    jax.random.key(0),
   )
   assert_covered(state)
 

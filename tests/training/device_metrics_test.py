@@ -6,13 +6,8 @@ import jax
 import pytest
 
 from abstractinator.config import RunConfig
-from abstractinator.training import flops
-from abstractinator.training.flops import (
-  DeviceMetrics,
-  abstract_batch,
-  model_flops,
-  xla_program,
-)
+from abstractinator.training.flops import DeviceMetrics, model_flops
+from abstractinator.training.program import batch_shapes, xla_program
 from configs import stage2
 from tests.helpers import tiny_run
 
@@ -23,11 +18,10 @@ def device(kind, memory=None, process=0):
   )
 
 
-def test_utilisation_and_memory(monkeypatch):
-  monkeypatch.setattr(flops, 'model_flops', lambda _: 394 * 10**12)
+def test_utilisation_and_memory():
   memory = {'bytes_in_use': 3, 'peak_bytes_in_use': 5, 'num_allocs': 7}
   devices = [device('TPU v5 lite', None, 1), device('TPU v5 lite', memory)]
-  metrics = DeviceMetrics(tiny_run.config(), devices)
+  metrics = DeviceMetrics(devices, lambda: 394 * 10**12)
   assert metrics.tags(4.0) == pytest.approx(
     {
       'perf/model_flops_per_second': 98.5e12,
@@ -42,15 +36,11 @@ def test_utilisation_and_memory(monkeypatch):
   }
 
 
-def test_nothing_is_counted_or_told_of_a_device_without_a_known_peak(
-  monkeypatch,
-):
-  def count(config):
+def test_nothing_is_counted_or_told_of_a_device_without_a_known_peak():
+  def count():
     raise AssertionError
 
-  monkeypatch.setattr(flops, 'model_flops', count)
-  found = DeviceMetrics(tiny_run.config(), jax.devices())
-  assert found.tags(1.0) == {}
+  assert DeviceMetrics(jax.devices(), count).tags(1.0) == {}
 
 
 def test_flops_do_not_depend_on_what_computes():
@@ -70,13 +60,14 @@ def test_what_learns_from_codes_runs_the_top_lm_alone():
   alone = dataclasses.replace(all_of_it, objective='top_lm')
   program = xla_program(alone)
   state = jax.eval_shape(program.init, jax.random.key(0))
-  ids = abstract_batch(alone).ids_BS.size
+  ids = batch_shapes(alone).ids_BS.size
   kernels = [
     leaf.size
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
     if path[0].key == 'top_lm' and path[-1].key == 'kernel'
   ]
-  # A multiplication and an addition, in three products; attention beside them.
+  # Each kernel takes a multiplication and an addition in three products;
+  # attention adds to that.
   found = model_flops(alone) / (6 * ids * sum(kernels))
   assert 1 <= found < 1.3
   assert model_flops(alone) < model_flops(all_of_it) / 2

@@ -1,4 +1,4 @@
-"""A moving average of parameters, of a run with Muon on a whole mesh."""
+"""Moving average of the parameters, in a run with Muon on a whole mesh."""
 
 import functools
 import json
@@ -54,14 +54,16 @@ def test_evaluation_and_commands_use_the_average(tmp_path):
   corpus = many_processes.write_corpus(tmp_path)
   workdir = str(tmp_path / 'run')
   run = Run(make_config(train=f'{corpus}/*.txt'), workdir)
-  tags = run.train(run.start())
+  trained = run.train(run.start())
   state = checkpoint.restore(workdir, run._abstract).state
   found = run._held_out.evaluate(averaged_variables_of(state), 1)
-  assert tags['eval/loss_total'] == pytest.approx(found.summary['loss_total'])
+  loss = found.summary.whole['loss_total']
+  assert trained.whole['loss_total'] == pytest.approx(loss)
   raw = run._held_out.evaluate({'params': state.params, **state.collections}, 1)
-  assert raw.summary['loss_total'] != found.summary['loss_total']
-  # Of Muon, too: momenta are where their parameters are.
-  kernel = state.params['compressor']['entropy_model']['stack']['block_0']
+  assert raw.summary.whole['loss_total'] != loss
+  # Muon's momenta are sharded as their parameters are.
+  compressor = state.params['level_0']['compressor']
+  kernel = compressor['entropy_model']['stack']['block_0']
   kernel = kernel['ffn']['down']['kernel']
   assert kernel.sharding.spec == jax.sharding.PartitionSpec('tensor', 'fsdp')
   momenta = [

@@ -3,7 +3,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental import pallas as pl
 
+from abstractinator.ops.attention import pallas_tpu, pallas_triton, xla
 from abstractinator.training.flops import matmul_flops, training_flops
 
 
@@ -64,8 +66,82 @@ def test_what_holds_products(function, products):
   assert matmul_flops(function, shape(4, 4)) == products * ONE
 
 
+def test_a_kernel_counts_once_for_each_point_of_its_grid():
+  def kernel(x_ref, out_ref):
+    out_ref[...] = lax.fori_loop(
+      0, 5, lambda _, x: x @ x_ref[...], x_ref[...], unroll=False
+    )
+
+  def function(x):
+    block = pl.BlockSpec((4, 4), lambda i, j: (i, 0))
+    return pl.pallas_call(
+      kernel,
+      out_shape=jax.ShapeDtypeStruct((12, 4), jnp.float32),
+      grid=(3, 2),
+      in_specs=[block],
+      out_specs=block,
+    )(x)
+
+  assert matmul_flops(function, shape(12, 4)) == 3 * 2 * 5 * ONE
+
+
+@pytest.mark.parametrize(
+  ('size', 'window', 'pairs'),
+  [
+    # A program meets all blocks at once: those to come are masked.
+    (512, None, 4 * 256**2),
+    (1024, 128, 8 * 2 * 128**2),
+    (1024, 300, 4 * 3 * 256**2),
+    # It meets 8 blocks one after the other and skips those to come.
+    (2048, None, 8 * 9 // 2 * 256**2),
+  ],
+)
+def test_attention_on_tpus_counts_the_pairs_of_ids_in_its_blocks(
+  size, window, pairs
+):
+  batch, heads, width = 2, 3, 32
+
+  def attend(q, k, v, group):
+    return pallas_tpu.attention(
+      q, k, v, group_BS=group, window=window, scale=1.0, interpret=True
+    )
+
+  x = shape(batch, size, heads, width)
+  group = jax.ShapeDtypeStruct((batch, size), jnp.int32)
+  # Scores and values: two products of a width of a head for each pair.
+  expected = 2 * batch * heads * pairs * 2 * width
+  assert matmul_flops(attend, x, x, x, group) == expected
+
+
+def test_attention_by_xla_and_by_kernels_counts_the_same():
+  """With a window of a block both compute two blocks of keys a query."""
+
+  def attend(attention, **options):
+    return lambda q, k, v, group: attention(
+      q, k, v, group_BS=group, window=128, scale=1.0, **options
+    )
+
+  x, group = shape(2, 1024, 3, 32), jax.ShapeDtypeStruct((2, 1024), jnp.int32)
+  by_xla = matmul_flops(attend(xla.attention), x, x, x, group)
+  kernel = attend(pallas_tpu.attention, interpret=True)
+  assert matmul_flops(kernel, x, x, x, group) == by_xla
+  assert by_xla == 2 * 2 * 3 * 1024 * 2 * 128 * 2 * 32
+
+
+def test_a_kernel_of_unknown_length_counts_as_it_estimates():
+  def attend(q, k, v, group):
+    return pallas_triton.attention(
+      q, k, v, group_BS=group, window=None, scale=1.0, interpret=True
+    )
+
+  x = jax.ShapeDtypeStruct((2, 256, 3, 32), jnp.bfloat16)
+  group = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+  least = 2 * 2 * 3 * 256 * 256 // 2 * 2 * 32
+  assert least <= matmul_flops(attend, x, x, x, group) <= 2 * least
+
+
 class Transformer(nn.Module):
-  """Two dense blocks, to be counted by hand; `remat` must not matter."""
+  """Two dense blocks whose FLOPs are easy to count by hand."""
 
   remat: bool
 
@@ -97,6 +173,6 @@ def test_training_a_transformer(remat):
   def gradient(params, x):
     return jax.grad(lambda p, x: model.apply(p, x).sum(), (0, 1))(params, x)
 
-  # Where nothing is computed again, the gradient agrees.
+  # Without rematerialization the gradient has just these products.
   repeated = matmul_flops(gradient, params, x) - 3 * forward
   assert (repeated > 0) == remat

@@ -1,4 +1,4 @@
-"""Alarms: where they begin, and that runs broken on purpose raise them."""
+"""Alarms: their limits, and runs that are broken on purpose."""
 
 import contextlib
 import dataclasses
@@ -11,19 +11,24 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from abstractinator.config import RunConfig
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.runs import sharding
 from abstractinator.training import health
 from abstractinator.training.loop import Run
 from configs import tiny, tiny_2level
 
-SANE = {
-  'gradient_norm': 1.0,
-  'entropy_model_bits_per_byte': 2.5,
-  'expander_bits_per_byte': 2.0,
-  'bytes_per_segment': 4.5,
-  'codebook_perplexity': 30.0,
-  'overflow_fraction': 0.0,
-}
+SANE = ByLevel(
+  (
+    {
+      'entropy_model_bits_per_byte': 2.5,
+      'expander_bits_per_byte': 2.0,
+      'bytes_per_segment': 4.5,
+      'codebook_perplexity': 30.0,
+      'overflow_fraction': 0.0,
+    },
+  ),
+  {'gradient_norm': 1.0},
+)
 
 
 def config_of(values) -> RunConfig:
@@ -33,6 +38,13 @@ def config_of(values) -> RunConfig:
 CONFIG = config_of(tiny.get_config())
 
 
+def changed(name, value):
+  """Sane metrics but for one, which has this value."""
+  is_whole = name in ('gradient_norm', 'total_bits_per_byte')
+  one = {name: value}
+  return SANE | (ByLevel(whole=one) if is_whole else ByLevel((one,)))
+
+
 def raised(alarms):
   return [alarm.tag for alarm in alarms]
 
@@ -40,13 +52,13 @@ def raised(alarms):
 @pytest.mark.parametrize(
   ('name', 'last_good', 'bad', 'tag'),
   [
-    # Of 64 codes; 2 is the least that say anything.
+    # There are 64 codes; the limit is 2 at least.
     ('codebook_perplexity', 2.0, 1.99, 'codebook_collapse'),
     ('overflow_fraction', 0.05, 0.051, 'overflow'),
     ('bytes_per_segment', 1.1, 1.09, 'segments_of_one_id'),
-    # Of at most 16.
+    # A segment has 16 ids at most.
     ('bytes_per_segment', 15.2, 15.3, 'segments_of_max_length'),
-    # The norm to clip to is 1.
+    # Gradients are clipped to a norm of 1.
     ('gradient_norm', 50.0, 50.1, 'exploding_gradients'),
     ('entropy_model_bits_per_byte', 10.0, 10.1, 'exploding_gradients'),
     ('expander_bits_per_byte', 10.0, 10.1, 'exploding_gradients'),
@@ -54,47 +66,50 @@ def raised(alarms):
 )
 def test_training(name, last_good, bad, tag):
   assert raised(health.train_alarms(CONFIG, 100, SANE)) == []
-  assert raised(health.train_alarms(CONFIG, 100, SANE | {name: last_good})) == (
-    []
-  )
-  (alarm,) = health.train_alarms(CONFIG, 100, SANE | {name: bad})
+  good, bad = changed(name, last_good), changed(name, bad)
+  assert raised(health.train_alarms(CONFIG, 100, good)) == []
+  (alarm,) = health.train_alarms(CONFIG, 100, bad)
   assert alarm.tag == tag
   assert '; try' in alarm.message
-  # Nothing is wrong in the first steps.
-  assert not health.train_alarms(CONFIG, 99, SANE | {name: bad})
+  # There are no alarms before `health.after_steps`.
+  assert not health.train_alarms(CONFIG, 99, bad)
 
 
 @pytest.mark.parametrize(
-  ('held_out', 'tag'),
+  ('name', 'value', 'tag'),
   [
-    ({'expander_bits_per_byte_shuffled_codes': 2.05}, None),
-    ({'expander_bits_per_byte_shuffled_codes': 2.03}, 'codes_ignored'),
-    ({'entropy_model_bits_per_byte': 3.1}, None),
-    ({'entropy_model_bits_per_byte': 3.2}, 'validation_drift'),
-    ({'expander_bits_per_byte': 2.6}, 'validation_drift'),
-    ({'total_bits_per_byte': 5.0}, None),
+    ('expander_bits_per_byte_shuffled_codes', 2.05, None),
+    ('expander_bits_per_byte_shuffled_codes', 2.03, 'codes_ignored'),
+    ('entropy_model_bits_per_byte', 3.1, None),
+    ('entropy_model_bits_per_byte', 3.2, 'validation_drift'),
+    ('expander_bits_per_byte', 2.6, 'validation_drift'),
+    # It is not among the metrics of training, so there is no drift.
+    ('total_bits_per_byte', 5.0, None),
   ],
 )
-def test_evaluation(held_out, tag):
-  sane = SANE | {
+def test_evaluation(name, value, tag):
+  codes = {
     'expander_bits_per_byte_true_codes': 2.0,
     'expander_bits_per_byte_shuffled_codes': 3.0,
   }
-  found = health.eval_alarms(CONFIG, 100, sane | held_out, SANE)
+  held_out = SANE | ByLevel((codes,)) | changed(name, value)
+  found = health.eval_alarms(CONFIG, 100, held_out, SANE)
   assert raised(found) == ([] if tag is None else [tag])
   assert all('; try' in alarm.message for alarm in found)
-  assert not health.eval_alarms(CONFIG, 99, sane | held_out, SANE)
+  assert not health.eval_alarms(CONFIG, 99, held_out, SANE)
 
 
 def test_of_several_levels_each_has_its_own():
   config = config_of(tiny_2level.get_config())
-  sane = {'level0/bytes_per_segment': 2.0, 'level1/bytes_per_segment': 4.0}
+  sane = ByLevel(({'bytes_per_segment': 2.0}, {'bytes_per_segment': 4.0}))
   assert not health.train_alarms(config, 5000, sane)
-  # 1.05 ids of the second level for each of its segments.
-  bad = sane | {'level1/bytes_per_segment': 2.1, 'level1/overflow_fraction': 1}
+  # A segment of the second level has 2.1 bytes, that is 1.05 segments of the
+  # first one.
+  bad = {'bytes_per_segment': 2.1, 'overflow_fraction': 1}
+  bad = sane | ByLevel(({}, bad))
   tags = ['level1/overflow', 'level1/segments_of_one_id']
   assert raised(health.train_alarms(config, 5000, bad)) == tags
-  # It joins 700 steps after the first one.
+  # The second level joins 700 steps after the first one.
   assert not health.train_alarms(config, 799, bad)
   assert set(tags) < set(health.alarm_tags(config, health.TRAIN_ALARMS))
 
@@ -105,18 +120,21 @@ def test_stages_are_judged_one_by_one():
   level = dataclasses.replace(level, quantizer=quantizer)
   model = dataclasses.replace(CONFIG.model, levels=(level,))
   config = dataclasses.replace(CONFIG, model=model)
-  whole = SANE | {'stage0/codebook_perplexity': 9}
-  # Of 4096 codes, of which a few steps need not use many.
-  assert not health.train_alarms(config, 100, whole)
-  bad = whole | {'stage1/codebook_perplexity': 1.0}
+  sane = SANE | ByLevel(({'stage0/codebook_perplexity': 9},))
+  # A few steps need not use many of the 4096 codes of both stages together.
+  assert not health.train_alarms(config, 100, sane)
+  bad = sane | ByLevel(({'stage1/codebook_perplexity': 1.0},))
   (alarm,) = health.train_alarms(config, 100, bad)
   assert alarm.message.startswith('stage1: 1.0 of 64 codes')
 
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-  """Runs of a few steps, each with a word that is not in its held-out text."""
-  # One of the devices of the tests, for which less is to compile.
+  """Runs a config for a few steps, on text unlike its held-out text.
+
+  Returns the step of the last alarm of each kind.
+  """
+  # A mesh of one device compiles faster than one of all.
   make_mesh = sharding.make_mesh
   monkeypatch.setattr(
     sharding, 'make_mesh', lambda c: make_mesh(c, jax.devices()[:1])
@@ -150,7 +168,7 @@ def broken(tmp_path, monkeypatch):
       for name, value in line.items()
       if name.startswith('health/') and value == 1.0
     }
-    # Each is in TensorBoard, with what to try.
+    # TensorBoard has a text for each alarm.
     events = EventAccumulator(str(workdir / 'tensorboard')).Reload()
     texts = {
       tag.split('/')[1] for tag in events.Tags()['tensors'] if 'health' in tag
@@ -165,14 +183,14 @@ def test_one_code_for_every_byte(broken, capsys):
   def edit(values, level):
     level.segmentation.threshold = 1.0
     level.segmentation.capacity_length = 1.0
-    # All but one.
+    # All codes but code 0 are forbidden.
     level.quantizer.forbidden = tuple(range(1, 64))
 
   found = broken(edit)
   assert {'codebook_collapse', 'segments_of_one_id', 'codes_ignored'} <= (
     found.keys()
   )
-  # What was learned is of other text.
+  # The held-out text is of another kind.
   assert 'validation_drift' in found
   assert 'overflow' not in found
   assert 'segments_of_max_length' not in found
@@ -180,7 +198,7 @@ def test_one_code_for_every_byte(broken, capsys):
   assert out.count('ALARM codebook_collapse: ') == 1
 
 
-# Where alarms begin is tested above, and that a run raises them.
+# Every run tests the limits of these alarms, above.
 @pytest.mark.nightly
 def test_too_few_slots_and_too_large_steps(broken):
   def edit(values, level):

@@ -1,4 +1,4 @@
-"""The implementation of an op is no part of what is learned."""
+"""Losses do not depend on the implementation of ops."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ STEPS = 20
 
 
 def losses(config, attention):
-  """Of steps on random rows of two documents each."""
+  """Losses of steps on random rows of two documents each."""
   values = config.get_config()
   tiny.make_small(values.model.levels[0], d_model=32)
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
@@ -41,7 +41,7 @@ def losses(config, attention):
     document_BS = np.repeat([[0, 1], [0, 1]], 48, axis=1).astype(np.int32)
     batch = Batch(ids_BS, document_BS, np.arange(2, dtype=np.int32))
     state, metrics = step(state, batch)
-    loss = metrics['loss_total']
+    loss = metrics.whole['loss_total']
     found.append(loss.total / loss.count)
   return np.array(jax.device_get(found))
 
@@ -49,7 +49,7 @@ def losses(config, attention):
 @pytest.mark.parametrize(
   'config',
   [
-    # The same op, once instead of in every part of a level.
+    # One stack of blocks; a whole level has three, and compiles for longer.
     entropy_pretrain,
     pytest.param(tiny, marks=pytest.mark.nightly),
   ],

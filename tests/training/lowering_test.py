@@ -1,4 +1,4 @@
-"""Whole training steps of large configs, lowered for devices not at hand."""
+"""Training steps of large configs, lowered for devices that are not at hand."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ KERNELS = {'tpu': 'tpu_custom_call', 'gpu': '__gpu$xla.gpu.triton'}
 
 
 def shallow(values):
-  """The same with one layer in place of several, which are all alike."""
+  """Config values with one layer in each stack: all layers are alike."""
   if isinstance(values, dict):
     return {
       k: min(v, 1) if k == 'num_layers' else shallow(v)
@@ -33,7 +33,7 @@ def shallow(values):
   ],
 )
 def test_a_step_lowers_with_its_kernels(name, platform):
-  """Forward, and two backward, of each kind of attention that there is."""
+  """Each kind of attention has one forward and two backward kernels."""
   values = importlib.import_module(f'configs.{name}').get_config()
   values = shallow(json.loads(values.to_json_best_effort()))
   config = RunConfig.from_dict(values)

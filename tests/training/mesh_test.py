@@ -1,4 +1,4 @@
-"""A whole pyramid over the devices of a mesh: as on one, and with less each."""
+"""A pyramid on a mesh learns as on one device, with less memory on each."""
 
 import dataclasses
 import functools
@@ -38,8 +38,8 @@ DOTS = {'remat': 'dots', 'scan_layers': True}
 @pytest.mark.parametrize(
   ('levels', 'mesh', 'microbatches', 'layers'),
   [
-    # All axes at once, for each mesh costs a compilation; a second level
-    # doubles it.
+    # Each mesh costs a compilation, and a second level doubles it: every run
+    # has one mesh, with all axes.
     (1, 'all', 2, {}),
     *(
       pytest.param(2, *case, marks=pytest.mark.nightly)
@@ -59,7 +59,7 @@ DOTS = {'remat': 'dots', 'scan_layers': True}
   ],
 )
 def test_a_mesh_learns_as_one_device_does(levels, mesh, microbatches, layers):
-  """Losses, codes and statistics of 20 steps, begun in its place."""
+  """Losses, codes and statistics of 20 steps from an initial state."""
   one = on_one_device(levels)
   values = tiny_mesh.make_values(levels)
   values.microbatches = microbatches
@@ -70,7 +70,9 @@ def test_a_mesh_learns_as_one_device_does(levels, mesh, microbatches, layers):
   jax.tree.map(np.testing.assert_array_equal, there.codes, one.codes)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
   jax.tree.map(close, there.state.collections, one.state.collections)
-  found, expected = (metrics.summarize(x.metrics) for x in (there, one))
+  found, expected = (
+    metrics.summarize(x.metrics).flattened() for x in (there, one)
+  )
   assert found.keys() == expected.keys()
   for name, value in expected.items():
     close(found[name], value, err_msg=name)
@@ -81,7 +83,7 @@ def test_a_mesh_learns_as_one_device_does(levels, mesh, microbatches, layers):
 
 @functools.cache
 def config_on(mesh):
-  """`configs/tiny_2level.py` itself, all of its parts at once."""
+  """Trains `configs/tiny_2level.py` itself, without its curriculum."""
   values = tiny_2level.get_config()
   values.data.sequence_length = tiny_mesh.TEXT_SIZE
   values.data.batch_size = 8
@@ -97,7 +99,7 @@ def config_on(mesh):
 @pytest.mark.nightly
 @pytest.mark.parametrize('mesh', ['data', 'fsdp', 'all'])
 def test_a_config_of_two_levels_learns_the_same_on_a_mesh(mesh):
-  """As wide as it is, and where many vectors of a batch are the same."""
+  """At full width, on text in which many segments are equal."""
   one, there = config_on('one'), config_on(mesh)
   np.testing.assert_allclose(there.losses, one.losses, rtol=0, atol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, there.codes, one.codes)
@@ -105,7 +107,7 @@ def test_a_config_of_two_levels_learns_the_same_on_a_mesh(mesh):
 
 
 def assert_spread(state, num_devices):
-  """Statistics are the same everywhere, and memory is what shapes say."""
+  """Statistics are replicated, and memory is what the shapes say."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
     assert len(leaf.sharding.device_set) == num_devices, path
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.collections):
@@ -114,7 +116,7 @@ def assert_spread(state, num_devices):
     assert len(others) == num_devices - 1
     for other in others:
       np.testing.assert_array_equal(other, first, err_msg=path)
-  # Memory that an abstract state promises is what arrays take.
+  # An abstract state has the size that arrays take.
   held = sum(
     shard.data.nbytes
     for leaf in jax.tree.leaves(state)
@@ -126,7 +128,7 @@ def assert_spread(state, num_devices):
 
 
 def test_states_of_single_rows_are_added_up_right():
-  """Where XLA, left to itself, added parts of different rows."""
+  """XLA once added parts of different rows here; see `ops.shards.by_rows`."""
   values = tiny_top_lm.values()
   values['stack']['num_layers'] = 1
   model = CodeSequenceTransformer(
@@ -155,7 +157,7 @@ def test_states_of_single_rows_are_added_up_right():
 
 @functools.cache
 def abstract(name):
-  """Shapes of the state of a config, which depend on no kernel."""
+  """Shapes of the state of a config, which are the same for all kernels."""
   config = config_file.load(name)
   xla = ImplementationConfig.everywhere('xla')
   config = dataclasses.replace(

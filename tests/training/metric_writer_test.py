@@ -109,14 +109,14 @@ def write_steps(workdir, steps, offset, **kwargs):
 
 def test_resumption_drops_the_steps_done_again(tmp_path):
   write_steps(tmp_path, [10, 20, 30, 40], 0.0)
-  # Killed in the middle of a line.
+  # The run was killed in the middle of a line.
   with open(tmp_path / 'metrics.jsonl', 'a') as f:
     f.write('{"step": 50, "lo')
   write_steps(tmp_path, [30, 40], 0.5, resume_step=20)
   values = [(10, 10.0), (20, 20.0), (30, 30.5), (40, 40.5)]
   assert read_jsonl(tmp_path) == [{'step': s, 'loss': v} for s, v in values]
   assert scalars(read_tensorboard(tmp_path), 'loss') == values
-  # Values of the very step that the run goes on from belong to it.
+  # Values of the step that the run resumes from are kept.
   write_steps(tmp_path, [50], 0.0, resume_step=40)
   assert scalars(read_tensorboard(tmp_path), 'loss') == [*values, (50, 50.0)]
 
@@ -131,10 +131,10 @@ def test_half_a_line_of_an_early_step_is_dropped(tmp_path):
 
 
 def test_new_run_drops_an_attempt_without_checkpoint(tmp_path):
-  write_steps(tmp_path, [0, 1], 0.0)
-  write_steps(tmp_path, [0], 0.5)
-  assert read_jsonl(tmp_path) == [{'step': 0, 'loss': 0.5}]
-  assert scalars(read_tensorboard(tmp_path), 'loss') == [(0, 0.5)]
+  write_steps(tmp_path, [1, 2], 0.0)
+  write_steps(tmp_path, [1], 0.5)
+  assert read_jsonl(tmp_path) == [{'step': 1, 'loss': 1.5}]
+  assert scalars(read_tensorboard(tmp_path), 'loss') == [(1, 1.5)]
 
 
 @pytest.mark.parametrize('line', ['{"step": 2, "a', '[1]', '{"a": 1}'])
@@ -151,7 +151,6 @@ def test_lines_are_whole_before_the_file_is_closed(tmp_path):
   with MetricWriter(tmp_path) as writer:
     writer.write_scalars(1, {'loss': 1.0})
     assert read_jsonl(tmp_path) == [{'step': 1, 'loss': 1.0}]
-    writer.flush()
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -160,5 +159,4 @@ def test_other_processes_write_nothing(tmp_path):
     writer.write_histogram(1, 'usage', np.ones(3))
     writer.write_image(1, 'image', np.ones((1, 1, 3), np.uint8))
     writer.write_text(1, 'text', 'text')
-    writer.flush()
   assert not (tmp_path / 'run').exists()

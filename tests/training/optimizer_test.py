@@ -32,7 +32,7 @@ def test_schedule():
   schedule = optimizer.make_schedule(make_config(), total_steps=14)
   values = [float(schedule(step)) for step in range(14)]
   np.testing.assert_allclose(values[:4], [0.0025, 0.005, 0.0075, 0.01])
-  # Halfway down the cosine lies the mean of its ends.
+  # The middle of the cosine is the mean of its ends.
   np.testing.assert_allclose(values[8], 0.0055, rtol=1e-5)
   assert all(a > b for a, b in itertools.pairwise(values[3:]))
   np.testing.assert_allclose(values[13], 0.001, rtol=1e-5)
@@ -83,7 +83,7 @@ def test_decay_moves_matrices_only():
     if np.any(update)
   }
   assert moved == DECAYED
-  # Rate of step 0 times the decay.
+  # The rate of step 0 times the weight decay.
   np.testing.assert_allclose(
     updates['dense']['kernel'], np.full((2, 3), -0.0025 * 0.5), rtol=1e-6
   )
@@ -99,7 +99,7 @@ def test_gradient_is_clipped():
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     if 'mu' in jax.tree_util.keystr(path)
   ]
-  # (1 - beta1) times the gradient scaled down to a norm of 1.
+  # (1 - beta1) times the gradient, clipped to a norm of 1.
   np.testing.assert_allclose(moments, [[0.3, 0.4]], rtol=1e-6)
 
 
@@ -119,7 +119,7 @@ def test_a_stable_rate_falls_at_the_end():
   )
   values = [float(schedule(step)) for step in range(20)]
   np.testing.assert_allclose(values[:4], [0.0025, 0.005, 0.0075, 0.01])
-  # Of 20 steps the last 6 fall, by a sixth of nine tenths each.
+  # The last 6 of 20 steps fall, each by a sixth of nine tenths.
   np.testing.assert_allclose(values[4:14], 0.01)
   np.testing.assert_allclose(
     values[13:], np.linspace(0.01, 0.001, 7), rtol=1e-5
@@ -192,7 +192,8 @@ def test_muon_makes_updates_of_blocks_orthogonal():
   ]
   for matrix in matrices:
     sizes = np.linalg.svd(matrix, compute_uv=False)
-    # Newton and Schulz come near; of a Gaussian they spread by far more.
+    # Newton-Schulz is approximate; singular values of a Gaussian matrix spread
+    # by far more.
     assert sizes.max() < 2.0 * sizes.min()
     # As large as the updates of AdamW usually are.
     rms = np.sqrt(np.mean(np.square(matrix)))

@@ -1,4 +1,4 @@
-"""A level learns a batch of text by heart and says it from the codes alone."""
+"""A level memorizes a batch of text and decodes it from its codes alone."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ QUANTIZERS = {
   'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
 }
 
-# `pyramid_overfit_test` learns by heart in every run, and says it from codes.
+# `pyramid_overfit_test` memorizes a batch in every run.
 pytestmark = pytest.mark.nightly
 quantizers = pytest.mark.parametrize('name', QUANTIZERS)
 
@@ -47,7 +47,8 @@ def run_config(quantizer) -> RunConfig:
   values = tiny.get_config()
   values.data.sequence_length = SIZE
   (level,) = values.model.levels
-  # Who knows a text by heart is nowhere uncertain: cut at words instead.
+  # A model that has memorized a text is uncertain nowhere, so the text is cut
+  # at words instead of by entropy.
   level.segmentation.rule = 'space'
   level.segmentation.target_length = None
   level.segmentation.threshold = 0.0
@@ -83,7 +84,7 @@ def test_a_batch_is_learned_by_heart(name):
   is_first = is_byte & output.compressed.segments.is_start_BS
   for mask in (is_byte, is_first):
     assert jnp.sum(is_right & mask) > 0.99 * jnp.sum(mask)
-  # Not one segment a byte.
+  # Segments are not single bytes.
   assert jnp.sum(is_byte) > 3 * jnp.sum(is_first)
 
 
@@ -93,7 +94,7 @@ def test_the_codes_alone_give_the_text_back(name):
   given, _ = jax.jit(functools.partial(decode_step, model=model))(
     variables, batch
   )
-  accuracy = given['free_running_byte_accuracy']
+  accuracy = given.whole['free_running_byte_accuracy']
   assert float(accuracy.total) > 0.99 * float(accuracy.count)
 
 

@@ -19,7 +19,7 @@ class Clock:
 
 
 def run(stream, steps, seconds_per_step, start_step=0, total_steps=100):
-  """A run whose first step takes a minute longer: it compiles."""
+  """Reports steps, of which the first takes a minute longer, to compile."""
   clock = Clock()
   progress = Progress(total_steps, start_step, stream, clock=clock)
   clock.now += 60
@@ -33,7 +33,7 @@ def test_plain_lines_come_every_few_seconds():
   stream = io.StringIO()
   progress, _ = run(stream, range(1, 12), 1.0)
   first, second, third = stream.getvalue().splitlines()
-  # The first step holds the compilation and says nothing of the rest.
+  # The first step includes the compilation, so it gives no estimate.
   assert first == 'step 1/100  loss 2.500  bytes/s 12.35k'
   assert second == 'step 6/100  loss 2.500  bytes/s 12.35k  1m34s left'
   assert third == 'step 11/100  loss 2.500  bytes/s 12.35k  1m29s left'
@@ -60,14 +60,14 @@ def test_last_step_is_shown_at_once():
 def test_time_left_after_resumption():
   stream = io.StringIO()
   run(stream, [910, 920], 5.0, start_step=900, total_steps=1000)
-  # 10 steps took 5 s, 80 are left; steps before 900 were not ours.
+  # 10 steps took 5 s, 80 are left; another process took the 900 before.
   assert stream.getvalue().splitlines()[-1].endswith('  40s left')
 
 
 def test_estimate_counts_own_steps():
   stream = io.StringIO()
   run(stream, [910, 920], 40.0, start_step=900, total_steps=1000)
-  # 10 steps took 40 s, the compilation left out.
+  # 10 steps took 40 s, without the compilation.
   assert stream.getvalue().endswith('  5m20s left\n')
 
 
@@ -79,7 +79,7 @@ def test_messages_in_a_log_file():
 
 
 def shown(text):
-  """What a terminal shows after printing text, line by line."""
+  """Lines that a terminal shows after printing a text."""
   lines = ['']
   for part in text.replace('\r', '\0\r').replace('\n', '\0\n').split('\0'):
     if part.startswith('\n'):

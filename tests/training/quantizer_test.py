@@ -1,4 +1,4 @@
-"""A level trains with every kind of quantizer."""
+"""Training of a level with every kind of quantizer."""
 
 import json
 
@@ -30,10 +30,10 @@ def batches():
 @pytest.mark.parametrize(
   'changes',
   [
-    # Learned by heart in `pyramid_overfit_test`.
+    # `pyramid_overfit_test` trains it in every run.
     pytest.param(dict(kind='vq'), marks=pytest.mark.nightly),
     dict(kind='vq', cosine=True, start='kmeans'),
-    # Trained in `train_test`.
+    # `train_test` trains it in every run.
     pytest.param(
       dict(kind='rvq', depth=3, codebook_size=16), marks=pytest.mark.nightly
     ),
@@ -56,7 +56,9 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
   values = []
   for batch in batches():
     state, found = step(state, batch)
-    values.append({k: float(v.total.sum()) for k, v in found.items()})
+    values.append(
+      {k: float(v.total.sum()) for k, v in found.flattened().items()}
+    )
     assert np.isfinite(values[-1]['gradient_norm'])
   loss = [v['loss_expander'] for v in values]
   assert loss[-1] < 0.75 * loss[0]

@@ -1,50 +1,46 @@
 import json
-import types
 
 import numpy as np
 import pytest
 
-from abstractinator.training import step_metrics as window_module
-from abstractinator.training.step_metrics import Window
+from abstractinator.objective.by_level import ByLevel
+from abstractinator.training.step_metrics import StepMetrics
 from abstractinator.types import Mean
 
 
-@pytest.fixture
-def clock(monkeypatch):
-  now = types.SimpleNamespace(seconds=100.0)
-  fake = types.SimpleNamespace(monotonic=lambda: now.seconds)
-  monkeypatch.setattr(window_module, 'time', fake)
-  return now
+class Clock:
+  def __init__(self):
+    self.seconds = 100.0
+
+  def __call__(self):
+    return self.seconds
 
 
-def metrics(num_bytes):
-  count = np.float32(num_bytes)
-  # From which `metrics.num_bytes` knows how many there were.
-  return {'entropy_model_bits_per_byte': Mean(2 * count, count)}
-
-
-def step(window, clock, seconds, waiting=0.0):
-  with window.input():
+def step(steps, clock, seconds, waiting=0.0):
+  """Takes a step on 10 bytes."""
+  with steps.input():
     clock.seconds += waiting
   clock.seconds += seconds
-  window.add(metrics(10))
+  mean = Mean(np.float32(20), np.float32(10))
+  steps.add(ByLevel(({'entropy_model_bits_per_byte': mean},)))
 
 
-def test_time_is_split(clock):
-  window = Window()
-  step(window, clock, 50.0, waiting=40.0)  # Compilation.
-  assert window.step_seconds() is None
+def test_time_is_split():
+  clock = Clock()
+  steps = StepMetrics(clock=clock)
+  step(steps, clock, 50.0, waiting=40.0)  # Compilation.
+  assert steps.step_seconds() is None
   for _ in range(4):
-    step(window, clock, 0.75, waiting=0.25)
-  window.pause()
-  with window.apart('eval'):
+    step(steps, clock, 0.75, waiting=0.25)
+  steps.pause()
+  with steps.apart('eval'):
     clock.seconds += 7.0
-  with window.apart('checkpoint'):
+  with steps.apart('checkpoint'):
     clock.seconds += 3.0
-  with window.apart('checkpoint'):
+  with steps.apart('checkpoint'):
     clock.seconds += 1.0
-  window.resume()
-  assert window.times() == pytest.approx(
+  steps.resume()
+  assert steps.times() == pytest.approx(
     dict(
       step_seconds=1.0,
       input_wait_seconds=0.25,
@@ -56,13 +52,14 @@ def test_time_is_split(clock):
   )
 
 
-def test_a_window_starts_empty(clock):
-  window = Window()
-  step(window, clock, 1.0)
-  step(window, clock, 1.0, waiting=1.0)
-  window.restart()
-  step(window, clock, 2.0)
-  assert window.times() == pytest.approx(
+def test_after_a_restart_nothing_is_left():
+  clock = Clock()
+  steps = StepMetrics(clock=clock)
+  step(steps, clock, 1.0)
+  step(steps, clock, 1.0, waiting=1.0)
+  steps.restart()
+  step(steps, clock, 2.0)
+  assert steps.times() == pytest.approx(
     dict(
       step_seconds=2.0,
       input_wait_seconds=0.0,
@@ -72,22 +69,47 @@ def test_a_window_starts_empty(clock):
   )
 
 
-def test_a_window_goes_on_where_another_process_left_it():
+def test_sums_continue_where_another_process_left_them():
   def step(value):
     value = np.float32(value)
-    return {
-      'loss_total': Mean(value, np.float32(3)),
+    level = {
       'entropy_model_bits_per_byte': Mean(value, np.float32(3)),
       'code_counts': Mean(np.array([value, 1], np.float32), np.float32(1)),
     }
+    return ByLevel((level,), {'loss_total': Mean(value, np.float32(3))})
 
-  whole, first = Window(), Window()
-  for window in (whole, first):
-    window.add(step(0.1))
-  second = Window(json.loads(json.dumps(first.to_json())))
-  for window in (whole, second):
-    window.add(step(0.7))
+  whole, first = StepMetrics(), StepMetrics()
+  for steps in (whole, first):
+    steps.add(step(0.1))
+  second = StepMetrics(json.loads(json.dumps(first.to_json())))
+  for steps in (whole, second):
+    steps.add(step(0.7))
   assert second.summary() == whole.summary()
-  assert second.total['code_counts'].total.dtype == np.float32
+  assert second.total.levels[0]['code_counts'].total.dtype == np.float32
   whole.restart()
   assert whole.to_json() == {}
+
+
+def test_the_progress_line_shows_levels_and_the_whole():
+  def shown(levels, whole):
+    mean = lambda x: Mean(np.float32(x), np.float32(1))  # noqa: E731
+    steps = StepMetrics()
+    steps.add(
+      ByLevel(levels, whole).apply(
+        lambda x: {name: mean(value) for name, value in x.items()}
+      )
+    )
+    return steps.shown()
+
+  level = {'entropy_model_bits_per_byte': 2.0, 'expander_bits_per_byte': 1.0}
+  one = shown((level,), {'loss_total': 5.0, 'gradient_norm': 7.0})
+  assert list(one) == ['loss', 'entropy bpb', 'expander bpb', 'bytes/s']
+  assert (one['loss'], one['expander bpb']) == (5.0, 1.0)
+  three = shown((level,) * 3, {'loss_total': 5.0, 'total_bits_per_byte': 9.0})
+  assert list(three) == [
+    'loss',
+    'expander bpb 0',
+    'expander bpb 1',
+    'total bpb',
+    'bytes/s',
+  ]

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows, and what hands do to it."""
+"""The page in a real browser: what it shows, and how it takes input."""
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
@@ -9,20 +9,20 @@ from tests.helpers import tiny_run
 from tests.view import tiny_inspection
 from tests.view.page_test import make_page
 
-# Of rows of 32 ids, the second one ends within a character.
+# Ids of a row; the second row ends within a character.
 ROW = 32
 _BEGIN = b'die Katze die Maus </script> <b>\n' + (
   'die Tür\tdie \x00€'.encode() + b'\xff\xfe' + ' 鳥'.encode()
 )
 _DOTS = 2 * ROW - 1 - len(_BEGIN)
 TEXT = _BEGIN + b'.' * _DOTS + 'é die Katze end '.encode()
-# Segments 'die '; after a tab it is the end of one.
+# Segments 'die '; after a tab these bytes end another one.
 NUM_SAME = 4
 
 
 @pytest.fixture
 def open_page(browser, tmp_path):
-  """Opens pages; afterwards nothing may have gone wrong, or been fetched."""
+  """Opens pages; then checks that none logged an error or fetched a file."""
 
   def opened(*args, path=tmp_path / 'page.html', **kwargs):
     if args:
@@ -30,7 +30,7 @@ def open_page(browser, tmp_path):
     browser.get(path.as_uri())
     return browser
 
-  # Away from what the mouse pointed at before.
+  # Moves the mouse away from the last element of the page before.
   ActionChains(browser).move_by_offset(0, 0).perform()
   browser.get_log('browser')
   yield opened
@@ -71,7 +71,7 @@ def facts(browser):
 
 
 def where(browser):
-  """The segment that is described; None if there is none."""
+  """Returns the segment that the panel describes, or None."""
   (section,) = all_of(browser, '#segment')
   if not section.is_displayed():
     return None
@@ -95,7 +95,7 @@ def test_all_levels_stand_over_the_text(open_page, num_levels):
   y = [cell(browser, 0).rect['y'], *y]
   assert y == sorted(y, reverse=True)
   assert len(set(y)) == num_levels + 1
-  # A bar is as wide as what it stands for.
+  # A bar is as wide as the bytes of its segment.
   left, right = cell(browser, 4).rect, cell(browser, 9).rect
   over = bar(browser, 0, 1).rect
   assert over['x'] == pytest.approx(left['x'], abs=1)
@@ -137,7 +137,7 @@ def test_pointing_and_clicking(open_page):
   assert texts(browser, '#same li b') == ['die '] * NUM_SAME
   assert len(all_of(browser, '.bar.same')) == NUM_SAME
   assert {x.text for x in all_of(browser, '.cell.inside')} == {*'die·'}
-  # What is kept stays; what is pointed at goes first.
+  # A click keeps a segment; one that is pointed at takes precedence.
   bar(browser, 0, 0).click()
   point(browser, bar(browser, 1, 1))
   assert where(browser) == (1, 1)
@@ -148,7 +148,7 @@ def test_pointing_and_clicking(open_page):
   point(browser, cell(browser, 5))
   assert where(browser) == (0, 1)
   assert texts(browser, '#segment tr.now td') == ['a', '5.00', '0.00', '0.25']
-  # To another with the same code, by the list.
+  # A click in the list selects another segment with the same code.
   point(browser, all_of(browser, '#name')[0])
   all_of(browser, '#same li')[1].click()
   assert where(browser) == (0, 2)
@@ -216,7 +216,7 @@ def test_curves(open_page):
   browser = open_page(b'abcdefgh', 2, row_size=ROW)
 
   def heights():
-    """Of the first curve, from its path."""
+    """Returns the heights of the first curve, from its path."""
     (path,) = all_of(browser, '.line path')
     first = path.get_attribute('d').split('Z')[0]
     y = [float(x.split('H')[0]) for x in first.split('V')[1:]]
@@ -233,7 +233,7 @@ def test_curves(open_page):
 def test_several_codes_of_a_segment(open_page):
   browser = open_page(TEXT, 2, row_size=ROW, queries=2)
   assert bar(browser, 0, 1).text == '1·2'
-  # Two codes are a segment above: it stands over the same bytes.
+  # A segment of the level above has both codes, and so the same bytes.
   below, above = bar(browser, 0, 1).rect, bar(browser, 1, 1).rect
   assert (below['x'], below['width']) == (above['x'], above['width'])
   point(browser, bar(browser, 0, 1))

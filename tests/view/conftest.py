@@ -1,4 +1,4 @@
-"""A real browser, where there is one."""
+"""Fixture of a real browser, if one is installed."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ _BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 
 @pytest.fixture(scope='session')
 def browser():
-  """Skips where there is none; fails instead if REQUIRE_BROWSER=1."""
+  """Opens a browser; without one skips, or fails if REQUIRE_BROWSER=1."""
   binary = next(filter(None, map(shutil.which, _BROWSERS)), None)
   driver = shutil.which('chromedriver')
   if binary is None or driver is None:
@@ -25,7 +25,7 @@ def browser():
   options.binary_location = binary
   for argument in (
     '--headless=new',
-    # As root, and in containers, there is no sandbox; the pages are our own.
+    # The sandbox does not work as root; the pages are the tests' own.
     '--no-sandbox',
     '--disable-dev-shm-usage',
     '--disable-gpu',

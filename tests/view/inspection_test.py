@@ -1,13 +1,15 @@
-"""What is seen of a text is what the other functions say of it."""
+"""An inspection agrees with the other functions of a trained pyramid."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from abstractinator.types import EOS_ID
+from abstractinator.objective import losses
+from abstractinator.types import EOS_ID, Batch
 from abstractinator.view import inspection
 from tests.helpers import tiny_pyramid, tiny_run
+from tests.helpers.jitted import jit
 
 TEXT = 'Grüße aus dem Archiv; 鳥 und so fort.\n\x00'.encode() * 3 + b'\xff\xfe'
 CONFIGS = {
@@ -32,7 +34,7 @@ CONFIGS['three levels'] = three_levels()
 @pytest.mark.parametrize(
   'name',
   [
-    # What it has besides is where a text is cut, which `api_test` says.
+    # `inference_test` covers the places at which a text is cut.
     pytest.param('one level', marks=pytest.mark.nightly),
     'two levels and a top LM',
     pytest.param('three levels', marks=pytest.mark.nightly),
@@ -47,15 +49,8 @@ def test_it_agrees_with_the_other_functions(name):
   for of_level in seen.levels:
     assert of_level.lengths_P.sum() == num_ids
     assert of_level.lengths_P.min() > 0
-    for bits_N in (of_level.cost_bits_N, of_level.expander_bits_N):
-      assert bits_N.shape == of_level.entropy_bits_N.shape == (num_ids,)
-      assert (bits_N >= 0).all()
     num_ids = of_level.codes_PQ.size
-  if name == 'two levels and a top LM':
-    assert seen.top_code_bits_N.shape == (num_ids,)
-    assert (seen.top_code_bits_N > 0).all()
-  else:
-    assert seen.top_code_bits_N is None
+  check_costs(level, seen)
   codes = level.encode(TEXT)
   assert seen.levels[-1].codes_PQ.reshape(-1).tolist() == codes.codes_N.tolist()
   assert len(seen.levels[-1].lengths_P) == codes.count_B.sum()
@@ -68,7 +63,7 @@ def test_it_agrees_with_the_other_functions(name):
   is_byte_N = seen.ids() != EOS_ID
   forced = np.mean((seen.forced_N == seen.ids())[is_byte_N])
   assert forced == pytest.approx(rebuilt.teacher_forced_byte_accuracy)
-  # What was decoded, put together again.
+  # Decoded ids in order, beside the text and past top segments.
   of_N = np.arange(len(seen.levels[-1].lengths_P))
   for number in range(len(seen.levels))[::-1]:
     of_N = np.repeat(of_N, seen.levels[number].lengths_P)
@@ -87,9 +82,40 @@ def test_it_agrees_with_the_other_functions(name):
   assert seen.is_wrong()[is_byte_N & ~is_right_N].all()
 
 
-def test_what_is_decoded_stands_beside_the_text():
+def check_costs(level, seen):
+  """Compares bits with the nats of one call of the pyramid."""
+  ids_BS, document_BS, _ = level._rows([TEXT])
+  row_B = np.arange(len(ids_BS), dtype=np.int32)
+  output = jit(level._model.apply)(
+    level._variables, Batch(ids_BS, document_BS, row_B)
+  )
+
+  def close(bits_N, nats_BS, is_real_BS):
+    expected_N = np.asarray(nats_BS)[np.asarray(is_real_BS)] / np.log(2)
+    np.testing.assert_allclose(bits_N, expected_N, rtol=1e-4, atol=1e-4)
+
+  for of_level, computed, batch in zip(
+    seen.levels, output.levels, output.batches, strict=True
+  ):
+    compressed, is_id_BS = computed.compressed, batch.document_BS >= 0
+    entropy_nats_BS = compressed.entropy_bits_BS * np.log(2)
+    close(of_level.entropy_bits_N, entropy_nats_BS, is_id_BS)
+    close(of_level.cost_bits_N, compressed.entropy_nats_BS, is_id_BS)
+    close(of_level.expander_bits_N, computed.expanded.nats_BS, is_id_BS)
+    segments = compressed.segments
+    is_short_P = segments.is_capacity_bound_BS[segments.is_start_BS]
+    assert of_level.is_short_P.tolist() == is_short_P.tolist()
+  if output.top_lm is None or output.top_lm.logits is None:
+    assert seen.top_code_bits_N is None
+  else:
+    codes = output.top_codes
+    nats_BU = losses.code_nats(output.top_lm, codes.codes_BP)
+    close(seen.top_code_bits_N, nats_BU, codes.document_BP >= 0)
+
+
+def test_decoded_ids_stand_beside_the_text():
   # Rows of 4 ids: 'abcd', 'ef' and EOS. The last top segment of the first row
-  # has no byte: only the further codes of one below.
+  # has no byte: its ids are further codes of a segment below.
   seen = inspection.inspection(
     b'abcdef',
     [],
@@ -109,7 +135,7 @@ def test_what_is_decoded_stands_beside_the_text():
   assert seen.forced_N.tolist() == [97, 0, 99, 100, 101, 102, EOS_ID]
   beyond = {top: ids.tolist() for top, ids in seen.beyond.items()}
   assert beyond == {1: [100], 2: [121, 122], 4: [EOS_ID]}
-  # Two are right; segments have 3, 2, 2, 2 and 1 bytes in or out.
+  # Two are right; the larger numbers of bytes are 3, 2, 2, 2 and 1.
   assert seen.byte_accuracy == 2 / 10
   assert seen.is_wrong().tolist() == [
     False,

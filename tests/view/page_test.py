@@ -1,4 +1,4 @@
-"""The page as a file; `browser_test` opens it."""
+"""The content of the page; `browser_test` opens it."""
 
 import re
 
@@ -22,7 +22,7 @@ def make_page(text, num_levels=1, **what):
 
 @pytest.mark.parametrize('num_levels', [1, 2, 3])
 def test_the_worst_50_kilobytes_fit(num_levels):
-  # A segment for every byte, each with a code of its own, all of it wrong.
+  # Each byte is a segment with a code of its own, and decoded wrong.
   text = np.random.default_rng(0).bytes(50_000)
   seen = tiny_inspection.make(
     text,

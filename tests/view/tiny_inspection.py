@@ -1,4 +1,4 @@
-"""What there would be to see of a text, made up: nothing is compiled for it.
+"""Inspections that are made up, so that tests compile nothing.
 
 A segment ends after a space or a newline, and one above it after two codes.
 Equal segments have equal codes, counted as they first appear.
@@ -15,7 +15,12 @@ from configs import default
 
 
 def configs(num_levels: int, queries: int = 1) -> list[LevelConfig]:
-  """Of levels of 65536 codes; `queries` of the first one."""
+  """Returns configs of levels of 65536 codes.
+
+  Args:
+    num_levels: Number of levels.
+    queries: Codes of a segment of the first level.
+  """
   found = []
   for number in range(num_levels):
     level = default.get_upper_level() if number else default.get_level()
@@ -36,17 +41,17 @@ def make(
   forced: dict[int, int] | None = None,
   short: tuple[int, ...] = (),
 ) -> Inspection:
-  """An inspection.
+  """Returns an inspection.
 
   Args:
     text: The bytes.
-    num_levels: How many levels.
+    num_levels: Number of levels.
     row_size: Ids of a row.
     queries: Codes of a segment of the first level.
-    wrong: What is decoded in the place of ids, by position.
-    beyond: And beyond top segments, by number.
-    forced: What is predicted given true ids, by position.
-    short: Segments of the first level that were cut for want of slots.
+    wrong: Decoded ids that differ from the true ones, by position.
+    beyond: Ids decoded past the end of top segments, by number.
+    forced: Most likely ids that differ from the true ones, by position.
+    short: Segments of the first level cut because a row ran short of slots.
   """
   ids_N = types.bytes_to_ids(text)
   rows = np.split(ids_N, range(row_size, len(ids_N), row_size))

@@ -70,7 +70,6 @@ class Kernels(Protocol):
   def call(
     self,
     kernel: str,
-    direction: int,
     limit: Array,
     *,
     own: Sequence[Array],
@@ -80,10 +79,10 @@ class Kernels(Protocol):
     """Runs a kernel over all blocks of ids.
 
     Args:
-      kernel: 'forward', 'backward_queries' or 'backward_keys'.
-      direction: -1 if the near blocks lie before a program's own block, which
-        is one of queries; 1 if after, where its own block is one of keys.
-      limit: [B, n] int32, of each block the farthest block it has to meet.
+      kernel: 'forward' or 'backward_queries', where the own block of a program
+        is one of queries and near blocks are those before it, or
+        'backward_keys', where it is one of keys and near blocks are after it.
+      limit: [B, n] int32, farthest block that each block has to meet.
       own: Inputs that a program reads at its own block, groups first.
       near: Inputs that a program reads at the near blocks, groups first.
       outputs: Shapes and types of the outputs, written at the own block.
@@ -105,7 +104,6 @@ def _forward(q, k, v, group, kernels):
   first, _ = kernels.limits(group)
   out, log_total = kernels.call(
     'forward',
-    -1,
     first,
     own=[group, q],
     near=[_key_group(group), k, v],
@@ -119,7 +117,6 @@ def _backward(kernels, saved, grad):
   first, last = kernels.limits(group)
   grad_q, mean = kernels.call(
     'backward_queries',
-    -1,
     first,
     own=[group, q, grad, out, log_total],
     near=[_key_group(group), k, v],
@@ -127,7 +124,6 @@ def _backward(kernels, saved, grad):
   )
   grad_k, grad_v = kernels.call(
     'backward_keys',
-    1,
     last,
     own=[_key_group(group), k, v],
     near=[group, q, grad, log_total, mean],
@@ -140,7 +136,7 @@ flash_attention.defvjp(_forward, _backward)
 
 
 def _key_group(group: Array) -> Array:
-  """Returns -2 for no group, which no query's group is equal to."""
+  """Returns groups of keys: -2 for none, which equals no query's group."""
   return jnp.where(group < 0, -2, group)
 
 

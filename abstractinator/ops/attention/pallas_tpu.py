@@ -95,16 +95,15 @@ class _TpuKernels:
       jax.ShapeDtypeStruct(numbers, jnp.float32),
     )
 
-  def call(self, kernel, direction, limit, *, own, near, outputs):
+  def call(self, kernel, limit, *, own, near, outputs):
     """Implements `Kernels.call` by a grid with steps."""
     layout = self.layout
-    near_specs = [
-      (x, self._spec(x, functools.partial(self._near_block, direction, offset)))
-      for x in near
+    direction = 1 if kernel == 'backward_keys' else -1
+    near_blocks = [
+      functools.partial(self._near_block, direction, offset)
       for offset in range(layout.blocks_per_step)
     ]
-    arrays = *own, *(x for x, _ in near_specs)
-    in_specs = *map(self._spec, own), *(spec for _, spec in near_specs)
+    arrays = *own, *(x for x in near for _ in near_blocks)
     scratch = [(layout.block, self._lanes(x)) for x in outputs if x.ndim == 3]
     if kernel == 'forward':
       scratch = [(layout.block, layout.heads_per_program)] * 2 + scratch
@@ -118,7 +117,10 @@ class _TpuKernels:
       grid_spec=pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=(batch, layout.programs, layout.num_blocks, layout.steps),
-        in_specs=in_specs,
+        in_specs=[
+          *(self._spec(x) for x in own),
+          *(self._spec(x, block_of) for x in near for block_of in near_blocks),
+        ],
         out_specs=[self._spec(x) for x in outputs],
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch]
         if layout.steps > 1

@@ -12,7 +12,6 @@ keys, and blocks beyond the ends of a row get group -3.
 """
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -49,8 +48,8 @@ def forward(first_ref: jax.Ref, *refs: jax.Ref, layout: TpuLayout) -> None:
       if scratch:
         largest = jnp.maximum(largest, scratch[0][:, column])
       weights = [jnp.exp(s - largest) for s in scores]
-      total = _sum(jnp.sum(w, axis=1, keepdims=True) for w in weights)
-      out = _sum(
+      total = sum(jnp.sum(w, axis=1, keepdims=True) for w in weights)
+      out = sum(
         dot(w.astype(v_ref.dtype), v_ref[:, value_at], COLUMNS)
         for w, v_ref in zip(weights, value_refs, strict=True)
       )
@@ -111,13 +110,13 @@ def backward_queries(
       )
       mean_ref[row, :] = mean.reshape(1, -1)
       scores = _scores(q_ref[:, at], key_refs, key_at, sees, layout)
-      grads = []
+      grad_q: Array | float = 0.0
       for score, k_ref, v_ref in zip(scores, key_refs, value_refs, strict=True):
         weight = jnp.exp(score - log_total)
         grad_score = weight * (dot(grad, v_ref[:, value_at], ROWS) - mean)
         k = k_ref[:, key_at]
-        grads.append(dot(grad_score.astype(k.dtype), k, COLUMNS))
-      _add(_sum(grads), at, grad_q_ref, scratch, layout.scale)
+        grad_q += dot(grad_score.astype(k.dtype), k, COLUMNS)
+      _add(grad_q, at, grad_q_ref, scratch, layout.scale)
 
   def finish():
     _write(grad_q_ref, slice(None), scratch[0][...], layout.scale)
@@ -138,31 +137,33 @@ def backward_keys(last_ref: jax.Ref, *refs: jax.Ref, layout: TpuLayout) -> None:
 
   def meet(offsets):
     sees = _sees(group_ref, group_refs, index, offsets, layout, 1)
-    # Parts of the gradients by their first lane: heads that share a key or a
-    # value have it in common.
-    parts_k: dict[int, list[Array]] = {}
-    parts_v: dict[int, list[Array]] = {}
+    # Gradients by their first lane, summed over heads that share it with a key
+    # or a value.
+    sums_k: dict[int, Array | float] = {}
+    sums_v: dict[int, Array | float] = {}
     for head in range(layout.heads_per_program):
       at, key_at, value_at, out_at = layout.lanes(head)
       row = slice(head, head + 1)
       k, v = k_ref[:, key_at], v_ref[:, value_at]
-      grads_k, grads_v = [], []
+      grad_k: Array | float = 0.0
+      grad_v: Array | float = 0.0
       for i, mask in enumerate(sees):
         q, grad = q_refs[i][:, at], grad_refs[i][:, out_at]
         score = jnp.where(mask, dot(k, q, ROWS) * layout.scale, MASK)
         weight = jnp.exp(score - log_total_refs[i][row, :])
-        grads_v.append(dot(weight.astype(grad.dtype), grad, COLUMNS))
+        grad_v += dot(weight.astype(grad.dtype), grad, COLUMNS)
         grad_weight = dot(v, grad, ROWS)
         grad_score = weight * (grad_weight - mean_refs[i][row, :])
-        grads_k.append(dot(grad_score.astype(q.dtype), q, COLUMNS))
-      parts_k.setdefault(key_at.start, []).append(_sum(grads_k))
-      parts_v.setdefault(value_at.start, []).append(_sum(grads_v))
-    for start, parts in parts_k.items():
+        grad_k += dot(grad_score.astype(q.dtype), q, COLUMNS)
+      key, value = key_at.start, value_at.start
+      sums_k[key] = sums_k.get(key, 0.0) + grad_k
+      sums_v[value] = sums_v.get(value, 0.0) + grad_v
+    for start, grad_k in sums_k.items():
       at = slice(start, start + layout.key_width)
-      _add(_sum(parts), at, grad_k_ref, scratch[:1], layout.scale)
-    for start, parts in parts_v.items():
+      _add(grad_k, at, grad_k_ref, scratch[:1], layout.scale)
+    for start, grad_v in sums_v.items():
       at = slice(start, start + layout.value_width)
-      _add(_sum(parts), at, grad_v_ref, scratch[1:], 1.0)
+      _add(grad_v, at, grad_v_ref, scratch[1:], 1.0)
 
   def finish():
     _write(grad_k_ref, slice(None), scratch[0][...], layout.scale)
@@ -188,7 +189,7 @@ def _over_steps(
     finish: Function that writes the outputs from scratch memory.
     scratch: References to unfinished sums; none if the grid has one step.
     starts: Value of each of the sums before the first step.
-    limit_ref: [B, n] int32, of each block the farthest near block to meet.
+    limit_ref: [B, n] int32, farthest block that each block has to meet.
     layout: Layout of the arrays.
     direction: -1 if the near blocks lie before the own one, 1 if after.
   """
@@ -226,10 +227,6 @@ def _add(value, lanes, out_ref, scratch, scale):
 
 def _write(out_ref, lanes, value, scale):
   out_ref[:, lanes] = (value * scale).astype(out_ref.dtype)
-
-
-def _sum(parts):
-  return functools.reduce(operator.add, parts)
 
 
 def _split(refs, layout, num_own, num_near):

@@ -83,7 +83,7 @@ class _TritonKernels:
       jax.ShapeDtypeStruct((batch, heads, size), jnp.float32),
     )
 
-  def call(self, kernel, direction, limit, *, own, near, outputs):
+  def call(self, kernel, limit, *, own, near, outputs):
     """Implements `Kernels.call` by loops over the near blocks of a row.
 
     An output that heads share is the sum of float32 parts, one of each head.

@@ -127,7 +127,7 @@ def _meet_all(meet, state, limit_ref, group_refs, layout, direction):
     meet: Function from the slice of a block, which ids see each other, [own,
       near] bool, and a state to the next state.
     state: State before the first block.
-    limit_ref: [n] int32, of each block the farthest block it has to meet.
+    limit_ref: [n] int32, farthest block that each block has to meet.
     group_refs: Groups of the own block, and groups of the row, int32.
     layout: Layout of the arrays.
     direction: -1 if the own ids are queries that see keys before them, 1 if

@@ -60,7 +60,10 @@ def _attention(q, k, v, group, scale):
 
 
 def _forward(q, k, v, group, scale):
-  """Returns the result and, per query, the log of its total weight."""
+  """Returns the result, and with it what the backward pass reads.
+
+  That is all arguments, the result, and the log of each query's total weight.
+  """
   shape = q.shape[:-1]
 
   def pair(carry, indices):
@@ -88,11 +91,7 @@ def _forward(q, k, v, group, scale):
   is_seeing = total > 0
   total = jnp.where(is_seeing, total, 1.0)
   log_total = jnp.where(is_seeing, largest, 0.0) + jnp.log(total)
-  return (out / total[..., None]).astype(v.dtype), log_total
-
-
-def _save(q, k, v, group, scale):
-  out, log_total = _forward(q, k, v, group, scale)
+  out = (out / total[..., None]).astype(v.dtype)
   return out, (q, k, v, group, out, log_total)
 
 
@@ -121,7 +120,7 @@ def _backward(scale, saved, grad):
   return *jax.tree.map(lambda g, x: g.astype(x.dtype), grads, (q, k, v)), None
 
 
-_attention.defvjp(_save, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def _pairs(num_blocks: int) -> tuple[Array, Array]:

@@ -24,8 +24,11 @@ from jax import Ref, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from abstractinator.ops.attention.pallas_common import COLUMNS, ROWS, dot
 from abstractinator.types import Array
 
+# Contracted axes of the product `x.T @ y`.
+FIRST = ((0,), (0,))
 # Score of an id without a slot.
 NOTHING = -1e30
 # Ids of a product: a tile of lanes.
@@ -34,22 +37,11 @@ BLOCK = 128
 ALIGNMENT = 16
 
 
-def forward(
-  first_ref: Ref,
-  last_ref: Ref,
-  slot_ref: Ref,
-  score_ref: Ref,
-  value_ref: Ref,
-  expand_ref: Ref,
-  out_ref: Ref,
-  norm_ref: Ref,
-  sum_ref: Ref,
-  largest_ref: Ref,
-  total_ref: Ref,
-) -> None:
+def forward(*refs: Ref) -> None:
   """Writes the means, and for each id the divisor of its segment's weights.
 
   Args:
+    *refs: The arrays that follow, in this order.
     first_ref: Slot of the first id of each block, [B, blocks] int32.
     last_ref: Slot of the last id of each block, [B, blocks] int32.
     slot_ref: Slots of the ids, [1, ids] int32.
@@ -64,6 +56,8 @@ def forward(
     largest_ref: Largest score of the open segment, [heads, 1] float32.
     total_ref: Sum of its exponentials, [heads, 1] float32.
   """
+  first_ref, last_ref, slot_ref, score_ref = refs[:4]
+  expand_ref, out_ref, norm_ref, sum_ref, largest_ref, total_ref = refs[5:]
   row, step = pl.program_id(0), pl.program_id(2)
 
   @pl.when(step == 0)
@@ -76,12 +70,15 @@ def forward(
   blocks = ids // BLOCK
   score = score_ref[...]
   slot = jnp.broadcast_to(slot_ref[...], (heads, ids))
-  runs = _neighbours(slot)
+  before, after = _neighbours(slot)
   previous = last_ref[row, jnp.maximum(step * blocks - 1, 0)]
   is_open = (slot == previous) & (step > 0)
-  weight, largest, total, carried = _weigh(
-    score, runs, is_open, largest_ref, total_ref
-  )
+  largest = _last_of_all(_running(score, before, jnp.maximum), after)
+  largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
+  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
+  total = _last_of_all(_running(weight, before, jnp.add), after)
+  carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
+  total = jnp.where(is_open, total + carried, total)
   safe_total = jnp.where(total > 0, total, 1.0)
   share = weight / safe_total
   norm_ref[0], norm_ref[1] = largest, safe_total
@@ -92,10 +89,10 @@ def forward(
     open_row = pl.ds(previous, 1)
     sum_ref[open_row] = sum_ref[open_row] * jnp.sum(kept, 0, keepdims=True)
 
-  largest_ref[...], total_ref[...] = largest[:, -1:], total[:, -1:]
+  largest_ref[...] = largest[:, -1:]
+  total_ref[...] = total[:, -1:]
 
   def add(block: int, number: int | Array) -> None:
-    refs = first_ref, slot_ref, value_ref, expand_ref, sum_ref
     _add_block(share, row, step * blocks, block, number, *refs)
 
   for block in range(blocks):
@@ -113,49 +110,13 @@ def forward(
     out_ref[...] = sum_ref[: out_ref.shape[0]].astype(out_ref.dtype)
 
 
-def _weigh(
-  score: Array,
-  runs: tuple[list[Array], list[Array]],
-  is_open: Array,
-  largest_ref: Ref,
-  total_ref: Ref,
-) -> tuple[Array, Array, Array, Array]:
-  """Returns weights of ids that are not divided yet, and their segment's sums.
-
-  Args:
-    score: Scores, [heads, ids] float32.
-    runs: Ids of the same slot, from `_neighbours`.
-    is_open: True for ids of the segment that continues from the step before,
-      [heads, ids] bool.
-    largest_ref: Largest score of this segment so far, [heads, 1] float32.
-    total_ref: Sum of its exponentials so far, [heads, 1] float32.
-
-  Returns:
-    The weight of each id, the largest score and the sum of weights of its
-    segment, and the part of this sum from the steps before if the segment
-    continues, [heads, ids] float32 each.
-  """
-  before, after = runs
-  largest = _last_of_all(_running(score, before, jnp.maximum), after)
-  largest = jnp.where(is_open, jnp.maximum(largest, largest_ref[...]), largest)
-  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
-  total = _last_of_all(_running(weight, before, jnp.add), after)
-  carried = total_ref[...] * jnp.exp(largest_ref[...] - largest)
-  total = jnp.where(is_open, total + carried, total)
-  return weight, largest, total, carried
-
-
 def _add_block(
   share: Array,
   row: Array,
   start: Array,
   block: int,
   number: int | Array,
-  first_ref: Ref,
-  slot_ref: Ref,
-  value_ref: Ref,
-  expand_ref: Ref,
-  sum_ref: Ref,
+  *refs: Ref,
 ) -> None:
   """Adds the weighted values of a block of ids to one window of slots.
 
@@ -165,44 +126,34 @@ def _add_block(
     start: Number of the first block of the step.
     block: Number of the block in the step.
     number: Number of the window.
-    first_ref: See `forward`, as the arguments after it.
-    slot_ref: See `forward`.
-    value_ref: See `forward`.
-    expand_ref: See `forward`.
-    sum_ref: See `forward`.
+    *refs: Arrays of `forward`.
   """
+  first_ref, slot_ref, value_ref, expand_ref, sum_ref = (
+    refs[i] for i in (0, 2, 4, 5, 8)
+  )
   lanes = pl.ds(block * BLOCK, BLOCK)
   index = start + block
   hot, window = _window(
     slot_ref[:, lanes], first_ref[row, index], number, sum_ref
   )
   dtype = value_ref.dtype
-  weight = _product(
+  weight = dot(
     share[:, block * BLOCK : (block + 1) * BLOCK].astype(dtype),
     expand_ref[...],
-    (0, 0),
+    FIRST,
   )
   # A value of weight 0 is not read: it may be NaN.
   value = jnp.where(
     weight != 0, weight * value_ref[lanes].astype(jnp.float32), 0.0
   )
-  sum_ref[window] += _product(hot.astype(dtype), value.astype(dtype), (1, 0))
+  sum_ref[window] += dot(hot.astype(dtype), value.astype(dtype), COLUMNS)
 
 
-def backward(
-  first_ref: Ref,
-  last_ref: Ref,
-  slot_ref: Ref,
-  score_ref: Ref,
-  norm_ref: Ref,
-  value_ref: Ref,
-  expand_ref: Ref,
-  delta_ref: Ref,
-  *refs: Ref,
-) -> None:
+def backward(*refs: Ref) -> None:
   """Writes the gradients; steps go from the last ids to the first.
 
   Args:
+    *refs: The arrays that follow, in this order.
     first_ref: Slot of the first id of each block, [B, blocks] int32.
     last_ref: Slot of the last id of each block, [B, blocks] int32.
     slot_ref: Slots of the ids, [1, ids] int32.
@@ -213,12 +164,14 @@ def backward(
     expand_ref: 1 in the lanes of each head, else 0, [heads, lanes].
     delta_ref: Inner products of the output and its gradient, [Q, slots, heads]
       float32.
-    *refs: Gradients of the outputs of each query, Q times [slots, lanes]; the
-      gradients of the scores, [Q, heads, ids] float32, and of the values,
-      [ids, lanes], which are written; and the divisors of the open segment,
-      [Q, 2, heads, 1] float32.
+    *grad_refs: Gradients of the outputs of each query, Q times [slots, lanes].
+    grad_score_ref: Gradients of the scores, [Q, heads, ids] float32.
+    grad_value_ref: Gradients of the values, [ids, lanes].
+    carry_ref: Divisors of the open segment, [Q, 2, heads, 1] float32.
   """
-  *grad_refs, grad_score_ref, grad_value_ref, carry_ref = refs
+  first_ref, last_ref, slot_ref, score_ref, norm_ref, *refs_after = refs
+  value_ref, expand_ref, delta_ref, *refs_after = refs_after
+  *grad_refs, grad_score_ref, grad_value_ref, carry_ref = refs_after
   queries, heads, ids = score_ref.shape
   blocks = ids // BLOCK
   row = pl.program_id(0)
@@ -229,9 +182,16 @@ def backward(
     row, jnp.minimum((step + 1) * blocks, steps * blocks - 1)
   ]
   is_open = (slot == following) & (step < steps - 1)
-  shares = [
-    _share(q, is_open, score_ref, norm_ref, carry_ref) for q in range(queries)
-  ]
+  shares = []
+  for q in range(queries):
+    score = score_ref[q]
+    largest, total = (
+      jnp.where(is_open, carry_ref[q, i], norm_ref[q, i]) for i in range(2)
+    )
+    carry_ref[q, 0], carry_ref[q, 1] = largest[:, :1], total[:, :1]
+    weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
+    shares.append(weight / total)
+
   dtype = value_ref.dtype
 
   def of_window(block: int, q: int, number: int | Array) -> tuple[Array, Array]:
@@ -239,8 +199,8 @@ def backward(
     lanes = pl.ds(block * BLOCK, BLOCK)
     first = first_ref[row, step * blocks + block]
     hot, window = _window(slot_ref[:, lanes], first, number, grad_refs[q])
-    grad = _product(hot.astype(dtype), grad_refs[q][window], (0, 0))
-    delta = _product(delta_ref[q, window], hot.astype(jnp.float32), (0, 0))
+    grad = dot(hot.astype(dtype), grad_refs[q][window], FIRST)
+    delta = dot(delta_ref[q, window], hot.astype(jnp.float32), FIRST)
     return grad, delta
 
   def of_all_windows(block: int, q: int) -> tuple[Array, Array]:
@@ -266,19 +226,6 @@ def backward(
   @pl.when(is_wide(first_ref, last_ref, row, step, blocks, grad_refs[0]))
   def _() -> None:
     write(of_all_windows)
-
-
-def _share(
-  q: int, is_open: Array, score_ref: Ref, norm_ref: Ref, carry_ref: Ref
-) -> Array:
-  """Returns the weights of a query, [heads, ids], and carries its divisors."""
-  score = score_ref[q]
-  largest, total = (
-    jnp.where(is_open, carry_ref[q, i], norm_ref[q, i]) for i in range(2)
-  )
-  carry_ref[q, 0], carry_ref[q, 1] = largest[:, :1], total[:, :1]
-  weight = jnp.where(score > NOTHING / 2, jnp.exp(score - largest), 0.0)
-  return weight / total
 
 
 def _write_gradients(
@@ -309,7 +256,7 @@ def _write_gradients(
     for q, share in enumerate(shares):
       grad, delta = gather(block, q)
       share = share[:, static]
-      grad_value += _product(share.astype(dtype), expand, (0, 0)) * grad
+      grad_value += dot(share.astype(dtype), expand, FIRST) * grad
       slope = _sum_of_heads(grad * value, expand) - delta
       grad_score_ref[q, :, lanes] = jnp.where(share > 0, share * slope, 0.0)
     grad_value_ref[lanes] = grad_value.astype(dtype)
@@ -318,23 +265,11 @@ def _write_gradients(
 def _sum_of_heads(x: Array, expand: Array) -> Array:
   """Sums the lanes of each head: [ids, lanes] float32 to [heads, ids]."""
   if expand.dtype == jnp.float32:
-    return _product(expand, x, (1, 1))
+    return dot(expand, x, ROWS)
   # Two numbers of bfloat16 hold 16 bits of each factor.
   high = x.astype(expand.dtype)
   low = (x - high.astype(jnp.float32)).astype(expand.dtype)
-  return _product(expand, high, (1, 1)) + _product(expand, low, (1, 1))
-
-
-def _product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-  """Computes a product over one dimension of each, rounded at the end only."""
-  is_float32 = a.dtype == jnp.float32
-  return lax.dot_general(
-    a,
-    b,
-    (((contract[0],), (contract[1],)), ((), ())),
-    precision=lax.Precision.HIGHEST if is_float32 else lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )
+  return dot(expand, high, ROWS) + dot(expand, low, ROWS)
 
 
 def _window(

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from abstractinator.ops.attention.pallas_common import COLUMNS, dot
 from abstractinator.ops.segment_pool.xla import buckets, gradients
 from abstractinator.types import Array
 
@@ -173,12 +174,7 @@ def _kernel(
     weight = jnp.exp(score - new[:, None])
     decay = jnp.exp(largest - new)
     total = total * decay + jnp.sum(weight, axis=1)
-    added = lax.dot(
-      weight.astype(value.dtype),
-      value,
-      precision='highest' if value.dtype == jnp.float32 else None,
-      preferred_element_type=jnp.float32,
-    )
+    added = dot(weight.astype(value.dtype), value, COLUMNS)
     return new, total, out * decay[:, None] + added
 
   start = (

@@ -1,4 +1,4 @@
-"""A top LM that learns from codes alone."""
+"""Training of a top LM on codes alone."""
 
 import functools
 
@@ -23,7 +23,7 @@ from tests.helpers.tiny_stages import assert_top_lm_alone_moved, small, train
 
 
 def codes_config(base, codes, edit=lambda values: None):
-  """Of a top LM that learns from codes alone."""
+  """Config of a top LM that learns from a directory of codes."""
 
   def edit_all(values):
     values.objective, values.load_base_from = 'top_lm', str(base)
@@ -45,14 +45,14 @@ def codes(base, corpus, tmp_path_factory):
 def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   workdir, before = base
   config = codes_config(workdir, codes)
-  first, last, tags, run = train(config, tmp_path / 'run')
+  first, last, summary, run = train(config, tmp_path / 'run')
   assert_top_lm_alone_moved(before, first, last)
-  # Every code is in a row.
+  # All texts are trained on or held out.
   rows = [run._train_rows, run._validation_rows]
   texts = [x for shard in corpus_lib.read_corpus(str(codes)) for x in shard]
   assert len(texts) == sum(x.num_documents for x in rows) == 20
-  assert 0 < tags['eval/top_lm_code_bits_per_code'] < 5
-  # It is a whole model, which goes on with texts.
+  assert 0 < summary.whole['top_lm_code_bits_per_code'] < 5
+  # The checkpoint holds a whole model, which can continue texts.
   level = inference.load(str(tmp_path / 'run'))
   ((text,),) = level.generate(b'the', max_new_bytes=4)
   assert isinstance(text, bytes)
@@ -80,7 +80,7 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
       zip(codes_BU, is_code_BU, strict=True)
     )
   ]
-  # All in one row, one after the other.
+  # The codes of all texts, one after the other in one row.
   (row,) = PackedCodes(
     Documents(documents),
     sequence_length=int(is_code_BU.sum()) + 3,
@@ -99,7 +99,7 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
 
 
 def test_codes_of_another_model_are_refused(base, codes, corpus, tmp_path):
-  # What is saved at another step is another draw of all parameters.
+  # `tiny_run.save` draws other parameters for another step.
   config = small(stage1.get_config(), corpus)
   tiny_run.save(tmp_path / 'other', config, steps=(4,))
   config = codes_config(tmp_path / 'other', codes)

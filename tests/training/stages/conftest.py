@@ -1,4 +1,4 @@
-"""What runs that build on other runs share."""
+"""Fixtures for runs that build on other runs."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from tests.helpers.tiny_stages import make_mesh, small
 
 @pytest.fixture(scope='module', autouse=True)
 def one_device():
-  """One of the devices of the tests, for which less is to compile."""
+  """Makes meshes of one device, which compile faster than those of all."""
 
   def make(config, devices=None):
     return make_mesh(config, devices or jax.devices()[:1])
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def base(corpus, tmp_path_factory):
-  """A run, and what it has of parameters and statistics."""
+  """Directory of a run, and its parameters and collections."""
   workdir = tmp_path_factory.mktemp('base')
   config = small(stage1.get_config(), corpus)
   tiny_run.save(workdir, config)

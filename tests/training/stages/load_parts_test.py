@@ -1,4 +1,4 @@
-"""Bases that do not fit are refused."""
+"""Refusal of runs to load from that do not fit."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from tests.helpers.tiny_stages import small
 
 
 def start(config, workdir):
-  """What is said of a run that cannot start."""
+  """Error message of a run that cannot start."""
   with pytest.raises(ValueError) as error:
     Run(config, str(workdir)).start()
   assert not workdir.exists() or not list(workdir.iterdir())
@@ -31,7 +31,7 @@ def start(config, workdir):
 
 @pytest.fixture(scope='module')
 def second_begun(corpus, tmp_path_factory):
-  """The state of step 0 of a second stage, and its shapes."""
+  """State of step 0 of a second stage, and its shapes."""
   workdir = tmp_path_factory.mktemp('begun')
   run = Run(small(stage2.get_config(), corpus), str(workdir))
   return run._init(jax.random.key(0)), run._abstract
@@ -43,8 +43,14 @@ def second_begun(corpus, tmp_path_factory):
     ('nowhere', ('load_base_from: got None', 'directory of a run')),
     ('missing', ('load_base_from: got', 'nothing_here', 'no checkpoint')),
     ('entropy model', ('/codebook_KC is not in the checkpoint',)),
-    ('part', ('params/compressor/pooling/', ' is not in the checkpoint')),
-    ('more', ('params/compressor/extra', 'is in the checkpoint but not')),
+    (
+      'part',
+      ('params/level_0/compressor/pooling/', ' is not in the checkpoint'),
+    ),
+    (
+      'more',
+      ('params/level_0/compressor/extra', 'is in the checkpoint but not'),
+    ),
     ('width', ('model.levels[0].d_model: got 16', 'allowed: 32 as in')),
     ('window', ('model.levels[0].encoder: got', "'window': 32")),
     ('shape', ('quantizer/down/kernel is float32[16, 5]',)),
@@ -70,7 +76,7 @@ def test_a_base_that_does_not_fit_is_refused(
   source = entropy_pretrain if case == 'entropy model' else stage1
   config = small(source.get_config(), corpus, edit)
   if case == 'entropy model':
-    # Else that it is another level would be said first.
+    # With other settings of the level, these would be refused first.
     level = dataclasses.replace(
       wanted.model.levels[0], freeze=False, freeze_entropy_model=False
     )
@@ -78,7 +84,8 @@ def test_a_base_that_does_not_fit_is_refused(
     config = dataclasses.replace(config, model=model)
 
   def broken(state):
-    compressor = dict(state.params['compressor'])
+    level = state.params['level_0']
+    compressor = dict(level['compressor'])
     if case == 'part':
       del compressor['pooling']
     if case == 'more':
@@ -86,7 +93,7 @@ def test_a_base_that_does_not_fit_is_refused(
     if case == 'shape':
       down = {'kernel': jnp.zeros((16, 5))}
       compressor['quantizer'] = compressor['quantizer'] | {'down': down}
-    params = state.params | {'compressor': compressor}
+    params = {'level_0': level | {'compressor': compressor}}
     return state.replace(params=params)
 
   if case not in ('nowhere', 'missing'):
@@ -94,7 +101,7 @@ def test_a_base_that_does_not_fit_is_refused(
   if case == 'nowhere':
     message = start(wanted, tmp_path / 'run')
   else:
-    # What `start` calls.
+    # `Run.start` calls this.
     with pytest.raises(ValueError) as error:
       base_runs.load(*second_begun, wanted)
     message = str(error.value)

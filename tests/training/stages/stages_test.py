@@ -1,4 +1,4 @@
-"""Second stages and entropy models that build on runs before them."""
+"""Second stages, and entropy models that are loaded from other runs."""
 
 import dataclasses
 import shutil
@@ -27,7 +27,7 @@ from tests.helpers.tiny_stages import (
 
 @pytest.fixture(scope='module')
 def second(base, corpus, tmp_path_factory):
-  """A second stage, whose base is gone after it."""
+  """A trained second stage; the run it was loaded from is deleted."""
   folder = tmp_path_factory.mktemp('second')
   source, workdir = folder / 'source', folder / 'run'
   shutil.copytree(base[0], source)
@@ -50,10 +50,10 @@ def assert_top_lm_alone_is_trained(before, first, last, run):
 
 
 def test_the_second_stage_trains_the_top_lm_alone(base, second):
-  first, last, tags, run = second[2]
+  first, last, summary, run = second[2]
   assert_top_lm_alone_is_trained(base[1], first, last, run)
-  assert np.isfinite(tags['eval/loss_total'])
-  assert tags['eval/top_lm_expander_bits_per_byte'] > 0
+  assert np.isfinite(summary.whole['loss_total'])
+  assert summary.whole['top_lm_expander_bits_per_byte'] > 0
 
 
 def test_steps_of_a_continuous_one_train_it_alone(base, corpus, tmp_path):
@@ -64,7 +64,7 @@ def test_steps_of_a_continuous_one_train_it_alone(base, corpus, tmp_path):
   config = small(stage2.get_config(), corpus, edit)
   first, last, found, run = take_steps(config, tmp_path)
   assert_top_lm_alone_is_trained(base[1], first, last, run)
-  summary = metrics.summarize(found)
+  summary = metrics.summarize(found).whole
   assert np.isfinite(summary['loss_total'])
   assert summary['top_lm_expander_bits_per_byte'] > 0
 
@@ -72,7 +72,7 @@ def test_steps_of_a_continuous_one_train_it_alone(base, corpus, tmp_path):
 def test_a_stage_goes_on_without_its_base_but_from_no_other(
   base, second, tmp_path
 ):
-  """What was loaded lies in the checkpoints of the run itself."""
+  """Its checkpoints hold the parameters that were loaded."""
   config, finished, _ = second
   workdir = tmp_path / 'run'
   shutil.copytree(finished, workdir)
@@ -93,7 +93,7 @@ def test_a_stage_goes_on_without_its_base_but_from_no_other(
 def test_averages_are_loaded_and_stay_where_frozen(
   corpus, tmp_path, monkeypatch
 ):
-  """On all devices."""
+  """The mesh has all devices."""
   monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
 
   def average(values):
@@ -139,18 +139,20 @@ def test_predicted_codes_teach_through_the_frozen_expander(
   moved = changed(first, last)
   assert 'params/top_lm/code_head/logits_0/kernel' in moved
   assert 'params/top_lm/end_head/kernel' not in moved
-  assert metrics.summarize(found)['top_lm_expander_bits_per_byte'] > 0
+  summary = metrics.summarize(found)
+  assert summary.whole['top_lm_expander_bits_per_byte'] > 0
 
 
 def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
   source, workdir = tmp_path / 'source', tmp_path / 'run'
-  _, trained, tags, _ = train(
+  _, trained, summary, _ = train(
     small(entropy_pretrain.get_config(), corpus), source
   )
-  names = set(trained['params']['compressor'])
-  assert (set(trained['params']), names) == ({'compressor'}, {'entropy_model'})
-  assert set(tags) >= {'eval/entropy_model_bits_per_byte', 'eval/loss_total'}
-  assert 'eval/free_running_byte_accuracy' not in tags
+  (compressor,) = trained['params']['level_0'].values()
+  assert set(compressor) == {'entropy_model'}
+  assert 'entropy_model_bits_per_byte' in summary.levels[0]
+  assert 'loss_total' in summary.whole
+  assert 'free_running_byte_accuracy' not in summary.whole
 
   def edit(values):
     values.model.levels[0].load_entropy_model_from = str(source)
@@ -159,20 +161,16 @@ def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
     small(entropy_frozen.get_config(), corpus, edit), workdir
   )
   for variables in (first, last):
-    assert not changed(
-      trained['params'],
-      {
-        'compressor': {
-          'entropy_model': variables['params']['compressor']['entropy_model']
-        }
-      },
-    )
-  assert 'params/compressor/quantizer/down/kernel' in changed(first, last)
+    loaded = variables['params']['level_0']['compressor']['entropy_model']
+    assert not changed(compressor['entropy_model'], loaded)
+  assert 'params/level_0/compressor/quantizer/down/kernel' in changed(
+    first, last
+  )
 
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_an_entropy_model_has_moments_unless_it_is_frozen(freeze, corpus):
-  """What has none is hidden from the optimizer; see the steps above."""
+  """The optimizer has no state for frozen parameters."""
 
   def edit(values):
     level = values.model.levels[0]

@@ -7,22 +7,15 @@ import numpy as np
 import pytest
 
 from abstractinator.cli.main import main
-from abstractinator.compression import (
-  code_unigram,
-  codec,
-  container,
-  hierarchy_codec,
+from abstractinator.compression import container
+from abstractinator.compression.byte_model import ByteModel
+from abstractinator.compression.codec import compress, decompress
+from abstractinator.compression.coder import PRECISION_BITS, RangeCoder
+from abstractinator.compression.container import CODED, RAW, FileBlock
+from abstractinator.compression.hierarchy_model import (
+  HierarchyBlockCoder,
+  HierarchyModel,
 )
-from abstractinator.compression.byte_model import PRECISION_BITS, ByteModel
-from abstractinator.compression.coder import Encoder
-from abstractinator.compression.container import CODED, RAW, Block
-from abstractinator.compression.hierarchy_codec import (
-  compress,
-  decompress,
-  read_block,
-  write_block,
-)
-from abstractinator.compression.hierarchy_model import HierarchyModel
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.objective import losses
@@ -39,12 +32,28 @@ def model():
 
 @pytest.fixture
 def always_coded(monkeypatch):
-  """Whatever it takes: models here have learned nothing."""
+  """Codes every block: untrained models make texts longer."""
   monkeypatch.setattr(
     container,
     'block',
-    lambda raw, x: Block(CODED, x, zlib.crc32(raw)),
+    lambda raw, x: FileBlock(CODED, x, zlib.crc32(raw)),
   )
+
+
+def write_block(model, data, encoder=None):
+  encoder = encoder or RangeCoder()
+  HierarchyBlockCoder(model).code(np.frombuffer(data, np.uint8), encoder)
+  return encoder.finish()
+
+
+def read_block(model, payload, size):
+  bytes_N = np.zeros(size, np.uint8)
+  decoder = RangeCoder(payload)
+  return HierarchyBlockCoder(model).code(bytes_N, decoder).tobytes()
+
+
+def letters(size=ROW):
+  return bytes(np.random.default_rng(0).integers(97, 123, size).astype('u1'))
 
 
 TEXTS = tiny_texts.of_any_bytes(num_random=1500)
@@ -57,25 +66,24 @@ def test_any_bytes_come_back(model, name):
   assert decompress(model, content) == TEXTS[name]
 
 
-def test_what_does_not_shrink_is_kept_as_it_is(model):
+def test_blocks_that_do_not_shrink_are_stored_raw(model):
   data = TEXTS['random']
   content = compress(model, data)
   assert data in content
   assert decompress(model, content) == data
 
 
-def test_codes_of_blocks_that_are_kept_are_not_learned(model, monkeypatch):
+def test_codes_of_raw_blocks_are_not_counted(model, monkeypatch):
   kinds = iter([CODED, RAW, CODED])
 
   def block(raw, payload):
     kind = next(kinds)
     stored = payload if kind == CODED else raw
-    return Block(kind, stored, zlib.crc32(raw))
+    return FileBlock(kind, stored, zlib.crc32(raw))
 
   monkeypatch.setattr(container, 'block', block)
-  monkeypatch.setattr(hierarchy_codec, '_BLOCK_BYTES', 400)
   data = b'some words, and others ' * 40
-  content = compress(model, data)
+  content = compress(model, data, block_bytes=400)
   assert [b.kind for b in container.unpack(content)[1]] == [CODED, RAW, CODED]
   assert decompress(model, content) == data
 
@@ -89,22 +97,22 @@ CONFIGS = {
 NIGHTLY = ('segment', 'full')
 
 
-class Spent(Encoder):
-  """An encoder that adds up what its tables say, bits."""
+class BitCounter(RangeCoder):
+  """Encoder that adds up the bits that its frequencies stand for."""
 
   bits = 0.0
 
-  def add(self, symbols_N, frequencies):
-    super().add(symbols_N, frequencies)
+  def code(self, frequencies, symbols_N):
     table_NV = np.broadcast_to(
       frequencies, (len(symbols_N), frequencies.shape[-1])
     )
     chosen_N = np.take_along_axis(table_NV, symbols_N[:, None], axis=1)
     self.bits -= np.log2(chosen_N / 2**PRECISION_BITS).sum()
+    return super().code(frequencies, symbols_N)
 
 
 def bits_of(model, variables, ids_N):
-  """What a row costs, all ids predicted in one call of the pyramid."""
+  """Returns the bits of a row, all ids predicted in one call of the pyramid."""
   ids_BS = ids_N[None]
   zeros_BS = np.zeros_like(ids_BS)
   output = jit(model._model.apply)(
@@ -117,7 +125,7 @@ def bits_of(model, variables, ids_N):
     is_id_BS = np.asarray(batch.document_BS) >= 0
     nats_BS = np.asarray(level.expanded.nats_BS)
     if number == 0:
-      # Nothing but bytes comes in a file.
+      # A file has bytes only: special ids have no probability in it.
       logits_BSV = level.expanded.logits[0]
       nats_BS += jax.nn.logsumexp(logits_BSV[..., :256], axis=-1)
       nats_BS -= jax.nn.logsumexp(logits_BSV, axis=-1)
@@ -133,7 +141,7 @@ def bits_of(model, variables, ids_N):
     nats_BU = losses.code_nats(output.top_lm, codes.codes_BP)
     nats += np.asarray(nats_BU)[np.asarray(codes.document_BP) >= 0].sum()
     return nats / np.log(2)
-  counts = CodeCounts(model.stage_sizes)
+  counts = CodeCounts(model._model.config.levels[-1].quantizer.stage_sizes)
   counts.add(np.asarray(codes.codes_BP)[np.asarray(codes.document_BP) >= 0])
   return nats / np.log(2) + counts.bits()
 
@@ -145,47 +153,62 @@ def bits_of(model, variables, ids_N):
     for name in CONFIGS
   ],
 )
-def test_files_take_what_the_pyramid_says(name, monkeypatch):
-  """But for the last words of the coder. And they are read back."""
-  # Each code is learned from before the next.
-  monkeypatch.setattr(code_unigram, '_MOST', 1)
-  spent = Spent()
-  monkeypatch.setattr(hierarchy_codec, 'Encoder', lambda: spent)
-  model, variables = make(CONFIGS[name]())
-  data = np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8)
-  payload = write_block(model, model.new_codes(), data.tobytes())
-  back = read_block(model, model.new_codes(), payload, ROW)
-  assert back == data.tobytes()
-  bits = bits_of(model, variables, data.astype(np.int32))
+def test_files_take_the_bits_that_the_pyramid_predicts(name):
+  # Each code is counted before the next, as `CodeCounts.bits` does.
+  model, variables = make(CONFIGS[name](), max_table_codes=1)
+  data, counter = letters(), BitCounter()
+  payload = write_block(model, data, counter)
+  assert read_block(model, payload, ROW) == data
+  bits = bits_of(model, variables, np.frombuffer(data, 'u1').astype(np.int32))
   written = 8 * len(payload) - 32 * (1 + len(model.levels))
-  assert abs(spent.bits - bits) < 5e-4 * bits
+  assert abs(counter.bits - bits) < 5e-4 * bits
+  # The coder ends with up to two words more.
   assert bits - 2 <= written <= bits + 66
-  monkeypatch.setattr(hierarchy_codec, 'Encoder', Encoder)
-  longer = 3 * data.tobytes()
-  payload = write_block(model, model.new_codes(), longer)
-  back = read_block(model, model.new_codes(), payload, len(longer))
-  assert back == longer
+  longer = 3 * data
+  payload = write_block(model, longer)
+  assert read_block(model, payload, len(longer)) == longer
 
 
 def test_more_codes_between_levels_than_bytes_come_back():
   values = json.loads(json.dumps(pyramid_config().to_dict()))
   values['model']['top_lm'] = None
   values['model']['levels'][0]['pooling']['num_queries'] = 4
-  # Of these, one symbol is all that there is.
+  # The top codes have one value only.
   values['model']['levels'][1]['quantizer'] |= {
     'kind': 'vq',
     'codebook_size': 1,
   }
   model, _ = make(RunConfig.from_dict(values))
-  data = bytes(np.random.default_rng(0).integers(97, 123, ROW).astype(np.uint8))
+  data = letters()
   segments, _ = model.encode(data)
   assert len(segments[1].joined()) > len(data)
-  payload = write_block(model, model.new_codes(), data)
-  assert read_block(model, model.new_codes(), payload, len(data)) == data
+  assert read_block(model, write_block(model, data), len(data)) == data
 
 
-def test_what_was_not_written_so_is_refused(model):
-  payload = write_block(model, model.new_codes(), b'some words')
+def test_more_lanes_than_the_widest_step_come_back():
+  """Segments of both levels, and top codes, are coded group after group."""
+  values = json.loads(json.dumps(pyramid_config().to_dict()))
+  values['model']['top_lm']['stack']['window'] = 4
+  for level in values['model']['levels']:
+    # Segments attend to codes of segments of the group before.
+    level['expander']['lookback'] = 2
+  model, _ = make(RunConfig.from_dict(values), widths=(2, 8), lane_windows=1)
+  data = letters()
+  segments, codes_N = model.encode(data)
+  for level, of_level in zip(model.levels, segments, strict=True):
+    count = len(of_level.length_P)
+    assert level.lane_segments(count, len(of_level.joined())) == 1
+    assert count > 2 * 8
+  assert len(codes_N) / 4 > 2 * 8
+  encoder = RangeCoder()
+  assert model.new_codes().code(codes_N, encoder).tolist() == codes_N.tolist()
+  decoder, zeros_N = RangeCoder(encoder.finish()), np.zeros_like(codes_N)
+  assert model.new_codes().code(zeros_N, decoder).tolist() == codes_N.tolist()
+  assert read_block(model, write_block(model, data), len(data)) == data
+
+
+def test_other_payloads_are_refused(model):
+  payload = write_block(model, b'some words')
   many = (2**31).to_bytes(4, 'little')
   for broken, message in (
     (payload[:5], 'got 5 bytes'),
@@ -193,19 +216,21 @@ def test_what_was_not_written_so_is_refused(model):
     (payload[:4] + many + payload[8:], 'got lanes of 2147483648'),
   ):
     with pytest.raises(ValueError, match=message):
-      read_block(model, model.new_codes(), broken, 10)
+      read_block(model, broken, 10)
 
 
-def test_files_say_which_model_wrote_them(model, tmp_path):
+def test_files_say_which_model_wrote_them(model):
   config = tiny_run.config()
   bytes_model = ByteModel(config, make(config)[1])
-  small = codec.compress(bytes_model, b'text')
+  small = compress(bytes_model, b'text')
   assert small[4] == 1
   assert compress(model, b'text')[4] == 2
   with pytest.raises(ValueError, match='got a file of model entropy_model'):
     decompress(model, small)
   with pytest.raises(ValueError, match='got a file of model hierarchy'):
-    codec.decompress(bytes_model, compress(model, b'text'))
+    decompress(bytes_model, compress(model, b'text'))
+  with pytest.raises(ValueError, match='num_lanes: got 2, allowed: 1 to 1'):
+    compress(model, b'text', num_lanes=2)
 
 
 @pytest.mark.usefixtures('always_coded')
@@ -219,7 +244,7 @@ def test_another_checkpoint_is_refused(model):
     decompress(other, content)
 
 
-def test_runs_that_are_not_supported_are_refused():
+def test_unsupported_runs_are_refused():
   variables = {'params': {}}
   with pytest.raises(ValueError, match=r"expander\.ends: got 'entropy'"):
     HierarchyModel(tiny_run.config(ends='entropy'), variables)

@@ -1,0 +1,105 @@
+"""Generated parts of `docs/kernels.md`, between its HTML comments.
+
+    python docs/kernels/make.py
+
+Limits are read from the `support` module of each op, measurements from the
+`*.jsonl` files beside this one, which `python -m abstractinator.benchmarks.ops`
+wrote, one run a file; to the lines of a run that was cut short a `note` is
+added by hand.
+"""
+
+import importlib
+import itertools
+import json
+import pathlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+
+from abstractinator import ops
+from abstractinator.benchmarks import timing
+from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.ops.support import PLATFORMS, Support
+
+HERE = pathlib.Path(__file__).parent
+PAGE = HERE.parent / 'kernels.md'
+# Fields of a row that say how it was measured, equal in all rows of a run.
+_ABOUT = ('command', 'device', 'jax', 'note')
+
+
+def supports() -> Iterator[tuple[str, str, Mapping[str, Support]]]:
+  """Yields name, a line about it, and implementations of each op."""
+  for package in pkgutil.iter_modules(ops.__path__):
+    if package.ispkg:
+      name = f'{ops.__name__}.{package.name}'
+      about = importlib.import_module(name).__doc__.strip().splitlines()[0]
+      support = importlib.import_module(f'{name}.support').SUPPORT
+      yield package.name, about, support
+
+
+def limits() -> str:
+  """Returns a section for each op: platforms, types, cost, notes."""
+  sections = []
+  for op, about, support in supports():
+    rows = [
+      {'implementation': f'`{name}`'}
+      | {platform: _cell(op, name, s, platform) for platform in PLATFORMS}
+      | {
+        'types': ', '.join(s.dtypes),
+        'same bits twice': ', '.join(
+          p for p in s.platforms if p in s.is_reproducible_on
+        ),
+        'cost': s.cost,
+      }
+      for name, s in support.items()
+    ]
+    notes = '\n'.join(f'- `{name}`: {s.note}.' for name, s in support.items())
+    sections += [f'## `{op}`', about, timing.markdown(rows), notes]
+  return '\n\n'.join(sections)
+
+
+def _cell(op: str, name: str, support: Support, platform: str) -> str:
+  if platform not in support.platforms:
+    return ''
+  automatic = resolve_implementations(*['auto'] * 4, platform=platform)
+  return '**auto**' if getattr(automatic, op) == name else 'yes'
+
+
+def measurements(directory: pathlib.Path) -> str:
+  """Returns a section for each run, its tables told apart by their columns.
+
+  Args:
+    directory: Directory of JSON lines, one run a file.
+
+  Raises:
+    ValueError: If a file has lines of several runs.
+  """
+  sections = []
+  for path in sorted(directory.glob('*.jsonl')):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    runs = {tuple(row.pop(key, '') for key in _ABOUT) for row in rows}
+    if len(runs) != 1:
+      raise ValueError(
+        f'{path}: got lines of {len(runs)} runs, allowed: 1 (delete the file'
+        ' before the benchmark writes it again)'
+      )
+    ((command, device, jax_version, note),) = runs
+    hardware = f'Hardware: {device}, jax {jax_version}. {note}'.strip()
+    sections += [f'### {path.stem}', f'    {command}', hardware]
+    for _, group in itertools.groupby(rows, list):
+      sections.append(timing.markdown(list(group)))
+  return '\n\n'.join(sections)
+
+
+def document(text: str) -> str:
+  """Returns the text of the page with its generated parts made anew."""
+  parts = {'limits': limits(), 'measurements': measurements(HERE)}
+  for name, part in parts.items():
+    begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    text = f'{before}{begin}\n\n{part}\n\n{end}{after}'
+  return text
+
+
+if __name__ == '__main__':
+  PAGE.write_text(document(PAGE.read_text()))
