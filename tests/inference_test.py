@@ -9,9 +9,9 @@ import abstractinator
 from abstractinator.codes.codes import Codes
 from abstractinator.evaluation import row_programs
 from abstractinator.inference import TrainedPyramid
-from abstractinator.ops.implementation import Implementations
 from abstractinator.runs.checkpoint import Checkpointer
 from tests.helpers import tiny_run
+from tests.helpers.implementations import XLA
 
 # Rows of the runs here have 32 ids, slots for 16 segments.
 LENGTH, SLOTS, NUM_CODES = 32, 16, 64
@@ -317,7 +317,7 @@ def test_a_run_trained_by_the_kernels_of_a_gpu_is_read_anywhere(tmp_path):
     checkpointer.save(3, tiny_run.random_state(config, 3), {}, stored)
   level = abstractinator.load(str(tmp_path))
   assert level._model.dtype == 'bfloat16'
-  assert level._model.implementation == Implementations.everywhere('xla')
+  assert level._model.implementation == XLA
 
 
 def test_a_pyramid_goes_to_its_top_codes_and_back(tmp_path):

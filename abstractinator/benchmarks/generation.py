@@ -265,7 +265,6 @@ def decode(
 
 def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
   """Returns the rows of what is asked for, or raises ValueError."""
-  platform = jax.default_backend()
   if args.run is not None:
     config, variables = read_trained(args.run)
     text = pathlib.Path(args.text).read_bytes()
@@ -274,13 +273,13 @@ def _rows(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     of_model = dataclasses.replace(config.model, dtype='float32')
     config = dataclasses.replace(config, data=data, model=of_model)
     codes = inference.TrainedPyramid(config, variables).encode(text, level=0)
-    model = make_model(config, platform)
+    model = make_model(config, jax.default_backend())
     return decode(model, variables, codes.codes_N, args.repeats)
   settings = args.set if args.config else [*_SIZE, *args.set]
   config = config_file.load(args.config or _CONFIG, settings)
   if (count := len(config.model.levels)) > 1:
     raise ValueError(f'--config: got {count} levels, allowed: 1')
-  model = make_model(config, platform)
+  model = make_model(config, jax.default_backend())
   if args.what == 'continue':
     return continue_prompts(model, args.batches, args.contexts, args.num_calls)
   if (dtype := config.model.dtype) != 'float32':

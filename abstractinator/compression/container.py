@@ -83,8 +83,12 @@ class TextLanes:
     self._size = size = -(-header.length // header.num_lanes)
     by = header.block_steps
     self.blocks = [slice(at, min(at + by, size)) for at in range(0, size, by)]
-    self._bytes_BS = np.zeros((header.num_lanes, size), np.uint8)
-    self.text_N = self._bytes_BS.reshape(-1)[: header.length]
+    bytes_N = np.zeros(header.num_lanes * size, np.uint8)
+    self.text_N = bytes_N[: header.length]
+    is_byte_N = np.pad(self.text_N == 0, (0, len(bytes_N) - header.length))
+    self._bytes_SB, self._is_byte_SB = (
+      x_N.reshape(header.num_lanes, size).T for x_N in (bytes_N, is_byte_N)
+    )
 
   def num_active(self, step: int) -> int:
     """Returns how many lanes, the first ones, have a byte at a step."""
@@ -92,16 +96,11 @@ class TextLanes:
 
   def read_block(self, steps: slice) -> np.ndarray:
     """Returns the bytes of a block, [N] uint8."""
-    return self._bytes_BS.T[steps][self._is_byte(steps)]
+    return self._bytes_SB[steps][self._is_byte_SB[steps]]
 
   def write_block(self, steps: slice, bytes_N: np.ndarray) -> None:
     """Puts the bytes of a block, [N] uint8, in their places."""
-    self._bytes_BS.T[steps][self._is_byte(steps)] = bytes_N
-
-  def _is_byte(self, steps: slice) -> np.ndarray:
-    """Returns which lanes have a byte at each step, [steps, B] bool."""
-    count_S = [*map(self.num_active, range(steps.start, steps.stop))]
-    return np.arange(self.num_lanes) < np.array(count_S)[:, None]
+    self._bytes_SB[steps][self._is_byte_SB[steps]] = bytes_N
 
 
 def block(raw: bytes, payload: bytes) -> FileBlock:

@@ -170,7 +170,7 @@ def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:
     config=config.model,
     num_ids=config.data.vocab_size,
     implementation=resolve_implementations(
-      **config.model.implementation.to_dict(), platform=platform
+      config.model.implementation, platform
     ),
     dtype=jnp.dtype(config.model.dtype),
   )

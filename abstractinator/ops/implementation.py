@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Self
 
 from absl import logging
 
+from abstractinator.config.implementation import ImplementationConfig
 from abstractinator.ops.attention import support as attention_support
 from abstractinator.ops.nearest_code import support as nearest_code_support
 from abstractinator.ops.segment_cross import support as segment_cross_support
@@ -53,18 +53,8 @@ class Implementations:
   segment_pool: str
   segment_cross: str
   nearest_code: str
-  remat: str = 'none'
-  scan_layers: bool = False
-
-  @classmethod
-  def everywhere(cls, name: str) -> Self:
-    """Returns one choice for all ops.
-
-    Args:
-      name: 'reference' or 'xla'; segment cross-attention is computed by
-        'gather' in place of 'xla'.
-    """
-    return cls(name, name, 'gather' if name == 'xla' else name, name)
+  remat: str
+  scan_layers: bool
 
   def __str__(self) -> str:
     fields = {
@@ -77,28 +67,16 @@ class Implementations:
 
 @functools.cache
 def resolve_implementations(
-  attention: str,
-  segment_pool: str,
-  segment_cross: str,
-  nearest_code: str,
-  platform: str,
-  remat: str = 'none',
-  scan_layers: bool = False,
+  settings: ImplementationConfig, platform: str
 ) -> Implementations:
   """Returns the implementations that the settings name on a platform.
 
-  The settings are those of `model.implementation`. For an op: 'auto', or a key
-  of the op's `support.SUPPORT`, where 'pallas' stands for both 'pallas_tpu' and
-  'pallas_triton'. The choice is logged the first time it is asked for.
+  The choice is logged the first time it is asked for.
 
   Args:
-    attention: Setting of self-attention.
-    segment_pool: Setting of segment pooling.
-    segment_cross: Setting of segment cross-attention.
-    nearest_code: Setting of code search.
+    settings: For each op 'auto', or a key of the op's `support.SUPPORT`, where
+      'pallas' stands for both 'pallas_tpu' and 'pallas_triton'.
     platform: 'cpu', 'gpu' or 'tpu', that of the mesh the ops will run on.
-    remat: Field `remat` of the result.
-    scan_layers: Field `scan_layers` of the result.
 
   Raises:
     ValueError: If the platform is unknown, or has no such implementation.
@@ -107,13 +85,9 @@ def resolve_implementations(
     raise ValueError(
       f'platform: got {platform!r}, allowed: {", ".join(PLATFORMS)}'
     )
+  ops = {op: _resolve(op, getattr(settings, op), platform) for op in _SUPPORTS}
   resolved = Implementations(
-    attention=_resolve('attention', attention, platform),
-    segment_pool=_resolve('segment_pool', segment_pool, platform),
-    segment_cross=_resolve('segment_cross', segment_cross, platform),
-    nearest_code=_resolve('nearest_code', nearest_code, platform),
-    remat=remat,
-    scan_layers=scan_layers,
+    **ops, remat=settings.remat, scan_layers=settings.scan_layers
   )
   logging.info('implementations on %s: %s', platform, resolved)
   return resolved

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 
 from abstractinator import ops
 from abstractinator.benchmarks import timing
+from abstractinator.config.implementation import ImplementationConfig
 from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.ops.support import PLATFORMS, Support
 
@@ -60,7 +61,8 @@ def limits() -> str:
 def _cell(op: str, name: str, support: Support, platform: str) -> str:
   if platform not in support.platforms:
     return ''
-  automatic = resolve_implementations(*['auto'] * 4, platform=platform)
+  settings = ImplementationConfig.everywhere('auto')
+  automatic = resolve_implementations(settings, platform)
   return '**auto**' if getattr(automatic, op) == name else 'yes'
 
 

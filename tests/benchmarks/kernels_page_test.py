@@ -1,5 +1,6 @@
 """Tests of `docs/kernels/make.py`, which writes parts of `docs/kernels.md`."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -34,11 +35,10 @@ def test_settings_are_what_is_supported(platform):
   for op, support in SUPPORTS.items():
     found = set()
     for name in typing.get_args(settings[op]):
-      given = dict.fromkeys(SUPPORTS, 'auto') | {op: name}
+      auto = ImplementationConfig.everywhere('auto')
+      given = dataclasses.replace(auto, **{op: name})
       try:
-        found.add(
-          getattr(resolve_implementations(**given, platform=platform), op)
-        )
+        found.add(getattr(resolve_implementations(given, platform), op))
       except ValueError:
         continue
     assert found == {n for n, s in support.items() if platform in s.platforms}

@@ -1,14 +1,14 @@
-"""What tests of modules compute the ops by."""
+"""Implementations of the ops that tests of modules use."""
 
-from abstractinator.config import ImplementationConfig
-from abstractinator.ops.implementation import Implementations
+from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.ops.implementation import resolve_implementations
 
-XLA = Implementations.everywhere('xla')
 XLA_CONFIG = ImplementationConfig.everywhere('xla')
 REFERENCE_CONFIG = ImplementationConfig.everywhere('reference')
+XLA = resolve_implementations(XLA_CONFIG, 'cpu')
 BY_NAME = {
   'xla': XLA,
-  'reference': Implementations.everywhere('reference'),
-  # Tests put an op of their own in the place of ours.
+  'reference': resolve_implementations(REFERENCE_CONFIG, 'cpu'),
+  # Tests replace an op by one of their own.
   'dense': XLA,
 }

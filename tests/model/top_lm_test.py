@@ -184,5 +184,5 @@ def test_predictions_are_float32_whatever_the_compute_type():
   want = lm.call(lm.variables, sequence)
   is_real = np.asarray(sequence.document_BP >= 0)
   for a, b in zip(predictions(output), predictions(want), strict=True):
-    assert relative_error(a[is_real], b[is_real]) < 0.0
+    assert relative_error(a[is_real], b[is_real]) < 0.015
   assert model.init_cache(2, 5).layers[0].key_BGWA.dtype == jnp.bfloat16

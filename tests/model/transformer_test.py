@@ -1,4 +1,4 @@
-"""Stacks of both forms of attention: causality, gradients, steps, parameters."""
+"""Stacks of both forms: causality, gradients, steps with a cache, shapes."""
 
 import dataclasses
 import functools
@@ -241,7 +241,7 @@ def test_a_cache_holds_bfloat16(form):
   assert out.dtype == jnp.bfloat16
   exact = compiled(form, WINDOW, num_layers=1)
   want = exact.apply(exact.variables, x, document)[:, 0]
-  assert relative_error(out, want) < 0.0
+  assert relative_error(out, want) < 0.015
 
 
 def make_cross(form, implementation):

@@ -355,8 +355,8 @@ def test_bfloat16_computes_float32_logits():
     exact = apply(FORMS[name], params, 'predict', jnp.float32(h), IDS[:9])
     for got, want in zip(predicted.logits, exact.logits, strict=True):
       assert got.dtype == jnp.float32
-      assert relative_error(got, want) < 0.0
+      assert relative_error(got, want) < 0.006
     embedded = apply(form, params, 'embed', IDS)
     assert embedded.dtype == jnp.bfloat16
     want = apply(FORMS[name], params, 'embed', IDS)
-    assert relative_error(embedded, want) < 0.0
+    assert relative_error(embedded, want) < 0.006

@@ -9,13 +9,14 @@ from abstractinator.ops.implementation import (
   resolve_implementations,
 )
 
-AUTO = dict.fromkeys(
-  ('attention', 'segment_pool', 'segment_cross', 'nearest_code'), 'auto'
-)
+AUTO = ImplementationConfig.everywhere('auto')
+OPS = ('attention', 'segment_pool', 'segment_cross', 'nearest_code')
 
 
 def resolve(platform, **settings):
-  return resolve_implementations(**AUTO | settings, platform=platform)
+  return resolve_implementations(
+    dataclasses.replace(AUTO, **settings), platform
+  )
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
@@ -23,14 +24,28 @@ def test_auto_goes_by_the_platform_and_names_stand_for_themselves(platform):
   auto = dataclasses.asdict(resolve(platform))
   assert 'auto' not in auto.values()
   assert 'reference' not in auto.values()
-  for op in AUTO:
+  for op in OPS:
     named = dataclasses.asdict(resolve(platform, **{op: 'reference'}))
     assert named == auto | {op: 'reference'}
 
 
 def test_the_processor_computes_by_xla():
-  assert resolve('cpu') == Implementations.everywhere('xla')
-  assert Implementations.everywhere('xla').segment_cross == 'gather'
+  assert resolve('cpu') == Implementations(
+    attention='xla',
+    segment_pool='xla',
+    segment_cross='gather',
+    nearest_code='xla',
+    remat='none',
+    scan_layers=False,
+  )
+  xla = ImplementationConfig.everywhere('xla')
+  assert resolve_implementations(xla, 'cpu') == resolve('cpu')
+
+
+def test_how_stacks_run_is_as_set():
+  found = resolve('tpu', remat='dots', scan_layers=True)
+  assert (found.remat, found.scan_layers) == ('dots', True)
+  assert str(found).endswith('nearest_code xla, remat dots, scan_layers True')
 
 
 @pytest.mark.parametrize('op', ['attention', 'segment_pool'])
@@ -66,17 +81,17 @@ def test_a_setting_is_one_of_those_of_its_op():
   read = functools.partial(
     ImplementationConfig.from_dict, path='model.implementation'
   )
-  layers = {'remat': 'none', 'scan_layers': False}
-  assert read(AUTO | layers) == ImplementationConfig.everywhere('auto')
+  auto = AUTO.to_dict()
+  assert read(auto) == AUTO
   with pytest.raises(
     ValueError,
     match=r"model\.implementation\.segment_cross: got 'xla', allowed: auto",
   ):
-    read(AUTO | layers | {'segment_cross': 'xla'})
+    read(auto | {'segment_cross': 'xla'})
   with pytest.raises(
     ValueError, match=r'implementation\.remat: got .all.*none, dots, blocks'
   ):
-    read(AUTO | layers | {'remat': 'all'})
+    read(auto | {'remat': 'all'})
 
 
 def test_the_choice_is_logged_once(caplog):
