@@ -32,19 +32,15 @@ _DEFINED_IN = {
   'read_corpus': 'codes.corpus',
   'write_codes': 'codes.files',
 }
-# Modules that are public as a whole.
-_MODULES = {'compressor_stream': 'model.compressor_stream'}
 
 __version__ = importlib.metadata.version(__name__)
-__all__ = sorted([*_DEFINED_IN, *_MODULES, '__version__'])
+__all__ = sorted([*_DEFINED_IN, '__version__'])
 
 
 def __getattr__(name: str) -> Any:
   if name in _DEFINED_IN:
     module = importlib.import_module(f'{__name__}.{_DEFINED_IN[name]}')
     return getattr(module, name)
-  if name in _MODULES:
-    return importlib.import_module(f'{__name__}.{_MODULES[name]}')
   raise AttributeError(
     f'module {__name__!r} has no attribute {name!r}, allowed:'
     f' {", ".join(__all__)}'

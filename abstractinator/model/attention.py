@@ -63,6 +63,10 @@ class Attention(nn.Module):
     """Factor on the scores: one over the root of the width A of the queries."""
     raise NotImplementedError
 
+  def rotary_table(self, position: Array) -> tuple[Array, Array]:
+    """Returns the cosines and sines of positions; see `ops.rope`."""
+    raise NotImplementedError
+
   def project(
     self, x_BSD: Array, position: Array
   ) -> tuple[Array, Array, Array]:
@@ -272,16 +276,19 @@ class RegularAttention(Attention):
   def scale(self) -> float:
     return self.head_dim**-0.5
 
+  def rotary_table(self, position: Array) -> tuple[Array, Array]:
+    return rope_table(position, self.head_dim)
+
   def project(
     self, x_BSD: Array, position: Array
   ) -> tuple[Array, Array, Array]:
     qkv = jnp.split(self.qkv(x_BSD), 3, axis=-3)
     q, k, v = (x[..., 0, :, :] for x in qkv)
-    table = rope_table(position, self.head_dim)
+    table = self.rotary_table(position)
     return rotate(q, table), rotate(k, table), v
 
   def project_query(self, x_BTD: Array, position: Array) -> Array:
-    return rotate(self.q(x_BTD), rope_table(position, self.head_dim))
+    return rotate(self.q(x_BTD), self.rotary_table(position))
 
   def project_codes(
     self, memory_BUD: Array, position_U: Array | None
@@ -289,8 +296,7 @@ class RegularAttention(Attention):
     v = self.v(memory_BUD)
     if position_U is None:
       return None, v
-    table = rope_table(position_U, self.head_dim)
-    return rotate(self.k(memory_BUD), table), v
+    return rotate(self.k(memory_BUD), self.rotary_table(position_U)), v
 
   def merge(self, out_BSHE: Array) -> Array:
     return self.out(out_BSHE)
@@ -349,6 +355,9 @@ class LatentAttention(Attention):
   def scale(self) -> float:
     return self._widths[2] ** -0.5
 
+  def rotary_table(self, position: Array) -> tuple[Array, Array]:
+    return rope_table(position, self._widths[2])
+
   def project(
     self, x_BSD: Array, position: Array
   ) -> tuple[Array, Array, Array]:
@@ -358,7 +367,7 @@ class LatentAttention(Attention):
 
   def project_query(self, x_BTD: Array, position: Array) -> Array:
     q = self.query_up(self.query_down(self.q(x_BTD)))
-    return rotate(q, rope_table(position, self._widths[2]))
+    return rotate(q, self.rotary_table(position))
 
   def project_codes(
     self, memory_BUD: Array, position_U: Array | None
@@ -373,7 +382,7 @@ class LatentAttention(Attention):
     return self.out(self.value_up(out_BSHE))
 
   def _keys(self, latent_BSE: Array, position: Array) -> Array:
-    return rotate(self.k(latent_BSE), rope_table(position, self._widths[2]))
+    return rotate(self.k(latent_BSE), self.rotary_table(position))
 
 
 def _latent_widths(config: AttentionConfig) -> tuple[int, int, int]:

@@ -104,8 +104,8 @@ def initial_state(
     ema_count_K=jnp.ones((size,), jnp.float32),
     # A copy: the arrays of a state are donated one by one.
     ema_sum_KC=codebook_KC + 0.0,
-    # Nothing has been hit: entries the first step leaves out are dead at once,
-    # and start over from real vectors.
+    # No entry has been hit: those without hits in the first step are dead at
+    # once, and are replaced by real vectors.
     last_hit_step_K=jnp.full((size,), -reset_after_steps, jnp.int32),
     step=jnp.zeros((), jnp.int32),
     reservoir_RC=jnp.zeros((places, width), jnp.float32),
@@ -150,7 +150,7 @@ def observe(
   hits_K, sum_KC = _sum_by_code(x_NC, code_N, is_valid_N, size)
 
   places = state.priority_R.shape[0]
-  # Each vector applies for one place, at random, with a random priority.
+  # Each vector is a candidate for one random place, with a random priority.
   lot_N = _hash(name_N + _hash(state.step.astype(jnp.uint32)))
   place_N = jnp.where(is_valid_N, lot_N % jnp.uint32(places), places)
   place_N = place_N.astype(jnp.int32)
@@ -191,7 +191,7 @@ def advance(state: CodebookState) -> CodebookState:
   smooth_K = (count_K + 1e-5) / (total + size * 1e-5) * total
   state = dataclasses.replace(
     state,
-    # Smoothing would draw an entry whose count has decayed towards zero.
+    # Smoothing would move an entry whose count has decayed towards zero.
     codebook_KC=jnp.where(
       state.hits_K[:, None] > 0, sum_KC / smooth_K[:, None], state.codebook_KC
     ),
@@ -322,7 +322,8 @@ def kmeans(
   """
   x_NC = jnp.where(is_valid_N[:, None], x_NC, 0.0)
   order_N = jnp.argsort(~is_valid_N, stable=True)[:num_centers]
-  # A copy of the first loses every tie, and so stays empty.
+  # Missing vectors are copies of the first. A copy loses every tie, so that its
+  # center stays empty.
   order_N = jnp.where(is_valid_N[order_N], order_N, order_N[0])
 
   def step(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:

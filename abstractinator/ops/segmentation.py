@@ -52,17 +52,18 @@ def segment(
 ) -> Segments:
   """Divides rows into segments.
 
-  An id opens a segment if it is the first of its document, if `max_length` ids
-  lie in the open segment, or if it wants to and at least `min_length` do. Slots
-  are finite: the first time that granting a wish would leave too few for the
-  ids that follow, at `max_length` each, the rest of the row has `max_length`
-  boundaries only. So no id is dropped while the row could fit at all, that is,
-  while its documents need at most `num_slots` segments of `max_length`; in a
-  row that could not, segments from `num_slots` on have no slot, and users of
-  `index_BS` find nothing there.
+  An id opens a segment if it is the first of its document, if the open segment
+  has `max_length` ids, or if the id wants to and the open segment has at least
+  `min_length` ids.
 
-  Decisions look at ids <= s only, up to the slots: the division of a prefix is
-  the prefix of the division.
+  Slots are finite. A wish is denied if it would leave too few slots for the
+  ids that follow, even in segments of `max_length`; from the first denied wish
+  on, the rest of the row is divided at `max_length`. So every segment has a
+  slot if the documents of the row need at most `num_slots` segments of
+  `max_length`. In other rows segments from `num_slots` on have no slot.
+
+  The decision about id s looks at ids <= s only, except for the slots: the
+  division of a prefix is the prefix of the division.
 
   Args:
     wishes: Wishes of the rule, [B, S] each.
@@ -212,8 +213,8 @@ def _fit_slots(
   """
   size = is_start_BS.shape[1]
   position = jnp.arange(size, dtype=jnp.int32)
-  # Segments that ids >= s need if one starts at s: the rest of its document at
-  # `max_length`, and the documents after it.
+  # Segments of `max_length` that ids >= s need if one starts at s: for the rest
+  # of its document, and for the documents after it.
   is_last = (
     is_valid_BS & ~jnp.pad(is_valid_BS & ~is_first_BS, ((0, 0), (0, 1)))[:, 1:]
   )

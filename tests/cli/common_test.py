@@ -1,5 +1,6 @@
-"""Files that commands write."""
+"""Files that commands write, and messages that they hide."""
 
+import logging
 import os
 import pathlib
 import stat
@@ -51,3 +52,14 @@ def test_a_directory_that_is_not_there(tmp_path):
   path = str(tmp_path / 'absent' / 'out')
   with pytest.raises(ValueError, match=r'got no directory .*absent.*, allowed'):
     common.require_new(path)
+
+
+def test_libraries_log_errors_only(caplog, monkeypatch):
+  monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '3')
+  try:
+    common.be_quiet()
+    logging.getLogger('jax').warning('hidden')
+    logging.getLogger('jax').error('shown')
+  finally:
+    logging.disable(logging.NOTSET)
+  assert caplog.messages == ['shown']

@@ -1,4 +1,4 @@
-"""What is made of composed codes, against the original's numbers."""
+"""Composed codes, their vectors and scores, against the original's numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from abstractinator.ops import digits as digits_lib
+from abstractinator.ops import stage_logits as stage_logits_lib
 from tests.helpers.golden_quantizers import PAD, module
 
 
 def heads(golden):
-  """Our module with the codebooks of a file."""
+  """Returns our module with the codebooks of a file."""
   size, depth = golden.cfg['K'], golden.cfg['depth']
   model = module('rvq', golden.cfg, depth=depth, codebook='gradient')
   params = {
@@ -19,8 +20,15 @@ def heads(golden):
     }
     for i in range(depth)
   }
-  assert model.num_codes == size**depth
+  assert model.config.num_codes == size**depth
   return model, params
+
+
+def stage_logits(quantizer, h, digits, **options):
+  """Returns the scores of entries for predicted vectors."""
+  return stage_logits_lib.stage_logits(
+    quantizer.to_code_space(h), quantizer.codebooks(), digits, **options
+  )
 
 
 @pytest.mark.golden('c08_*', where=lambda x: 'steps' not in x.cfg)
@@ -37,7 +45,7 @@ def test_golden_codec(golden):
 
 @pytest.mark.golden('c08_*', where=lambda x: 'steps' not in x.cfg)
 def test_golden_embedding_of_codes(golden):
-  """There 258 is padding even where it is a code; ours has no such clash."""
+  """The original takes 258 for padding even if it is a code."""
   model, params = heads(golden)
   ids = golden.arrays['in/ids']
   is_code = jnp.asarray(ids != PAD)
@@ -75,7 +83,7 @@ def test_golden_stage_logits(golden, conditioned, squared, has_teacher):
       teacher if has_teacher else None,
       residual_conditioning=conditioned,
       distance='squared' if squared else 'dot',
-      method='stage_logits',
+      method=stage_logits,
     )
     loss = sum(
       jnp.sum(x * arrays[f'cot/logits/{i}']) for i, x in enumerate(found.logits)
@@ -101,7 +109,7 @@ def test_golden_stage_logits(golden, conditioned, squared, has_teacher):
       arrays[f'grad|{name}/stages.{i}.codebook'],
       atol=2e-4,
     )
-    # The original has none without residual conditioning.
+    # The original has no greedy digits without residual conditioning.
     if conditioned and not has_teacher:
       np.testing.assert_array_equal(
         found.digits_M[..., i], arrays[f'out/greedy|{flags}/{i}']

@@ -1,20 +1,20 @@
-"""What tests against the original share."""
+"""Fixtures of the tests against the original."""
 
 import jax.numpy as jnp
 import pytest
 
-from abstractinator.model import attention as attention_lib
+from abstractinator.model.attention import RegularAttention
 from abstractinator.ops.rope import rope_table
 
 
 @pytest.fixture
 def rounded_tables(monkeypatch):
-  """Uses rotary tables of the original's precision in regular attention."""
+  """Rounds the rotary tables of regular attention, as the original does."""
 
-  def table(position, width):
+  def table(self, position):
     return tuple(
       x.astype(jnp.bfloat16).astype(jnp.float32)
-      for x in rope_table(position, width)
+      for x in rope_table(position, self.head_dim)
     )
 
-  monkeypatch.setattr(attention_lib, 'rope_table', table)
+  monkeypatch.setattr(RegularAttention, 'rotary_table', table)

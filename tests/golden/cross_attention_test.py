@@ -1,20 +1,19 @@
-"""Attention to segments against the original's numbers."""
+"""Cross-attention to segments against the original's numbers."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model import attention
 from abstractinator.model import attention as attention_lib
-from abstractinator.model.attention import RegularAttention
+from abstractinator.model.attention import LatentAttention
 from abstractinator.ops.rope import rope_table
 from tests.helpers.golden_attention import (
   OPS,
-  REGULAR,
   form_of,
   hold,
   is_scaled,
   latent_module,
+  regular_module,
   stored_tables,
 )
 from tests.helpers.golden_parts import (
@@ -22,12 +21,11 @@ from tests.helpers.golden_parts import (
   latent_params,
   regular_cross_params,
 )
-from tests.helpers.implementations import BY_NAME
 from tests.helpers.remembering import remember_and_cross
 
 
 def cross_visible(golden):
-  """[B, T, P] bool, slots that the original lets through."""
+  """Returns the slots that ids see in the original, [B, T, P] bool."""
   own = golden.arrays['in/seg_id'][..., None]
   slots = golden.cfg['Lkv']
   blocked = np.zeros((len(own), slots), bool)
@@ -38,7 +36,7 @@ def cross_visible(golden):
 
 
 def run_cross(golden, implementation, monkeypatch, make_ours, prefix):
-  """Compares what our indices can say; with a dense op, everything."""
+  """Compares ids whose visible slots are a run; with a dense op, all ids."""
   sees = cross_visible(golden)
   own = golden.arrays['in/seg_id']
   is_real = ~golden.arrays.get('in/q_pad_mask', np.zeros(own.shape, bool))
@@ -46,7 +44,7 @@ def run_cross(golden, implementation, monkeypatch, make_ours, prefix):
   lowest = np.where(sees.any(-1), sees.argmax(-1), own + 1)
   values_only = False
   if implementation == 'dense':
-    # Rows of padding are zeroed there, or have no gradient to compare.
+    # The original zeroes rows of padding, or has no gradient of them.
     is_counted = is_real[..., None]
     if form_of(golden) == ('regular', 'flex'):
       is_counted = np.ones_like(is_counted)
@@ -84,15 +82,7 @@ def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
   heads, width = golden.cfg['n_heads'], golden.cfg['d_attn']
 
   def make_ours(p):
-    module = RegularAttention(
-      golden.cfg['q_dim'],
-      heads,
-      width // heads,
-      1,
-      REGULAR,
-      BY_NAME[implementation],
-      jnp.float32,
-    )
+    module = regular_module(heads, width, golden.cfg['q_dim'], implementation)
     return module, regular_cross_params(p, heads)
 
   has_flex = golden.cfg['attention']['kernel'] == 'flex'
@@ -105,15 +95,19 @@ def test_golden_regular_cross_attention(golden, implementation, monkeypatch):
 def test_golden_latent_cross_attention(golden, implementation, monkeypatch):
   # The original counts positions of queries in ids.
   monkeypatch.setattr(
-    attention,
-    'rope_table',
-    lambda position, width: rope_table(jnp.arange(position.shape[-1]), width),
+    LatentAttention,
+    'rotary_table',
+    lambda self, position: rope_table(
+      jnp.arange(position.shape[-1]), self.config.retrieval_dim
+    ),
   )
 
   def make_ours(p):
-    variables = latent_params(
-      p, 'kv_comp.weight', 'mla.', is_scaled(golden.cfg['attention'])
+    form = golden.cfg['attention']
+    module = latent_module(
+      form, golden.cfg['n_heads'], golden.cfg['q_dim'], implementation
     )
-    return latent_module(golden, implementation), variables
+    variables = latent_params(p, 'kv_comp.weight', 'mla.', is_scaled(form))
+    return module, variables
 
   run_cross(golden, implementation, monkeypatch, make_ours, 'inner.')

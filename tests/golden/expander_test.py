@@ -1,12 +1,12 @@
 """Expanders against the original's numbers.
 
-The original's decoder is put together here, in its own wiring, from our parts
-with its weights: vocabulary, attention, cross-attention, feed-forward layers.
-Its layer is x + Block(norm x), Block a whole layer with a residual and a
-feed-forward layer of its own, then cross-attention, then a second feed-forward
-layer; ours has each of them once. What else differs on purpose is done around
-our parts as in `golden_attention`: norms, biases, masks of padding, positions
-of queries in cross-attention counted in ids, rotary tables rounded to bfloat16.
+The original's decoder is built here, in its own wiring, from our parts with its
+weights: vocabulary, attention, cross-attention, feed-forward layers. Its layer
+is x + B(norm x), where B is a whole block with a residual and a feed-forward
+layer of its own, then cross-attention, then a second feed-forward layer; ours
+has each of them once. Other parts that differ on purpose are built around ours
+as in `golden_attention`: norms, biases, masks of padding, positions of queries
+in cross-attention counted in ids, rotary tables rounded to bfloat16.
 """
 
 import re
@@ -17,25 +17,28 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from abstractinator.config.attention import AttentionConfig
-from abstractinator.model import attention, layers
 from abstractinator.model import attention as attention_lib
+from abstractinator.model import layers
 from abstractinator.model.attention import LatentAttention, RegularAttention
 from abstractinator.model.vocabulary import Vocabulary
 from abstractinator.ops.rope import rope_table
 from abstractinator.types import Special
 from tests.helpers import golden_parts as parts
-from tests.helpers.implementations import XLA
+from tests.helpers.golden_attention import (
+  OriginalBlock,
+  is_scaled,
+  latent_module,
+  regular_module,
+)
 from tests.helpers.remembering import remember_and_cross
 
-# Absolute, of logits and of gradients; the tables of attention of a decoder.
+# Absolute tolerances of logits and of gradients.
 VALUE, GRADIENT = 1e-4, 1e-3
 PAD = 258
-REGULAR = AttentionConfig('regular', None, None, None)
 
 
 def rounded_table(position, width, base=10000.0):
-  """Rotary tables as the original keeps them for regular attention."""
+  """Returns rotary tables in bfloat16, as the original has them."""
   inverse = base ** -(np.arange(0, width, 2, dtype=np.float32) / width)
   angle = np.asarray(position, np.float32)[..., None] * inverse
   return tuple(
@@ -45,14 +48,14 @@ def rounded_table(position, width, base=10000.0):
 
 
 class Original:
-  """A file, and the masks its decoder has.
+  """Decoder of a file, with its masks.
 
   Attributes:
     golden: The file.
     form: 'regular' or 'mla'.
-    own: [B, S] int32, segment of each position.
-    sees: [B, S, S] bool, positions that positions see.
-    sees_memory: [B, S, P] bool, rows of the memory that they see.
+    own: Segment of each position, [B, S] int32.
+    sees: True where a position sees another, [B, S, S] bool.
+    sees_memory: True where a position sees a code, [B, S, P] bool.
   """
 
   def __init__(self, golden):
@@ -69,7 +72,7 @@ class Original:
     self.is_pad = np.pad(is_pad, ((0, 0), (1, 0)))[:, :-1]
     causal = np.arange(size)[:, None] >= np.arange(size)
     if self.form == 'regular' and kernel == 'sdpa' and is_pad.any():
-      # Causality is lost with a mask of padding.
+      # With a mask of padding the original is not causal.
       causal = np.ones_like(causal)
     self.sees = causal & ~self.is_pad[:, None]
     blocked = golden.arrays.get(
@@ -101,56 +104,41 @@ class Original:
       return np.arange(position.shape[0])
 
     monkeypatch.setattr(
-      attention_lib, 'rope_table', lambda p, w: rounded_table(in_ids(p), w)
+      RegularAttention,
+      'rotary_table',
+      lambda self, position: rounded_table(in_ids(position), self.head_dim),
     )
     monkeypatch.setattr(
-      attention, 'rope_table', lambda p, w: rope_table(in_ids(p), w)
+      LatentAttention,
+      'rotary_table',
+      lambda self, position: rope_table(
+        in_ids(position), self.config.retrieval_dim
+      ),
     )
-
-  def module(self, width, biases):
-    c, heads = self.golden.cfg['attention'], self.golden.cfg['ctor']['H']
-    if self.form == 'regular':
-      return RegularAttention(
-        width + biases, heads, width // heads, 1, REGULAR, XLA, jnp.float32
-      )
-    config = AttentionConfig(
-      'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
-    )
-    return LatentAttention(
-      width, heads, c['head_dim'], 1, config, XLA, jnp.float32
-    )
-
-  def latent_params(self, p, kv_name, prefix, last=None):
-    scaled = self.golden.cfg['attention']['kernel'] == 'flex'
-    return parts.latent_params(p, kv_name, prefix, scaled, last)
 
   def block(self, p, x):
-    """Their self-attention: a whole layer."""
-    module = self.module(x.shape[-1], biases=1)
-    if self.form == 'regular':
-      variables = parts.regular_params(p, module.num_heads)
-      normed = parts.layer_norm(x, p['ln1.weight'], p['ln1.bias'])
-      out, _ = module.apply(
-        variables, parts.with_one(normed), self._groups(), window=None
-      )
-      x = x + out[..., :-1] + p['proj.bias']
-      normed = parts.layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-      return x + parts.swiglu(p, 'mlp.0.', normed)
-    variables = self.latent_params(
-      p, 'attn.kv_proj.weight', 'attn.mla.', p['attn.o_proj.weight']
+    """Runs a self-attention block."""
+    block = OriginalBlock(
+      p,
+      self.golden.cfg['attention'],
+      heads=self.golden.cfg['ctor']['H'],
+      width=x.shape[-1],
+      window=None,
     )
-    normed = parts.rms_norm(x, p['norm1.weight'])
-    out, _ = module.apply(variables, normed, self._groups(), window=None)
-    x = x + out
-    return x + parts.swiglu(p, 'ffn.', parts.rms_norm(x, p['norm2.weight']))
+    return block(x, jnp.zeros(self.own.shape, jnp.int32))
 
   def cross(self, p, x, memory):
-    """Their cross-attention."""
-    module = self.module(x.shape[-1], biases=0)
+    """Runs cross-attention."""
+    heads, width = self.golden.cfg['ctor']['H'], x.shape[-1]
+    form = self.golden.cfg['attention']
     if self.form == 'regular':
-      variables = parts.regular_cross_params(p, module.num_heads)
+      module = regular_module(heads, width, width)
+      variables = parts.regular_cross_params(p, heads)
     else:
-      variables = self.latent_params(p, 'kv_comp.weight', 'mla.')
+      module = latent_module(form, heads, width)
+      variables = parts.latent_params(
+        p, 'kv_comp.weight', 'mla.', is_scaled(form)
+      )
     own = jnp.asarray(self.own)
     return module.apply(
       variables, x, memory, own, own * 0, lookback=1, method=remember_and_cross
@@ -178,7 +166,7 @@ class Original:
 
 
 def vocabulary(golden, tables, **changes):
-  """Our vocabulary with the original's tables in the width of the model."""
+  """Returns our vocabulary with the original's tables, of width D."""
   ctor = golden.cfg['ctor']
   width = ctor['D']
   module = Vocabulary(
@@ -191,7 +179,7 @@ def vocabulary(golden, tables, **changes):
     **changes,
   )
   params = {
-    # The original has no code space here, no scale, and its pad is a zero.
+    # The original has no code space and no scale here, and its pad is zeros.
     'kernel': jnp.eye(width),
     'log_scale': jnp.log(width * (2.0 if ctor['use_sqdist_logits'] else 1.0)),
     'special': {'embedding': jnp.zeros((len(Special), width))},
@@ -204,13 +192,13 @@ def vocabulary(golden, tables, **changes):
 
 
 def logits_of(golden, predicted):
-  """Ours without those of the specials, which the original has not apart."""
+  """Returns our logits without those of special ids."""
   first, *others = predicted.logits
   return [first[..., : -len(Special)], *others]
 
 
 def memory_of(golden, params, codes_hi):
-  """Codes as vectors; with a quantizer above, sums of its entries."""
+  """Returns the vectors of the codes; of ids, sums of entries."""
   if codes_hi:
     return codes_hi[0]
   tables = stage_tables(params, 'hi_vq.')
@@ -234,7 +222,7 @@ def is_integer(x):
 
 
 def run(golden, ours, inputs):
-  """Holds logits, and gradients where the file has them."""
+  """Compares logits, and gradients if the file has them."""
   params = {k: jnp.asarray(v) for k, v in golden.group('param').items()}
   arrays = [jnp.asarray(golden.arrays[f'in/{name}']) for name in inputs]
   outs, pullback = jax.vjp(jax.jit(ours), params, *arrays)
@@ -252,14 +240,13 @@ def run(golden, ours, inputs):
     for m in range(len(outs))
   ]
   got, *got_inputs = pullback(cots)
-  for name, want in golden.group('grad').items():
-    parts.close(got[name], want, GRADIENT, name)
+  parts.close_gradients(got, golden.group('grad'), GRADIENT)
   for name, grad in zip(inputs, got_inputs, strict=True):
     parts.close(grad, golden.arrays[f'grad_in/{name}'], GRADIENT, name)
 
 
 def logits_from_states(golden, original, params, codes_hi, codes_lo):
-  """Of a table, from states of the encoder."""
+  """Returns the logits of `DecoderExpander`, which is fed encoder states."""
   h = original.decode(params, codes_lo, codes_hi)
   module, variables = vocabulary(golden, [params['vq_lo.codebook']])
   ids = jnp.zeros(h.shape[:2], jnp.int32)
@@ -281,11 +268,10 @@ def test_golden_expander_of_hidden_states(golden, monkeypatch):
 
 
 def fed_and_told(golden, module):
-  """Ids that the original feeds, and those whose digits it tells of.
+  """Returns the ids that the original feeds, and those that condition digits.
 
-  It has its specials within the codes: the end, fed first, is the code of the
-  same number and so has that code's digits. Its pad is no code, but has digits
-  to tell of too.
+  Its special ids are numbers of codes: EOS, fed first, has the digits of the
+  code of that number. Its PAD is not a code, but has digits, too.
   """
   ids = jnp.asarray(golden.arrays['in/codes_lo'])
   first = jnp.ones_like(ids[:, :1], bool)
@@ -303,7 +289,7 @@ def fed_and_told(golden, module):
 def test_golden_expander_of_ids(golden, has_tables, monkeypatch):
   """`DecoderOnlyExpanderRVQ`: ids shifted right, of one or several digits."""
   if not has_tables:
-    # Given tables get no gradient; of the original they do.
+    # Given tables get no gradient; the original's tables do.
     golden = without_gradients(golden)
   original = Original(golden)
   original.install(monkeypatch)

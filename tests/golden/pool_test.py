@@ -1,8 +1,8 @@
 """Pooling against the original's numbers.
 
-Original: LearnedQueryAttention with the semantics of its flex kernel, that is,
-zeros in slots without segment. Segments past the last slot have none there and
-here, where capacity keeps a row from getting any.
+Original: LearnedQueryAttention with its flex kernel, which gives zeros in empty
+slots. Segments past the last slot get no vector in either; in ours the capacity
+of a row prevents them.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tests.helpers.implementations import BY_NAME
 
 
 def pool(p, heads, implementation, x_BSD, index_BS, num_slots):
-  """Our pooling with the original's parameters."""
+  """Runs our pooling with the original's parameters."""
   queries, width = p['query_template'].shape
   params = {
     name: {'kernel': p[f'{name}_proj.weight'].T.reshape(width, heads, -1)}
@@ -36,7 +36,7 @@ def pool(p, heads, implementation, x_BSD, index_BS, num_slots):
 
 
 def real_index(golden, seg_id):
-  """Segments of ids, -1 on padding."""
+  """Returns the segment of each id, -1 on padding."""
   padding = golden.arrays.get('in/key_padding_mask', np.zeros_like(seg_id))
   return jnp.asarray(np.where(padding, -1, seg_id), jnp.int32)
 
@@ -58,7 +58,7 @@ def test_golden_pooling(golden, implementation):
   out = np.asarray(ours(params, jnp.asarray(golden.arrays['in/x'])))
   is_valid = golden.arrays['out/valid_q']
   np.testing.assert_array_equal(out[~is_valid], 0)
-  # Padding before the first id leaves slots without ids before those with.
+  # With padding before the first id, the first slots have no ids.
   queries = cfg['num_queries_per_segment']
   slots = np.repeat(np.arange(num_slots), queries)
   has_ids = (np.asarray(index_BS)[:, :, None] == slots).any(1)
@@ -69,7 +69,7 @@ def test_golden_pooling(golden, implementation):
 @pytest.mark.golden('c06_*')
 @pytest.mark.parametrize('implementation', [REFERENCE, 'xla'])
 def test_golden_softmax_of_what_is_not_masked(golden, implementation):
-  """A row with nothing left is zero. There True is masked."""
+  """A row that is masked everywhere gives zeros; True means masked there."""
   score_BS = jnp.asarray(golden.arrays['in/softmax_scores'])
   is_masked = golden.arrays['in/softmax_mask']
   size = score_BS.shape[1]

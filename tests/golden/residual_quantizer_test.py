@@ -1,4 +1,4 @@
-"""Quantizers of several stages against the original's numbers."""
+"""Residual quantizers against the original's numbers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,16 +25,16 @@ def residual_module(golden):
     'rvq',
     ctor,
     depth=ctor['depth'],
-    # The original reserves these in stage 0, for specials that never come.
+    # The original reserves these in stage 0 for special ids.
     forbidden=(size - 3, size - 2, size - 1),
   )
 
 
 @pytest.mark.golden('c08_*', where=lambda x: 'steps' in x.cfg)
 def test_golden_rvq_codes_losses_and_gradients_but_for_their_depth(golden):
-  """There the gradient is `depth` times the identity, here the identity.
+  """The original's gradient is `depth` times the identity, ours the identity.
 
-  Rows of zeros are padding there; ours are told by a mask.
+  In the original vectors of zeros are padding; ours is given a mask.
   """
   ctor = golden.cfg['ctor']
   model = residual_module(golden)

@@ -18,7 +18,7 @@ from abstractinator.ops.segmentation_rules import Policy, wishes
 
 
 def divide(entropy_BS, thresholds):
-  """Our segments, of each rule with its threshold."""
+  """Returns our segments by each rule with its threshold."""
   return [
     _divide_by(jnp.asarray(entropy_BS), jnp.float32(threshold), rule)
     for rule, threshold in thresholds.items()
@@ -26,7 +26,7 @@ def divide(entropy_BS, thresholds):
 
 
 def divide_by_any(entropy_BS, thresholds):
-  """[B, S] segment of each id: the original's conditions all count at once."""
+  """Returns the segment of each id, [B, S], by any of the rules."""
   found = divide(entropy_BS, thresholds)
   is_start_BS = np.logical_or.reduce([s.is_start_BS for s in found])
   return np.cumsum(is_start_BS, axis=1) - 1
@@ -48,7 +48,7 @@ def _divide_by(entropy_BS, threshold, rule):
 
 
 def cases(golden):
-  """Name, entropies, thresholds by rule, and what the original found."""
+  """Yields name, entropies, thresholds by rule, and the original's results."""
   names = {key.rsplit('/', 1)[0] for key in golden.group('out') if '|' in key}
   for name in sorted(names):
     source, delta, threshold = name.split('|')
@@ -66,7 +66,7 @@ def cases(golden):
 
 @pytest.mark.golden('c06_*')
 def test_golden_divisions_with_the_original_alignment(golden):
-  """Its two conditions at once are the starts of either of our rules."""
+  """The original has two conditions at once: starts by either of our rules."""
   count = 0
   for name, entropy, thresholds, want in cases(golden):
     index = divide_by_any(entropy, thresholds)
@@ -84,9 +84,9 @@ def test_golden_divisions_with_the_original_alignment(golden):
 
 @pytest.mark.golden('c06_*')
 def test_golden_divisions_with_our_alignment_come_one_id_later(golden):
-  """H(x_s | x_<s) is the entropy that the original has at the id before s.
+  """H(x_s | x_<s) is the original's entropy at the id before s.
 
-  Except that it never looks at the entropy of its first id.
+  The original never uses the entropy of its first id.
   """
   for name, entropy, thresholds, want in cases(golden):
     ours = np.pad(entropy, ((0, 0), (1, 0)), mode='edge')[:, :-1]
@@ -117,7 +117,7 @@ def test_golden_entropies_are_theirs_in_bits(golden):
 
 @pytest.mark.golden('c15_tokenizer*')
 def test_golden_ids_of_texts(golden):
-  """BOS is no part of a text here: models feed it themselves."""
+  """Our ids have no BOS, which models feed themselves."""
   cfg = golden.cfg
   specials = types.BOS_ID, types.EOS_ID, types.PAD_ID
   assert specials == (cfg['bos'], cfg['eos'], cfg['pad'])
@@ -130,7 +130,7 @@ def test_golden_ids_of_texts(golden):
     np.testing.assert_array_equal(plain, golden.arrays[f'out/ids_plain/{i}'])
     decoded, until_eos, _ = cfg['decoded'][i]
     assert types.ids_to_bytes(want).decode() == decoded
-    # What comes after EOS is never part of a text.
+    # Ids after EOS are not part of a text.
     assert types.ids_to_bytes(np.append(want, plain)).decode() == until_eos
   with pytest.raises(ValueError, match=r'0\.\.258, got 65\.\.300'):
     types.ids_to_bytes(np.array([300, 65, 258, 66, 257, 67, 0xC3]))
@@ -138,7 +138,7 @@ def test_golden_ids_of_texts(golden):
 
 @pytest.mark.golden('c15_tokenizer*')
 def test_golden_rows_of_texts(golden):
-  """The same ids where a text fits; others go on in a row, not cut off."""
+  """Texts that fit give equal rows; longer ones continue in the next row."""
   want_ids = golden.arrays['out/fixed_ids_nobos']
   want_padding = golden.arrays['out/fixed_kpm_nobos']
   size = golden.cfg['seq_len']

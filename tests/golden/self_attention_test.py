@@ -1,5 +1,6 @@
-"""Attention of ids to ids against the original's numbers."""
+"""Self-attention against the original's numbers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,26 +13,20 @@ from abstractinator.ops import cache as cache_lib
 from tests.helpers.golden_attention import (
   OPS,
   VALUE,
+  OriginalBlock,
   form_of,
   hold,
-  is_scaled,
-  latent_block,
-  latent_module,
-  regular_block,
   stored_tables,
 )
 from tests.helpers.golden_parts import (
   close,
   dense_attention,
   half_split,
-  latent_params,
-  rms_norm,
-  swiglu,
 )
 
 
 def visible(golden):
-  """[B, S, S] bool, what the original's mask lets through."""
+  """Returns the mask of the original, [B, S, S] bool."""
   size = golden.cfg['S']
   distance = np.arange(size)[:, None] - np.arange(size)[None, :]
   sees = distance >= 0
@@ -45,7 +40,7 @@ def visible(golden):
 
 
 def loses_causality(golden):
-  """Full regular attention without flex does with any mask of padding."""
+  """Returns True for full regular attention with sdpa and a padding mask."""
   return (
     form_of(golden) == ('regular', 'sdpa')
     and 'window_size' not in golden.cfg
@@ -54,9 +49,10 @@ def loses_causality(golden):
 
 
 def inverts_mask(golden):
-  """Sliding latent attention without flex does, but for files that mend it.
+  """Returns True for sliding latent attention with sdpa.
 
-  The mask is taken for its complement, and padding is no part of it.
+  The original takes the mask for its complement there, and ignores padding;
+  files with `patched` have the right mask.
   """
   return (
     form_of(golden) == ('mla', 'sdpa')
@@ -66,7 +62,7 @@ def inverts_mask(golden):
 
 
 def is_ours(golden):
-  """Whether the original's mask is the causal one, as ours."""
+  """Returns True if the original's mask is causal, as ours is."""
   return not (loses_causality(golden) or inverts_mask(golden))
 
 
@@ -84,12 +80,24 @@ def real_rows(golden):
 
 
 def use_op(monkeypatch, implementation, golden):
-  """Our op, or one with the original's mask in its place."""
+  """Puts an op with the original's mask in the place of ours, if dense."""
   if implementation == 'dense':
     op = dense_attention(
       jnp.asarray(visible(golden)), jnp.asarray(~padding(golden))
     )
     monkeypatch.setattr(attention_lib, 'attention', op)
+
+
+def original_block(golden, p, implementation):
+  """Returns the block of a file."""
+  return OriginalBlock(
+    p,
+    golden.cfg['attention'],
+    heads=golden.cfg['num_heads'],
+    width=golden.cfg['dim'],
+    window=golden.cfg.get('window_size'),
+    implementation=implementation,
+  )
 
 
 @pytest.mark.golden('c0[12]_*')
@@ -99,14 +107,7 @@ def test_golden_regular_self_attention(golden, implementation, monkeypatch):
   use_op(monkeypatch, implementation, golden)
 
   def block(p, x):
-    return regular_block(
-      p,
-      x,
-      groups(golden),
-      heads=golden.cfg['num_heads'],
-      window=golden.cfg.get('window_size'),
-      implementation=implementation,
-    )
+    return original_block(golden, p, implementation)(x, groups(golden))
 
   prefix = (
     'inner.block.'
@@ -128,7 +129,7 @@ def test_golden_latent_self_attention(golden, implementation, monkeypatch):
   use_op(monkeypatch, implementation, golden)
 
   def block(p, x):
-    return latent_block(p, x, groups(golden), golden, implementation)
+    return original_block(golden, p, implementation)(x, groups(golden))
 
   if is_ours(golden) or implementation == 'dense':
     hold(block, golden, ['x'], real_rows(golden), 'inner.')
@@ -139,18 +140,16 @@ def test_golden_latent_self_attention(golden, implementation, monkeypatch):
 
 @pytest.mark.golden('c04_*', where=lambda x: 'n_prefill' in x.cfg)
 def test_golden_latent_streaming(golden):
-  """A ring of window + 1 slots does what their growing cache does."""
-  module = latent_module(golden, 'xla')
+  """A ring of window + 1 slots replaces the growing cache of the original."""
   window, first = golden.cfg['window_size'], golden.cfg['n_prefill']
   p = {
     name.removeprefix('inner.'): jnp.asarray(x)
     for name, x in golden.group('param').items()
   }
-  variables = latent_params(
-    p, 'attn.kv_proj.weight', 'attn.mla.', is_scaled(golden.cfg['attention'])
-  )
+  block = original_block(golden, p, 'xla')
+  module, variables = block.module, block.variables
   x = jnp.asarray(golden.arrays['in/x'])
-  normed = rms_norm(x, p['norm1.weight'])
+  normed = block.normed(x)
   rows, size, _ = x.shape
   widths = module.cached_widths(
     module.num_heads, module.head_dim, module.config
@@ -170,15 +169,14 @@ def test_golden_latent_streaming(golden):
     out, layer = module.apply(
       variables, x_BD, cache.layers[0], step, method='step'
     )
-    return cache.replace(layers=(layer,)), out
+    return dataclasses.replace(cache, layers=(layer,)), out
 
   for t in range(first, size):
     cache, out = follow(cache, normed[:, t])
     outs.append(out)
-  y = x + jnp.stack(outs, axis=1)
-  y = y + swiglu(p, 'ffn.', rms_norm(y, p['norm2.weight']))
+  y = block.after(x, jnp.stack(outs, axis=1))
   close(y, golden.arrays['out/prefill_then_steps'], VALUE)
-  # What the ring holds is the end of what the original holds.
+  # The ring holds the last slots of the original's cache.
   slots = np.arange(max(0, size - window - 1), size)
   held = np.asarray(cache.layers[0].value_BGWE)[:, 0, slots % (window + 1)]
   close(held, golden.arrays['out/cache_kv_c'][:, slots], VALUE)

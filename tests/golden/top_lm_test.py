@@ -1,10 +1,10 @@
 """The top LM against the original's numbers.
 
 Our module runs with the original's weights; its stack is replaced by the
-original's blocks around our attention, since norms, biases and the width of
-the feed-forward layer differ on purpose. What the original feeds at a slot is
-the code there and what comes out predicts the next one; ours predicts the code
-of the slot, from the state of the one before.
+original's blocks around our attention, because norms, biases and the width of
+the feed-forward layer differ on purpose. At a slot the original is fed the code
+of the slot and predicts the next one; ours predicts the code of the slot, from
+the state of the slot before.
 """
 
 import types
@@ -16,43 +16,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config.attention import AttentionConfig
 from abstractinator.config.top_lm import TopLMConfig
 from abstractinator.model import attention as attention_lib
 from abstractinator.model import top_lm
-from abstractinator.model.attention import LatentAttention, RegularAttention
 from abstractinator.model.layers import RMSNorm
-from abstractinator.model.pyramid import read_only
+from abstractinator.model.quantizers import read_only
 from abstractinator.model.top_lm import (
   CodeSequence,
   CodeSequenceOutput,
   CodeSequenceTransformer,
 )
 from abstractinator.objective import losses, metrics
+from abstractinator.ops import stage_logits as stage_logits_lib
 from tests.helpers import golden_quantizers, tiny_quantizer, tiny_top_lm
 from tests.helpers.golden_attention import (
   GRADIENT,
   OPS,
-  REGULAR,
   VALUE,
-  is_scaled,
+  OriginalBlock,
 )
 from tests.helpers.golden_parts import (
   below,
   close,
+  close_gradients,
   dense_attention,
-  latent_params,
-  layer_norm,
-  regular_params,
-  rms_norm,
-  swiglu,
   with_one,
 )
 from tests.helpers.implementations import BY_NAME
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 
-# Our names, without `top_lm_`, and theirs, without `top_code_`.
+# Our names of metrics, without `top_lm_`, and the original's, without
+# `top_code_`.
 DIAGNOSTICS = {
   'mse_to_target_center': 'mse',
   'margin': 'margin_D',
@@ -63,12 +58,12 @@ DIAGNOSTICS = {
   'top5_accuracy_stage0_last': 'acc_top5_stage0_last',
   'top10_accuracy_stage0_last': 'acc_top10_stage0_last',
 }
-# Of the quantizers that the original's top LM is given.
+# Weight of the commitment loss in the original.
 BETA = 0.25
 
 
 class Stack(nn.Module):
-  """Blocks of the original in the place of ours, and our norm."""
+  """Stack of the original's blocks, and our norm."""
 
   blocks: Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -77,96 +72,47 @@ class Stack(nn.Module):
     return RMSNorm(jnp.float32, name='norm')(self.blocks(x, group))
 
 
-class TopLM(CodeSequenceTransformer):
-  """Ours, but for its blocks."""
-
-  blocks: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-
-  @nn.nowrap
-  def _make_stack(self):
-    return Stack(self.blocks)
-
-  def states_and_predictions(self, sequence):
-    vectors = self._embed(sequence.vectors_BPD)
-    states = self.stack(vectors, sequence.document_BP)
-    return states, self(sequence).vectors_BPD
+def states_and_predictions(module, sequence):
+  """Returns the states after codes, and the predictions of codes."""
+  output = module(sequence)
+  vectors = module.project(sequence.vectors_BPD)
+  return module.stack(vectors, sequence.document_BP), output.vectors_BPD
 
 
 class Original:
-  """Our module with the weights of a file, whose blocks are the original's."""
+  """Our module with the weights and blocks of the original."""
 
   def __init__(self, golden, top, prefix, implementation):
-    self.top, self.implementation = top, BY_NAME[implementation]
-    form = top['attention_config']
-    self.is_regular = form['variant'] == 'regular'
+    self.top, self.implementation = top, implementation
     params = below(golden.group('param'), prefix)
     self.params = jax.tree.map(jnp.asarray, params)
 
-  def block(self, p, x, group):
-    """One block of the original around our attention."""
-    top, heads, width = self.top, self.top['num_heads'], self.top['dim']
-    if not self.is_regular:
-      c = top['attention_config']
-      config = AttentionConfig(
-        'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
-      )
-      module = LatentAttention(
-        width,
-        heads,
-        c['head_dim'],
-        1,
-        config,
-        self.implementation,
-        jnp.float32,
-        parent=None,
-      )
-      variables = latent_params(
-        p,
-        'attn.kv_proj.weight',
-        'attn.mla.',
-        is_scaled(top['attention_config']),
-        p['attn.o_proj.weight'],
-      )
-      normed = rms_norm(x, p['norm1.weight'])
-      x += module.apply(variables, normed, group, window=None)[0]
-      normed = rms_norm(x, p['norm2.weight'])
-      return x + swiglu(p, 'ffn.', normed)
-    module = RegularAttention(
-      width + 1,
-      heads,
-      width // heads,
-      1,
-      REGULAR,
-      self.implementation,
-      jnp.float32,
-      parent=None,
-    )
-    variables = regular_params(p, heads)
-    normed = with_one(layer_norm(x, p['ln1.weight'], p['ln1.bias']))
-    attended, _ = module.apply(variables, normed, group, window=None)
-    x = x + attended[..., :-1] + p['proj.bias']
-    normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-    return x + swiglu(p, 'mlp.0.', normed)
-
   def __call__(self, p, x, group):
-    """States and predictions, in the slots of the original."""
+    """Returns states and predictions, in the slots of the original."""
     top = self.top
 
     def blocks(y, group):
       for i in range(top['num_layers']):
-        y = self.block(below(p, f'encoder.{i}.inner.'), y, group)
+        block = OriginalBlock(
+          below(p, f'encoder.{i}.inner.'),
+          top['attention_config'],
+          heads=top['num_heads'],
+          width=top['dim'],
+          window=None,
+          implementation=self.implementation,
+        )
+        y = block(y, group)
       return y
 
     config = tiny_top_lm.values('continuous') | {'d_model': top['dim']}
-    model = TopLM(
+    model = CodeSequenceTransformer(
       TopLMConfig.from_dict(config),
-      # A constant input makes a bias of a weight.
+      # A constant input turns a weight into a bias.
       top['embed_dim'] + 1,
       (),
       (),
-      self.implementation,
+      BY_NAME[self.implementation],
       jnp.float32,
-      blocks,
     )
     params = {
       'project': {
@@ -181,7 +127,7 @@ class Original:
       },
       'end_head': {'kernel': jnp.zeros((top['dim'], 1))},
     }
-    # One slot more, whose prediction is what the original has at the last.
+    # Our prediction in one more slot is the original's in its last.
     extra = ((0, 0), (0, 1))
     group = jnp.concatenate([group, group[:, -1:]], axis=1)
     sequence = CodeSequence(
@@ -190,24 +136,29 @@ class Original:
       document_BP=group,
       is_end_BP=group > 0,
     )
-    states, vectors = model.apply(
-      {'params': params}, sequence, method='states_and_predictions'
-    )
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(top_lm, 'Stack', lambda *_: Stack(blocks))
+      states, vectors = model.apply(
+        {'params': params}, sequence, method=states_and_predictions
+      )
     return states[:, :-1], vectors[:, 1:, :-1] + p['out_proj.bias']
 
 
 def use_dense_op(monkeypatch, is_real, is_causal):
-  """Our op with the original's mask, which padding is not zeroed by."""
+  """Puts an op with the original's mask in the place of ours."""
   sees = np.ones((is_real.shape[1],) * 2, bool)
   sees = np.tril(sees) if is_causal else sees
-  # The slot that is added sees nothing.
+  # The additional slot sees nothing.
   sees = np.pad(sees & is_real[:, None], ((0, 0), (0, 1), (0, 1)))
   op = dense_attention(jnp.asarray(sees))
   monkeypatch.setattr(attention_lib, 'attention', op)
 
 
 def quantizer_of(golden, prefix, decay=0.99):
-  """Our quantizer with the original's codebooks, and its depth; None, 0."""
+  """Returns our quantizer with the original's codebooks, and its depth.
+
+  Without a quantizer in the file, None and 0.
+  """
   param = below(golden.group('param'), prefix)
   stages = [
     f'stages.{m}.' for m in range(len(param)) if f'stages.{m}.codebook' in param
@@ -239,7 +190,7 @@ def quantizer_of(golden, prefix, decay=0.99):
 def test_golden_top_lm_states_predictions_and_gradients(
   golden, implementation, monkeypatch
 ):
-  """The original's input gradient is what ours stops: with it let through."""
+  """Ours stops the gradient of inputs; here it passes, as in the original."""
   through = types.SimpleNamespace(stop_gradient=lambda x: x)
   monkeypatch.setattr(top_lm, 'lax', through)
   original = Original(golden, golden.cfg['cfg'], '', implementation)
@@ -248,7 +199,7 @@ def test_golden_top_lm_states_predictions_and_gradients(
     'in/key_padding_mask', np.zeros(x.shape[:2], bool)
   )
   group = jnp.asarray(np.where(padding, -1, 0), jnp.int32)
-  # There causality is lost with a padding mask.
+  # With sdpa and a padding mask the original is not causal.
   kernel = golden.cfg['cfg']['attention_config']['kernel']
   is_causal = not (kernel == 'sdpa' and 'in/key_padding_mask' in golden.arrays)
   if implementation == 'dense':
@@ -266,7 +217,10 @@ def test_golden_top_lm_states_predictions_and_gradients(
     return states, vectors, quantized
 
   def objective(p, x):
-    """What the file has gradients of: each of its stages passes all of it."""
+    """Returns the objective of the file's gradients.
+
+    Each stage of the quantizer passes the whole gradient there.
+    """
     _, vectors, quantized = run(p, x)
     cotangent = golden.arrays['cot/predictions']
     if quantized is None:
@@ -301,24 +255,35 @@ def test_golden_top_lm_states_predictions_and_gradients(
   # Codebooks are no parameters of ours: see `golden_quantizers`.
   trained = {k: x for k, x in original.params.items() if k[:3] != 'vq.'}
   got, got_x = jax.jit(jax.grad(objective, argnums=(0, 1)))(trained, x)
-  for name, grad in got.items():
-    close(grad, grads[name], GRADIENT, name)
+  wanted = {k: x for k, x in grads.items() if k[:3] != 'vq.'}
+  close_gradients(got, wanted, GRADIENT)
   close(got_x, golden.arrays['grad_in/x'], GRADIENT, 'x')
+
+
+def nearest_scores(quantizer, vectors):
+  """Returns scores of the entries of each stage, higher for nearer ones."""
+  return stage_logits_lib.stage_logits(
+    quantizer.to_code_space(vectors),
+    quantizer.codebooks(),
+    None,
+    residual_conditioning=True,
+    distance='squared',
+  )
 
 
 @pytest.mark.golden('*c14_pyr1_top_*')
 def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
-  """On the memory of a pyramid, with the original's masks: by input.
+  """Predictions of the codes of a pyramid, with the original's masks.
 
-  So its last target in a row is an empty slot, which ours leaves out. The file
-  in our own folder is the part of one of the original's that is read here.
+  The original masks inputs, so that its last target in a row is an empty slot;
+  ours masks targets. The file in our folder is a part of one of the original's.
   """
   original = Original(golden, golden.cfg['top'], 'top_lm.', 'xla')
   comp, want = golden.group('out/eval_comp0'), golden.group('out/eval')
   memory = jnp.asarray(comp['vq_embeddings'])
   is_input = jnp.asarray(comp['valid_mask'])[:, :-1]
   if golden.cfg['top']['attention_config']['kernel'] == 'sdpa':
-    # There is a mask of empty slots, and with one there causality is lost.
+    # The mask of empty slots makes sdpa not causal.
     use_dense_op(monkeypatch, comp['valid_mask'][:, :-1], is_causal=False)
   document = jnp.where(is_input, 0, -1)
   _, vectors = original(original.params, memory[:, :-1], document)
@@ -333,20 +298,14 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
   quantizer, _ = quantizer_of(golden, 'levels.0.hi_quantizer.')
   quantize = read_only(quantizer)
   quantized = quantize(vectors, is_input, jnp.arange(len(memory)))
-  scores = quantize(
-    vectors,
-    None,
-    residual_conditioning=True,
-    distance='squared',
-    method='stage_logits',
-  ).logits[0]
+  scores = quantize(vectors, method=nearest_scores).logits[0]
   found = metrics.summarize_level(
     metrics.continuous_metrics(output, sequence, terms, quantized, scores)
   )
   for name, original_name in DIAGNOSTICS.items():
     got = found[f'top_lm_{name}']
     expected = want[f'top_code_{original_name}']
-    # A margin is a sum over the dimensions, and so are its errors.
+    # A margin is a sum over dimensions, and so is its error.
     size = memory.shape[-1] if name == 'margin' else 1
     np.testing.assert_allclose(
       got, expected, rtol=0, atol=VALUE * size, err_msg=name

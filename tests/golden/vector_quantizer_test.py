@@ -1,8 +1,7 @@
 """The vector quantizer against the original's numbers.
 
-What the original does to its codebooks on the way is redone with the file's
-own state: codes, losses, gradients, moving averages.
-Departures: see the names of the tests.
+Codes, losses, gradients and moving averages of each step start from the state
+that the file has before it. Differences are in the names of the tests.
 """
 
 import jax
@@ -26,7 +25,7 @@ from tests.helpers.golden_quantizers import (
 
 
 def resets(golden):
-  """Whether entries are replaced within the steps."""
+  """Returns True if entries are replaced within the steps."""
   return 'R_MAX' in golden.cfg
 
 
@@ -82,13 +81,13 @@ def test_golden_vq_moving_averages_and_perplexity(golden):
 
 @pytest.mark.golden('c07_*', where=lambda x: not x.cfg['ctor'].get('ema', True))
 def test_golden_vq_perplexity_of_a_batch(golden):
-  """Ours counts the codes of what was measured, as here the original does."""
+  """Without moving averages both count the codes of the batch."""
   ctor = golden.cfg['ctor']
   for step, _ in steps_of(golden):
     counts = np.bincount(
       golden.arrays[f'out/indices{step}'].ravel(), minlength=ctor['K']
     ).astype(np.float64)
-    # No code has the number of padding where there are fewer.
+    # The code of padding counts as 0, if the codebook has it.
     counts[ctor['padding_token_id'] :][:1] = 0
     summary = metrics.summarize_level(
       {'code_counts': metrics.Mean(np.maximum(counts, 1e-5), 1.0)}
@@ -104,9 +103,9 @@ def test_golden_vq_perplexity_of_a_batch(golden):
 def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
   """Entries that the original replaces start over as ours do.
 
-  Which ones it draws is left to chance there, and not here: all dead entries
-  become different vectors. Both keep protected ones; ours also replaces the
-  code that there stands for padding.
+  The original draws the vectors at random; ours gives all dead entries
+  different vectors. Both keep protected entries; ours also replaces the code
+  that stands for padding in the original.
   """
   ctor = golden.cfg['ctor']
   pad, num_replaced = ctor['padding_token_id'], 0
@@ -118,7 +117,7 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
       before,
       '',
       ctor['decay'],
-      # There age is counted from the end of the step of the last hit.
+      # The original counts age from the end of the step of the last hit.
       reset_after_steps=ctor['stale_after'] - 1,
       protected=protected,
     )
@@ -146,7 +145,7 @@ def test_golden_vq_resets_differ_in_which_and_agree_on_the_rest(golden):
     )
     reset = moved(state, z_NC, codes, pad)
     ours_replaced = np.asarray(reset.last_hit_step_K) == step + 1
-    # What is replaced there is dead here too, and weighs the same.
+    # Entries that the original replaces are dead in ours, with equal counts.
     assert not is_replaced[~ours_replaced].any()
     np.testing.assert_array_equal(after['ema_cluster_size'][is_replaced], 1)
     np.testing.assert_array_equal(reset.ema_count_K[ours_replaced], 1)

@@ -1,10 +1,10 @@
-"""How attention is held against the original's numbers.
+"""Comparison of attention with the original's numbers.
 
-The original's weights are converted to our shapes, ours are differentiated with
-respect to the original's, so that projections are held as well. What is built
-differently on purpose is done around our modules, in the original's way: norms,
-biases, its residual wiring, and in regular attention its rotary tables, which
-are rounded to bfloat16.
+The original's weights are converted to our shapes, and gradients are taken with
+respect to the original's weights, so that projections are compared as well.
+Parts that differ on purpose are built around our modules, in the original's
+way: norms, biases, its residual wiring, and in regular attention its rotary
+tables, which are rounded to bfloat16.
 """
 
 import jax
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from abstractinator.config.attention import AttentionConfig
-from abstractinator.model import attention as attention_lib
 from abstractinator.model.attention import LatentAttention, RegularAttention
 from tests.helpers.golden_parts import (
   close,
+  close_gradients,
   latent_params,
   layer_norm,
   regular_params,
@@ -25,24 +25,25 @@ from tests.helpers.golden_parts import (
 )
 from tests.helpers.implementations import BY_NAME
 
-# Absolute, of values and of gradients.
+# Absolute tolerances of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
-# The reference is what ops are held against in their own tests.
+# The tests of the ops compare them with the reference.
 REFERENCE = pytest.param('reference', marks=pytest.mark.nightly)
 OPS = pytest.mark.parametrize('implementation', [REFERENCE, 'xla', 'dense'])
 REGULAR = AttentionConfig('regular', None, None, None)
 
 
 def hold(ours, golden, inputs, is_compared, prefix, values_only=False):
-  """Holds `ours(params, *inputs)` against a file, with its gradients if any.
+  """Compares `ours(params, *inputs)` with a file, and gradients if it has any.
 
   Args:
-    ours: Of the original's parameters and the inputs.
+    ours: Function of the original's parameters and the inputs.
     golden: The file.
     inputs: Names of the differentiable inputs.
-    is_compared: [B, T] bool, rows to compare.
-    prefix: Of the names of parameters.
-    values_only: Whether gradients are of something else.
+    is_compared: True for rows to compare, [B, T] bool.
+    prefix: Prefix of the names of the parameters.
+    values_only: Whether to leave gradients out, if those of the file are of
+      another function.
   """
   params = {
     name.removeprefix(prefix): jnp.asarray(x)
@@ -56,85 +57,114 @@ def hold(ours, golden, inputs, is_compared, prefix, values_only=False):
   if values_only or not grads:
     return
   got, *got_inputs = pullback(jnp.asarray(golden.arrays['cot/y']))
-  for name, want in grads.items():
-    close(got[name.removeprefix(prefix)], want, GRADIENT, name)
+  wanted = {name.removeprefix(prefix): x for name, x in grads.items()}
+  close_gradients(got, wanted, GRADIENT)
   for name, grad in zip(inputs, got_inputs, strict=True):
     close(grad, golden.arrays[f'grad_in/{name}'], GRADIENT, name)
 
 
 def form_of(golden):
+  """Returns the variant and the kernel of the attention of a file."""
   form = golden.cfg['attention']
   return form['variant'], form['kernel']
 
 
 def stored_tables(monkeypatch, golden, token_positions=False):
-  """Uses the original's rotary tables, rounded to bfloat16, in our modules."""
+  """Uses the rotary tables of a file in regular attention."""
   cos, sin = (golden.arrays[f'aux/rope_{x}'] for x in ('cos', 'sin'))
 
-  def table(position, width):
-    assert width == 2 * cos.shape[1]
+  def table(self, position):
+    assert self.head_dim == 2 * cos.shape[1]
     if token_positions and position.ndim == 2:
       position = jnp.arange(position.shape[1])
     return jnp.asarray(cos)[position], jnp.asarray(sin)[position]
 
-  monkeypatch.setattr(attention_lib, 'rope_table', table)
+  monkeypatch.setattr(RegularAttention, 'rotary_table', table)
 
 
-def regular_block(p, x, group_BS, *, heads, window, implementation):
-  """A block of the original around our attention and SwiGLU."""
-  width = x.shape[-1]
-  module = RegularAttention(
-    width + 1,
+def latent_module(form, heads, width, implementation='xla'):
+  """Returns `LatentAttention` of a stream of some width."""
+  config = AttentionConfig(
+    'mla', form['kv_comp_dim'], form['q_comp_dim'], form['retr_dim']
+  )
+  return LatentAttention(
+    width,
+    heads,
+    form['head_dim'],
+    1,
+    config,
+    BY_NAME[implementation],
+    jnp.float32,
+    parent=None,
+  )
+
+
+def regular_module(heads, width, out_width, implementation='xla'):
+  """Returns `RegularAttention` with heads of `width` / `heads` dimensions."""
+  return RegularAttention(
+    out_width,
     heads,
     width // heads,
     1,
     REGULAR,
     BY_NAME[implementation],
     jnp.float32,
-  )
-  variables = regular_params(p, heads)
-  normed = layer_norm(x, p['ln1.weight'], p['ln1.bias'])
-  attended, _ = module.apply(
-    variables, with_one(normed), group_BS, window=window
-  )
-  x = x + attended[..., :-1] + p['proj.bias']
-  normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
-  return x + swiglu(p, 'mlp.0.', normed)
-
-
-def latent_module(golden, implementation):
-  """Our module, of the width of the residual stream."""
-  c = golden.cfg['attention']
-  config = AttentionConfig(
-    'mla', c['kv_comp_dim'], c['q_comp_dim'], c['retr_dim']
-  )
-  heads = golden.cfg.get('num_heads') or golden.cfg['n_heads']
-  width = golden.cfg.get('dim') or golden.cfg['q_dim']
-  return LatentAttention(
-    width, heads, c['head_dim'], 1, config, BY_NAME[implementation], jnp.float32
+    parent=None,
   )
 
 
 def is_scaled(form):
-  """Whether scores of latent attention are, by the settings of attention."""
+  """Returns True if the original scales the scores of latent attention."""
   return form['kernel'] != 'sdpa'
 
 
-def latent_block(p, x, group_BS, golden, implementation):
-  """A block of the original around our attention and SwiGLU."""
-  module = latent_module(golden, implementation)
-  window = golden.cfg.get('window_size')
-  # A full block has one more linear map after the last; it is folded in.
-  last = p['attn.o_proj.weight'] if window is None else None
-  variables = latent_params(
-    p,
-    'attn.kv_proj.weight',
-    'attn.mla.',
-    is_scaled(golden.cfg['attention']),
-    last,
-  )
-  normed = rms_norm(x, p['norm1.weight'])
-  attended, _ = module.apply(variables, normed, group_BS, window=window)
-  # The sliding block of the original goes on from the normalised stream.
-  x = (x if window is None else normed) + attended
-  return x + swiglu(p, 'ffn.', rms_norm(x, p['norm2.weight']))
+class OriginalBlock:
+  """A self-attention block of the original around our attention and SwiGLU.
+
+  Attributes:
+    p: Parameters of the block.
+    window: Number of ids before itself that an id sees; None for all.
+    is_latent: Whether attention is latent.
+    module: Our attention.
+    variables: Its variables, with the weights of the block.
+  """
+
+  def __init__(self, p, form, *, heads, width, window, implementation='xla'):
+    self.p, self.window = p, window
+    self.is_latent = form['variant'] == 'mla'
+    if self.is_latent:
+      self.module = latent_module(form, heads, width, implementation)
+      # A block without window has one more linear map after the last.
+      last = p['attn.o_proj.weight'] if window is None else None
+      self.variables = latent_params(
+        p, 'attn.kv_proj.weight', 'attn.mla.', is_scaled(form), last
+      )
+    else:
+      # Inputs and outputs have one dimension more, for biases.
+      self.module = regular_module(heads, width, width + 1, implementation)
+      self.variables = regular_params(p, heads)
+
+  def normed(self, x):
+    """Returns the input of the attention."""
+    if self.is_latent:
+      return rms_norm(x, self.p['norm1.weight'])
+    return with_one(layer_norm(x, self.p['ln1.weight'], self.p['ln1.bias']))
+
+  def after(self, x, attended):
+    """Returns the block's output from the residual stream and attention."""
+    p = self.p
+    if self.is_latent:
+      x = x + attended
+      return x + swiglu(p, 'ffn.', rms_norm(x, p['norm2.weight']))
+    x = x + attended[..., :-1] + p['proj.bias']
+    normed = layer_norm(x, p['ln2.weight'], p['ln2.bias'])
+    return x + swiglu(p, 'mlp.0.', normed)
+
+  def __call__(self, x, group_BS):
+    normed = self.normed(x)
+    attended, _ = self.module.apply(
+      self.variables, normed, group_BS, window=self.window
+    )
+    # The original's latent block with a window adds to the normalised stream.
+    is_replaced = self.is_latent and self.window is not None
+    return self.after(normed if is_replaced else x, attended)

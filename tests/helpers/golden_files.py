@@ -1,7 +1,7 @@
 """Reference tensors computed with the PyTorch original, as numpy arrays.
 
-Each file is one case: random weights and inputs, and what the original made of
-them (OilProducts/abstractinator at 8b7e953).
+Each file is one case: random weights and inputs, and the outputs of the
+original (OilProducts/abstractinator at 8b7e953).
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-# Holds some of every kind.
+# Folder with files of every kind.
 DEFAULT = pathlib.Path(__file__).parents[1] / 'golden'
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One file.
+  """Reference tensors of one file.
 
   Attributes:
-    name: Of the file.
+    name: Name of the file, without its ending.
     cfg: Constructor arguments and notes.
-    arrays: Every array by its full name, such as 'param/qkv.weight'.
+    arrays: Arrays by their full names, such as 'param/qkv.weight'.
   """
 
   name: str
@@ -31,7 +31,7 @@ class Case:
   arrays: dict[str, np.ndarray]
 
   def group(self, prefix: str) -> dict[str, np.ndarray]:
-    """Arrays below a prefix, by the rest of their names."""
+    """Returns the arrays below a prefix, by the rest of their names."""
     start = f'{prefix}/'
     return {
       name.removeprefix(start): array
@@ -46,15 +46,15 @@ def find(
   """Reads all files of a kind.
 
   Args:
-    folder: Of files.
-    pattern: Of their names.
-    where: Which of them, by what they hold; None for all.
+    folder: Folder of the files.
+    pattern: Pattern of their names, without the ending.
+    where: Function that is True for files to keep; None for all.
 
   Returns:
-    The files; none if the folder only holds other kinds.
+    The files; none if the folder has only other kinds.
 
   Raises:
-    ValueError: If the folder is not there or holds no files at all, or if it is
+    ValueError: If the folder does not exist or has no files at all, or if it is
       the default one and lacks the kind.
   """
   place = pathlib.Path(folder)

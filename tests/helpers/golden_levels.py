@@ -1,7 +1,7 @@
-"""Levels of the original: files of whole ones, and those of pyramids.
+"""Levels of the original, from files of single levels and of pyramids.
 
-A level is put together here, in the original's wiring, from what the files of
-its parts are compared with: see the tests imported here.
+A level is built here, in the original's wiring, from the parts that the
+imported tests compare with the files of the original's parts.
 """
 
 import dataclasses
@@ -25,9 +25,14 @@ from tests.golden import (
 from tests.helpers.golden_files import Case
 from tests.helpers.golden_parts import below
 
-# Of the parameters that the loss of the entropy model reaches, and no other.
+# Prefixes of parameters that the loss of the entropy model moves, and no other.
 ENTROPY_BRANCH = ('compressor.entropy_model.', 'compressor.embedding.')
-# What the original has where a level has no settings of the entropy model.
+# Prefixes of parameters that the losses of a level move. Codebooks of the
+# quantizer are no parameters of ours: see `golden_quantizers`.
+LEARNED = ('compressor.', 'expander.', 'dec_vq.codebook')
+# Prefixes of second names of codebooks.
+ALIASES = ('compressor.quantizer.', 'expander.vq_lo.')
+# Settings of the entropy model of a level that has none.
 PLAIN_ENTROPY = {
   'logit': {'use': True, 'tie_to_embedding': False},
   'gaussian': {
@@ -46,19 +51,20 @@ class Level:
   """One level of a file.
 
   Attributes:
-    name: Of the file, and the number of the level in it.
-    config: The original's settings.
-    params: The original's parameters and buffers, by their names in a level.
-    ids_BS: What went in.
-    is_padding_BS: None if there was no mask.
-    compressed: What the compressor made of it.
-    logits_BSV: Of the expander; None if the file has none.
-    losses: Those of the level, and means over rows.
-    perplexity: Of moving averages before and after a step, as far as known.
-    after: State of the quantizer after one step of training; maybe nothing.
-    has_own_codebook: Whether that state is before the optimizer's step.
-    grads: Of the sum of losses of the level, by parameter; maybe nothing.
-    grad_norms: The same, but norms.
+    name: Name of the file, and number of the level in it.
+    config: Settings of the original.
+    params: Parameters and buffers of the original, by their names in a level.
+    ids_BS: Ids, [B, S] int32.
+    is_padding_BS: Padding mask, [B, S] bool; None without one.
+    compressed: Outputs of the compressor.
+    logits_BSV: Logits of the expander, [B, S, V]; None if the file has none.
+    losses: Losses of the level, and means over rows.
+    perplexity: Perplexity of moving averages before and after a step, if known.
+    after: State of the quantizer after a training step; empty if unknown.
+    has_own_codebook: True if that state is before the optimizer's step.
+    grads: Gradients of the sum of losses, or their norms, by parameter; empty
+      if unknown.
+    are_norms: True if `grads` has norms.
   """
 
   name: str
@@ -72,8 +78,8 @@ class Level:
   perplexity: dict[str, np.ndarray]
   after: dict[str, np.ndarray]
   has_own_codebook: bool
-  grads: dict[str, np.ndarray]
-  grad_norms: dict[str, float]
+  grads: dict[str, np.ndarray] | dict[str, float]
+  are_norms: bool
 
   @property
   def is_real(self):
@@ -85,8 +91,19 @@ class Level:
   def has_expander(self):
     return 'dec_vq.codebook' in self.params
 
+  def graded(self, gradients):
+    """Returns the gradients that the file has of `objective`, by name."""
+    prefixes = LEARNED if self.has_expander else ENTROPY_BRANCH
+    if self.grads and all(k.startswith(ENTROPY_BRANCH) for k in self.grads):
+      prefixes = ENTROPY_BRANCH
+    return {
+      name: x
+      for name, x in gradients.items()
+      if name.startswith(prefixes) and not name.startswith(ALIASES)
+    }
+
   def _case(self, cfg, params=(), **arrays):
-    """A file of a part; arrays that are None are left out."""
+    """Returns a file of a part; arrays that are None are left out."""
     named = {k.replace('__', '/'): x for k, x in arrays.items()}
     kept = {k: x for k, x in named.items() if x is not None}
     kept |= {f'param/{k}': params[k] for k in params}
@@ -116,7 +133,7 @@ class Level:
     )
 
   def entropy(self, p):
-    """Predictions, what the original calls bits, and the loss."""
+    """Returns predictions, the original's `bits`, and the loss."""
     c = self.config
     settings = c['c_entropy_config'] or PLAIN_ENTROPY
     is_tied = settings['logit']['tie_to_embedding']
@@ -147,16 +164,16 @@ class Level:
 
   @functools.cached_property
   def quantizer(self):
-    """Ours with the codebooks of the file, and its depth."""
-    # Not a setting there.
+    """Our quantizer with the codebooks of the file, and its depth."""
+    # The original has no setting of the decay.
     decay = 0.99 if self.config['c_use_standard_vq'] else 0.999
     case = self._case({}, self.params)
-    # It is kept, and may be asked for within a transformation.
+    # The property is cached, and may be read while jax traces.
     with jax.ensure_compile_time_eval():
       return top_lm_test.quantizer_of(case, 'hi_quantizer.', decay)
 
   def compress(self, p):
-    """States, vectors of the recorded segments, and what they become."""
+    """Returns states, vectors of recorded segments, and quantized vectors."""
     own = below(p, 'compressor.')
     with pytest.MonkeyPatch.context() as patch:
       compressor_test.use_their_mask(self._compressor, patch)
@@ -168,13 +185,13 @@ class Level:
     return states_BSD, pooled_BUD, quantizer(pooled_BUD, everything, rows)
 
   def vq_loss(self, output):
-    """All slots count there, those without a segment as well."""
+    """Returns the original's loss of the quantizer; empty slots count."""
     distance = jnp.mean(output.distance_BP)
     learned = jax.lax.stop_gradient(distance)
     return learned + self.config['c_vq_beta'] * distance
 
   def expand(self, p, states_BSD, memory_BPD):
-    """Logits of the ids after each, from the states there."""
+    """Returns the logits of the id after each, from the encoder's states."""
     c = self.config
     lookback = c['decoder_cross_attention']['lookback']
     lookback = c['d_cross_window'] if lookback is None else lookback
@@ -204,15 +221,15 @@ class Level:
     return logits_BSV
 
   def objective(self, p):
-    """The sum of losses, and each of them with the logits."""
+    """Returns the sum of losses, the cross-entropy and the logits."""
     c = self.config
     _, _, entropy = self.entropy(p)
     states_BSD, _, output = self.compress(p)
-    # The straight-through gradient is `depth` times too large there.
+    # The original's straight-through gradient is `depth` times too large.
     once, (_, depth) = output.vectors_BPD, self.quantizer
     memory_BPD = depth * once - jax.lax.stop_gradient((depth - 1) * once)
     if 'hidden_states' in self.compressed:
-      # The first one of padding is seen there, without flex by all ids.
+      # In the original ids see the first id of padding, with sdpa all ids do.
       there_BSD, is_real = self.compressed['hidden_states'], self.is_real
       states_BSD = jnp.where(is_real[..., None], states_BSD, there_BSD)
     logits_BSV = self.expand(p, states_BSD, memory_BPD)
@@ -228,7 +245,7 @@ class Level:
 
 
 def levels(golden):
-  """Those whose parameters a file has, from the bottom."""
+  """Returns the levels whose parameters a file has, bottom first."""
   arrays, cfg = golden.arrays, golden.cfg
   padding = arrays.get('in/key_padding_mask')
   if 'config' in cfg:
@@ -247,7 +264,7 @@ def levels(golden):
 def _whole(golden, ids_BS, is_padding_BS):
   compressed, out = golden.group('comp'), golden.group('out')
   after = golden.group('state_after')
-  # Without a step it is that of counts of zero, a number of no meaning.
+  # Without a step counts are zero, and the perplexity has no meaning.
   perplexity = {'after': compressed['vq_perplexity']} if after else {}
   return Level(
     golden.name,
@@ -262,7 +279,7 @@ def _whole(golden, ids_BS, is_padding_BS):
     below(after, 'hi_quantizer.'),
     True,
     golden.group('grad'),
-    {},
+    False,
   )
 
 
@@ -281,8 +298,8 @@ def _of_pyramid(golden, number, config, ids_BS, is_padding_BS):
   after = below(golden.group(stepped), f'{prefix}hi_quantizer.')
   norms = below(golden.cfg.get('grad_norm_per_param_step0', {}), prefix)
   if golden.cfg.get('top') is not None:
-    # The top LM moves the quantizer a second time, and has losses that reach
-    # all of the level but its entropy model.
+    # The top LM moves the quantizer a second time, and its losses move all of
+    # the level but its entropy model.
     after = {}
     norms = {k: x for k, x in norms.items() if k.startswith(ENTROPY_BRANCH)}
   return Level(
@@ -297,6 +314,6 @@ def _of_pyramid(golden, number, config, ids_BS, is_padding_BS):
     perplexity,
     after,
     False,
-    {},
     norms,
+    True,
   )

@@ -1,4 +1,4 @@
-"""Our parts with the original's weights, and the original's own pieces."""
+"""Our layers with the original's weights, and pieces of the original."""
 
 import re
 
@@ -6,13 +6,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.model.transformer import SwiGLU
+from abstractinator.model.layers import SwiGLU
 
 
 def close(got, want, tolerance, what=''):
+  """Asserts that arrays are equal up to an absolute tolerance."""
   got, want = np.asarray(got), np.asarray(want)
   assert got.shape == want.shape, what
   np.testing.assert_allclose(got, want, rtol=0, atol=tolerance, err_msg=what)
+
+
+def close_gradients(got, want, tolerance):
+  """Asserts that gradients are those of the original, name by name.
+
+  A parameter without a gradient there, which its computation does not read, has
+  a gradient of zero here.
+
+  Args:
+    got: Gradients of our computation, by the original's names.
+    want: Gradients of the original.
+    tolerance: Absolute tolerance.
+  """
+  assert want
+  assert not want.keys() - got.keys()
+  for name, grad in got.items():
+    if name in want:
+      close(grad, want[name], tolerance, name)
+    elif grad.dtype != jax.dtypes.float0:
+      np.testing.assert_array_equal(grad, 0, err_msg=name)
 
 
 def half_split(weight, axis):
@@ -28,18 +49,20 @@ def with_one(x):
 
 
 def layer_norm(x, weight, bias):
+  """Returns the layer norm of PyTorch."""
   mean = jnp.mean(x, -1, keepdims=True)
   x = (x - mean) / jnp.sqrt(jnp.var(x, -1, keepdims=True) + 1e-5)
   return x * weight + bias
 
 
 def rms_norm(x, weight):
+  """Returns the RMS norm of PyTorch, with its smallest epsilon."""
   square = jnp.mean(x * x, -1, keepdims=True)
   return x / jnp.sqrt(square + np.finfo(np.float32).eps) * weight
 
 
 def swiglu(params, prefix, x):
-  """Our SwiGLU with the original's weights, and its biases."""
+  """Returns our SwiGLU with the original's weights and biases."""
   weight, bias = params[f'{prefix}w1.weight'], params[f'{prefix}w1.bias']
   gate_up = jnp.concatenate([weight.T, bias[None]])
   gate_up = gate_up.reshape(len(gate_up), 2, -1)
@@ -54,9 +77,12 @@ def swiglu(params, prefix, x):
 
 
 def dense_attention(sees, is_real=None):
-  """The op with any mask, [B or 1, T, S] bool, for masks we do not have.
+  """Returns an attention op with any mask, for masks that ours cannot have.
 
-  Keys and values of what is not real, [B, S], are zero, seen or not.
+  Args:
+    sees: True where a query sees a key, [B or 1, T, S] bool.
+    is_real: False for keys and values that are zeroed, whether they are seen or
+      not, [B, S] bool.
   """
 
   def run(q, k, v, *, scale, **_):
@@ -77,7 +103,7 @@ def dense_attention(sees, is_real=None):
 
 
 def below(params, prefix):
-  """Parameters below a prefix, by the rest of their names."""
+  """Returns the parameters below a prefix, by the rest of their names."""
   return {
     name.removeprefix(prefix): x
     for name, x in params.items()
@@ -86,14 +112,14 @@ def below(params, prefix):
 
 
 def in_order(pattern, params):
-  """Prefixes of layers, by the number that the pattern's first group holds."""
+  """Returns the prefixes of layers, in the order of the pattern's group 1."""
   found = (re.match(pattern, name) for name in params)
   number_of = {match[0]: int(match[1]) for match in found if match}
   return sorted(number_of, key=number_of.get)
 
 
 def regular_params(p, heads):
-  """Of regular self-attention; biases as weights of a constant 1."""
+  """Returns variables of `RegularAttention`; an input of 1 carries biases."""
   width = p['proj.weight'].shape[0]
   qkv = jnp.concatenate([p['qkv.weight'].T, p['qkv.bias'][None]])
   q, k, v = jnp.moveaxis(qkv.reshape(width + 1, 3, heads, -1), 1, 0)
@@ -108,7 +134,7 @@ def regular_params(p, heads):
 
 
 def regular_cross_params(p, heads):
-  """Of regular cross-attention."""
+  """Returns variables of `RegularAttention` as cross-attention."""
   k, v = jnp.split(p['kv_proj.weight'].T, 2, axis=1)
   q, k, v = (x.reshape(len(x), heads, -1) for x in (p['q_proj.weight'].T, k, v))
   out = p['o_proj.weight'].T
@@ -122,17 +148,14 @@ def regular_cross_params(p, heads):
 
 
 def latent_params(p, kv_name, prefix, is_scaled, last=None):
-  """Of latent attention.
+  """Returns variables of `LatentAttention`.
 
   Args:
-    p: The original's parameters.
-    kv_name: Of the map to the latent.
-    prefix: Of the names of the others.
-    is_scaled: Whether scores are scaled there, as ours are.
-    last: One more linear map after the last, folded in.
-
-  Returns:
-    Variables of ours.
+    p: Parameters of the original.
+    kv_name: Name of the map to the latent.
+    prefix: Prefix of the names of the other parameters.
+    is_scaled: Whether the original scales the scores, as ours does.
+    last: Linear map after the last one, which is folded in; None for none.
   """
   heads, width, _ = p[f'{prefix}w_kc_q'].shape
   query_up = p[f'{prefix}W_qr']

@@ -1,4 +1,4 @@
-"""What the original does to its codebooks in a step, redone with ours."""
+"""Steps of the original's codebooks, computed with ours."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,19 @@ from abstractinator.ops import codebook
 from tests.helpers import tiny_quantizer
 
 NEVER = 10**6
-# What the original takes for padding among composed codes.
+# Composed code that the original takes for padding.
 PAD = 258
 
 
 def module(kind, ctor, **changes):
+  """Returns our quantizer of the original's sizes."""
   return tiny_quantizer.model(
     d_model=ctor['D'], kind=kind, codebook_size=ctor['K'], **changes
   )
 
 
 def state_of(arrays, prefix, decay, **policy):
-  """Our state from the original's."""
+  """Returns our state with the original's codebook and averages."""
   size, width = arrays[f'{prefix}codebook'].shape
   state = codebook.initial_state(
     jax.random.key(0),
@@ -46,10 +47,10 @@ def state_of(arrays, prefix, decay, **policy):
 
 
 def moved(state, x_NC, code_N, pad_code):
-  """One step of the moving average.
+  """Returns the state after one step of the moving averages.
 
-  The original gives one code the part of padding: what falls on it counts for
-  nothing. Ours has no such code, so those vectors are passed as invalid.
+  In the original one code stands for padding, and its vectors do not count.
+  Ours has no such code, so those vectors are passed as invalid.
   """
   return codebook.advance(
     codebook.observe(
@@ -63,7 +64,7 @@ def moved(state, x_NC, code_N, pad_code):
 
 
 def staying(state, code_N, pad_code):
-  """[K] bool, entries without hits, and where they are."""
+  """Returns which entries have no hits, [K] bool, and the codebook."""
   hit = code_N[code_N != pad_code]
   is_staying_K = np.ones(len(state.codebook_KC), bool)
   is_staying_K[np.asarray(hit)] = False
@@ -71,7 +72,7 @@ def staying(state, code_N, pad_code):
 
 
 def moved_stages(states, digits_BPM, z_BPD):
-  """The digits of each stage, and its state after a step."""
+  """Yields the digits of each stage, and its state after a step."""
   rest_NC = z_BPD.reshape(-1, z_BPD.shape[-1])
   for i, state in enumerate(states):
     digit_N = digits_BPM[..., i].reshape(-1)
@@ -80,7 +81,7 @@ def moved_stages(states, digits_BPM, z_BPD):
 
 
 def perplexity(counts_K, unused):
-  """The original's, of moving averages: none below 1e-5."""
+  """Returns the original's perplexity, of averages of at least 1e-5."""
   counts_K = np.array(counts_K)
   counts_K[[c for c in unused if c < len(counts_K)]] = 0
   summary = metrics.summarize_level(
@@ -92,16 +93,18 @@ def perplexity(counts_K, unused):
 def assert_moved(
   got, arrays, prefix, stays=None, only=('codebook', 'count', 'sum')
 ):
-  """Relative as well as absolute: entries of the original reach 1e6.
+  """Asserts that a state after a step is the original's.
+
+  Tolerances are relative as well as absolute: its entries reach 1e6.
 
   Args:
     got: Our state after a step.
-    arrays: The original's.
-    prefix: Of their names.
-    stays: From `staying`, where the original moves entries without hits: it
-      makes them the ratio of sums and counts even if both have vanished, or
-      never were of those entries.
-    only: What to compare.
+    arrays: State of the original after the step.
+    prefix: Prefix of the names of its arrays.
+    stays: Entries without hits, from `staying`, if the original moves them: it
+      divides their sums by their counts even if both have vanished, or never
+      belonged to those entries. Ours stay.
+    only: Names of the parts to compare.
   """
   codebook_KC = arrays[f'{prefix}codebook']
   if stays is not None:
@@ -120,12 +123,12 @@ def assert_moved(
 
 
 def is_cold(golden, prefix=''):
-  """Whether moving averages start from nothing."""
+  """Returns True if the moving averages start from zero."""
   return not golden.arrays[f'param/{prefix}ema_cluster_size'].any()
 
 
 def steps_of(golden):
-  """The state before each step, by the end of its name, and the number."""
+  """Yields the end of the name of each step, and the state before it."""
   before = golden.group('param')
   for step in range(golden.cfg['steps']):
     yield step, before
@@ -139,15 +142,19 @@ def slots(z_BPD):
 
 
 def assert_forward(golden, step, model, variables, scale, is_kept):
-  """Codes, vectors, losses and the gradients of both in one step.
+  """Compares codes, vectors, losses and their gradients in one step.
 
   Args:
     golden: The file.
-    step: Which.
-    model: Of ours.
-    variables: With the codebooks before the step.
-    scale: By how much the original's straight-through gradient is too large.
-    is_kept: [B, P] bool, vectors that the original does not call padding.
+    step: Number of the step, or '_eval'.
+    model: Our quantizer.
+    variables: Variables with the codebooks before the step.
+    scale: Factor by which the original's straight-through gradient is larger.
+    is_kept: True for vectors that the original does not take for padding, [B,
+      P] bool.
+
+  Returns:
+    The output, and the gradients of the parameters.
   """
   arrays, beta = golden.arrays, golden.cfg['ctor']['beta']
   z = jnp.asarray(arrays[f'in/z{step}'])
@@ -174,7 +181,7 @@ def assert_forward(golden, step, model, variables, scale, is_kept):
     rtol=2e-5,
     atol=2e-5,
   )
-  # The original adds the codebook's loss whether or not gradient moves it.
+  # The original adds the codebook loss even if no gradient moves the codebook.
   np.testing.assert_allclose(
     (1 + beta) * commitment, arrays[f'out/vq_loss{step}'], rtol=2e-5, atol=2e-5
   )

@@ -24,8 +24,9 @@ def cached_attention(
   """
   batch, heads, _ = q_BHA.shape
 
-  def by_shared_head(x_BHX, g):
-    return x_BHX.reshape(batch, g, heads // g, -1)
+  def by_shared_head(x, g):
+    """[B, H, ...] -> [B, G, H / G, ...]."""
+    return x.reshape(batch, g, heads // g, -1)
 
   score = jnp.einsum(
     'bgmd,bgwd->bgmw',

@@ -1,6 +1,7 @@
 """FlashAttention by three kernels, of which each platform has its own.
 
-Only the result and one number per query are kept for the backward pass.
+Only the result and one number per query are kept for the backward pass. In
+shapes, n is the number of blocks of ids of a row, and X any width.
 
 Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
@@ -206,7 +207,7 @@ def visible_blocks(
 
   Returns:
     The first block that each block may see, and the last block that may see it,
-    [B, S / block] int32 each.
+    [B, n] int32 each.
   """
   index = jnp.arange(group_BS.shape[1] // block)
   group = group_BS.reshape(group_BS.shape[0], -1, block)

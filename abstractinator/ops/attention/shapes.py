@@ -1,4 +1,7 @@
-"""Changes of shape that implementations of attention share."""
+"""Changes of shape that implementations of attention share.
+
+In shapes, n is the number of blocks of ids of a row, and X any width.
+"""
 
 import jax.numpy as jnp
 

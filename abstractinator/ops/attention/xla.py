@@ -1,4 +1,7 @@
-"""Attention in blocks: each block of queries meets only the keys it can see."""
+"""Attention in blocks: each block of queries meets only the keys it can see.
+
+In shapes, n is the number of blocks of ids of a row, and X any width.
+"""
 
 import jax.numpy as jnp
 from jax import lax

@@ -2,7 +2,8 @@
 
 A loop over pairs of a block of queries and a block of keys that is no later
 keeps a running softmax; the backward pass goes over the same pairs again. Only
-the result and one number per query are kept between the two passes.
+the result and one number per query are kept between the two passes. In shapes,
+n is the number of blocks of ids of a row; a, b and c are any sizes.
 
 Source: Dao, FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2.
 """
@@ -145,23 +146,21 @@ def _scores(q, k, group, i, j, scale):
   return jnp.where(sees[:, None], score, -jnp.inf)
 
 
-def _product(x_BHQX, y_BGXY):
-  """Returns [B, H, Q, X] times [B, G, X, Y], float32; heads share if G is 1."""
-  batch, heads, size, width = x_BHQX.shape
-  shared = y_BGXY.shape[1]
-  x = x_BHQX.reshape(batch, shared, -1, width)
-  out = jnp.matmul(x, y_BGXY, preferred_element_type=jnp.float32)
+def _product(x, y):
+  """Returns the products of x [B, H, a, b] and y [B, G, b, c] in float32."""
+  batch, heads, size, width = x.shape
+  x = x.reshape(batch, y.shape[1], -1, width)
+  out = jnp.matmul(x, y, preferred_element_type=jnp.float32)
   return out.reshape(batch, heads, size, -1)
 
 
-def _product_over_queries(x_BHQK, y_BHQY, shared):
-  """Returns products summed over queries, [B, G, K, Y] float32.
+def _product_over_queries(x, y, shared):
+  """Returns x [B, H, a, b], transposed, times y [B, H, a, c] in float32.
 
-  Heads that share a key or value head are summed, too.
+  The result is [B, G, b, c], where G is `shared`: heads that have a key or a
+  value in common are summed.
   """
-  x, y = (
-    z.reshape(z.shape[0], shared, -1, z.shape[-1]) for z in (x_BHQK, y_BHQY)
-  )
+  x, y = (z.reshape(z.shape[0], shared, -1, z.shape[-1]) for z in (x, y))
   return jnp.matmul(
     jnp.swapaxes(x, -1, -2), y, preferred_element_type=jnp.float32
   )

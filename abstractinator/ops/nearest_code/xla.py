@@ -109,7 +109,7 @@ def _search_tile(
   ) -> tuple[tuple[Array, Array], None]:
     start, codebook_KC, norm_K = tile
     distance_N, code_N = nearest(codebook_KC, norm_K)
-    # Equals lose to what came before.
+    # Of equally near entries the earlier one is kept.
     is_closer_N = distance_N < best[0]
     return (
       jnp.where(is_closer_N, distance_N, best[0]),
