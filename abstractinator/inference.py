@@ -16,6 +16,7 @@ from abstractinator.decoding.pyramid import make_model
 from abstractinator.evaluation import row_programs
 from abstractinator.evaluation.reconstruction import (
   Reconstruction,
+  free_running_counts,
   reconstructions,
 )
 from abstractinator.model.pyramid import DecodedRows
@@ -232,15 +233,7 @@ class TrainedPyramid:
     self._require_reproducible(segments.is_capacity_bound_BS)
     number = self.level_number(None)
     decoded = self._decode(self._from_slots(codes_BU, count_B, number))
-    right_B, total_B = self._in_batches(
-      row_programs.count_right,
-      decoded.ids_BPL,
-      decoded.length_BP,
-      decoded.rows.origin_BP,
-      ids_BS,
-      top_BS,
-      np.arange(self._num_slots(number)) < count_B[:, None],
-    )
+    right_B, total_B = free_running_counts(decoded, ids_BS, top_BS)
     forced_B = np.sum((predicted_BS == ids_BS) & (ids_BS < NUM_BYTES), axis=1)
     return reconstructions(
       texts,

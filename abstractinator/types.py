@@ -1,4 +1,28 @@
-"""Bytes as ids: 0..255 are the bytes, BOS, EOS and PAD come after them."""
+"""Legend of dimensions, pytrees that cross module borders, bytes as ids.
+
+Array names carry their axes: `x_BSD` has axes B, S, D. The legend holds in
+every file of the package.
+
+  B  rows of a batch                S  ids in a row of a level
+  P  segment slots of a row         T  queries of a generic attention op
+  Q  codes of a segment, one of each learned query
+  U  codes of a row: P x Q, those of a segment side by side
+  D  model width                    H  attention heads
+  A  query/key width per head       E  value width per head
+  G  heads of keys or of values: H, or 1 that all heads share
+  W  slots of a KV cache, a ring or one for each id
+  F  feed-forward hidden width      V  ids a level can predict
+  K  codebook entries               C  width of the code space
+  N  flattened rows (any product)   R  vectors in the reset reservoir
+  L  ids of one segment (max_length)
+  M  stages of a quantizer, digits of a code
+  J  components of a Gaussian mixture
+  Y  width of a top LM, whose D is that of the vectors of codes
+
+Booleans are True for real, visible, kept. Units stand in names (`_bits`,
+`_nats`, `_bytes`, `_steps`). Bytes are the ids 0 to 255; BOS, EOS and PAD come
+after them.
+"""
 
 import enum
 from typing import Any
@@ -19,16 +43,23 @@ class Special(enum.IntEnum):
   PAD = 2
 
 
+NUM_BYTES = 256
+BOS_ID = NUM_BYTES + Special.BOS
+EOS_ID = NUM_BYTES + Special.EOS
+PAD_ID = NUM_BYTES + Special.PAD
+VOCAB_SIZE = NUM_BYTES + len(Special)
+
+
 @flax.struct.dataclass
 class Batch:
   """Rows of packed documents.
 
   Attributes:
-    ids_BS: [B, S] int32. Bytes 0..255, EOS at the end of a document, PAD where
-      there is nothing. BOS never appears: models feed it at a document's start.
-    document_BS: [B, S] int32, which document of its row an id belongs to,
-      counted from 0 in each row; -1 on padding, which only ends a row.
-    row_B: [B] int32, identity of the row in its data set. Random choices that
+    ids_BS: Bytes 0..255, EOS at the end of a document, PAD after the last one,
+      [B, S] int32. BOS never appears: models feed it at a document's start.
+    document_BS: Number of the document of each id, counted from 0 in each row;
+      -1 on padding, which only ends a row, [B, S] int32.
+    row_B: Number of the row in its data set, [B] int32. Random choices that
       concern a row (codebook resets) are keyed by it, so that they do not
       depend on how rows are spread over microbatches or devices.
   """
@@ -43,15 +74,15 @@ class Segments:
   """A division of each row into consecutive segments.
 
   Attributes:
-    index_BS: [B, S] int32, segment of each id, counted from 0 in each row; -1
-      on padding.
-    is_start_BS: [B, S] bool, the id is the first of its segment.
-    is_end_BS: [B, S] bool, the id is the last of its segment.
-    offset_BS: [B, S] int32, position of the id within its segment; 0 on
-      padding.
-    count_B: [B] int32, segments in the row.
-    is_capacity_bound_BS: [B, S] bool, the id lies where only `max_length`
-      boundaries were left because slots ran short.
+    index_BS: Segment of each id, counted from 0 in each row; -1 on padding,
+      [B, S] int32.
+    is_start_BS: True for the first id of a segment, [B, S] bool.
+    is_end_BS: True for the last id of a segment, [B, S] bool.
+    offset_BS: Position of each id within its segment; 0 on padding, [B, S]
+      int32.
+    count_B: Number of segments of each row, [B] int32.
+    is_capacity_bound_BS: True for ids where slots ran short, so that only
+      boundaries after `max_length` ids were left, [B, S] bool.
   """
 
   index_BS: Array
@@ -64,22 +95,15 @@ class Segments:
 
 @flax.struct.dataclass
 class Mean:
-  """A mean in the making: sums and counts travel, the division is done last.
+  """Sum and count of a mean, which is divided once all parts are added up.
 
   Attributes:
-    total: Sum of the values, float32, any shape.
-    count: How many were summed, float32, of a shape that broadcasts to it.
+    total: Sum of the values, float32 of any shape.
+    count: Number of values, float32 of a shape that broadcasts to it.
   """
 
   total: Array
   count: Array
-
-
-NUM_BYTES = 256
-BOS_ID = NUM_BYTES + Special.BOS
-EOS_ID = NUM_BYTES + Special.EOS
-PAD_ID = NUM_BYTES + Special.PAD
-VOCAB_SIZE = NUM_BYTES + len(Special)
 
 
 def bytes_to_ids(

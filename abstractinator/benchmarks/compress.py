@@ -28,8 +28,8 @@ from abstractinator.compression.hierarchy_model import (
 )
 from abstractinator.config import RunConfig
 from abstractinator.data.pipeline import open_data
+from abstractinator.evaluation.evaluate import texts_bits
 from abstractinator.evaluation.evaluator import Evaluator, open_run
-from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 
 
@@ -53,8 +53,8 @@ def held_out_text(config: RunConfig, max_bytes: int) -> bytes:
   _, held_out = open_data(config.data, max_documents=1)
   documents, text = held_out.documents, b''
   documents.require_bytes()
-  for index, length in enumerate(documents.lengths):
-    text += bytes(documents.read(index, 0, int(length)))
+  for index in range(documents.num_documents):
+    text += documents.read_bytes(index)
     if len(text) >= max_bytes:
       break
   return text[:max_bytes]

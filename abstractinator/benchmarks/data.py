@@ -23,7 +23,7 @@ from abstractinator.cli import config_file
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents
 from abstractinator.data.packing import PackedRows
-from abstractinator.data.pipeline import TrainIterator
+from abstractinator.data.pipeline import BatchOrder, TrainIterator
 from abstractinator.data.sources import find_documents, standard_library
 from abstractinator.runs import huge_pages
 from abstractinator.types import NUM_BYTES
@@ -89,10 +89,7 @@ def read_speed(
   )
   batches = TrainIterator(
     rows,
-    seed=config.seed,
-    batch_size=data.batch_size,
-    shard_index=0,
-    shard_count=1,
+    BatchOrder(config.seed, data.batch_size),
     read_threads=data.read_threads,
     prefetch_batches=data.prefetch_batches,
   )
@@ -119,8 +116,7 @@ def main(argv: Sequence[str]) -> None:
   step_seconds = timing.seconds(step.take, queued=args.steps)
   step_speed = math.prod(step.shape) / step_seconds
   source = standard_library()
-  lengths = [int(length) for length in source.lengths]
-  texts = [bytes(source.read(n, 0, size)) for n, size in enumerate(lengths)]
+  texts = [source.read_bytes(n) for n in range(source.num_documents)]
   rows: list[dict[str, object]] = []
   for name in args.formats:
     with tempfile.TemporaryDirectory() as root:

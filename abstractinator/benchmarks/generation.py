@@ -43,7 +43,7 @@ import numpy as np
 from abstractinator import inference
 from abstractinator.benchmarks import timing
 from abstractinator.cli import config_file
-from abstractinator.decoding import continue_texts
+from abstractinator.decoding import continue_texts, generate
 from abstractinator.decoding.lanes import decode_distinct
 from abstractinator.decoding.options import Options
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
@@ -100,20 +100,20 @@ def continue_once(
     limit_B=jnp.full(rows, 1 << 30, jnp.int32),
   )
   none_B = np.zeros(rows, bool)
-  bucket = continue_texts.bucket_of(rows, context, options)
   began = time.process_time()
   state = continue_texts.start_program(
     *(variables, ids_BS, np.full(rows, context, np.int32), request),
     model=model,
-    bucket=bucket,
+    capacity=continue_texts.row_size(context + options.max_new_bytes),
+    entropy_model_only=False,
   )
   first_B = np.asarray(state.levels[0].slot_B)
   prompt = (time.process_time() - began) / rows
   wall, cpu, num_bytes = time.perf_counter(), time.process_time(), 0
   for _ in range(num_calls):
     state = dataclasses.replace(state, is_done_B=jnp.asarray(none_B))
-    _, new_B, state = continue_texts.extend_program(
-      *(variables, state, none_B), model=model, entropy_model_only=False
+    (_, new_B), state = continue_texts.extend_program(
+      variables, state, none_B, model=model
     )
     num_bytes += int(np.sum(new_B))
   wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -138,7 +138,7 @@ def bytes_read(
     for name in count:
       count[name] += x.size if name in path else 0
   if level.expander.context == 'segment':
-    count['expander'] /= continue_texts.SLOTS
+    count['expander'] /= generate.SLOTS
   # The top LM takes a step for each code.
   count['top_lm'] *= level.pooling.num_queries / length
   return sum(count.values()) * jnp.dtype(model.dtype).itemsize
@@ -221,9 +221,7 @@ def decode(
   slots = jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32)
 
   def side_by_side(model: AbstractinatorPyramid, codes_BU: Array) -> Any:
-    level = model.levels[0]
-    lookup = level.compressor.quantizer.lookup
-    return decode_distinct(level.expander, lookup, codes_BU, *slots)
+    return decode_distinct(model.levels[0], codes_BU, *slots)
 
   def one_by_one(model: AbstractinatorPyramid, codes_BU: Array) -> Any:
     level = model.levels[0]

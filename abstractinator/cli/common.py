@@ -6,9 +6,10 @@ import logging
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from abstractinator.data.whole_files import write_whole
 
 if TYPE_CHECKING:
   from abstractinator.inference import TrainedPyramid
@@ -113,10 +114,7 @@ def require_new(path: str) -> None:
 def write_new(path: str, content: bytes) -> None:
   """Writes a new file, which appears whole or not at all; see `require_new`."""
   require_new(path)
-  with tempfile.TemporaryDirectory(dir=os.path.dirname(path) or '.') as folder:
-    temporary = pathlib.Path(folder, 'content')
-    temporary.write_bytes(content)
-    temporary.replace(path)
+  write_whole(path, content)
 
 
 def be_quiet() -> None:

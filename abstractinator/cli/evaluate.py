@@ -58,13 +58,15 @@ def run(args: argparse.Namespace) -> str:
     )
   passages = _open_documents(args, evaluator.config.data)
   decode = not args.no_decode
-  figures = evaluate(evaluator, passages, decode=decode)
+  found = evaluate(evaluator, passages, decode=decode)
+  # The table begins with the figures of the whole.
+  figures = found.whole | found.flattened()
   if args.noise:
-    from abstractinator.evaluation.noise import noise_figures
+    from abstractinator.evaluation.robustness import noise_figures
 
     figures |= noise_figures(evaluator, passages.documents, decode=decode)
   if args.drift:
-    from abstractinator.evaluation.drift import drift_figures
+    from abstractinator.evaluation.robustness import drift_figures
 
     if not evaluator.has_codes:
       raise ValueError(

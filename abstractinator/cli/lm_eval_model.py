@@ -2,7 +2,7 @@
 
 The unit of the model is the byte: texts are UTF-8, and `max_gen_toks` counts
 bytes. Log-likelihoods are those of `abstractinator evaluate`, in nats. For a
-run with codes they are lower bounds, see `evaluation.texts_bits`; for an
+run with codes they are lower bounds, see `evaluate.texts_bits`; for an
 entropy model they are exact.
 """
 
@@ -16,8 +16,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from abstractinator import types
+from abstractinator.evaluation.evaluate import texts_bits
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 from abstractinator.inference import TrainedPyramid
 

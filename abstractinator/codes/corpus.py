@@ -13,6 +13,7 @@ from typing import Any
 from abstractinator.codes import files
 from abstractinator.codes.codes import Codes
 from abstractinator.data.documents import Documents
+from abstractinator.data.whole_files import TEMPORARY, write_whole
 
 MANIFEST = 'manifest.json'
 _VERSION = 1
@@ -37,7 +38,8 @@ def encode_corpus(
     documents: The corpus.
     encode: Function from texts to their codes.
     about: Description of the codes for the manifest, as JSON values.
-    shard_bytes: Bytes of text after which a shard ends, with a whole document.
+    shard_bytes: Bytes of text, at least 1, after which a shard ends, with a
+      whole document.
     kind: Format of shards, 'parquet' or 'npz'.
 
   Yields:
@@ -47,8 +49,6 @@ def encode_corpus(
   Raises:
     ValueError: If the directory holds another corpus, run or division.
   """
-  if shard_bytes < 1:
-    raise ValueError(f'shard_bytes: got {shard_bytes}, allowed: at least 1')
   wanted = {
     'version': _VERSION,
     **about,
@@ -68,7 +68,7 @@ def encode_corpus(
     name = f'{number:05}.{kind}'
     codes = encode(texts)
     content = files.to_bytes(name, codes)
-    _replace(os.path.join(directory, name), content)
+    write_whole(os.path.join(directory, name), content)
     there[first] = {
       'file': name,
       'first_text': first,
@@ -158,8 +158,7 @@ def _prepare(
           ' directory with nothing there'
         )
     return {shard['first_text']: shard for shard in manifest['shards']}
-  # A stop in the first call may leave the manifest's temporary file.
-  if set(os.listdir(directory)) - {f'{MANIFEST}.tmp'}:
+  if any(not name.startswith(TEMPORARY) for name in os.listdir(directory)):
     raise ValueError(
       f'{directory}: has files but no {MANIFEST}, allowed: a directory with'
       ' nothing there, or one to go on with'
@@ -191,14 +190,4 @@ def _write_manifest(
   directory: str, about: Mapping[str, Any], shards: list[dict[str, Any]]
 ) -> None:
   content = json.dumps({**about, 'shards': shards}, indent=1).encode()
-  _replace(os.path.join(directory, MANIFEST), content)
-
-
-def _replace(path: str, content: bytes) -> None:
-  """Writes a file that appears whole or not at all."""
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  write_whole(os.path.join(directory, MANIFEST), content)

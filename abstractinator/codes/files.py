@@ -2,7 +2,6 @@
 
 import io
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,14 @@ import numpy as np
 from abstractinator.codes import codes as codes_lib
 from abstractinator.codes.codes import Codes
 from abstractinator.data.records import import_extra
+from abstractinator.data.whole_files import write_whole
 
 _NPZ = ('codes_N', 'count_B', 'num_rows_T', 'level', 'queries')
 _PARQUET = ('codes', 'counts', 'level')
 
 
 def write_codes(path: str, codes: Sequence[Codes]) -> None:
-  """Writes codes to a file; a file that is there is replaced.
+  """Writes codes to a file, whole or not at all; an old one is replaced.
 
   Args:
     path: Path of the file, which ends in .npz or .parquet.
@@ -28,9 +28,7 @@ def write_codes(path: str, codes: Sequence[Codes]) -> None:
       or there are no codes.
     OSError: If the file cannot be written.
   """
-  content = to_bytes(path, codes)
-  with open(path, 'wb') as file:
-    file.write(content)
+  write_whole(path, to_bytes(path, codes))
 
 
 def read_codes(path: str) -> list[Codes]:
@@ -49,13 +47,16 @@ def read_codes(path: str) -> list[Codes]:
   """
   read = _from_parquet if _kind(path) == '.parquet' else _from_npz
   with open(path, 'rb') as file:
-    codes = read(file.read())
-  if codes is None:
+    content = file.read()
+  try:
+    return read(content)
+  # Another file, or a damaged one, makes the libraries raise errors of any
+  # kind.
+  except Exception as error:
     raise ValueError(
       f'{path}: is no file of codes, allowed: what `abstractinator encode`'
       ' wrote'
-    )
-  return codes
+    ) from error
 
 
 def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
@@ -92,45 +93,32 @@ def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
   return file.getvalue()
 
 
-def _from_npz(content: bytes) -> list[Codes] | None:
-  try:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-      arrays = [file[name] for name in _NPZ]
-  except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-    return None
-  codes_N, count_B, num_rows, level, queries = arrays
+def _from_npz(content: bytes) -> list[Codes]:
+  with np.load(io.BytesIO(content), allow_pickle=False) as file:
+    arrays = [file[name] for name in _NPZ]
+  codes_N, count_B, num_rows_T, level, queries = arrays
   if (
     any(not np.issubdtype(x.dtype, np.integer) for x in arrays)
     or [x.ndim for x in arrays] != [1, 1, 1, 0, 0]
-    or (num_rows < 0).any()
+    or (num_rows_T < 0).any()
+    or num_rows_T.sum() != len(count_B)
     or queries < 1
-    or num_rows.sum() != len(count_B)
+    or queries * count_B.sum() != len(codes_N)
   ):
-    return None
+    raise ValueError('the arrays do not fit each other')
   joined = Codes(codes_N, count_B, int(level))
-  parts = codes_lib.split(joined, num_rows.tolist(), int(queries))
-  return parts if sum(len(x.codes_N) for x in parts) == len(codes_N) else None
+  return codes_lib.split(joined, num_rows_T.tolist(), int(queries))
 
 
-def _from_parquet(content: bytes) -> list[Codes] | None:
-  import pyarrow
+def _from_parquet(content: bytes) -> list[Codes]:
   from pyarrow import parquet
 
-  try:
-    table = parquet.read_table(io.BytesIO(content), columns=list(_PARQUET))
-    columns = [table.column(name).to_pylist() for name in _PARQUET]
-    return [
-      Codes(np.array(codes, np.int32), np.array(counts, np.int32), int(level))
-      for codes, counts, level in zip(*columns, strict=True)
-    ]
-  except (
-    pyarrow.ArrowException,
-    KeyError,
-    OverflowError,
-    TypeError,
-    ValueError,
-  ):
-    return None
+  table = parquet.read_table(io.BytesIO(content), columns=list(_PARQUET))
+  columns = [table.column(name).to_pylist() for name in _PARQUET]
+  return [
+    Codes(np.array(codes, np.int32), np.array(counts, np.int32), int(level))
+    for codes, counts, level in zip(*columns, strict=True)
+  ]
 
 
 def _kind(path: str) -> str:

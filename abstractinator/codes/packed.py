@@ -7,8 +7,6 @@ import numpy as np
 from abstractinator.data.documents import Documents
 from abstractinator.data.packing import PackedRows
 
-_BYTES_OF_A_CODE = np.dtype(np.int32).itemsize
-
 
 class PackedCodes(PackedRows):
   """The codes of all texts, one text after the other, cut into rows.
@@ -28,7 +26,7 @@ class PackedCodes(PackedRows):
     """Computes where rows start; no text is read.
 
     Args:
-      documents: The texts; the bytes of a document are its codes, int32.
+      documents: The texts, as arrays of their codes, at least one.
       sequence_length: Number of codes in a row.
       end_offset: Number added to the last code of a text.
       bytes_per_code: Average number of bytes that a code stands for.
@@ -38,7 +36,7 @@ class PackedCodes(PackedRows):
       documents,
       sequence_length=sequence_length,
       # No row ends early.
-      max_documents=max(documents.num_documents, 1),
+      max_documents=documents.num_documents,
     )
     self.num_bytes = round(self._num_ids * bytes_per_code)
 
@@ -49,13 +47,10 @@ class PackedCodes(PackedRows):
     return known
 
   def _sizes(self) -> np.ndarray:
-    return self.documents.lengths // _BYTES_OF_A_CODE
+    return self.documents.lengths
 
   def _ids(self, document: int, start: int, stop: int) -> np.ndarray:
-    size = int(self.documents.lengths[document])
-    start, stop = start * _BYTES_OF_A_CODE, stop * _BYTES_OF_A_CODE
-    content = self.documents.read(document, start, stop)
-    codes = np.frombuffer(content, np.int32)
-    if stop < size:
+    codes = np.asarray(self.documents.read(document, start, stop))
+    if stop < self.documents.lengths[document]:
       return codes
     return np.append(codes[:-1], codes[-1] + self._end_offset)

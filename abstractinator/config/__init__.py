@@ -7,16 +7,15 @@ and gives it a value, and the other config files edit those values.
 
 from abstractinator.config.attention import AttentionConfig as AttentionConfig
 from abstractinator.config.attention import StackConfig as StackConfig
-from abstractinator.config.entropy import (
-  EntropyHeadsConfig as EntropyHeadsConfig,
-)
-from abstractinator.config.expander import ExpanderConfig as ExpanderConfig
-from abstractinator.config.implementation import (
-  ImplementationConfig as ImplementationConfig,
-)
+from abstractinator.config.level import EntropyHeadsConfig as EntropyHeadsConfig
+from abstractinator.config.level import ExpanderConfig as ExpanderConfig
 from abstractinator.config.level import LevelConfig as LevelConfig
 from abstractinator.config.level import PoolingConfig as PoolingConfig
+from abstractinator.config.model import (
+  ImplementationConfig as ImplementationConfig,
+)
 from abstractinator.config.model import ModelConfig as ModelConfig
+from abstractinator.config.model import TopLMConfig as TopLMConfig
 from abstractinator.config.optimizer import (
   LearningRatesConfig as LearningRatesConfig,
 )
@@ -30,4 +29,3 @@ from abstractinator.config.run import RunConfig as RunConfig
 from abstractinator.config.segmentation import (
   SegmentationConfig as SegmentationConfig,
 )
-from abstractinator.config.top_lm import TopLMConfig as TopLMConfig

@@ -5,14 +5,12 @@ from typing import Literal
 
 from abstractinator.config.section import Section
 
-AttentionForm = Literal['regular', 'mla']
-
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig(Section):
   """Attention of a stack: regular or latent, with the widths of the latter."""
 
-  form: AttentionForm
+  form: Literal['regular', 'mla']
   kv_dim: int | None
   query_dim: int | None
   retrieval_dim: int | None

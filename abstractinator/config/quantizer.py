@@ -88,11 +88,6 @@ class QuantizerConfig(Section):
     }[self.kind]
 
   @property
-  def num_stages(self) -> int:
-    """M, the number of stages of the quantizer: digits of a code."""
-    return len(self.stage_sizes)
-
-  @property
   def num_codes(self) -> int:
     """Number of different codes: the product of `stage_sizes`."""
     return math.prod(self.stage_sizes)

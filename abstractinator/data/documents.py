@@ -40,14 +40,6 @@ class Document:
     """Path and number, which no other document has."""
     return self.path if self.number is None else f'{self.path}:{self.number}'
 
-  def require_bytes(self) -> None:
-    """Raises ValueError if the document holds other ids."""
-    if not self.is_bytes:
-      raise ValueError(
-        f'{self.place}: holds an array of ids, allowed: bytes; .npy files serve'
-        ' training only'
-      )
-
   def require_size(self, size: int, expected: int) -> None:
     """Raises ValueError if a size is not what it was when it was found."""
     if size != expected:
@@ -58,10 +50,17 @@ class Document:
 
 
 class MemoryDocument(Document):
-  """A document held in memory."""
+  """A document held in memory: bytes, or int32 ids."""
 
-  def __init__(self, name: str, content: bytes):
-    super().__init__(name, len(content), name, _load_content, at=(content,))
+  def __init__(self, name: str, content: bytes | np.ndarray):
+    super().__init__(
+      name,
+      len(content),
+      path=name,
+      load=_load_content,
+      at=(content,),
+      is_bytes=isinstance(content, bytes),
+    )
 
 
 class Documents:
@@ -86,13 +85,13 @@ class Documents:
     return {document.place for document in self._documents}
 
   def require_bytes(self) -> None:
-    """Checks that all documents are bytes, as callers that read texts need.
-
-    Raises:
-      ValueError: If a document holds other ids.
-    """
+    """Raises ValueError if a document holds other ids than bytes."""
     for document in self._documents:
-      document.require_bytes()
+      if not document.is_bytes:
+        raise ValueError(
+          f'{document.place}: holds an array of ids, allowed: bytes; .npy files'
+          ' serve training only'
+        )
 
   def read(self, index: int, start: int, stop: int) -> bytes | np.ndarray:
     """Returns bytes or ids `start` to `stop` of document `index`.
@@ -115,13 +114,7 @@ class Documents:
     return content
 
   def read_bytes(self, index: int) -> bytes:
-    """Returns all bytes of document `index`.
-
-    Raises:
-      ValueError: If the document holds other ids, or has changed its size.
-      OSError: If the file can no longer be read.
-    """
-    self._documents[index].require_bytes()
+    """Returns all of document `index`, which holds bytes; see `read`."""
     return bytes(self.read(index, 0, int(self.lengths[index])))
 
   @classmethod
@@ -165,6 +158,8 @@ def load_file(document: Document, start: int, stop: int) -> bytes:
   return read_slice(document.path, start, stop)
 
 
-def _load_content(document: Document, start: int, stop: int) -> bytes:
+def _load_content(
+  document: Document, start: int, stop: int
+) -> bytes | np.ndarray:
   (content,) = document.at
   return content[start:stop]

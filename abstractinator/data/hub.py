@@ -56,12 +56,12 @@ def hub_documents(source: str) -> list[Document]:
       MemoryDocument(f'{label}:{row}', as_bytes(text))
       for row, text in enumerate(texts)
     ]
-  data, _ = _open(source)
+  data = _open(source)
   _require_field(source, data.column_names, field)
   # `with_format` gives the table as it lies in the files.
   column = data.with_format('arrow')[:][field]
   return [
-    Document(f'{label}:{row}', length, source, _load_row, row)
+    Document(f'{label}:{row}', length, source, _load_row, row, at=(field,))
     for row, length in enumerate(lengths_of_column(column, where))
   ]
 
@@ -102,13 +102,14 @@ def _parse(source: str) -> tuple[str, dict[str, str]]:
 
 
 @functools.lru_cache
-def _open(source: str) -> tuple[Any, str]:
-  return _load(source, streaming=False), _parse(source)[1]['field']
+def _open(source: str) -> Any:
+  return _load(source, streaming=False)
 
 
 def _load_row(document: Document, start: int, stop: int) -> bytes:
-  data, field = _open(document.path)
-  return slice_of_text(document, data[document.number][field], start, stop)
+  (field,) = document.at
+  text = _open(document.path)[document.number][field]
+  return slice_of_text(document, text, start, stop)
 
 
 def _load(source: str, streaming: bool) -> Any:

@@ -72,21 +72,17 @@ class PackedRows(Rows):
     """Computes where rows start; no document is read.
 
     Args:
-      documents: Documents to pack.
+      documents: Documents to pack, at least one.
       sequence_length: Number of ids in a row, S, at least 1.
       max_documents: Maximum number of documents in a row, at least 1: with 1,
         each begins a row of its own, and padding ends its last row.
       vocab_size: Number of ids, 256 for bytes.
 
     Raises:
-      ValueError: If a number is too small.
+      ValueError: If there are no documents.
     """
-    for name, value in (
-      ('sequence_length', sequence_length),
-      ('max_documents', max_documents),
-    ):
-      if value < 1:
-        raise ValueError(f'{name}: got {value}, allowed: at least 1')
+    if not documents.num_documents:
+      raise ValueError('data: has no documents, allowed: at least 1')
     self.documents = documents
     self.sequence_length = sequence_length
     self.max_documents = max_documents
@@ -94,7 +90,7 @@ class PackedRows(Rows):
     self.pad_id = vocab_size + Special.PAD
     # Position in the stream after the last id of each document.
     self._ends = np.cumsum(self._sizes())
-    self._num_ids = int(self._ends[-1]) if documents.num_documents else 0
+    self._num_ids = int(self._ends[-1])
     self.num_documents = documents.num_documents
     self.num_bytes = self._num_ids - self.num_documents
     # Positions in the stream where rows start, and its end.

@@ -4,6 +4,7 @@ A process takes every `shard_count`-th row of a global batch, so that global
 batches, and positions in them, are the same for any number of processes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -93,9 +94,22 @@ def require_apart(
     )
 
 
-def steps_per_epoch(rows: Rows, batch_size: int) -> int:
-  """Returns the number of batches that contain every row once."""
-  return -(-len(rows) // batch_size)
+@dataclasses.dataclass(frozen=True)
+class BatchOrder:
+  """Order in which rows are read, and the part of each batch that is read.
+
+  Attributes:
+    seed: Seed of the order.
+    batch_size: Number of rows in a global batch.
+    shard_index: Part of each batch to read, 0 to shard_count - 1.
+    shard_count: Number of parts into which a batch is divided, a divisor of
+      `batch_size`.
+  """
+
+  seed: int
+  batch_size: int
+  shard_index: int = 0
+  shard_count: int = 1
 
 
 class TrainIterator(Iterator[Batch]):
@@ -108,11 +122,8 @@ class TrainIterator(Iterator[Batch]):
   def __init__(
     self,
     rows: Rows,
+    order: BatchOrder,
     *,
-    seed: int,
-    batch_size: int,
-    shard_index: int,
-    shard_count: int,
     read_threads: int,
     prefetch_batches: int,
   ):
@@ -120,22 +131,16 @@ class TrainIterator(Iterator[Batch]):
 
     Args:
       rows: Rows to read.
-      seed: Seed of the order.
-      batch_size: Number of rows in a global batch.
-      shard_index: Part of each batch to read, 0 to shard_count - 1.
-      shard_count: Number of parts into which a batch is divided.
+      order: Order of the rows, and the part of each batch to read.
       read_threads: Number of batches read at once; 0 reads in `__next__`.
       prefetch_batches: Number of batches that the threads keep ready.
-
-    Raises:
-      ValueError: If there are no rows or batches cannot be divided.
     """
-    local_size = _local_size(rows, batch_size, shard_index, shard_count)
     # Grain orders row numbers and a batch is read as a whole, which halves the
     # overhead of passing rows through it. The order repeats before it is cut
     # into batches: no row is dropped, and there may be fewer rows than a batch.
-    dataset = _order(rows, seed)[shard_index::shard_count].batch(
-      local_size,
+    numbers = _row_numbers(rows, order.seed)
+    dataset = numbers[order.shard_index :: order.shard_count].batch(
+      order.batch_size // order.shard_count,
       drop_remainder=True,
       batch_fn=functools.partial(_read_batch, rows),
     )
@@ -143,7 +148,7 @@ class TrainIterator(Iterator[Batch]):
       num_threads=read_threads, prefetch_buffer_size=prefetch_batches
     )
     self._iterator = iter(dataset.to_iter_dataset(options))
-    self._batch_size = batch_size
+    self._batch_size = order.batch_size
 
   def __next__(self) -> Batch:
     """Returns this shard's rows of the next batch, as numpy arrays."""
@@ -172,7 +177,7 @@ class TrainIterator(Iterator[Batch]):
     self._iterator.set_state({'next_index': next_batch})
 
 
-def _order(rows: Rows, seed: int) -> grain.MapDataset:
+def _row_numbers(rows: Rows, seed: int) -> grain.MapDataset:
   """Returns row numbers in the order of training, without end."""
   if not isinstance(rows, MixedRows):
     return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
@@ -190,13 +195,7 @@ def _order(rows: Rows, seed: int) -> grain.MapDataset:
 
 
 def validation_batches(
-  rows: Rows,
-  *,
-  batch_size: int,
-  seed: int,
-  shard_index: int,
-  shard_count: int,
-  max_batches: int | None = None,
+  rows: Rows, order: BatchOrder, *, max_batches: int | None = None
 ) -> Iterator[Batch]:
   """Reads each row once, in an order that depends on the seed only.
 
@@ -206,48 +205,20 @@ def validation_batches(
 
   Args:
     rows: Rows to read.
-    batch_size: Number of rows in a global batch.
-    seed: Seed of the order.
-    shard_index: Part of each batch to read, 0 to shard_count - 1.
-    shard_count: Number of parts into which a batch is divided.
+    order: Order of the rows, and the part of each batch to read.
     max_batches: Maximum number of batches; None reads all rows.
 
   Returns:
     An iterator over this shard's rows of each batch, as numpy arrays.
-
-  Raises:
-    ValueError: If there are no rows or batches cannot be divided.
   """
-  _local_size(rows, batch_size, shard_index, shard_count)
-  order = np.random.default_rng(seed).permutation(len(rows))
-  order = np.pad(order, (0, -len(rows) % batch_size), constant_values=-1)
-  batches = order.reshape(-1, batch_size)[:max_batches]
+  numbers = np.random.default_rng(order.seed).permutation(len(rows))
+  missing = -len(rows) % order.batch_size
+  numbers = np.pad(numbers, (0, missing), constant_values=-1)
+  batches = numbers.reshape(-1, order.batch_size)[:max_batches]
   return (
     _read_batch(rows, indices)
-    for indices in batches[:, shard_index::shard_count]
+    for indices in batches[:, order.shard_index :: order.shard_count]
   )
-
-
-def _local_size(
-  rows: Rows, batch_size: int, shard_index: int, shard_count: int
-) -> int:
-  """Returns the number of rows in a shard's part of a batch.
-
-  Raises:
-    ValueError: If there are no rows or batches cannot be divided.
-  """
-  if not len(rows):
-    raise ValueError('data: has no rows, allowed: at least 1')
-  if not 0 <= shard_index < shard_count:
-    raise ValueError(
-      f'shard_index: got {shard_index}, allowed: 0 to {shard_count - 1}'
-    )
-  if batch_size < 1 or batch_size % shard_count:
-    raise ValueError(
-      f'data.batch_size: got {batch_size}, allowed: a multiple of the'
-      f' {shard_count} processes that read data'
-    )
-  return batch_size // shard_count
 
 
 def _read_batch(rows: Rows, indices: Sequence[int]) -> Batch:

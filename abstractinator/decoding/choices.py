@@ -10,7 +10,7 @@ whether its segment ends there:
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import flax.struct
 import jax
@@ -27,28 +27,24 @@ from abstractinator.types import Array
 class Choice:
   """Base of the ways to choose ids, for N rows or lanes.
 
+  The arrays of a subclass have one entry per row.
+
   Attributes:
+    has_nats: Whether `nats` returns costs.
     codebooks: Codebooks of the level below; None over bytes.
-    has_nats: Whether `ids` and `ends` return costs.
   """
 
-  # Fields with one entry per row.
-  BY_ROW: ClassVar[tuple[str, ...]] = ()
+  has_nats: ClassVar[bool] = False
 
   codebooks: Codebooks | None = None
-  has_nats: bool = flax.struct.field(pytree_node=False, default=True)
 
-  def repeated(self, times: int) -> 'Choice':
+  def repeated(self, times: int) -> Self:
     """Returns the choice for `times` lanes a row, side by side."""
-    return dataclasses.replace(
-      self,
-      **{
-        name: jax.tree.map(
-          lambda x: jnp.repeat(x, times, axis=0), getattr(self, name)
-        )
-        for name in self.BY_ROW
-      },
+    repeated = jax.tree.map(
+      lambda x: jnp.repeat(x, times, axis=0),
+      dataclasses.replace(self, codebooks=None),
     )
+    return dataclasses.replace(repeated, codebooks=self.codebooks)
 
   def is_new(self, at: Position) -> Array:
     """Returns which ids count towards the limit of a row, [N] bool."""
@@ -56,7 +52,7 @@ class Choice:
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
-  ) -> tuple[Array, Array | None]:
+  ) -> Array:
     """Chooses ids.
 
     Args:
@@ -65,7 +61,7 @@ class Choice:
       at: Positions of the ids.
 
     Returns:
-      Ids, [N] int32, and their -log p, [N] float32 or None.
+      Ids, [N] int32.
     """
     raise NotImplementedError
 
@@ -75,26 +71,33 @@ class Choice:
     x_ND: Array,
     ids_N: Array,
     at: Position,
-  ) -> tuple[Array, Array | None]:
-    """Chooses whether segments end after ids; arguments are those of `ids`.
+  ) -> Array:
+    """Returns where segments end after ids, [N] bool; `ids` has the arguments.
 
-    Returns:
-      Ends, [N] bool, and their -log p, [N] float32 or None.
+    It is not called where the entropy model says the ends.
     """
     raise NotImplementedError
+
+  def nats(
+    self,
+    expander: DecoderOnlyExpanderRVQ,
+    x_ND: Array,
+    ids_N: Array,
+    at: Position,
+  ) -> Array | None:
+    """Returns -log p of ids and of the answers of `ends`, [N] float32."""
+    return None
 
 
 @flax.struct.dataclass
 class Greedy(Choice):
-  """The most likely id at every position; costs are not computed."""
-
-  has_nats: bool = flax.struct.field(pytree_node=False, default=False)
+  """The most likely id at every position."""
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
-  ) -> tuple[Array, None]:
+  ) -> Array:
     """Returns the most likely ids, digit by digit, [N] int32."""
-    return expander.greedy(x_ND, self.codebooks), None
+    return expander.greedy(x_ND, self.codebooks)
 
   def ends(
     self,
@@ -102,9 +105,9 @@ class Greedy(Choice):
     x_ND: Array,
     ids_N: Array,
     at: Position,
-  ) -> tuple[Array, None]:
+  ) -> Array:
     """Returns where the end head says yes, or an end is certain, [N] bool."""
-    return expander.is_end(x_ND, ids_N, at.offset_N, self.codebooks), None
+    return expander.is_end(x_ND, ids_N, at.offset_N, self.codebooks)
 
 
 @flax.struct.dataclass
@@ -118,15 +121,11 @@ class Drawn(Choice):
     draws: Random keys and filters of the rows.
     known: Known ids of the first segment of the call.
     first_slot_B: Number of that segment in its document, [B] int32.
-    longest: L, the most ids of a segment.
   """
-
-  BY_ROW: ClassVar[tuple[str, ...]] = ('draws', 'known', 'first_slot_B')
 
   draws: Draws = flax.struct.field(kw_only=True)
   known: KnownIds = flax.struct.field(kw_only=True)
   first_slot_B: Array = flax.struct.field(kw_only=True)
-  longest: int = flax.struct.field(pytree_node=False, kw_only=True)
 
   def is_new(self, at: Position) -> Array:
     """Returns which ids a prompt does not hold already, [N] bool."""
@@ -134,24 +133,16 @@ class Drawn(Choice):
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
-  ) -> tuple[Array, Array]:
-    """Draws ids, or takes known and forced ones; known ones cost nothing."""
-    vocabulary, draws = expander.vocabulary, self._draws(at)
-    ids_N, nats_N = vocabulary.draw(
+  ) -> Array:
+    """Draws ids, or takes known and forced ones."""
+    draws = self._draws(expander, at)
+    ids_N, _ = expander.vocabulary.draw(
       x_ND,
       lambda digit, logits: draw_ids(draws.fold(digit), logits),
       self.codebooks,
     )
-    known_N = jnp.take_along_axis(
-      self.known.ids_BL, at.offset_N[:, None], axis=1
-    )[:, 0]
     is_forced_N = (at.slot_N == 0) & (at.offset_N < self.known.num_ids_B)
-    ids_N = jnp.where(is_forced_N, known_N, ids_N)
-    if len(expander.sizes) > 1 or not expander.has_eos:
-      # Only an id that is a code can be forced without being known.
-      told = vocabulary.predict(x_ND, ids_N, self.codebooks)
-      nats_N = jnp.where(is_forced_N, vocabulary.nats(told, ids_N), nats_N)
-    return ids_N, jnp.where(self.is_new(at), nats_N, 0.0)
+    return jnp.where(is_forced_N, self.known.ids_at(at.offset_N), ids_N)
 
   def ends(
     self,
@@ -159,19 +150,17 @@ class Drawn(Choice):
     x_ND: Array,
     ids_N: Array,
     at: Position,
-  ) -> tuple[Array, Array]:
+  ) -> Array:
     """Draws the answers of the end head; no known id ends its segment."""
     log_odds_N = expander.end_logits(x_ND, ids_N, self.codebooks)
-    draws = self._draws(at).fold(len(expander.sizes))
+    draws = self._draws(expander, at).fold(len(expander.sizes))
     is_certain_N = expander.end_is_certain(ids_N, at.offset_N)
-    is_new_N = self.is_new(at)
-    is_end_N = (draw_bools(draws, log_odds_N) | is_certain_N) & is_new_N
-    nats_N = jax.nn.softplus(jnp.where(is_end_N, -log_odds_N, log_odds_N))
-    return is_end_N, jnp.where(is_certain_N | ~is_new_N, 0.0, nats_N)
+    return (draw_bools(draws, log_odds_N) | is_certain_N) & self.is_new(at)
 
-  def _draws(self, at: Position) -> Draws:
+  def _draws(self, expander: DecoderOnlyExpanderRVQ, at: Position) -> Draws:
+    longest = expander.config.segmentation.max_length
     number_N = self.first_slot_B + at.slot_N
-    return self.draws.fold(number_N * self.longest + at.offset_N)
+    return self.draws.fold(number_N * longest + at.offset_N)
 
 
 @flax.struct.dataclass
@@ -185,20 +174,15 @@ class Told(Choice):
     known: The ids.
   """
 
-  BY_ROW: ClassVar[tuple[str, ...]] = ('known',)
+  has_nats: ClassVar[bool] = True
 
   known: KnownIds = flax.struct.field(kw_only=True)
 
   def ids(
     self, expander: DecoderOnlyExpanderRVQ, x_ND: Array, at: Position
-  ) -> tuple[Array, Array]:
-    """Returns the given ids and their costs."""
-    ids_N = jnp.take_along_axis(
-      self.known.ids_BL, at.offset_N[:, None], axis=1
-    )[:, 0]
-    told = expander.vocabulary.predict(x_ND, ids_N, self.codebooks)
-    nats_N = expander.vocabulary.nats(told, ids_N)
-    return ids_N, jnp.where(self._is_known(at), nats_N, 0.0)
+  ) -> Array:
+    """Returns the given ids, [N] int32."""
+    return self.known.ids_at(at.offset_N)
 
   def ends(
     self,
@@ -206,13 +190,21 @@ class Told(Choice):
     x_ND: Array,
     ids_N: Array,
     at: Position,
-  ) -> tuple[Array, Array]:
-    """Returns that no segment ends, and what the end head charges for it."""
-    nats_N = jnp.zeros(ids_N.shape)
+  ) -> Array:
+    """Returns that no segment ends, [N] bool."""
+    return jnp.zeros(ids_N.shape, bool)
+
+  def nats(
+    self,
+    expander: DecoderOnlyExpanderRVQ,
+    x_ND: Array,
+    ids_N: Array,
+    at: Position,
+  ) -> Array:
+    """Returns -log p of the known ids and of no end by the head after them."""
+    told = expander.vocabulary.predict(x_ND, ids_N, self.codebooks)
+    nats_N = expander.vocabulary.nats(told, ids_N)
     if expander.config.expander.ends == 'head':
       log_odds_N = expander.end_logits(x_ND, ids_N, self.codebooks)
-      nats_N = jnp.where(self._is_known(at), jax.nn.softplus(log_odds_N), 0.0)
-    return jnp.zeros(ids_N.shape, bool), nats_N
-
-  def _is_known(self, at: Position) -> Array:
-    return at.offset_N < self.known.num_known_B
+      nats_N += jax.nn.softplus(log_odds_N)
+    return jnp.where(at.offset_N < self.known.num_known_B, nats_N, 0.0)

@@ -5,10 +5,9 @@ number of prompts, longest prompt and total length, all rounded up to a power of
 two.
 """
 
-import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,48 +24,12 @@ from abstractinator.decoding.state import GenerationState, Request
 from abstractinator.ops.sampling import Filters
 from abstractinator.types import Array, PyTree
 
-# Segments of the top level, or bytes of the entropy model, per call. With more
-# of them there are fewer calls, and more unused ones in the last call.
-SLOTS = 16
-_BYTES = 64
+# Bytes of the shortest rows that programs are compiled for.
 _SMALLEST = 64
 # Bytes of the largest batch; bounds memory for any number of prompts.
 _BATCH_BYTES = 1 << 16
 
 State = GenerationState | EntropyOnlyState
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-  """Sizes that programs are compiled for.
-
-  Attributes:
-    rows: B, a power of two.
-    size: Bytes of the longest prompt, a power of two.
-    capacity: Bytes of the longest prompt and the new ones, a power of two.
-    entropy_model_only: Whether bytes are generated without codes.
-  """
-
-  rows: int
-  size: int
-  capacity: int
-  entropy_model_only: bool
-
-
-def bucket_of(num_rows: int, longest: int, options: Options) -> Bucket:
-  """Returns the smallest bucket that fits.
-
-  Args:
-    num_rows: Prompts times samples, at least 1.
-    longest: Bytes of the longest prompt.
-    options: Options, which limit the new bytes.
-  """
-  return Bucket(
-    rows=_power_of_two(num_rows),
-    size=max(_power_of_two(longest), _SMALLEST),
-    capacity=max(_power_of_two(longest + options.max_new_bytes), _SMALLEST),
-    entropy_model_only=options.entropy_model_only,
-  )
 
 
 def request_of(options: Options, sample_B: np.ndarray) -> Request:
@@ -76,7 +39,8 @@ def request_of(options: Options, sample_B: np.ndarray) -> Request:
     options: Options of all rows.
     sample_B: Number of each row among the samples of its prompt, [B] int32.
   """
-  size = len(sample_B)
+  size, key = len(sample_B), jax.random.key(options.seed)
+  key_B = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(sample_B))
 
   def filters(temperature: float) -> Filters:
     return Filters(
@@ -89,9 +53,8 @@ def request_of(options: Options, sample_B: np.ndarray) -> Request:
   level_temperature = options.level_temperature
   if level_temperature is None:
     level_temperature = options.temperature
-  key = jax.random.key(options.seed)
   return Request(
-    key_B=jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.asarray(sample_B)),
+    key_B=key_B,
     top=filters(options.temperature),
     levels=filters(level_temperature),
     limit_B=jnp.full(size, options.max_new_bytes, jnp.int32),
@@ -229,30 +192,26 @@ def _grow(
     growing: The texts of the rows.
     options: Sampling settings and limits.
   """
-  prompts = [prompt for prompt, _ in rows]
-  bucket = bucket_of(len(rows), max(map(len, prompts)), options)
-  ids_BS = np.zeros((bucket.rows, bucket.size), np.int32)
-  count_B = np.zeros(bucket.rows, np.int32)
-  sample_B = np.zeros(bucket.rows, np.int32)
+  longest = max(len(prompt) for prompt, _ in rows)
+  batch = _power_of_two(len(rows))
+  ids_BS = np.zeros((batch, row_size(longest)), np.int32)
+  count_B, sample_B = np.zeros((2, batch), np.int32)
   for row, (prompt, sample) in enumerate(rows):
     ids_BS[row, : len(prompt)] = np.frombuffer(prompt, np.uint8)
     count_B[row], sample_B[row] = len(prompt), sample
-  request = request_of(options, sample_B)
   state = start_program(
-    variables, ids_BS, count_B, request, model=model, bucket=bucket
+    variables,
+    ids_BS,
+    count_B,
+    request_of(options, sample_B),
+    model=model,
+    capacity=row_size(longest + options.max_new_bytes),
+    entropy_model_only=options.entropy_model_only,
   )
-  stopped_B = np.arange(bucket.rows) >= len(rows)
+  stopped_B = np.arange(batch) >= len(rows)
   while not stopped_B.all():
-    bytes_BN, new_B, state = extend_program(
-      variables,
-      state,
-      stopped_B,
-      model=model,
-      entropy_model_only=options.entropy_model_only,
-    )
-    bytes_BN, new_B, is_done_B = jax.device_get(
-      (bytes_BN, new_B, state.is_done_B)
-    )
+    new, state = extend_program(variables, state, stopped_B, model=model)
+    bytes_BN, new_B, is_done_B = jax.device_get((*new, state.is_done_B))
     for row, text in enumerate(growing):
       data = bytes_BN[row, : new_B[row]].astype(np.uint8).tobytes()
       text.add(data, is_last=bool(is_done_B[row]))
@@ -260,7 +219,9 @@ def _grow(
     yield
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'bucket'))
+@functools.partial(
+  jax.jit, static_argnames=('model', 'capacity', 'entropy_model_only')
+)
 def start_program(
   variables: PyTree,
   ids_BS: Array,
@@ -268,55 +229,46 @@ def start_program(
   request: Request,
   *,
   model: AbstractinatorPyramid,
-  bucket: Bucket,
+  capacity: int,
+  entropy_model_only: bool,
 ) -> State:
-  """Returns the state after prompts."""
-  method: Callable[..., Any]
-  if bucket.entropy_model_only:
-    method = functools.partial(entropy_only.start, capacity=bucket.capacity)
-  else:
-    method = functools.partial(
-      generate.start, capacity=bucket.capacity, num_slots=SLOTS
-    )
+  """Returns the state after prompts; see `generate.start` for the arguments."""
+  method: Any = entropy_only.start if entropy_model_only else generate.start
   state: Any = model.apply(
-    variables, ids_BS, count_B, request, method=lambda m, *x: method(m, *x)
+    variables, ids_BS, count_B, request, capacity=capacity, method=method
   )
   return state
 
 
-@functools.partial(
-  jax.jit, static_argnames=('model', 'entropy_model_only'), donate_argnums=1
-)
+@functools.partial(jax.jit, static_argnames='model', donate_argnums=1)
 def extend_program(
   variables: PyTree,
   state: State,
   stopped_B: Array,
   *,
   model: AbstractinatorPyramid,
-  entropy_model_only: bool,
-) -> tuple[Array, Array, State]:
+) -> tuple[tuple[Array, Array], State]:
   """Decodes the next bytes of rows.
 
   Args:
     variables: Variables of the model.
-    state: State of the previous call; it is donated.
+    state: State of `start_program` or of the previous call; it is donated.
     stopped_B: Rows that need no more bytes, [B] bool.
     model: A pyramid.
-    entropy_model_only: Whether bytes are generated without codes.
 
   Returns:
-    New bytes, [B, N] int32, their number, [B] int32, and the state.
+    New bytes, [B, N] int32, and their number, [B] int32; and the state.
   """
-  method: Callable[..., Any]
-  if entropy_model_only:
-    method = functools.partial(entropy_only.extend, num_bytes=_BYTES)
-  else:
-    method = functools.partial(generate.extend, num_slots=SLOTS)
-  output: Any = model.apply(
-    variables, state, stopped_B, method=lambda m, *x: method(m, *x)
-  )
-  extension, state = output
-  return extension.bytes_BN, extension.count_B, state
+  has_codes = isinstance(state, GenerationState)
+  method: Any = generate.extend if has_codes else entropy_only.extend
+  output: Any = model.apply(variables, state, stopped_B, method=method)
+  bytes_BN, count_B, state = output
+  return (bytes_BN, count_B), state
+
+
+def row_size(longest: int) -> int:
+  """Returns the bytes that rows of at most `longest` bytes are compiled for."""
+  return max(_power_of_two(longest), _SMALLEST)
 
 
 def _power_of_two(count: int) -> int:

@@ -6,8 +6,6 @@ the compressor would divide the same ids. Slots are the one exception: they may
 run short in the compressor, see `ops.segmentation.segment`.
 """
 
-import dataclasses
-
 import flax.struct
 import jax.numpy as jnp
 
@@ -55,8 +53,7 @@ def start(level: Abstractinator, batch_size: int, capacity: int) -> EntropyEnds:
   )
   zero_B = jnp.zeros((batch_size,), jnp.int32)
   bos_B = zero_B + level.num_ids + Special.BOS
-  bits_B = jnp.zeros((batch_size,), jnp.float32)
-  return _read(level, state, bos_B, zero_B, bits_B, zero_B == 0)[0]
+  return after(level, state, bos_B, bos_B, zero_B, zero_B == 0)[0]
 
 
 def after(
@@ -83,18 +80,6 @@ def after(
     where rows are not active. The first id of a document always opens one,
     whatever is said here.
   """
-  bits_B = sampling.surprisal_bits(state.logits_BV, ids_B)
-  return _read(level, state, fed_B, document_B, bits_B, active_B)
-
-
-def _read(
-  level: Abstractinator,
-  state: EntropyEnds,
-  fed_B: Array,
-  document_B: Array,
-  bits_B: Array,
-  active_B: Array,
-) -> tuple[EntropyEnds, Array]:
   predicted, cache = level.compressor.entropy_model.step(
     fed_B, document_B, state.cache, active_B
   )
@@ -106,10 +91,7 @@ def _read(
     ),
     document_B=jnp.where(active_B, document_B, -1),
     last_id_B=fed_B,
-    last_surprisal_bits_B=bits_B,
+    last_surprisal_bits_B=sampling.surprisal_bits(state.logits_BV, ids_B),
   )
   logits_BV = jnp.where(active_B[:, None], predicted.logits, state.logits_BV)
-  state = dataclasses.replace(
-    state, cache=cache, segmenter=segmenter, logits_BV=logits_BV
-  )
-  return state, opens_B
+  return EntropyEnds(cache, segmenter, logits_BV), opens_B

@@ -4,7 +4,6 @@ import dataclasses
 
 import flax.struct
 import jax.numpy as jnp
-from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.state import Request
@@ -12,6 +11,9 @@ from abstractinator.model.entropy_model import EntropyCache
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.ops.sampling import draw_ids
 from abstractinator.types import Array, Special
+
+# Most new bytes of a row per call.
+_BYTES = 64
 
 
 @flax.struct.dataclass
@@ -33,21 +35,6 @@ class EntropyOnlyState:
   is_done_B: Array
 
 
-@flax.struct.dataclass
-class EntropyOnlyExtension:
-  """New bytes.
-
-  Attributes:
-    bytes_BN: New bytes, those of each row at the front, [B, N] int32.
-    count_B: Their number, [B] int32.
-    nats_BN: -log p of each byte, and of the EOS after the last, [B, N] float32.
-  """
-
-  bytes_BN: Array
-  count_B: Array
-  nats_BN: Array
-
-
 def start(
   pyramid: Pyramid,
   ids_BS: Array,
@@ -56,18 +43,7 @@ def start(
   *,
   capacity: int,
 ) -> EntropyOnlyState:
-  """Reads prompts.
-
-  Args:
-    pyramid: A bound pyramid.
-    ids_BS: Bytes of the prompts, [B, S] int32.
-    count_B: Bytes of each prompt, 0 to S, [B] int32.
-    request: Sampling settings and limits.
-    capacity: Bytes that a row may come to.
-
-  Returns:
-    The state.
-  """
+  """Reads prompts, with the arguments of `generate.start`."""
   batch, size = ids_BS.shape
   model = pyramid.levels[0].compressor.entropy_model
   document_BS = jnp.where(jnp.arange(size) < count_B[:, None], 0, -1)
@@ -89,73 +65,47 @@ def start(
 
 
 def extend(
-  pyramid: Pyramid,
-  state: EntropyOnlyState,
-  stopped_B: Array,
-  *,
-  num_bytes: int,
-) -> tuple[EntropyOnlyExtension, EntropyOnlyState]:
-  """Draws the next bytes.
+  pyramid: Pyramid, state: EntropyOnlyState, stopped_B: Array
+) -> tuple[Array, Array, EntropyOnlyState]:
+  """Draws the next bytes, with arguments and results of `generate.extend`.
 
-  Args:
-    pyramid: A bound pyramid.
-    state: State after the previous call, or of `start`.
-    stopped_B: Rows that need no more bytes, [B] bool.
-    num_bytes: N, the most new bytes of a row in this call.
-
-  Returns:
-    New bytes, and the state. A row is done after EOS or its limit.
+  A row is done after EOS or its limit, which it never exceeds.
   """
-  request, batch = state.request, len(stopped_B)
+  draws, limit_B = state.request.draws_of_level(0), state.request.limit_B
   symbol_V = jnp.arange(state.logits_BV.shape[1]) - pyramid.num_ids
   is_next_V = (symbol_V < 0) | (symbol_V == Special.EOS)
-  row_B = jnp.arange(batch)
-  zero_B = jnp.zeros((batch,), jnp.int32)
 
   def one_step(
-    pyramid: Pyramid,
-    carry: tuple[Array, EntropyOnlyState, EntropyOnlyExtension],
-  ) -> tuple[Array, EntropyOnlyState, EntropyOnlyExtension]:
-    number, state, out = carry
+    pyramid: Pyramid, carry: tuple[Array, Array, EntropyOnlyState]
+  ) -> tuple[Array, Array, EntropyOnlyState]:
+    number, bytes_BN, state = carry
     ids_B = draw_ids(
-      request.draws_of_level(0).fold(state.num_bytes_B),
+      draws.fold(state.num_bytes_B),
       jnp.where(is_next_V, state.logits_BV, -jnp.inf),
     )
-    is_active_B = ~state.is_done_B
     is_eos_B = ids_B == pyramid.num_ids + Special.EOS
-    at_B = jnp.where(is_active_B, number, num_bytes)
-    nats_B = softmax_cross_entropy_with_integer_labels(state.logits_BV, ids_B)
-    out = EntropyOnlyExtension(
-      bytes_BN=out.bytes_BN.at[row_B, at_B].set(ids_B, mode='drop'),
-      count_B=out.count_B + (is_active_B & ~is_eos_B),
-      nats_BN=out.nats_BN.at[row_B, at_B].set(nats_B, mode='drop'),
-    )
-    num_bytes_B = state.num_bytes_B + (is_active_B & ~is_eos_B)
-    is_done_B = state.is_done_B | is_eos_B | (num_bytes_B >= request.limit_B)
+    num_bytes_B = state.num_bytes_B + (~state.is_done_B & ~is_eos_B)
+    is_done_B = state.is_done_B | is_eos_B | (num_bytes_B >= limit_B)
     predicted, cache = pyramid.levels[0].compressor.entropy_model.step(
-      ids_B, zero_B, state.cache, ~is_done_B
+      ids_B, jnp.zeros_like(ids_B), state.cache, ~is_done_B
     )
+    logits_BV = jnp.where(is_done_B[:, None], state.logits_BV, predicted.logits)
     state = dataclasses.replace(
       state,
       cache=cache,
-      logits_BV=jnp.where(
-        is_done_B[:, None], state.logits_BV, predicted.logits
-      ),
+      logits_BV=logits_BV,
       num_bytes_B=num_bytes_B,
       is_done_B=is_done_B,
     )
-    return number + 1, state, out
+    return number + 1, bytes_BN.at[:, number].set(ids_B), state
 
-  empty = EntropyOnlyExtension(
-    bytes_BN=jnp.zeros((batch, num_bytes), jnp.int32),
-    count_B=zero_B,
-    nats_BN=jnp.zeros((batch, num_bytes), jnp.float32),
-  )
+  before_B = state.num_bytes_B
   state = dataclasses.replace(state, is_done_B=state.is_done_B | stopped_B)
-  _, state, out = while_loop(
-    lambda carry: (carry[0] < num_bytes) & ~jnp.all(carry[1].is_done_B),
+  bytes_BN = jnp.zeros((len(stopped_B), _BYTES), jnp.int32)
+  _, bytes_BN, state = while_loop(
+    lambda carry: (carry[0] < _BYTES) & ~jnp.all(carry[2].is_done_B),
     one_step,
     pyramid,
-    (jnp.zeros((), jnp.int32), state, empty),
+    (jnp.zeros((), jnp.int32), bytes_BN, state),
   )
-  return out, state
+  return bytes_BN, state.num_bytes_B - before_B, state

@@ -1,15 +1,16 @@
 """Expansion of the codes of one level into its ids, while text is generated."""
 
-import dataclasses
-
 import flax.struct
 import jax.numpy as jnp
 
-from abstractinator.decoding import rows as rows_lib
 from abstractinator.decoding.choices import Drawn
 from abstractinator.decoding.lanes import decode_lanes
 from abstractinator.decoding.prompt import LevelPrompt, recent
-from abstractinator.decoding.rows import RowsState, decode_rows
+from abstractinator.decoding.rows import (
+  RowsState,
+  decode_rows,
+  start_after_prompt,
+)
 from abstractinator.decoding.segments import Expanded, KnownIds, SegmentCodes
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.vocabulary import Codebooks
@@ -45,7 +46,6 @@ def start(
   codebooks: Codebooks | None,
   *,
   capacity: int,
-  knows_last: Array,
 ) -> ExpansionState:
   """Returns the state after the whole segments of a prompt.
 
@@ -54,19 +54,17 @@ def start(
     prompt: The prompt at this level.
     codebooks: Codebooks of the level below; None over bytes.
     capacity: Ids that a row may come to.
-    knows_last: Whether the last id of the open segment is final, [B] bool; it
-      is not where it is the code of a segment that is open below.
   """
   queries = level.config.pooling.num_queries
   size = level.config.expander.lookback * queries
-  num_known_B = jnp.maximum(prompt.num_open_B - ~knows_last, 0)
+  rows = None
+  if not is_parallel(level):
+    rows = start_after_prompt(level, prompt, codebooks, capacity)
   return ExpansionState(
     recent_BU=recent(prompt.codes_BU, prompt.num_whole_B * queries, size),
     slot_B=prompt.num_whole_B,
-    known=KnownIds(prompt.open_BL, num_known_B, prompt.num_open_B),
-    rows=None
-    if is_parallel(level)
-    else rows_lib.start_after_prompt(level, prompt, codebooks, capacity),
+    known=prompt.open,
+    rows=rows,
   )
 
 
@@ -91,8 +89,8 @@ def segment_codes(
     remembered=level.expander.remember(
       level.compressor.quantizer.lookup(all_BU)
     ),
-    own_BP=jnp.broadcast_to(lookback + jnp.arange(shape[1]), shape),
     lowest_BP=jnp.broadcast_to(lowest_B1, shape),
+    num_before=lookback,
   )
 
 
@@ -103,7 +101,7 @@ def expand(
   count_B: Array,
   draws: Draws,
   limit_B: Array,
-  codebooks: Codebooks | None = None,
+  codebooks: Codebooks | None,
 ) -> tuple[Expanded, ExpansionState]:
   """Decodes the ids of the next segments.
 
@@ -122,41 +120,26 @@ def expand(
   queries = level.config.pooling.num_queries
   lookback = level.config.expander.lookback
   codes = segment_codes(level, state, codes_BU)
-  choice = Drawn(
-    codebooks,
-    draws=draws,
-    known=state.known,
-    first_slot_B=state.slot_B,
-    longest=level.config.segmentation.max_length,
-  )
-  rows = None
-  if state.rows is None:
-    is_valid_BP = jnp.arange(codes.own_BP.shape[1]) < count_B[:, None]
+  known, slot_B, rows = state.known, state.slot_B, state.rows
+  choice = Drawn(codebooks, draws=draws, known=known, first_slot_B=slot_B)
+  if rows is None:
+    is_valid_BP = jnp.arange(codes.lowest_BP.shape[1]) < count_B[:, None]
     expanded = decode_lanes(level.expander, codes, is_valid_BP, choice)
   else:
-    expanded, rows = decode_rows(
-      level,
-      state.rows,
-      codes,
-      count_B,
-      limit_B,
-      choice,
-      first_slot_B=state.slot_B,
+    expanded, rows, _ = decode_rows(
+      level, rows, codes, count_B, limit_B, choice, first_slot_B=slot_B
     )
-  known_BU = jnp.concatenate([state.recent_BU, codes_BU], axis=1)
+  all_BU = jnp.concatenate([state.recent_BU, codes_BU], axis=1)
   is_left_B = count_B == 0
-  expanded = dataclasses.replace(
-    expanded, num_known_B=jnp.where(is_left_B, 0, state.known.num_known_B)
-  )
   return expanded, ExpansionState(
     recent_BU=recent(
-      known_BU, (lookback + count_B) * queries, lookback * queries
+      all_BU, (lookback + count_B) * queries, lookback * queries
     ),
-    slot_B=state.slot_B + count_B,
-    known=dataclasses.replace(
-      state.known,
-      num_known_B=jnp.where(is_left_B, state.known.num_known_B, 0),
-      num_ids_B=jnp.where(is_left_B, state.known.num_ids_B, 0),
+    slot_B=slot_B + count_B,
+    known=KnownIds(
+      known.ids_BL,
+      jnp.where(is_left_B, known.num_known_B, 0),
+      jnp.where(is_left_B, known.num_ids_B, 0),
     ),
     rows=rows,
   )

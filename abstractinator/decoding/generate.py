@@ -6,15 +6,13 @@ into its ids. The functions take a bound pyramid; a row is the beginning of one
 document.
 """
 
-import flax.struct
 import jax.numpy as jnp
 
+from abstractinator.config import LevelConfig
 from abstractinator.decoding import expansion, open_segment, top_codes
 from abstractinator.decoding import prompt as prompt_lib
-from abstractinator.decoding.segments import Expanded, new_ids
+from abstractinator.decoding.segments import new_ids
 from abstractinator.decoding.state import GenerationState, Request
-from abstractinator.decoding.top_codes import TopCodes
-from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.ops.compact import compact
 from abstractinator.types import Array, Special
@@ -22,24 +20,9 @@ from abstractinator.types import Array, Special
 # Limit of new ids at levels above the first: it is not known how many bytes an
 # id of theirs becomes.
 _NO_LIMIT = 1 << 30
-
-
-@flax.struct.dataclass
-class Extension:
-  """New bytes, and the codes and ids they come from.
-
-  Attributes:
-    bytes_BN: New bytes, those of each row at the front, [B, N] int32.
-    count_B: Their number, [B] int32.
-    top: Codes of the top level.
-    levels: Ids of each level, bottom first; at the first level, ids after EOS
-      or the limit do not count.
-  """
-
-  bytes_BN: Array
-  count_B: Array
-  top: TopCodes
-  levels: tuple[Expanded, ...]
+# Segments of the top level per call. With more of them there are fewer calls,
+# and more unused ones in the last call.
+SLOTS = 16
 
 
 def capacities(pyramid: Pyramid, capacity: int, num_slots: int) -> list[int]:
@@ -73,7 +56,7 @@ def start(
   request: Request,
   *,
   capacity: int,
-  num_slots: int,
+  num_slots: int = SLOTS,
 ) -> GenerationState:
   """Compresses prompts and chooses the codes of their open segments.
 
@@ -89,33 +72,27 @@ def start(
     The state.
   """
   levels, sizes = pyramid.levels, capacities(pyramid, capacity, num_slots)
-  keeps_open = pyramid.config.top_lm is None
   prompts = prompt_lib.compress(
     levels,
     ids_BS,
     count_B,
     capacities=sizes[:-1],
-    keeps_open=keeps_open,
+    keeps_open=pyramid.config.top_lm is None,
   )
-  states = []
-  for number, (level, prompt) in enumerate(zip(levels, prompts, strict=True)):
-    knows_last_B = jnp.ones(count_B.shape, bool)
-    if number > 0 and keeps_open:
-      knows_last_B = ~prompts[number - 1].has_open_B
-    states.append(
-      expansion.start(
-        level,
-        prompt,
-        prompt_lib.codebooks_below(pyramid, number),
-        capacity=sizes[number],
-        knows_last=knows_last_B,
-      )
+  states = [
+    expansion.start(
+      level,
+      prompts[number],
+      prompt_lib.codebooks_below(pyramid, number),
+      capacity=sizes[number],
     )
+    for number, level in enumerate(levels)
+  ]
   state = GenerationState(
     request=request,
     top=top_codes.start(pyramid, prompts[-1], capacity=sizes[-1]),
     levels=tuple(states),
-    rest=tuple(_no_rest(level, len(count_B)) for level in levels[:-1]),
+    rest=tuple(_no_rest(level.config, len(count_B)) for level in levels[:-1]),
     num_bytes_B=jnp.zeros_like(count_B),
     is_done_B=request.limit_B <= 0,
   )
@@ -127,8 +104,8 @@ def extend(
   state: GenerationState,
   stopped_B: Array,
   *,
-  num_slots: int,
-) -> tuple[Extension, GenerationState]:
+  num_slots: int = SLOTS,
+) -> tuple[Array, Array, GenerationState]:
   """Decodes the bytes of the next top codes.
 
   The number of codes per call changes when bytes come, not which.
@@ -140,22 +117,22 @@ def extend(
     num_slots: Segments of the top level.
 
   Returns:
-    New bytes, and the state. A row is done after EOS, the end of its codes, or
-    its limit, which its last call may exceed by a few bytes.
+    New bytes, those of each row at the front, [B, N] int32; their number, [B]
+    int32; and the state. A row is done after EOS, the end of its codes, or its
+    limit, which its last call may exceed by a few bytes.
   """
   request = state.request
-  is_done_B = state.is_done_B | stopped_B
-  codes, top_state = top_codes.extend(
+  codes_BU, count_B, going_B, top = top_codes.extend(
     pyramid,
     state.top,
     num_slots,
-    ~is_done_B,
+    ~(state.is_done_B | stopped_B),
     request.draws_of_top(len(pyramid.levels)),
   )
   limit_B = request.limit_B - state.num_bytes_B
-  levels, rest, outputs = list(state.levels), list(state.rest), []
-  codes_BU, count_B = codes.codes_BU, codes.count_B
+  levels, rest = list(state.levels), list(state.rest)
   for number in reversed(range(len(levels))):
+    num_known_B = levels[number].known.num_known_B
     expanded, levels[number] = expansion.expand(
       pyramid.levels[number],
       levels[number],
@@ -165,8 +142,7 @@ def extend(
       limit_B if number == 0 else jnp.full_like(limit_B, _NO_LIMIT),
       prompt_lib.codebooks_below(pyramid, number),
     )
-    outputs.append(expanded)
-    ids_BN, count_B = compact(*new_ids(expanded))
+    ids_BN, count_B = new_ids(expanded, num_known_B)
     if number > 0:
       queries = pyramid.levels[number - 1].config.pooling.num_queries
       codes_BU, count_B, rest[number - 1] = _fill_slots(
@@ -176,20 +152,17 @@ def extend(
     ids_BN, count_B, pyramid.num_ids + Special.EOS
   )
   num_bytes_B = state.num_bytes_B + count_B
-  is_done_B |= has_eos_B | top_state.is_ended_B
-  is_done_B |= num_bytes_B >= request.limit_B
-  return Extension(
-    bytes_BN=ids_BN,
-    count_B=count_B.astype(jnp.int32),
-    top=codes,
-    levels=tuple(reversed(outputs)),
-  ), GenerationState(
-    request=request,
-    top=top_state,
-    levels=tuple(levels),
-    rest=tuple(rest),
-    num_bytes_B=num_bytes_B,
-    is_done_B=is_done_B,
+  return (
+    ids_BN,
+    count_B.astype(jnp.int32),
+    GenerationState(
+      request=request,
+      top=top,
+      levels=tuple(levels),
+      rest=tuple(rest),
+      num_bytes_B=num_bytes_B,
+      is_done_B=~going_B | has_eos_B | (num_bytes_B >= request.limit_B),
+    ),
   )
 
 
@@ -201,13 +174,10 @@ def _until_eos(ids_BN: Array, count_B: Array, eos: int) -> tuple[Array, Array]:
   return jnp.where(has_eos_B, jnp.argmax(is_eos_BN, axis=1), count_B), has_eos_B
 
 
-def _no_rest(level: Abstractinator, batch: int) -> tuple[Array, Array]:
+def _no_rest(level: LevelConfig, batch: int) -> tuple[Array, Array]:
   """Returns the codes that are left at the beginning: none."""
-  queries = level.config.pooling.num_queries
-  return (
-    jnp.zeros((batch, queries - 1), jnp.int32),
-    jnp.zeros((batch,), jnp.int32),
-  )
+  rest_BR = jnp.zeros((batch, level.pooling.num_queries - 1), jnp.int32)
+  return rest_BR, jnp.zeros((batch,), jnp.int32)
 
 
 def _fill_slots(

@@ -19,10 +19,9 @@ from abstractinator.decoding.segments import (
   Position,
   SegmentCodes,
   empty_expanded,
-  record,
 )
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ
-from abstractinator.model.transformer import StepCodes
+from abstractinator.model.level import Abstractinator
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.compact import first_equal
@@ -83,7 +82,7 @@ def decode_lanes(
     expander: A bound expander with context 'segment' and ends 'head'.
     codes: Codes that the segments attend to.
     is_valid_BP: Slots with a segment, [B, P] bool.
-    choice: Chooses ids and ends.
+    choice: Chooses ids and ends; their costs are not recorded.
     most_lanes: Lanes of a device; by default 256 on a CPU, else 16384.
     few_lanes: Lanes of a device below which no lanes are taken away.
 
@@ -106,7 +105,7 @@ def decode_lanes(
     fed_BQ=jnp.full_like(place_BQ, bos),
     cache=expander.init_cache(place_BQ.size, max_length),
   )
-  out = empty_expanded(batch, slots, max_length, has_nats=choice.has_nats)
+  out = empty_expanded(batch, slots, max_length, has_nats=False)
   for width, fewest in zip(widths, [*widths[1:], 0], strict=True):
     if width < widths[0]:
       state = _narrow(state, width)
@@ -143,30 +142,23 @@ def _make_step(
     shape = state.fed_BQ.shape
     slot_BQ = slot_BP[row_B1, state.place_BQ]
     at = Position(slot_BQ.reshape(-1), state.offset_BQ.reshape(-1))
-    own_BQ, lowest_BQ = (
-      x_BP[row_B1, slot_BQ] for x_BP in (codes.own_BP, codes.lowest_BP)
-    )
     x_ND, cache = expander.step(
       state.fed_BQ.reshape(-1),
       at.offset_N,
       state.place_BQ.reshape(-1),
       state.cache,
       state.is_active_BQ.reshape(-1),
-      StepCodes(codes.remembered, own_BQ, lowest_BQ),
+      codes.seen_from(slot_BQ),
       choice.codebooks,
     )
-    ids_N, nats_N = choice.ids(expander, x_ND, at)
-    is_end_N, end_nats_N = choice.ends(expander, x_ND, ids_N, at)
-    ids_BQ, nats_BQ, end_nats_BQ = jax.tree.map(
-      lambda x_N: x_N.reshape(shape), (ids_N, nats_N, end_nats_N)
-    )
+    ids_N = choice.ids(expander, x_ND, at)
+    is_end_BQ = choice.ends(expander, x_ND, ids_N, at).reshape(shape)
+    ids_BQ = ids_N.reshape(shape)
     at_BQ = jnp.where(state.is_active_BQ, slot_BQ, slots)
-    out = record(
-      out, (row_B1, at_BQ, state.offset_BQ), ids_BQ, nats_BQ, end_nats_BQ
-    )
+    out = out.record((row_B1, at_BQ, state.offset_BQ), ids_BQ, None)
     state = dataclasses.replace(state, cache=cache)
     bos = expander.num_ids + Special.BOS
-    return _advance(state, ids_BQ, is_end_N.reshape(shape), count_B, bos), out
+    return _advance(state, ids_BQ, is_end_BQ, count_B, bos), out
 
   return one_step
 
@@ -216,34 +208,30 @@ def _narrow(state: LanesState, width: int) -> LanesState:
   batch, lanes = state.place_BQ.shape
   order_BQ = jnp.argsort(~state.is_active_BQ, axis=1, stable=True)[:, :width]
 
-  def kept_lanes(x_BQ: Array) -> Array:
-    return jnp.take_along_axis(x_BQ, order_BQ, axis=1)
-
-  def kept_rows(x_NX: Array) -> Array:
+  def kept(x_BQX: Array) -> Array:
     # Row by row, so that rows may lie on different devices.
+    return jax.vmap(lambda x_QX, order_Q: x_QX[order_Q])(x_BQX, order_BQ)
+
+  def kept_of_cache(x_NX: Array) -> Array:
     x_BQX = x_NX.reshape(batch, lanes, *x_NX.shape[1:])
-    taken = jax.vmap(lambda x_QX, order_Q: x_QX[order_Q])(x_BQX, order_BQ)
-    return taken.reshape(batch * width, *x_NX.shape[1:])
+    return kept(x_BQX).reshape(batch * width, *x_NX.shape[1:])
 
   return LanesState(
     next_B=state.next_B,
-    place_BQ=kept_lanes(state.place_BQ),
-    is_active_BQ=kept_lanes(state.is_active_BQ),
-    offset_BQ=kept_lanes(state.offset_BQ),
-    fed_BQ=kept_lanes(state.fed_BQ),
-    cache=jax.tree.map(kept_rows, state.cache),
+    place_BQ=kept(state.place_BQ),
+    is_active_BQ=kept(state.is_active_BQ),
+    offset_BQ=kept(state.offset_BQ),
+    fed_BQ=kept(state.fed_BQ),
+    cache=jax.tree.map(kept_of_cache, state.cache),
   )
 
 
 def decode_distinct(
-  expander: DecoderOnlyExpanderRVQ,
-  lookup: Callable[[Array], Array],
+  level: Abstractinator,
   codes_BU: Array,
   is_valid_BP: Array,
   lowest_BP: Array,
   codebooks: Codebooks | None = None,
-  *,
-  most_lanes: int | None = None,
 ) -> tuple[Array, Array]:
   """Decodes segments to their most likely ids, each distinct context once.
 
@@ -254,20 +242,18 @@ def decode_distinct(
   the result may depend on which of the alike segments is decoded.
 
   Args:
-    expander: A bound expander with context 'segment' and ends 'head'.
-    lookup: Maps codes to their vectors, [..., D].
+    level: A bound level, its expander with context 'segment' and ends 'head'.
     codes_BU: Codes, those of a slot side by side, [B, U] int32.
     is_valid_BP: Slots with a segment, [B, P] bool.
     lowest_BP: First slot that each segment attends to, [B, P] int32.
     codebooks: Codebooks of the level below; None over bytes.
-    most_lanes: Lanes of a device; None for the default of the platform.
 
   Returns:
     Ids [B, P, L] int32, 0 past a segment's end, and lengths [B, P] int32, 1 to
     L, 0 in empty slots.
   """
   batch, slots = is_valid_BP.shape
-  lookback = expander.config.expander.lookback
+  expander, lookback = level.expander, level.config.expander.lookback
   groups = batch if lookback else num_row_shards(batch)
   # The rows of a group become one row, whose slots are numbered through.
   begin_B = slots * (jnp.arange(batch) % (batch // groups))
@@ -279,16 +265,12 @@ def decode_distinct(
   # The arbitrary code of an empty slot must not make it like a real segment.
   first_GP = first_equal(jnp.where(is_valid_GP[..., None], seen_GPK, -2))
   slot_P = jnp.arange(first_GP.shape[1])
+  vectors_GUD = level.compressor.quantizer.lookup(codes_GU)
   decoded = decode_lanes(
     expander,
-    SegmentCodes(
-      expander.remember(lookup(codes_GU)),
-      jnp.broadcast_to(slot_P, first_GP.shape),
-      lowest_GP,
-    ),
+    SegmentCodes(expander.remember(vectors_GUD), lowest_GP),
     is_valid_GP & (first_GP == slot_P),
     Greedy(codebooks),
-    most_lanes=most_lanes,
   )
   group_G1 = jnp.arange(groups)[:, None]
   length_GP = decoded.length_BP[group_G1, first_GP]

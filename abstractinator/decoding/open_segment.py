@@ -16,11 +16,11 @@ from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from abstractinator.decoding import expansion, top_codes
-from abstractinator.decoding import rows as rows_lib
 from abstractinator.decoding.choices import Told
 from abstractinator.decoding.expansion import ExpansionState
 from abstractinator.decoding.prompt import LevelPrompt, codebooks_below
-from abstractinator.decoding.segments import KnownIds
+from abstractinator.decoding.rows import RowsState, decode_rows
+from abstractinator.decoding.segments import Expanded, KnownIds
 from abstractinator.decoding.state import GenerationState
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
@@ -57,46 +57,35 @@ def choose_codes(
   if top_lm is None or top_lm.mode == 'continuous':
     return state
   codes_BQ = _choose_top(pyramid, state)
-  state = _force_top(state, codes_BQ, prompts[-1].has_open_B)
-  for number in range(len(pyramid.levels) - 1, 0, -1):
+  top = dataclasses.replace(
+    state.top, forced_BQ=codes_BQ, is_forced_B=prompts[-1].has_open_B
+  )
+  levels = list(state.levels)
+  for number in range(len(levels) - 1, 0, -1):
     if pyramid.levels[number - 1].config.pooling.num_queries > 1:
       break
     has_open_B = prompts[number - 1].has_open_B
     codes_BQ, known = _choose_below(
       pyramid, number, state, codes_BQ, has_open_B
     )
-    levels = list(state.levels)
     levels[number] = dataclasses.replace(levels[number], known=known)
-    state = dataclasses.replace(state, levels=tuple(levels))
-  return state
-
-
-def _force_top(
-  state: GenerationState, codes_BQ: Array, is_forced_B: Array
-) -> GenerationState:
-  top = dataclasses.replace(
-    state.top, forced_BQ=codes_BQ, is_forced_B=is_forced_B
-  )
-  return dataclasses.replace(state, top=top)
+  return dataclasses.replace(state, top=top, levels=tuple(levels))
 
 
 def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
   """Draws the codes of the next slot of the top level, [B, Q] int32."""
-  sizes = pyramid.config.levels[-1].quantizer.stage_sizes
-  top_state, codes = state.top, []
-  batch, queries = top_state.forced_BQ.shape
-  draws = state.request.draws_of_top(len(pyramid.levels))
-  everywhere_B = jnp.ones((batch,), bool)
-  for _ in range(queries - 1):
-    codes_B, _ = top_codes.draw_code(
-      pyramid,
-      top_state.lm.hidden_BY,
-      draws.fold(top_state.number_B),
-      jnp.zeros((batch,), jnp.int32),
-      ~everywhere_B,
+  number_B, top_lm = state.top.number_B, state.top.top_lm
+  assert top_lm is not None, 'the pyramid has no top LM'
+  batch, queries = state.top.forced_BQ.shape
+  draws, codes = state.request.draws_of_top(len(pyramid.levels)), []
+  for query in range(queries - 1):
+    codes_B = top_codes.draw_code(
+      pyramid, top_lm.hidden_BY, draws.fold(number_B + query)
     )
     codes.append(codes_B)
-    top_state = top_codes.step(pyramid, top_state, codes_B, everywhere_B)
+    everywhere_B = jnp.ones((batch,), bool)
+    top_lm = top_codes.step(pyramid, top_lm, codes_B, everywhere_B)
+  sizes = pyramid.config.levels[-1].quantizer.stage_sizes
   count = min(NUM_CANDIDATES, sizes[0])
   nats = []
 
@@ -106,17 +95,16 @@ def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
     return digits_N
 
   digits_NM = pyramid.top_lm.code_head.decode(
-    jnp.repeat(top_state.lm.hidden_BY, count, axis=0), choose
+    jnp.repeat(top_lm.hidden_BY, count, axis=0), choose
   )
   last_N = digits_lib.compose(digits_NM, sizes)
-  codes_NQ = jnp.stack([*(jnp.repeat(x, count) for x in codes), last_N], axis=1)
   return _choose(
     pyramid,
     len(pyramid.levels) - 1,
     state,
-    codes_NQ,
+    jnp.stack([*(jnp.repeat(x, count) for x in codes), last_N], axis=1),
     sum(nats),
-    draws.fold(top_state.number_B).fold(1),
+    draws.fold(number_B + queries - 1).fold(1),
   )
 
 
@@ -142,7 +130,7 @@ def _choose_below(
   """
   level, of_level = pyramid.levels[number], state.levels[number]
   codebooks, known = codebooks_below(pyramid, number), of_level.known
-  _, x_BD = _score_known(level, of_level, codes_BQ, codebooks, one_more=True)
+  _, x_BD = _decode_known(level, of_level, codes_BQ, codebooks, one_more=True)
   count = min(NUM_CANDIDATES, level.expander.sizes[0])
   ids_N, nats_N = level.expander.vocabulary.draw(
     jnp.repeat(x_BD, count, axis=0),
@@ -161,9 +149,9 @@ def _choose_below(
   )
   row_B = jnp.arange(len(chosen_BQ))
   ids_BL = known.ids_BL.at[row_B, known.num_known_B].set(chosen_BQ[:, 0])
-  return chosen_BQ, dataclasses.replace(
-    known,
+  return chosen_BQ, KnownIds(
     ids_BL=jnp.where(has_open_B[:, None], ids_BL, known.ids_BL),
+    num_known_B=known.num_known_B,
     num_ids_B=jnp.where(has_open_B, known.num_known_B + 1, known.num_ids_B),
   )
 
@@ -201,28 +189,27 @@ def _choose(
   """
   batch = len(draws.key_B)
   count = len(codes_NQ) // batch
-  of_level = jax.tree.map(
-    lambda x: jnp.repeat(x, count, axis=0), state.levels[number]
-  )
-  known_nats_N, _ = _score_known(
+  decoded, _ = _decode_known(
     pyramid.levels[number],
-    of_level,
+    jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), state.levels[number]),
     codes_NQ,
     codebooks_below(pyramid, number),
   )
-  choice_B = draw_ids(draws, -(nats_N + known_nats_N).reshape(batch, count))
+  assert decoded.nats_BPL is not None, 'Told has costs'
+  nats_N = nats_N + jnp.sum(decoded.nats_BPL[:, 0], axis=1)
+  choice_B = draw_ids(draws, -nats_N.reshape(batch, count))
   return codes_NQ.reshape(batch, count, -1)[jnp.arange(batch), choice_B]
 
 
-def _score_known(
+def _decode_known(
   level: Abstractinator,
   state: ExpansionState,
   codes_NQ: Array,
   codebooks: Codebooks | None,
   *,
   one_more: bool = False,
-) -> tuple[Array, Array]:
-  """Scores the known ids of open segments under candidate codes.
+) -> tuple[Expanded, Array]:
+  """Decodes candidate codes of open segments to the known ids.
 
   Args:
     level: A bound level.
@@ -232,28 +219,22 @@ def _score_known(
     one_more: Whether the state of the id after the known ones is computed.
 
   Returns:
-    -log p of the ids and of the segment's not ending after any of them, [N]
-    float32; and the states that the last of these ids was predicted from,
-    [N, D].
+    The known ids with their costs, and the states that the last of these ids
+    was predicted from, [N, D].
   """
-  expander, known = level.expander, state.known
-  if state.rows is None:
+  expander, known, rows = level.expander, state.known, state.rows
+  if rows is None:
     lanes = len(codes_NQ)
     bos_N = jnp.full((lanes,), expander.num_ids + Special.BOS, jnp.int32)
     cache = expander.init_cache(lanes, level.config.segmentation.max_length)
-    rows = rows_lib.start(level, bos_N, cache, None)
-  else:
-    rows = dataclasses.replace(state.rows, entropy=None)
-  out, rows = rows_lib.decode_rows(
+    rows = RowsState(bos_N, cache, None)
+  decoded, _, x_ND = decode_rows(
     level,
-    rows,
+    dataclasses.replace(rows, entropy=None),
     expansion.segment_codes(level, state, codes_NQ),
     jnp.ones((len(codes_NQ),), jnp.int32),
     known.num_known_B + one_more,
     Told(codebooks, known=known),
     first_slot_B=state.slot_B,
   )
-  assert out.nats_BPL is not None, 'Told records costs'
-  assert out.end_nats_BPL is not None, 'Told records costs'
-  nats_NL = out.nats_BPL[:, 0] + out.end_nats_BPL[:, 0]
-  return jnp.sum(nats_NL, axis=1), rows.x_BD
+  return decoded, x_ND

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import flax.struct
 import jax.numpy as jnp
 
+from abstractinator.decoding.segments import KnownIds
 from abstractinator.model.compressor import Below, CompressorState
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
@@ -27,8 +28,8 @@ class LevelPrompt:
     codes_BU: Codes, that of the open segment as it stands, [B, U] int32.
     vectors_BUD: Vectors of the codes, [B, U, D].
     num_whole_B: Whole segments, [B] int32.
-    open_BL: Ids of the open segment, [B, L] int32; arbitrary past its end.
-    num_open_B: Their number, [B] int32; 0 where no segment is open.
+    open: Ids of the open segment, none where no segment is open. Its last id is
+      not known but forced where it is the code of a segment open below.
     has_open_B: Whether a segment is open at this level or below, [B] bool.
     state: State of the compressor after the last id.
   """
@@ -39,8 +40,7 @@ class LevelPrompt:
   codes_BU: Array
   vectors_BUD: Array
   num_whole_B: Array
-  open_BL: Array
-  num_open_B: Array
+  open: KnownIds
   has_open_B: Array
   state: CompressorState
 
@@ -72,7 +72,7 @@ def compress(
     prompt, quantized_BUD = _compress_level(
       level, ids_BS, count_B, capacity, below, has_open_B & keeps_open
     )
-    has_open_B |= prompt.num_open_B > 0
+    has_open_B |= prompt.has_open_B
     prompts.append(dataclasses.replace(prompt, has_open_B=has_open_B))
     slots_B = prompt.segments.count_B if keeps_open else prompt.num_whole_B
     ids_BS = prompt.codes_BU
@@ -114,9 +114,12 @@ def _compress_level(
   count_B: Array,
   capacity: int,
   below: Below | None,
-  is_open_B: Array,
+  is_last_open_B: Array,
 ) -> tuple[LevelPrompt, Array]:
-  """Returns the prompts at a level, and the vectors that the next one reads."""
+  """Returns the prompts at a level, and the vectors that the next one reads.
+
+  `is_last_open_B` says whose last id is the code of a segment open below.
+  """
   size = ids_BS.shape[1]
   position_S = jnp.arange(size)
   document_BS = jnp.where(position_S < count_B[:, None], 0, -1)
@@ -127,7 +130,7 @@ def _compress_level(
     below=below,
   )
   segments = prefix.segments
-  is_open_B = (count_B > 0) & (~state.opens_B | is_open_B)
+  is_open_B = (count_B > 0) & (~state.opens_B | is_last_open_B)
   num_whole_B = segments.count_B - is_open_B
   is_in_open_BS = segments.index_BS == num_whole_B[:, None]
   is_in_open_BS &= position_S < count_B[:, None]
@@ -142,8 +145,11 @@ def _compress_level(
     codes_BU=codes_BU,
     vectors_BUD=level.compressor.quantizer.lookup(codes_BU),
     num_whole_B=num_whole_B,
-    open_BL=jnp.take_along_axis(ids_BS, jnp.minimum(at_BL, size - 1), axis=1),
-    num_open_B=num_open_B,
+    open=KnownIds(
+      jnp.take_along_axis(ids_BS, jnp.minimum(at_BL, size - 1), axis=1),
+      jnp.maximum(num_open_B - is_last_open_B, 0),
+      num_open_B,
+    ),
     has_open_B=is_open_B,
     state=state,
   )

@@ -9,6 +9,7 @@ from abstractinator.decoding import generate
 from abstractinator.decoding.expansion import is_parallel
 from abstractinator.decoding.lanes import decode_distinct
 from abstractinator.decoding.loop import while_loop
+from abstractinator.decoding.prompt import codebooks_below
 from abstractinator.decoding.rows import decode_greedily
 from abstractinator.decoding.state import GenerationState, Request
 from abstractinator.model.level import Abstractinator
@@ -52,19 +53,16 @@ class AbstractinatorPyramid(Pyramid):
     """
     rows = code_rows.top_rows(codes_BU, is_valid_BP, lowest_BP)
     sizes = self.config.sequence_lengths(sequence_length)
-    levels = self.levels if number is None else self.levels[: number + 1]
-    for child, level, size in reversed(
-      list(zip(levels, levels[1:], sizes[1:], strict=False))
-    ):
-      codebooks = child.compressor.quantizer.codebooks()
-      ids_BPL, length_BP = decode_level(level, rows, size, codebooks)
-      num_queries = child.config.pooling.num_queries
+    top = len(self.levels) - 1 if number is None else number
+    for above in range(top, 0, -1):
+      codebooks = codebooks_below(self, above)
+      decoded = decode_level(self.levels[above], rows, sizes[above], codebooks)
+      queries = self.config.levels[above - 1].pooling.num_queries
       rows = code_rows.unfold(
         rows,
-        ids_BPL,
-        length_BP,
-        num_slots=size // num_queries,
-        num_queries=num_queries,
+        *decoded,
+        num_slots=sizes[above] // queries,
+        num_queries=queries,
       )
     return DecodedRows(*decode_level(self.levels[0], rows, sizes[0]), rows)
 
@@ -75,7 +73,6 @@ class AbstractinatorPyramid(Pyramid):
     request: Request,
     *,
     max_new_bytes: int,
-    num_slots: int = 16,
   ) -> tuple[Array, Array]:
     """Continues prompts: prompts to codes, more codes, and those to bytes.
 
@@ -88,10 +85,9 @@ class AbstractinatorPyramid(Pyramid):
       request: Sampling settings and limits; a limit above `max_new_bytes` is
         lowered to it.
       max_new_bytes: N, the most new bytes of a row.
-      num_slots: Segments of the top level that are made at a time.
 
     Returns:
-      New bytes, [B, N] int32, and their number, [B] int32.
+      New bytes, [B, N] int32, arbitrary past their number, [B] int32.
     """
     batch, size = ids_BS.shape
     limit_B = jnp.minimum(request.limit_B, max_new_bytes)
@@ -101,32 +97,25 @@ class AbstractinatorPyramid(Pyramid):
       count_B,
       dataclasses.replace(request, limit_B=limit_B),
       capacity=size + max_new_bytes,
-      num_slots=num_slots,
     )
-    row_B1 = jnp.arange(batch)[:, None]
-    none_B = jnp.zeros((batch,), bool)
 
     def one_call(
-      pyramid: Pyramid, carry: tuple[GenerationState, Array]
-    ) -> tuple[GenerationState, Array]:
-      state, bytes_BN = carry
-      extension, after = generate.extend(
-        pyramid, state, none_B, num_slots=num_slots
+      pyramid: Pyramid, carry: tuple[Array, GenerationState]
+    ) -> tuple[Array, GenerationState]:
+      bytes_BN, before = carry
+      new_BN, _, after = generate.extend(
+        pyramid, before, jnp.zeros((batch,), bool)
       )
-      position_N = jnp.arange(extension.bytes_BN.shape[1])
-      at_BN = jnp.where(
-        position_N < extension.count_B[:, None],
-        state.num_bytes_B[:, None] + position_N,
-        max_new_bytes,
-      )
-      new_BN = extension.bytes_BN
-      return after, bytes_BN.at[row_B1, at_BN].set(new_BN, mode='drop')
+      # What follows the new bytes is overwritten by the next call.
+      at_BN = before.num_bytes_B[:, None] + jnp.arange(new_BN.shape[1])
+      row_B1 = jnp.arange(batch)[:, None]
+      return bytes_BN.at[row_B1, at_BN].set(new_BN, mode='drop'), after
 
-    state, bytes_BN = while_loop(
-      lambda carry: ~jnp.all(carry[0].is_done_B),
+    bytes_BN, state = while_loop(
+      lambda carry: ~jnp.all(carry[1].is_done_B),
       one_call,
       self,
-      (state, jnp.zeros((batch, max_new_bytes), jnp.int32)),
+      (jnp.zeros((batch, max_new_bytes), jnp.int32), state),
     )
     return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
 
@@ -153,15 +142,11 @@ def decode_level(
     Ids [B, P, L] int32 and lengths [B, P] int32 of the segments: 0 in empty
     slots and after S ids; ids past a segment's length are meaningless.
   """
-  lookup = level.compressor.quantizer.lookup
   slots = (rows.is_valid_BP, rows.lowest_BP)
   if is_parallel(level):
-    return decode_distinct(
-      level.expander, lookup, rows.codes_BU, *slots, codebooks
-    )
-  return decode_greedily(
-    level, lookup(rows.codes_BU), *slots, sequence_length, codebooks
-  )
+    return decode_distinct(level, rows.codes_BU, *slots, codebooks)
+  vectors_BUD = level.compressor.quantizer.lookup(rows.codes_BU)
+  return decode_greedily(level, vectors_BUD, *slots, sequence_length, codebooks)
 
 
 def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:

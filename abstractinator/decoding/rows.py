@@ -20,69 +20,49 @@ from abstractinator.decoding.segments import (
   Position,
   SegmentCodes,
   empty_expanded,
-  record,
 )
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
-from abstractinator.types import Array, Segments, Special
+from abstractinator.types import Array, Special
 
 
 @flax.struct.dataclass
 class RowsState:
-  """State of the loop, one entry per row.
+  """State of rows whose next id opens a segment, one entry per row.
 
   Attributes:
     fed_B: Last id, or BOS where the next id begins a document, [B] int32.
+    cache: KV cache of the expander, all ids before the last read.
+    entropy: State of the entropy model, the last id read; None where a head
+      says the ends.
+  """
+
+  fed_B: Array
+  cache: Cache
+  entropy: EntropyEnds | None
+
+
+@flax.struct.dataclass
+class _RowsLoop(RowsState):
+  """State of the loop, in which the next id may also continue a segment.
+
+  Attributes:
     document_B: Document of the next id, [B] int32.
     at: Slot and offset of the last id; slot -1 before the first of a call.
     opens_B: Whether the next id opens a segment, [B] bool.
     num_new_B: New ids of the call so far, [B] int32.
     is_done_B: Rows that decode no more ids, [B] bool.
     x_BD: State that the last id was predicted from, [B, D].
-    cache: KV cache of the expander.
-    entropy: State of the entropy model; None where a head says the ends.
   """
 
-  fed_B: Array
   document_B: Array
   at: Position
   opens_B: Array
   num_new_B: Array
   is_done_B: Array
   x_BD: Array
-  cache: Cache
-  entropy: EntropyEnds | None
-
-
-def start(
-  level: Abstractinator,
-  fed_B: Array,
-  cache: Cache,
-  entropy: EntropyEnds | None,
-) -> RowsState:
-  """Returns the state of rows whose next id opens a segment.
-
-  Args:
-    level: A bound level.
-    fed_B: Last id of each row, or BOS, [B] int32.
-    cache: KV cache of the expander, all earlier ids read.
-    entropy: State of the entropy model with the last id read; None where a head
-      says the ends.
-  """
-  zero_B, none_B = jnp.zeros_like(fed_B), jnp.zeros(fed_B.shape, bool)
-  return RowsState(
-    fed_B=fed_B,
-    document_B=zero_B,
-    at=Position(zero_B - 1, zero_B),
-    opens_B=~none_B,
-    num_new_B=zero_B,
-    is_done_B=none_B,
-    x_BD=jnp.zeros((len(fed_B), level.config.d_model), level.dtype),
-    cache=cache,
-    entropy=entropy,
-  )
 
 
 def start_after_prompt(
@@ -103,16 +83,19 @@ def start_after_prompt(
     The state whose next id opens the segment after them.
   """
   batch, size = prompt.ids_BS.shape
-  document_BS, segments = _whole_segments(prompt)
+  index_BS = prompt.segments.index_BS
+  is_whole_BS = (index_BS >= 0) & (index_BS < prompt.num_whole_B[:, None])
   _, cache = level.expander.prefill(
     prompt.ids_BS,
-    document_BS,
-    segments,
+    jnp.where(is_whole_BS, 0, -1).astype(jnp.int32),
+    dataclasses.replace(
+      prompt.segments, index_BS=jnp.where(is_whole_BS, index_BS, -1)
+    ),
     prompt.vectors_BUD,
     level.expander.init_cache(batch, max(capacity, size)),
     codebooks,
   )
-  before_B = prompt.count_B - prompt.num_open_B
+  before_B = prompt.count_B - prompt.open.num_ids_B
   last_B = prompt.ids_BS[jnp.arange(batch), jnp.maximum(before_B - 1, 0)]
   bos = level.expander.num_ids + Special.BOS
   entropy = None
@@ -123,7 +106,7 @@ def start_after_prompt(
       segmenter=state.segmenter,
       logits_BV=state.predicted.logits,
     )
-  return start(level, jnp.where(before_B > 0, last_B, bos), cache, entropy)
+  return RowsState(jnp.where(before_B > 0, last_B, bos), cache, entropy)
 
 
 def decode_rows(
@@ -135,7 +118,7 @@ def decode_rows(
   choice: Choice,
   *,
   first_slot_B: Array | None = None,
-) -> tuple[Expanded, RowsState]:
+) -> tuple[Expanded, RowsState, Array]:
   """Decodes segments of rows, one id per row and step.
 
   A row is done after its last segment or `limit_B` new ids. If `first_slot_B`
@@ -146,7 +129,7 @@ def decode_rows(
 
   Args:
     level: A bound level.
-    state: State after the previous call, or of `start`.
+    state: State after the previous call or after a prompt.
     codes: Codes that the segments attend to.
     count_B: Segments of each row, the first ones of `codes`, [B] int32.
     limit_B: New ids after which a row is done, [B] int32.
@@ -154,55 +137,59 @@ def decode_rows(
     first_slot_B: Number of the call's first segment in its document, [B] int32.
 
   Returns:
-    The decoded ids, and the state.
+    The decoded ids, the state, and the states that the last ids were predicted
+    from, [B, D].
   """
-  batch, slots = codes.own_BP.shape
-  longest = level.config.segmentation.max_length
+  batch, slots = codes.lowest_BP.shape
   row_B = jnp.arange(batch)
   has_documents = first_slot_B is None
   number_B = 0 if first_slot_B is None else first_slot_B
 
-  def is_active(state):
-    return ~state.is_done_B & (state.at.slot_N + state.opens_B < count_B)
+  def is_active(loop):
+    return ~loop.is_done_B & (loop.at.slot_N + loop.opens_B < count_B)
 
   def one_step(level, carry):
-    state, out = carry
-    is_active_B = is_active(state)
-    at = _next_position(state, is_active_B)
-    own_B = jnp.clip(at.slot_N, 0, slots - 1)
-    lowest_B = codes.lowest_BP[row_B, own_B]
-    state = dataclasses.replace(state, at=at)
+    loop, out = carry
+    is_active_B = is_active(loop)
+    loop = dataclasses.replace(loop, at=_next_position(loop, is_active_B))
+    at = loop.at
+    seen = codes.seen_from(jnp.clip(at.slot_N, 0, slots - 1)[:, None])
     if has_documents and not level.expander.has_eos:
-      state = _open_document(level, state, is_active_B, lowest_B == own_B)
+      loop = _open_document(level, loop, is_active_B, seen)
     x_BD, cache = _expander_step(
-      level, state, is_active_B, codes, number_B + at.slot_N, choice.codebooks
+      level, loop, is_active_B, seen, number_B + at.slot_N, choice.codebooks
     )
-    ids_B, nats_B = choice.ids(level.expander, x_BD, at)
-    state = dataclasses.replace(
-      state, x_BD=jnp.where(is_active_B[:, None], x_BD, state.x_BD), cache=cache
+    ids_B = choice.ids(level.expander, x_BD, at)
+    nats_B = choice.nats(level.expander, x_BD, ids_B, at)
+    loop = dataclasses.replace(
+      loop, x_BD=jnp.where(is_active_B[:, None], x_BD, loop.x_BD), cache=cache
     )
-    state, end_nats_B = _take(
-      level, state, is_active_B, ids_B, limit_B, choice, has_documents
+    loop = _take(
+      level, loop, is_active_B, ids_B, limit_B, choice, has_documents
     )
     where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
-    return state, record(out, where, ids_B, nats_B, end_nats_B)
+    return loop, out.record(where, ids_B, nats_B)
 
-  zero_B, none_B = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
-  state = dataclasses.replace(
-    state,
+  zero_B = jnp.zeros((batch,), jnp.int32)
+  loop = _RowsLoop(
+    fed_B=state.fed_B,
+    cache=state.cache,
+    entropy=state.entropy,
+    document_B=zero_B,
     at=Position(zero_B - 1, zero_B),
-    opens_B=~none_B,
+    opens_B=zero_B == 0,
     num_new_B=zero_B,
     is_done_B=limit_B <= 0,
+    x_BD=jnp.zeros((batch, level.config.d_model), level.dtype),
   )
-  out = empty_expanded(batch, slots, longest, has_nats=choice.has_nats)
-  state, out = while_loop(
+  longest = level.config.segmentation.max_length
+  loop, out = while_loop(
     lambda carry: jnp.any(is_active(carry[0])),
     one_step,
     level,
-    (state, out),
+    (loop, empty_expanded(batch, slots, longest, has_nats=choice.has_nats)),
   )
-  return out, state
+  return out, RowsState(loop.fed_B, loop.cache, loop.entropy), loop.x_BD
 
 
 def decode_greedily(
@@ -227,18 +214,15 @@ def decode_greedily(
     Ids [B, P, L] int32, 0 past a segment's end, and lengths [B, P] int32, 0 for
     segments without an id.
   """
-  expander = level.expander
-  batch, slots = is_valid_BP.shape
+  expander, batch = level.expander, len(is_valid_BP)
   entropy = None
   if level.config.expander.ends == 'entropy':
     entropy = entropy_ends.start(level, batch, sequence_length)
   bos_B = jnp.full((batch,), level.num_ids + Special.BOS, jnp.int32)
-  cache = expander.init_cache(batch, sequence_length)
-  own_BP = jnp.broadcast_to(jnp.arange(slots), (batch, slots))
-  out, _ = decode_rows(
+  out, _, _ = decode_rows(
     level,
-    start(level, bos_B, cache, entropy),
-    SegmentCodes(expander.remember(vectors_BUD), own_BP, lowest_BP),
+    RowsState(bos_B, expander.init_cache(batch, sequence_length), entropy),
+    SegmentCodes(expander.remember(vectors_BUD), lowest_BP),
     jnp.sum(is_valid_BP, axis=1, dtype=jnp.int32),
     jnp.full((batch,), sequence_length, jnp.int32),
     Greedy(codebooks),
@@ -246,40 +230,38 @@ def decode_greedily(
   return out.ids_BPL, out.length_BP
 
 
-def _next_position(state: RowsState, is_active_B: Array) -> Position:
+def _next_position(loop: _RowsLoop, is_active_B: Array) -> Position:
   """Returns the position of the next id; rows that are done keep theirs."""
-  offset_B = jnp.where(state.opens_B, 0, state.at.offset_N + 1)
+  offset_B = jnp.where(loop.opens_B, 0, loop.at.offset_N + 1)
   return Position(
-    jnp.where(is_active_B, state.at.slot_N + state.opens_B, state.at.slot_N),
-    jnp.where(is_active_B, offset_B, state.at.offset_N),
+    jnp.where(is_active_B, loop.at.slot_N + loop.opens_B, loop.at.slot_N),
+    jnp.where(is_active_B, offset_B, loop.at.offset_N),
   )
 
 
 def _open_document(
-  level: Abstractinator,
-  state: RowsState,
-  is_active_B: Array,
-  is_lowest_B: Array,
-) -> RowsState:
+  level: Abstractinator, loop: _RowsLoop, is_active_B: Array, seen: StepCodes
+) -> _RowsLoop:
   """Begins a document at a slot that attends to no slot before it.
 
   Only now is it known; a head, which says the ends at such a level, needs no
   document.
   """
-  is_first_B = is_active_B & state.opens_B & is_lowest_B
+  is_first_B = (seen.lowest_RT == seen.index_RT)[:, 0]
+  is_first_B &= is_active_B & loop.opens_B
   bos = level.num_ids + Special.BOS
   return dataclasses.replace(
-    state,
-    fed_B=jnp.where(is_first_B, bos, state.fed_B),
-    document_B=state.document_B + is_first_B,
+    loop,
+    fed_B=jnp.where(is_first_B, bos, loop.fed_B),
+    document_B=loop.document_B + is_first_B,
   )
 
 
 def _expander_step(
   level: Abstractinator,
-  state: RowsState,
+  loop: _RowsLoop,
   is_active_B: Array,
-  codes: SegmentCodes,
+  seen: StepCodes,
   number_B: Array,
   codebooks: Codebooks | None,
 ) -> tuple[Array, Cache]:
@@ -287,53 +269,41 @@ def _expander_step(
 
   `number_B` tells segments of a row apart where they see no ids of each other.
   """
-  row_B = jnp.arange(len(is_active_B))
-  own_B = jnp.clip(state.at.slot_N, 0, codes.own_BP.shape[1] - 1)
-  fed_B, group_B = state.fed_B, state.document_B
+  fed_B, group_B = loop.fed_B, loop.document_B
   if level.expander.is_alone:
     bos = level.expander.num_ids + Special.BOS
-    fed_B = jnp.where(state.opens_B, bos, fed_B)
+    fed_B = jnp.where(loop.opens_B, bos, fed_B)
     group_B = number_B
   return level.expander.step(
-    fed_B,
-    state.at.offset_N,
-    group_B,
-    state.cache,
-    is_active_B,
-    StepCodes(
-      codes.remembered,
-      codes.own_BP[row_B, own_B][:, None],
-      codes.lowest_BP[row_B, own_B][:, None],
-    ),
-    codebooks,
+    fed_B, loop.at.offset_N, group_B, loop.cache, is_active_B, seen, codebooks
   )
 
 
 def _take(
   level: Abstractinator,
-  state: RowsState,
+  loop: _RowsLoop,
   is_active_B: Array,
   ids_B: Array,
   limit_B: Array,
   choice: Choice,
   has_documents: bool,
-) -> tuple[RowsState, Array | None]:
+) -> _RowsLoop:
   """Takes the ids of a step: ends of segments, of documents and of rows."""
   expander = level.expander
-  is_new_B = choice.is_new(state.at)
+  is_new_B = choice.is_new(loop.at)
   is_eos_B = ids_B == expander.num_ids + Special.EOS
-  num_new_B = state.num_new_B + (is_active_B & is_new_B)
+  num_new_B = loop.num_new_B + (is_active_B & is_new_B)
   ends_row_B = num_new_B >= limit_B
-  fed_B, document_B = ids_B, state.document_B
+  fed_B, document_B = ids_B, loop.document_B
   if has_documents:
     fed_B = jnp.where(is_eos_B, expander.num_ids + Special.BOS, ids_B)
     document_B = document_B + is_eos_B
   else:
     ends_row_B |= is_eos_B
-  is_done_B = state.is_done_B | (is_active_B & ends_row_B)
-  entropy = state.entropy
+  is_done_B = loop.is_done_B | (is_active_B & ends_row_B)
+  entropy = loop.entropy
   if entropy is None:
-    opens_B, end_nats_B = choice.ends(expander, state.x_BD, ids_B, state.at)
+    opens_B = choice.ends(expander, loop.x_BD, ids_B, loop.at)
   else:
     # The state of a prompt has read its known ids already.
     is_read_B = is_active_B & is_new_B & ~is_done_B
@@ -341,28 +311,12 @@ def _take(
       level, entropy, ids_B, fed_B, document_B, is_read_B
     )
     opens_B &= is_new_B
-    end_nats_B = jnp.zeros(ids_B.shape) if choice.has_nats else None
   return dataclasses.replace(
-    state,
-    fed_B=jnp.where(is_active_B, fed_B, state.fed_B),
-    document_B=jnp.where(is_active_B, document_B, state.document_B),
-    opens_B=jnp.where(is_active_B, opens_B | is_eos_B, state.opens_B),
+    loop,
+    fed_B=jnp.where(is_active_B, fed_B, loop.fed_B),
+    document_B=jnp.where(is_active_B, document_B, loop.document_B),
+    opens_B=jnp.where(is_active_B, opens_B | is_eos_B, loop.opens_B),
     num_new_B=num_new_B,
     is_done_B=is_done_B,
     entropy=entropy,
-  ), end_nats_B
-
-
-def _whole_segments(prompt: LevelPrompt) -> tuple[Array, Segments]:
-  """Returns documents and segments of a prompt without its open segment."""
-  is_whole_BS = prompt.segments.index_BS < prompt.num_whole_B[:, None]
-  is_whole_BS &= prompt.segments.index_BS >= 0
-  segments = dataclasses.replace(
-    prompt.segments,
-    index_BS=jnp.where(is_whole_BS, prompt.segments.index_BS, -1),
-    is_start_BS=prompt.segments.is_start_BS & is_whole_BS,
-    is_end_BS=prompt.segments.is_end_BS & is_whole_BS,
-    offset_BS=jnp.where(is_whole_BS, prompt.segments.offset_BS, 0),
-    count_B=prompt.num_whole_B,
   )
-  return jnp.where(is_whole_BS, 0, -1).astype(jnp.int32), segments

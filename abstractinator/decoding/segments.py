@@ -6,6 +6,8 @@ import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.model.attention import CodeKeyValues
+from abstractinator.model.transformer import StepCodes
+from abstractinator.ops.compact import compact
 from abstractinator.types import Array
 
 
@@ -16,13 +18,23 @@ class SegmentCodes:
   Attributes:
     remembered: Keys and values of all codes of the rows, one entry per block,
       from `DecoderOnlyExpanderRVQ.remember`.
-    own_BP: Slot of the code of each segment to decode, [B, P] int32.
-    lowest_BP: First slot that each segment attends to, [B, P] int32.
+    lowest_BP: First slot that each segment to decode attends to, [B, P] int32.
+    num_before: Slots before that of the first segment to decode.
   """
 
   remembered: Sequence[CodeKeyValues]
-  own_BP: Array
   lowest_BP: Array
+  num_before: int = flax.struct.field(pytree_node=False, default=0)
+
+  def seen_from(self, segment_RT: Array) -> StepCodes:
+    """Returns the codes that ids attend to.
+
+    Args:
+      segment_RT: Segments of T ids of each row, counted from the first one to
+        decode, [R, T] int32.
+    """
+    lowest_RT = jnp.take_along_axis(self.lowest_BP, segment_RT, axis=1)
+    return StepCodes(self.remembered, self.num_before + segment_RT, lowest_RT)
 
 
 @flax.struct.dataclass
@@ -41,6 +53,10 @@ class KnownIds:
   ids_BL: Array
   num_known_B: Array
   num_ids_B: Array
+
+  def ids_at(self, offset_B: Array) -> Array:
+    """Returns the id at an offset of each row, [B] int32."""
+    return jnp.take_along_axis(self.ids_BL, offset_B[:, None], axis=1)[:, 0]
 
 
 @flax.struct.dataclass
@@ -63,91 +79,65 @@ class Expanded:
   Attributes:
     ids_BPL: Ids, [B, P, L] int32; 0 past the end of a segment.
     length_BP: Ids of each segment, [B, P] int32; 0 in empty slots.
-    nats_BPL: -log p of each id given the codes and the ids before it,
-      [B, P, L] float32; None where ids are not drawn.
-    end_nats_BPL: -log p of the segment's ending, or not, after each id,
-      [B, P, L] float32; 0 where that is certain or known, and where the entropy
-      model decides it; None where ids are not drawn.
+    nats_BPL: Cost of each id as `Choice.nats` says it, [B, P, L] float32; None
+      where the choice of ids has no costs.
   """
 
   ids_BPL: Array
   length_BP: Array
   nats_BPL: Array | None
-  end_nats_BPL: Array | None
-  num_known_B: Array | None = None
+
+  def record(
+    self, where: tuple[Array, Array, Array], ids: Array, nats: Array | None
+  ) -> 'Expanded':
+    """Writes one id of each row or lane.
+
+    Args:
+      where: Row, slot and offset of each id, any one shape, int32; a slot past
+        the last one writes nothing.
+      ids: Ids, int32 of that shape.
+      nats: Costs, float32 of that shape; None without costs.
+
+    Returns:
+      The ids so far with these.
+    """
+    nats_BPL = self.nats_BPL
+    if nats_BPL is not None and nats is not None:
+      nats_BPL = nats_BPL.at[where].set(nats, mode='drop')
+    return Expanded(
+      ids_BPL=self.ids_BPL.at[where].set(ids, mode='drop'),
+      length_BP=self.length_BP.at[where[:2]].add(1, mode='drop'),
+      nats_BPL=nats_BPL,
+    )
 
 
 def empty_expanded(
   batch: int, slots: int, longest: int, *, has_nats: bool
 ) -> Expanded:
-  """Returns the outputs of B x P segments before their first ids.
-
-  Args:
-    batch: Rows, B.
-    slots: Slots of a row, P.
-    longest: L, the most ids of a segment.
-    has_nats: Whether the costs of ids are recorded.
-  """
-  zeros_BPL = jnp.zeros((batch, slots, longest), jnp.float32)
+  """Returns B x P segments of at most L ids before their first ids."""
+  shape = batch, slots, longest
   return Expanded(
-    ids_BPL=zeros_BPL.astype(jnp.int32),
+    ids_BPL=jnp.zeros(shape, jnp.int32),
     length_BP=jnp.zeros((batch, slots), jnp.int32),
-    nats_BPL=zeros_BPL if has_nats else None,
-    end_nats_BPL=zeros_BPL if has_nats else None,
+    nats_BPL=jnp.zeros(shape, jnp.float32) if has_nats else None,
   )
 
 
-def record(
-  expanded: Expanded,
-  where: tuple[Array, Array, Array],
-  ids: Array,
-  nats: Array | None,
-  end_nats: Array | None,
-) -> Expanded:
-  """Writes one id of each row or lane.
+def new_ids(expanded: Expanded, num_known_B: Array) -> tuple[Array, Array]:
+  """Lists the ids of all segments in order, without those of a prompt.
 
   Args:
-    expanded: Outputs so far.
-    where: Row, slot and offset of each id, any one shape, int32; a slot past
-      the last one writes nothing.
-    ids: Ids, int32 of that shape.
-    nats: Costs of the ids, float32 of that shape; None if not recorded.
-    end_nats: Costs of ends, float32 of that shape; None if not recorded.
+    expanded: Decoded segments.
+    num_known_B: First ids of the first segment that are not new, [B] int32.
 
   Returns:
-    The outputs with these ids.
-  """
-
-  def put(x_BPL: Array | None, values: Array | None) -> Array | None:
-    if x_BPL is None or values is None:
-      return None
-    return x_BPL.at[where].set(values, mode='drop')
-
-  return Expanded(
-    ids_BPL=expanded.ids_BPL.at[where].set(ids, mode='drop'),
-    length_BP=expanded.length_BP.at[where[:2]].add(1, mode='drop'),
-    nats_BPL=put(expanded.nats_BPL, nats),
-    end_nats_BPL=put(expanded.end_nats_BPL, end_nats),
-  )
-
-
-def new_ids(expanded: Expanded) -> tuple[Array, Array]:
-  """Lists the ids of all segments in order.
-
-  Args:
-    expanded: Decoded segments that follow a prompt.
-
-  Returns:
-    Ids [B, P x L] int32, and where there is one that is new, [B, P x L] bool.
+    Ids [B, P x L] int32, new ones at the front, and their number, [B] int32.
   """
   batch, slots, longest = expanded.ids_BPL.shape
-  assert expanded.num_known_B is not None, 'there was no prompt'
   offset_L = jnp.arange(longest)
-  is_known_BPL = (jnp.arange(slots) == 0)[:, None] & (
-    offset_L < expanded.num_known_B[:, None, None]
-  )
-  is_new_BPL = (offset_L < expanded.length_BP[..., None]) & ~is_known_BPL
-  return (
-    expanded.ids_BPL.reshape(batch, -1),
-    is_new_BPL.reshape(batch, -1),
+  first_BP = jnp.where(jnp.arange(slots) == 0, num_known_B[:, None], 0)
+  is_new_BPL = offset_L < expanded.length_BP[..., None]
+  is_new_BPL &= offset_L >= first_BP[..., None]
+  return compact(
+    expanded.ids_BPL.reshape(batch, -1), is_new_BPL.reshape(batch, -1)
   )

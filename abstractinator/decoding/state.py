@@ -26,11 +26,11 @@ class Request:
   limit_B: Array
 
   def draws_of_top(self, num_levels: int) -> Draws:
-    """Returns the keys and filters of top codes."""
+    """Returns the random keys and filters of top codes."""
     return Draws(self.key_B, self.top).fold(num_levels)
 
   def draws_of_level(self, number: int) -> Draws:
-    """Returns those of the ids of a level, counted from 0 at the bottom."""
+    """Returns the random keys and filters of the ids of level `number`."""
     return Draws(self.key_B, self.levels).fold(number)
 
 

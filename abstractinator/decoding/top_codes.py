@@ -3,9 +3,7 @@
 import dataclasses
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-from optax.losses import softmax_cross_entropy_with_integer_labels
 
 from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.prompt import LevelPrompt
@@ -37,42 +35,15 @@ class TopState:
 
   Attributes:
     top_lm: State of the top LM; None without one.
-    number_B: Codes so far, [B] int32.
+    number_B: Codes so far that the top LM has read, [B] int32.
     forced_BQ: Codes of the next slot, [B, Q] int32.
     is_forced_B: Rows whose next slot has these codes, [B] bool.
-    is_ended_B: Rows whose document has ended, [B] bool.
   """
 
   top_lm: TopLMState | None
   number_B: Array
   forced_BQ: Array
   is_forced_B: Array
-  is_ended_B: Array
-
-  @property
-  def lm(self) -> TopLMState:
-    """State of the top LM, where there is one."""
-    assert self.top_lm is not None, 'the pyramid has no top LM'
-    return self.top_lm
-
-
-@flax.struct.dataclass
-class TopCodes:
-  """Codes of the next P slots.
-
-  Attributes:
-    codes_BU: Codes, [B, U] int32.
-    count_B: Slots that hold a segment, the first ones, [B] int32.
-    code_nats_BU: -log p of each code given those before it, [B, U] float32; 0
-      for a continuous top LM and without one.
-    end_nats_BU: -log p of the document's ending, or not, before each code,
-      [B, U] float32; 0 where it was not asked.
-  """
-
-  codes_BU: Array
-  count_B: Array
-  code_nats_BU: Array
-  end_nats_BU: Array
 
 
 def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
@@ -94,7 +65,7 @@ def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
     last_BQ = jnp.maximum(prompt.segments.count_B - 1, 0)[:, None] * queries
     last_BQ += jnp.arange(queries)
     forced_BQ = jnp.take_along_axis(prompt.codes_BU, last_BQ, axis=1)
-    return TopState(None, number_B, forced_BQ, ~none_B, none_B)
+    return TopState(None, number_B, forced_BQ, ~none_B)
   document_BU = jnp.where(jnp.arange(size) < number_B[:, None], 0, -1)
   states_BUY, cache = pyramid.top_lm.prefill(
     prompt.vectors_BUD,
@@ -106,9 +77,7 @@ def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
     number_B[:, None] > 0, last_BY, pyramid.top_lm.start_state(batch)
   )
   forced_BQ = jnp.zeros((batch, queries), jnp.int32)
-  return TopState(
-    TopLMState(cache, hidden_BY), number_B, forced_BQ, none_B, none_B
-  )
+  return TopState(TopLMState(cache, hidden_BY), number_B, forced_BQ, none_B)
 
 
 def extend(
@@ -117,8 +86,8 @@ def extend(
   num_slots: int,
   active_B: Array,
   draws: Draws,
-) -> tuple[TopCodes, TopState]:
-  """Draws the codes of the next slots.
+) -> tuple[Array, Array, Array, TopState]:
+  """Draws the codes of the next slots, and whether documents end before them.
 
   Args:
     pyramid: A bound pyramid.
@@ -128,87 +97,59 @@ def extend(
     draws: Random keys and filters of top codes.
 
   Returns:
-    The codes, and the state.
+    Codes, [B, U] int32; slots that hold a segment, the first ones, [B] int32;
+    rows that get codes and whose document has not ended, [B] bool; the state.
   """
   batch, queries = state.forced_BQ.shape
-  size = num_slots * queries
-  zeros_BU = jnp.zeros((batch, size), jnp.float32)
   if state.top_lm is None:
-    codes = TopCodes(
-      codes_BU=jnp.tile(state.forced_BQ, num_slots),
-      count_B=jnp.where(active_B, num_slots, 0),
-      code_nats_BU=zeros_BU,
-      end_nats_BU=zeros_BU,
-    )
-    number_B = state.number_B + codes.count_B * queries
-    return codes, dataclasses.replace(state, number_B=number_B)
+    codes_BU = jnp.tile(state.forced_BQ, num_slots)
+    return codes_BU, jnp.where(active_B, num_slots, 0), active_B, state
+  size = num_slots * queries
 
   def one_step(
-    pyramid: Pyramid, carry: tuple[Array, TopState, TopCodes]
-  ) -> tuple[Array, TopState, TopCodes]:
-    number, state, codes = carry
-    state, codes = _one_code(pyramid, number, state, codes, active_B, draws)
-    return number + 1, state, codes
+    pyramid: Pyramid, carry: tuple[Array, TopLMState, Array, Array, Array]
+  ) -> tuple[Array, TopLMState, Array, Array, Array]:
+    number, top_lm, codes_BU, count_B, active_B = carry
+    of_slot, number_B = number % queries, state.number_B + number
+    is_forced_B = state.is_forced_B & (number < queries)
+    of_code = draws.fold(number_B)
+    log_odds_B = pyramid.top_lm.end_logits(top_lm.hidden_BY)
+    asks_end_B = (of_slot == 0) & (number_B > 0) & ~is_forced_B
+    active_B &= ~(asks_end_B & draw_bools(of_code.fold(0), log_odds_B))
+    codes_B = jnp.where(
+      is_forced_B,
+      state.forced_BQ[:, of_slot],
+      draw_code(pyramid, top_lm.hidden_BY, of_code),
+    )
+    top_lm = step(pyramid, top_lm, codes_B, active_B)
+    count_B += active_B & (of_slot == queries - 1)
+    codes_BU = codes_BU.at[:, number].set(codes_B)
+    return number + 1, top_lm, codes_BU, count_B, active_B
 
-  codes = TopCodes(
-    codes_BU=zeros_BU.astype(jnp.int32),
-    count_B=jnp.zeros((batch,), jnp.int32),
-    code_nats_BU=zeros_BU,
-    end_nats_BU=zeros_BU,
-  )
-  _, state, codes = while_loop(
-    lambda carry: (carry[0] < size) & jnp.any(active_B & ~carry[1].is_ended_B),
+  _, top_lm, codes_BU, count_B, going_B = while_loop(
+    lambda carry: (carry[0] < size) & jnp.any(carry[-1]),
     one_step,
     pyramid,
-    (jnp.zeros((), jnp.int32), state, codes),
-  )
-  is_forced_B = state.is_forced_B & ~(active_B & (codes.count_B > 0))
-  return codes, dataclasses.replace(state, is_forced_B=is_forced_B)
-
-
-def _one_code(
-  pyramid: Pyramid,
-  number: Array,
-  state: TopState,
-  codes: TopCodes,
-  active_B: Array,
-  draws: Draws,
-) -> tuple[TopState, TopCodes]:
-  """Draws code `number` of the call: whether the document ends, else a code."""
-  queries = state.forced_BQ.shape[1]
-  is_forced_B = state.is_forced_B & (number < queries)
-  of_code = draws.fold(state.number_B)
-  asks_end_B = active_B & ~state.is_ended_B & ~is_forced_B
-  asks_end_B &= (number % queries == 0) & (state.number_B > 0)
-  log_odds_B = pyramid.top_lm.end_logits(state.lm.hidden_BY)
-  is_end_B = asks_end_B & draw_bools(of_code.fold(0), log_odds_B)
-  end_nats_B = jax.nn.softplus(jnp.where(is_end_B, -log_odds_B, log_odds_B))
-  is_ended_B = state.is_ended_B | is_end_B
-  is_active_B = active_B & ~is_ended_B
-  codes_B, nats_B = draw_code(
-    pyramid,
-    state.lm.hidden_BY,
-    of_code,
-    state.forced_BQ[:, number % queries],
-    is_forced_B,
-  )
-  codes = TopCodes(
-    codes_BU=codes.codes_BU.at[:, number].set(codes_B),
-    count_B=codes.count_B + (is_active_B & (number % queries == queries - 1)),
-    code_nats_BU=codes.code_nats_BU.at[:, number].set(
-      jnp.where(is_active_B, nats_B, 0.0)
-    ),
-    end_nats_BU=codes.end_nats_BU.at[:, number].set(
-      jnp.where(asks_end_B, end_nats_B, 0.0)
+    (
+      jnp.zeros((), jnp.int32),
+      state.top_lm,
+      jnp.zeros((batch, size), jnp.int32),
+      jnp.zeros((batch,), jnp.int32),
+      active_B,
     ),
   )
-  state = step(pyramid, state, codes_B, is_active_B)
-  return dataclasses.replace(state, is_ended_B=is_ended_B), codes
+  state = dataclasses.replace(
+    state,
+    top_lm=top_lm,
+    number_B=state.number_B + count_B * queries,
+    is_forced_B=state.is_forced_B & (count_B == 0),
+  )
+  return codes_BU, count_B, going_B, state
 
 
 def step(
-  pyramid: Pyramid, state: TopState, codes_B: Array, active_B: Array
-) -> TopState:
+  pyramid: Pyramid, state: TopLMState, codes_B: Array, active_B: Array
+) -> TopLMState:
   """Feeds one code a row to the top LM.
 
   Args:
@@ -222,23 +163,13 @@ def step(
   """
   vectors_BD = pyramid.levels[-1].compressor.quantizer.lookup(codes_B[:, None])
   hidden_BY, cache = pyramid.top_lm.step(
-    vectors_BD[:, 0], jnp.zeros_like(codes_B), state.lm.cache, active_B
+    vectors_BD[:, 0], jnp.zeros_like(codes_B), state.cache, active_B
   )
-  hidden_BY = jnp.where(active_B[:, None], hidden_BY, state.lm.hidden_BY)
-  return dataclasses.replace(
-    state,
-    top_lm=TopLMState(cache, hidden_BY),
-    number_B=state.number_B + active_B,
-  )
+  hidden_BY = jnp.where(active_B[:, None], hidden_BY, state.hidden_BY)
+  return TopLMState(cache, hidden_BY)
 
 
-def draw_code(
-  pyramid: Pyramid,
-  hidden_BY: Array,
-  draws: Draws,
-  forced_B: Array,
-  is_forced_B: Array,
-) -> tuple[Array, Array]:
+def draw_code(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:
   """Draws the codes after states of the top LM.
 
   A continuous top LM draws nothing: its code is the nearest one.
@@ -247,30 +178,20 @@ def draw_code(
     pyramid: A bound pyramid with a top LM.
     hidden_BY: States of the top LM, [B, Y].
     draws: Random keys and filters of these codes.
-    forced_B: Codes to take in place of drawn ones, [B] int32.
-    is_forced_B: Rows that take them, [B] bool.
 
   Returns:
-    Codes, [B] int32, and their -log p, [B] float32.
+    Codes, [B] int32.
   """
-  quantizer = pyramid.levels[-1].compressor.quantizer
   if pyramid.top_lm.config.mode == 'continuous':
-    vectors_BD = pyramid.top_lm.next_vector(hidden_BY)
-    nearest = quantizer(
-      vectors_BD[:, None], jnp.ones((len(forced_B), 1), bool), forced_B
-    )
-    codes_B = jnp.where(is_forced_B, forced_B, nearest.codes_BP[:, 0])
-    return codes_B, jnp.zeros(codes_B.shape, jnp.float32)
+    vectors_BUD = pyramid.top_lm.next_vector(hidden_BY)[:, None]
+    is_code_BU = jnp.ones(vectors_BUD.shape[:2], bool)
+    row_B = jnp.arange(len(hidden_BY))
+    nearest, _ = pyramid.nearest_codes(vectors_BUD, is_code_BU, row_B)
+    return nearest.codes_BP[:, 0]
+  # Number 0 is the draw of the end before the code.
+  digits_BM = pyramid.top_lm.code_head.decode(
+    hidden_BY,
+    lambda stage, logits_BK: draw_ids(draws.fold(1 + stage), logits_BK),
+  )
   sizes = pyramid.config.levels[-1].quantizer.stage_sizes
-  forced_BM = digits_lib.decompose(forced_B, sizes)
-  nats = []
-
-  def choose(stage: int, logits_BK: Array) -> Array:
-    # Number 0 is the draw of the end before the code.
-    drawn_B = draw_ids(draws.fold(1 + stage), logits_BK)
-    digits_B = jnp.where(is_forced_B, forced_BM[:, stage], drawn_B)
-    nats.append(softmax_cross_entropy_with_integer_labels(logits_BK, digits_B))
-    return digits_B
-
-  digits_BM = pyramid.top_lm.code_head.decode(hidden_BY, choose)
-  return digits_lib.compose(digits_BM, sizes), sum(nats)
+  return digits_lib.compose(digits_BM, sizes)

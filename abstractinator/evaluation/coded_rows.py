@@ -1,38 +1,42 @@
-"""Rows to codes and back: all that is measured of disjoint windows."""
+"""Programs that encode rows, score them given other codes, and decode them."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
-from abstractinator.evaluation.reconstruction import decode_output
-from abstractinator.model.compressor import CompressorOutput
-from abstractinator.model.pyramid import (
-  DecodedRows,
-  PyramidOutput,
-)
+from abstractinator.evaluation.likelihood import row_bits
+from abstractinator.model.pyramid import DecodedRows, PyramidOutput
+from abstractinator.ops import segmentation
 from abstractinator.ops.sampling import BITS_PER_NAT
-from abstractinator.types import Array, Batch, Mean, PyTree
+from abstractinator.types import Array, Batch, PyTree
 
-MEMORIES = ('true', 'zeroed', 'shuffled')
+# Codes that an expander can be given in place of those of its segments; see
+# `substitute`.
+SUBSTITUTES = ('true', 'zeroed', 'shuffled')
 
 
 @flax.struct.dataclass
 class CodedLevel:
-  """Of one level.
+  """Segments and codes of one level, S ids in P segments of U codes.
 
   Attributes:
-    index_BS: [B, S] int32, segment of each id; -1 on padding.
-    entropy_bits_BS: [B, S] float32, entropy that cut segments; arbitrary on
+    index_BS: Segment of each id, [B, S] int32; -1 on padding.
+    entropy_bits_BS: Entropy of the prediction of each id, by which segments are
+      cut, [B, S] float32; arbitrary on padding.
+    bits_BS: -log2 p of each id under the entropy model, [B, S] float32; 0 on
       padding.
-    bits_BS: [B, S] float32, what ids cost under the entropy model; 0 on
-      padding.
-    is_short_BS: [B, S] bool, ids cut for want of slots.
-    codes_BU: [B, U] int32.
-    is_code_BU: [B, U] bool.
+    is_short_BS: True for ids that were cut as they are because their row ran
+      short of slots, [B, S] bool.
+    codes_BU: Codes of all slots, [B, U] int32.
+    is_code_BU: True for the codes of slots that hold a segment, [B, U] bool.
+    byte_slot_BS: Slot of each id of the first level: the segment of this level
+      that holds the first code of the segment of the level below that has the
+      id; [B, S of the first level] int32, -1 on padding.
+    num_queries: Number of codes of a segment, Q.
   """
 
   index_BS: Array
@@ -41,26 +45,27 @@ class CodedLevel:
   is_short_BS: Array
   codes_BU: Array
   is_code_BU: Array
+  byte_slot_BS: Array
+  num_queries: int = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
 class CodedRows:
-  """What there is to say of rows.
+  """Codes of rows, their cost given other codes, and what they decode to.
 
   Attributes:
-    levels: Bottom first.
-    sums: For each level, bits of the ids of each row under the expander, by the
-      kind of codes in `MEMORIES` that it is given, [B] float32 each.
-    top_document_BU: [B, U] int32, document of each top code; -1 of none.
-    accuracy: Right bytes of those decoded, see `free_running_counts`; None
-      where nothing was decoded.
-    decoded: Bytes of the top codes; likewise.
+    ids_BS: Ids that were encoded, [B, S] int32.
+    levels: The levels, bottom first.
+    bits: For each level the bits of the ids of each row under the expander, by
+      the name in `SUBSTITUTES` of the codes that it is given, [B] float32.
+    top_document_BU: Document of each top code, [B, U] int32; -1 in empty slots.
+    decoded: Bytes that the top codes decode to; None if not asked for.
   """
 
+  ids_BS: Array
   levels: tuple[CodedLevel, ...]
-  sums: tuple[dict[str, Array], ...]
+  bits: tuple[dict[str, Array], ...]
   top_document_BU: Array
-  accuracy: Mean | None
   decoded: DecodedRows | None
 
 
@@ -69,155 +74,157 @@ def code_rows(
   batch: Batch,
   *,
   model: AbstractinatorPyramid,
+  substitutes: Sequence[str],
   decode: bool,
 ) -> CodedRows:
-  """Encodes rows, decodes them, and takes the codes away from the expander.
+  """Encodes rows, scores them given other codes, and decodes them.
 
   Args:
-    variables: `params` and the collections.
-    batch: Rows.
-    model: All levels.
-    decode: Whether to decode them from their codes alone.
+    variables: Parameters and collections of the model.
+    batch: Rows of bytes.
+    model: The pyramid.
+    substitutes: Names in `SUBSTITUTES` of the codes that expanders are given.
+    decode: Whether to decode the rows from their top codes alone.
 
   Returns:
-    All of it.
+    The coded rows.
   """
-  output, sums = model.apply(
-    variables, batch, MEMORIES, method=with_other_memories
+  output, bits = cast(
+    tuple[PyramidOutput, tuple[dict[str, Array], ...]],
+    model.apply(variables, batch, substitutes, method=_compress_and_score),
   )
-  accuracy = decoded = None
-  if decode:
-    accuracy, decoded = decode_output(variables, output, batch, model=model)
   return CodedRows(
-    levels=tuple(coded_level(level.compressed) for level in output.levels),
-    sums=sums,
+    ids_BS=batch.ids_BS,
+    levels=coded_levels(output),
+    bits=bits,
     top_document_BU=output.top_codes.document_BP,
-    accuracy=accuracy,
-    decoded=decoded,
+    decoded=_decode(variables, output, model) if decode else None,
   )
 
 
 def code_levels(
   variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
 ) -> tuple[CodedLevel, ...]:
-  """Encodes rows, and no more."""
+  """Encodes rows, without the rest of `code_rows`."""
   output = model.apply(variables, batch, method='compress_all')
-  return tuple(coded_level(level.compressed) for level in output.levels)
+  return coded_levels(cast(PyramidOutput, output))
 
 
-def slots_of_bytes(
-  levels: tuple[CodedLevel, ...], num_queries: tuple[int, ...]
-) -> list[np.ndarray]:
-  """The segment of each level that a byte is in, on the host.
-
-  Args:
-    levels: Bottom first.
-    num_queries: Codes of a segment, of each level.
-
-  Returns:
-    Of each level [B, S] int; -1 of padding.
-  """
-  found, code_BS = [], None
-  for level, queries in zip(levels, num_queries, strict=True):
-    slot_BS = np.asarray(level.index_BS)
-    if code_BS is not None:
-      at_BS = np.maximum(code_BS, 0)
-      slot_BS = np.take_along_axis(slot_BS, at_BS, axis=1)
-      slot_BS = np.where(code_BS >= 0, slot_BS, -1)
-    found.append(slot_BS)
-    # The first code of a segment stands for it.
-    code_BS = np.where(slot_BS >= 0, slot_BS * queries, -1)
-  return found
-
-
-def coded_level(compressed: CompressorOutput) -> CodedLevel:
-  """What is counted of the segments and codes of a level."""
-  segments = compressed.segments
-  is_id_BS = segments.index_BS >= 0
-  return CodedLevel(
-    index_BS=segments.index_BS,
-    entropy_bits_BS=compressed.entropy_bits_BS,
-    bits_BS=jnp.where(is_id_BS, compressed.entropy_nats_BS * BITS_PER_NAT, 0.0),
-    is_short_BS=segments.is_capacity_bound_BS,
-    codes_BU=compressed.quantized.codes_BP,
-    is_code_BU=compressed.is_code_BU,
-  )
+def coded_levels(output: PyramidOutput) -> tuple[CodedLevel, ...]:
+  """Returns the segments and codes of all levels, bottom first."""
+  found: list[CodedLevel] = []
+  for level in output.levels:
+    compressed = level.compressed
+    index_BS = compressed.segments.index_BS
+    byte_slot_BS = index_BS
+    if found:
+      below = found[-1]
+      # The first code of a segment stands for it in the level above.
+      at_BS = jnp.maximum(below.byte_slot_BS, 0) * below.num_queries
+      byte_slot_BS = jnp.where(
+        below.byte_slot_BS >= 0,
+        jnp.take_along_axis(index_BS, at_BS, axis=1),
+        -1,
+      )
+    nats_BS = compressed.entropy_nats_BS
+    num_slots = compressed.is_valid_BP.shape[1]
+    found.append(
+      CodedLevel(
+        index_BS=index_BS,
+        entropy_bits_BS=compressed.entropy_bits_BS,
+        bits_BS=jnp.where(index_BS >= 0, nats_BS * BITS_PER_NAT, 0.0),
+        is_short_BS=compressed.segments.is_capacity_bound_BS,
+        codes_BU=compressed.quantized.codes_BP,
+        is_code_BU=compressed.is_code_BU,
+        byte_slot_BS=byte_slot_BS,
+        num_queries=compressed.is_code_BU.shape[1] // num_slots,
+      )
+    )
+  return tuple(found)
 
 
-def other_memory(
-  memory_BUD: Array, is_code_BU: Array, num_queries: int, kind: str
+def substitute(
+  vectors_BUD: Array, is_code_BU: Array, num_queries: int, name: str
 ) -> Array:
-  """Codes in the place of those of the segments.
+  """Returns vectors of codes in place of those of the segments of a row.
 
   Args:
-    memory_BUD: [B, U, D], vectors of the codes.
-    is_code_BU: [B, U] bool, those that are there, the first ones of a row.
-    num_queries: Codes of a segment.
-    kind: 'true', 'zeroed', or 'shuffled': each segment gets the codes of the
-      one half a row further on, around its end. Rows stay apart, so that it
-      does not matter which of them share a batch.
+    vectors_BUD: Vectors of the codes, [B, U, D].
+    is_code_BU: True for the codes of slots that hold a segment, which are the
+      first ones of a row, [B, U] bool.
+    num_queries: Number of codes of a segment, Q.
+    name: 'true' for the codes themselves; 'zeroed' for zeros; or 'shuffled',
+      where each segment gets the codes of the segment half a row further on,
+      cyclically. Rows are not mixed, so that the result does not depend on
+      which rows share a batch.
 
   Returns:
-    [B, U, D].
+    The vectors, [B, U, D].
   """
-  if kind == 'true':
-    return memory_BUD
-  if kind == 'zeroed':
-    return jnp.zeros_like(memory_BUD)
+  if name == 'true':
+    return vectors_BUD
+  if name == 'zeroed':
+    return jnp.zeros_like(vectors_BUD)
   count_B1 = jnp.sum(is_code_BU, axis=1, keepdims=True)
   by_B1 = count_B1 // num_queries // 2 * num_queries
-  at_U = jnp.arange(memory_BUD.shape[1])
+  at_U = jnp.arange(vectors_BUD.shape[1])
   from_BU = (at_U + by_B1) % jnp.maximum(count_B1, 1)
   from_BU = jnp.where(is_code_BU, from_BU, at_U)
-  return jnp.take_along_axis(memory_BUD, from_BU[..., None], axis=1)
+  return jnp.take_along_axis(vectors_BUD, from_BU[..., None], axis=1)
 
 
-def with_other_memories(
-  pyramid: AbstractinatorPyramid, batch: Batch, kinds: Sequence[str]
+def _compress_and_score(
+  pyramid: AbstractinatorPyramid, batch: Batch, substitutes: Sequence[str]
 ) -> tuple[PyramidOutput, tuple[dict[str, Array], ...]]:
-  """Encodes rows and scores their ids given codes that are not theirs.
-
-  Args:
-    pyramid: All levels.
-    batch: Rows.
-    kinds: Some of `MEMORIES`.
-
-  Returns:
-    Output of the pyramid, without predictions; and `sums` of `CodedRows`.
-  """
+  """Encodes rows and computes `CodedRows.bits`; a method of the pyramid."""
   output = pyramid.compress_all(batch)
-  sums, codebooks = [], None
-  for level, of_level, ids in zip(
-    pyramid.levels,
-    output.levels,
-    output.batches,
-    strict=True,
+  found, codebooks = [], None
+  for level, coded, ids in zip(
+    pyramid.levels, output.levels, output.batches, strict=True
   ):
-    compressed = of_level.compressed
-    memory_NUD = jnp.concatenate(
+    compressed = coded.compressed
+    vectors_NUD = jnp.concatenate(
       [
-        other_memory(
+        substitute(
           compressed.quantized.vectors_BPD,
           compressed.is_code_BU,
           level.config.pooling.num_queries,
-          kind,
+          name,
         )
-        for kind in kinds
+        for name in substitutes
       ]
     )
-    # All kinds as one batch: one expander to compile.
+    # All substitutes form one batch: one expander to compile.
     ids, segments = jax.tree.map(
-      lambda x: jnp.concatenate([x] * len(kinds)), (ids, compressed.segments)
+      lambda x: jnp.concatenate([x] * len(substitutes)),
+      (ids, compressed.segments),
     )
     expanded = level.expander(
-      ids.ids_BS, ids.document_BS, segments, memory_NUD, codebooks=codebooks
+      ids.ids_BS, ids.document_BS, segments, vectors_NUD, codebooks=codebooks
     )
-    bits = jnp.split(_bits(expanded.nats_BS, ids), len(kinds))
-    sums.append(dict(zip(kinds, bits, strict=True)))
+    bits_N = row_bits(expanded.nats_BS, ids.document_BS >= 0)
+    parts = jnp.split(bits_N, len(substitutes))
+    found.append(dict(zip(substitutes, parts, strict=True)))
     codebooks = level.compressor.quantizer.codebooks()
-  return output, tuple(sums)
+  return output, tuple(found)
 
 
-def _bits(nats_BS, batch):
-  is_id_BS = batch.document_BS >= 0
-  return BITS_PER_NAT * jnp.sum(jnp.where(is_id_BS, nats_BS, 0.0), axis=1)
+def _decode(
+  variables: PyTree, output: PyramidOutput, model: AbstractinatorPyramid
+) -> DecodedRows:
+  """Decodes encoded rows from their top codes alone."""
+  top = output.levels[-1].compressed
+  lowest_BP = segmentation.per_slot(
+    segmentation.first_slots(top.segments, output.batches[-1].document_BS),
+    top.segments,
+    top.is_valid_BP.shape[1],
+  )
+  decoded = model.apply(
+    variables,
+    top.quantized.codes_BP,
+    top.is_valid_BP,
+    lowest_BP,
+    sequence_length=output.batches[0].ids_BS.shape[1],
+    method='decode_all',
+  )
+  return cast(DecodedRows, decoded)

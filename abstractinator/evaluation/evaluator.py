@@ -1,31 +1,34 @@
-"""A run's functions, compiled once, for whatever is measured of it."""
+"""Compiled functions of a run with which passages are scored and encoded."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from abstractinator.config import ModelConfig, RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.evaluation import coded_rows, likelihood
 from abstractinator.evaluation.coded_rows import CodedLevel, CodedRows
+from abstractinator.evaluation.likelihood import RowSums
 from abstractinator.evaluation.windows import (
+  ContextWindow,
   Passage,
   WindowBatch,
   batches_of,
   rows_of,
   windows_of,
 )
-from abstractinator.objective.by_level import ByLevel
+from abstractinator.model.pyramid import BytePredictions, PyramidOutput
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import read_trained
 from abstractinator.runs.sharding import batch_sharding, make_mesh, replicated
 from abstractinator.types import Array, Batch, PyTree
 
-# Ids of a batch where its size is not given.
+# Ids of a batch if its number of rows is not given.
 _BATCH_IDS = 8192
 
 
@@ -36,16 +39,13 @@ def open_run(
   batch_size: int | None = None,
   stride: int | None = None,
 ) -> 'Evaluator':
-  """An evaluator of a checkpoint.
+  """Returns an evaluator of a checkpoint.
 
   Args:
     workdir: Directory of the run.
-    step: Which checkpoint, the latest by default.
-    batch_size: See `Evaluator`.
-    stride: Likewise.
-
-  Returns:
-    The evaluator.
+    step: Step of the checkpoint; the latest one by default.
+    batch_size: Number of rows in a batch; see `Evaluator`.
+    stride: Most ids that a window after the first one scores; see `Evaluator`.
 
   Raises:
     ValueError: If there is no such checkpoint, it is damaged, or a number is
@@ -58,35 +58,37 @@ def open_run(
 
 @dataclasses.dataclass(frozen=True)
 class ScoredBatch:
-  """What a batch of windows costs; see `likelihood`.
+  """Costs of a batch of windows; see `likelihood`.
 
   Attributes:
-    windows: Of each row.
-    sums: Sums of each row from `likelihood`, [B] float32 each.
-    codes_BU: [B, U] int32, top codes; none of an entropy model.
-    is_code_BU: [B, U] bool, those that are there.
-    is_paid_BU: [B, U] bool, those that are paid for.
+    windows: Windows of each row that is not padding.
+    sums: Sums of each row by name, [B] float32.
+    codes_BU: Top codes, [B, U] int32; none for an entropy model.
+    is_code_BU: True for the codes of slots that hold a segment, [B, U] bool.
+    is_paid_BU: True for the codes that cost bits, [B, U] bool.
   """
 
-  windows: tuple[tuple, ...]
-  sums: ByLevel[np.ndarray]
+  windows: tuple[tuple[ContextWindow, ...], ...]
+  sums: RowSums
   codes_BU: np.ndarray
   is_code_BU: np.ndarray
   is_paid_BU: np.ndarray
 
 
 class Evaluator:
-  """Scores passages and encodes them, over all devices at hand.
+  """Functions that score and encode passages, on all local devices.
 
-  What is measured does not depend on batches or devices: rows do not see each
-  other, and sums are taken row by row.
+  Results depend neither on the size of batches nor on the number of devices:
+  rows do not see each other, and sums are taken row by row.
 
   Attributes:
-    config: Of the run. Where the entropy model says the ends of segments, slots
-      are so many that they never run short: else nobody who decodes could find
-      the same ends.
-    stride: Ids that a window after the first counts; see `windows`.
-    has_codes: Whether the run is more than an entropy model.
+    config: Config of the run. Where the entropy model decides the ends of
+      segments, rows have so many slots that they never run short: a decoder
+      could not find the same ends otherwise.
+    stride: Most ids that a window after the first one scores; see `windows`.
+    has_codes: Whether the run has trained levels, not an entropy model alone.
+    model: The pyramid.
+    variables: Parameters and collections of the model, on all devices.
   """
 
   def __init__(
@@ -98,15 +100,16 @@ class Evaluator:
     stride: int | None = None,
     devices: Sequence[jax.Device] | None = None,
   ):
-    """Compiles nothing yet.
+    """Prepares the functions; each is compiled at its first use.
 
     Args:
-      config: Of the run.
-      variables: `params` and the collections.
-      batch_size: Rows of a batch, rounded up to a multiple of the devices; as
-        many as make 8192 ids by default.
-      stride: Half of `data.sequence_length` by default.
-      devices: All of this process by default.
+      config: Config of the run.
+      variables: Parameters and collections of its model.
+      batch_size: Number of rows in a batch, rounded up to a multiple of the
+        number of devices; by default, rows of 8192 ids in total.
+      stride: Most ids that a window after the first one scores; by default,
+        half of `data.sequence_length`.
+      devices: Devices to use; by default, all of this process.
 
     Raises:
       ValueError: If a number is out of its range.
@@ -122,7 +125,7 @@ class Evaluator:
     if batch_size < 1:
       raise ValueError(f'batch_size: got {batch_size}, allowed: at least 1')
     self.config = dataclasses.replace(
-      config, model=_never_short_of_slots(config.model)
+      config, model=_with_enough_slots(config.model)
     )
     self.has_codes = OBJECTIVES[config.objective].has_codes
     devices = jax.local_devices() if devices is None else list(devices)
@@ -134,36 +137,37 @@ class Evaluator:
     self.model = make_model(self.config, devices[0].platform)
     self.variables = jax.device_put(variables, replicated(mesh))
     self._score = self._jit(
-      functools.partial(
-        _score_pyramid if self.has_codes else _score_entropy_model,
-        model=self.model,
-      )
+      _score_pyramid if self.has_codes else _score_entropy_model
     )
     self._code = {
       decode: self._jit(
-        functools.partial(coded_rows.code_rows, model=self.model, decode=decode)
+        coded_rows.code_rows,
+        substitutes=coded_rows.SUBSTITUTES,
+        decode=decode,
       )
       for decode in (False, True)
     }
-    self._levels = self._jit(
-      functools.partial(coded_rows.code_levels, model=self.model)
-    )
+    self._levels = self._jit(coded_rows.code_levels)
 
-  def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(function, out_shardings=replicated(self._mesh))
+  def _jit(self, function: Callable[..., Any], **options: Any) -> Any:
+    """Returns a compiled function of variables and rows."""
+    return jax.jit(
+      functools.partial(function, model=self.model, **options),
+      out_shardings=replicated(self._mesh),
+    )
 
   def score(
     self, passages: Iterable[Passage], *, alone: bool = False
   ) -> Iterator[ScoredBatch]:
-    """Scores every id that counts, once.
+    """Scores the ids of passages, each id once.
 
     Args:
-      passages: Of any length.
-      alone: Whether each window has a row of its own, so that the sums of a
-        row are those of a window.
+      passages: Passages of any length.
+      alone: Whether each window has a row of its own, so that the sums of a row
+        are those of a window.
 
-    Returns:
-      Batches in order.
+    Yields:
+      The scored batches in order, on the host.
     """
     batches = self._batches(passages, self.stride, 1 if alone else None)
     for windows, scored in self._run(
@@ -174,14 +178,14 @@ class Evaluator:
   def code(
     self, passages: Iterable[Passage], *, decode: bool
   ) -> Iterator[tuple[WindowBatch, CodedRows]]:
-    """Encodes passages in windows side by side, each id in one of them.
+    """Encodes passages in windows that lie side by side.
 
     Args:
-      passages: Of any length.
-      decode: Whether to decode them from their codes alone, too.
+      passages: Passages of any length.
+      decode: Whether to decode the windows from their top codes alone.
 
     Returns:
-      Batches in order, on the host.
+      Batches of windows in order, each with its coded rows, on the host.
     """
     batches = self._batches(passages, self.config.data.sequence_length)
     return self._run(
@@ -191,33 +195,41 @@ class Evaluator:
   def levels(
     self, passages: Iterable[Passage]
   ) -> Iterator[tuple[WindowBatch, tuple[CodedLevel, ...]]]:
-    """Encodes passages as `code` does, each window in a row of its own."""
+    """Encodes passages as `code` does, but each window in a row of its own."""
     batches = self._batches(passages, self.config.data.sequence_length, 1)
     return self._run(lambda b: self._levels(self.variables, b.batch), batches)
 
   def levels_of_long(self, ids_N: np.ndarray) -> tuple[CodedLevel, ...]:
-    """Encodes a document of any length as one row, none of it divided.
+    """Encodes a document of any length as one row.
 
     Args:
-      ids_N: [N] int32; what was compiled serves the same length again.
+      ids_N: The document, [N] int; each length is compiled once.
 
     Returns:
-      The levels of a batch of one, on the host.
+      The levels of a batch of one row, on the host.
     """
-    ids_BS = np.asarray(ids_N, np.int32)[None]
-    batch = Batch(ids_BS, np.zeros_like(ids_BS), np.zeros(1, np.int32))
+    ids_BS = jnp.asarray(ids_N, jnp.int32)[None]
+    batch = Batch(ids_BS, jnp.zeros_like(ids_BS), jnp.zeros(1, jnp.int32))
     with jax.set_mesh(self._mesh):
       return jax.device_get(self._levels(self.variables, batch))
 
-  def _batches(self, passages, stride, max_documents=None):
+  def _batches(
+    self,
+    passages: Iterable[Passage],
+    stride: int,
+    max_documents: int | None = None,
+  ) -> Iterator[WindowBatch]:
+    """Cuts passages into windows and batches them; see `windows`."""
     size = self.config.data.sequence_length
     if max_documents is None:
       max_documents = self.config.model.max_documents(size)
     rows = rows_of(windows_of(passages, size, stride), size, max_documents)
     return batches_of(rows, size, self._batch_size)
 
-  def _run(self, function, batches):
-    """Runs a function a batch ahead of what is fetched of it."""
+  def _run(
+    self, function: Callable[[WindowBatch], Any], batches: Iterable[WindowBatch]
+  ) -> Iterator[tuple[WindowBatch, Any]]:
+    """Yields batches with results of a function that runs a batch ahead."""
     waiting = None
     for batch in batches:
       with jax.set_mesh(self._mesh):
@@ -234,7 +246,8 @@ class Evaluator:
       yield waiting[0], jax.device_get(waiting[1])
 
 
-def _never_short_of_slots(config: ModelConfig) -> ModelConfig:
+def _with_enough_slots(config: ModelConfig) -> ModelConfig:
+  """Returns a config whose slots never run short if entropy ends segments."""
   level, *upper = config.levels
   if level.expander.ends != 'entropy':
     return config
@@ -249,8 +262,9 @@ def _score_pyramid(
   is_counted_BS: Array,
   *,
   model: AbstractinatorPyramid,
-) -> tuple[likelihood.RowSums, Array, Array, Array]:
-  output = model.apply(variables, batch)
+) -> tuple[RowSums, Array, Array, Array]:
+  """Computes the fields of a `ScoredBatch` for a run with codes."""
+  output = cast(PyramidOutput, model.apply(variables, batch))
   sums, is_paid_BU = likelihood.pyramid_bits(output, is_counted_BS)
   codes = output.top_codes
   return sums, codes.codes_BP, codes.document_BP >= 0, is_paid_BU
@@ -262,10 +276,10 @@ def _score_entropy_model(
   is_counted_BS: Array,
   *,
   model: AbstractinatorPyramid,
-) -> tuple[likelihood.RowSums, Array, Array, Array]:
+) -> tuple[RowSums, Array, Array, Array]:
+  """Computes the fields of a `ScoredBatch` for a run of an entropy model."""
   output = model.apply(variables, batch, method='predict_bytes')
-  sums = likelihood.entropy_model_bits(
-    output.nats_BS, output.logits_BSV, batch, is_counted_BS
-  )
+  predictions = cast(BytePredictions, output)
+  sums = likelihood.entropy_model_bits(predictions, is_counted_BS)
   none_BU = batch.ids_BS[:, :0]
   return sums, none_BU, none_BU > 0, none_BU > 0

@@ -1,15 +1,19 @@
-"""Rows with their segments and what codes make of them, to look at."""
+"""Rows with their segments and the bytes decoded from their codes, to look at.
 
-import flax.struct
+In pictures an id is a cell of `_CELL` pixels, and S cells make a row.
+"""
+
+import itertools
+
 import numpy as np
 
 from abstractinator import types
-from abstractinator.evaluation.coded_rows import CodedLevel, slots_of_bytes
-from abstractinator.evaluation.reconstruction import align
+from abstractinator.evaluation.coded_rows import CodedRows
+from abstractinator.evaluation.reconstruction import align, segments_of_rows
 from abstractinator.model.pyramid import DecodedRows
-from abstractinator.types import NUM_BYTES, Array
+from abstractinator.types import NUM_BYTES
 
-# Of a picture, pixels but for the first two.
+# The first two count ids and lines; the others are pixels of a picture.
 _IDS_A_LINE = 128
 _MAX_LINES = 16
 _CELL = 8
@@ -22,38 +26,24 @@ _INK = (70, 84, 110)
 _RED = (214, 40, 57)
 
 
-@flax.struct.dataclass
-class ExampleRows:
-  """Rows that were encoded and decoded.
-
-  Attributes:
-    ids_BS: [B, S] int32.
-    levels: Bottom first.
-    decoded: Bytes of the top codes.
-  """
-
-  ids_BS: Array
-  levels: tuple[CodedLevel, ...]
-  decoded: DecodedRows
-
-
-def markdown(rows: ExampleRows, num_rows: int) -> str:
-  """Rows with their segments and reconstructions.
+def markdown(rows: CodedRows, num_rows: int) -> str:
+  """Returns rows as text, with a bar between segments.
 
   Args:
-    rows: On the host.
-    num_rows: How many rows to show.
+    rows: Decoded rows, on the host.
+    num_rows: Number of rows to show.
 
   Returns:
-    For each row its text with a bar between segments, and below it what the
-    codes alone decode to, likewise divided.
+    For each row its text, and below it the text that its codes alone decode to,
+    as Markdown.
   """
+  decoded = _decoded(rows)
   texts = []
   for ids_S, index_S, ids_PL, length_P in zip(
     rows.ids_BS[:num_rows],
     rows.levels[0].index_BS,
-    rows.decoded.ids_BPL,
-    rows.decoded.length_BP,
+    decoded.ids_BPL,
+    decoded.length_BP,
     strict=False,
   ):
     is_real_S = index_S >= 0
@@ -68,50 +58,47 @@ def markdown(rows: ExampleRows, num_rows: int) -> str:
   return '\n\n---\n\n'.join(texts)
 
 
-def draw(
-  rows: ExampleRows, num_queries: tuple[int, ...], num_rows: int
-) -> np.ndarray:
-  """The same rows as a picture, 128 ids a line.
+def draw(rows: CodedRows, num_rows: int) -> np.ndarray:
+  """Draws rows as a picture, 128 ids a line.
 
-  Each line has a band for each level, the top one first, in which segments have
-  the colour of their code; below it the entropy that cut the first level, its
-  highest value as high as there is room; and in red the bytes that codes alone
-  do not give back.
+  A line has a band for each level, the top level first, in which each segment
+  has the color of its first code. Below them are bars of the entropy by which
+  the first level is cut, in proportion to the highest one in the batch; and in
+  red the bytes that decoding from codes alone gets wrong.
 
   Args:
-    rows: On the host.
-    num_queries: Codes of a segment, of each level.
-    num_rows: How many rows to show; at most 16 lines in all.
+    rows: Decoded rows, on the host.
+    num_rows: Number of rows to show, as far as 16 lines hold them.
 
   Returns:
-    [height, width, 3] uint8.
+    The picture, [height, width, 3] uint8.
   """
-  slots = slots_of_bytes(rows.levels, num_queries)
-  entropy_BS = rows.levels[0].entropy_bits_BS
-  is_real_BS = slots[0] >= 0
+  decoded, first = _decoded(rows), rows.levels[0]
+  entropy_BS = np.asarray(first.entropy_bits_BS)
+  is_real_BS = np.asarray(first.byte_slot_BS) >= 0
   highest = max(float(entropy_BS[is_real_BS].max(initial=0.0)), 1e-6)
+  top_BS = np.asarray(rows.levels[-1].byte_slot_BS)
   lines = []
-  for row in range(min(num_rows, len(rows.ids_BS))):
-    decoded = rows.decoded
-    beside_S, _ = align(
-      decoded.ids_BPL[row],
-      decoded.length_BP[row],
-      decoded.rows.origin_BP[row],
-      slots[-1][row],
-    )
-    is_byte_S = is_real_BS[row] & (rows.ids_BS[row] < NUM_BYTES)
-    is_wrong_S = is_byte_S & (beside_S != rows.ids_BS[row])
+  for row, segments in enumerate(
+    itertools.islice(segments_of_rows(decoded), num_rows)
+  ):
+    ids_S, is_real_S = np.asarray(rows.ids_BS)[row], is_real_BS[row]
+    beside_S, _ = align(*segments, top_BS[row])
+    is_wrong_S = is_real_S & (ids_S < NUM_BYTES) & (beside_S != ids_S)
     bands = [
-      _band(slot_BS[row], level.codes_BU[row], queries)
-      for slot_BS, level, queries in zip(
-        slots, rows.levels, num_queries, strict=True
+      _band(
+        np.asarray(level.byte_slot_BS)[row],
+        np.asarray(level.codes_BU)[row],
+        level.num_queries,
       )
+      for level in reversed(rows.levels)
     ]
-    height_S = np.where(is_real_BS[row], entropy_BS[row] / highest, 0.0)
-    bands = [*bands[::-1], _bars(height_S), _bars(is_wrong_S, _ERRORS, _RED)]
-    strip = np.concatenate(bands)
+    height_S = np.where(is_real_S, entropy_BS[row] / highest, 0.0)
+    strip = np.concatenate(
+      [*bands, _bars(height_S), _bars(is_wrong_S, _ERRORS, _RED)]
+    )
     width = _IDS_A_LINE * _CELL
-    for begin in range(0, int(is_real_BS[row].sum()) * _CELL, width):
+    for begin in range(0, int(is_real_S.sum()) * _CELL, width):
       part = strip[:, begin : begin + width]
       missing = width - part.shape[1]
       lines.append(
@@ -120,35 +107,46 @@ def draw(
   return np.concatenate(lines[:_MAX_LINES])
 
 
-def colours(codes: np.ndarray) -> np.ndarray:
-  """Colours of codes, [..., 3] uint8: light, and unlike for near numbers."""
+def colors(codes: np.ndarray) -> np.ndarray:
+  """Returns light colors of codes, unlike for near numbers, [..., 3] uint8."""
   # Steps of the golden ratio around the circle of hues are far apart.
   hue = np.asarray(codes, np.float64)[..., None] * 0.6180339887
   parts = np.abs(np.add(hue, [0, 2 / 3, 1 / 3]) % 1.0 * 6.0 - 3.0) - 1.0
   return (255 * (0.5 + 0.4 * np.clip(parts, 0.0, 1.0))).astype(np.uint8)
 
 
-def _band(slot_S, codes_U, num_queries) -> np.ndarray:
-  """Segments of a level, [height, S cells, 3]."""
-  # Of several codes the first; the colour of any tells segments apart.
+def _decoded(rows: CodedRows) -> DecodedRows:
+  assert rows.decoded is not None, 'the rows were not decoded'
+  return rows.decoded
+
+
+def _band(
+  slot_S: np.ndarray, codes_U: np.ndarray, num_queries: int
+) -> np.ndarray:
+  """Returns a band of the segments of a level, [height, S cells, 3]."""
+  # The color of the first code of a segment is enough to tell segments apart.
   code_S = codes_U[np.maximum(slot_S, 0) * num_queries]
-  colour_S3 = np.where(slot_S[:, None] >= 0, colours(code_S), 255)
-  band = np.tile(np.repeat(colour_S3, _CELL, axis=0), (_BAND, 1, 1))
+  color_S3 = np.where(slot_S[:, None] >= 0, colors(code_S), 255)
+  band = np.tile(np.repeat(color_S3, _CELL, axis=0), (_BAND, 1, 1))
   is_start_S = np.diff(slot_S, prepend=-1) != 0
   band[:, np.flatnonzero(is_start_S) * _CELL] = 255
   band[-1] = 255
   return band.astype(np.uint8)
 
 
-def _bars(share_S, height=_CURVE, colour=_INK) -> np.ndarray:
-  """Bars of so much of the height, [height, S cells, 3]."""
-  filled_S = np.repeat(np.round(np.asarray(share_S) * height), _CELL)
+def _bars(
+  fraction_S: np.ndarray,
+  height: int = _CURVE,
+  color: tuple[int, int, int] = _INK,
+) -> np.ndarray:
+  """Returns bars that fill a fraction of the height, [height, S cells, 3]."""
+  filled_S = np.repeat(np.round(np.asarray(fraction_S) * height), _CELL)
   is_filled = np.arange(height, 0, -1)[:, None] <= filled_S
-  return np.where(is_filled[..., None], colour, 255).astype(np.uint8)
+  return np.where(is_filled[..., None], color, 255).astype(np.uint8)
 
 
 def _block(segments: list[np.ndarray]) -> str:
-  """A Markdown code block, indented so that no text can end it."""
+  """Returns a Markdown code block, indented so that no text can end it."""
   texts = [
     types.ids_to_bytes(ids).decode('utf-8', errors='replace')
     for ids in segments

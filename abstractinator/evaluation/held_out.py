@@ -1,4 +1,4 @@
-"""Metrics and examples on held-out rows."""
+"""Metrics of held-out rows while a run trains, and examples to look at."""
 
 import dataclasses
 import functools
@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from abstractinator.config import LossConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
-from abstractinator.evaluation.coded_rows import (
-  coded_level,
-  with_other_memories,
+from abstractinator.evaluation.coded_rows import CodedRows, code_rows
+from abstractinator.evaluation.examples import draw, markdown
+from abstractinator.evaluation.level_statistics import (
+  Histogram,
+  SegmentHistograms,
 )
-from abstractinator.evaluation.distributions import Distributions, Histogram
-from abstractinator.evaluation.examples import ExampleRows, draw, markdown
-from abstractinator.evaluation.reconstruction import decode_output
-from abstractinator.model.pyramid import PyramidOutput
-from abstractinator.objective import losses, metrics
+from abstractinator.evaluation.reconstruction import free_running_counts
+from abstractinator.objective import metrics
 from abstractinator.objective.by_level import ByLevel
 from abstractinator.objective.eval_step import eval_step
 from abstractinator.objective.metrics import Metrics, Summary
@@ -35,18 +34,18 @@ _BITS = 'expander_bits_per_byte'
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What there is to say of held-out rows.
+  """Metrics, histograms and examples of held-out rows.
 
   Attributes:
-    summary: Metrics of `eval_step`, summarized. With codes also, for each
-      level, `expander_bits_per_byte_shuffled_codes`, given the codes of other
-      segments, and `..._true_codes`, of the same rows; and of the whole
-      `free_running_byte_accuracy`.
-    histograms: Histograms of `metrics.histograms`, and with codes those of
-      `Distributions`.
-    examples: The first rows as Markdown; None without codes.
-    picture: The first rows as a picture, [height, width, 3] uint8; None without
-      codes.
+    summary: Metrics of `eval_step`, summarized. For a run with codes also, over
+      the first batches, for each level `expander_bits_per_byte_shuffled_codes`,
+      given the codes of other segments, and `..._true_codes`, of the same rows;
+      and for the whole `free_running_byte_accuracy`.
+    histograms: Histograms of `metrics.histograms`, and for a run with codes
+      those of `SegmentHistograms`.
+    examples: The first rows as Markdown; None for a run without codes.
+    picture: The first rows as a picture, [height, width, 3] uint8; None for a
+      run without codes.
   """
 
   summary: Summary
@@ -56,7 +55,7 @@ class Evaluation:
 
 
 class HeldOut:
-  """Evaluates variables on batches; compiles each function once."""
+  """Evaluates variables on held-out batches; compiles each function once."""
 
   def __init__(
     self,
@@ -67,16 +66,16 @@ class HeldOut:
     variable_shardings: PyTree,
     batches: Callable[[int | None], Iterable[Batch]],
   ):
-    """Prepares, compiling nothing yet.
+    """Prepares the functions; each is compiled at its first use.
 
     Args:
-      model: All levels.
-      weights: Of the loss terms.
-      objective: What is trained.
-      mesh: Where batches go.
-      variable_shardings: Of the variables to come.
-      batches: This process's rows of the first so many held-out batches, all
-        of them for None.
+      model: The pyramid.
+      weights: Weights of the loss terms.
+      objective: Objective of the run.
+      mesh: Mesh of devices over which batches are spread.
+      variable_shardings: Shardings of the variables.
+      batches: Function that returns the rows of this process in the first
+        held-out batches; it takes their number, None for all.
     """
     self._model, self._mesh = model, mesh
     self._batches = batches
@@ -90,8 +89,12 @@ class HeldOut:
         eval_step, model=model, weights=weights, objective=objective
       )
     )
-    self._decode = jit(functools.partial(decode_step, model=model))
-    # Other ids than bytes are no text to be shown.
+    self._decode = jit(
+      functools.partial(
+        code_rows, model=model, substitutes=('shuffled',), decode=True
+      )
+    )
+    # Ids other than bytes are no text to show.
     is_decoded = objective.has_codes and not objective.reads_codes
     is_decoded &= model.num_ids == NUM_BYTES
     self._num_decoded = _DECODED_BATCHES if is_decoded else 0
@@ -100,75 +103,65 @@ class HeldOut:
     """Averages metrics over held-out batches.
 
     Args:
-      variables: `params` and the collections.
-      max_batches: How many batches; None for all.
+      variables: Parameters and collections of the model.
+      max_batches: Number of batches; None for all. The first 8 of them are
+        also decoded.
 
     Returns:
-      What was found; what is decoded, of the first 8 batches.
+      The evaluation.
     """
     total: Metrics | None = None
-    # Only the first batches are decoded.
+    # Metrics of the decoded batches alone.
     decoded: Metrics | None = None
-    first: ExampleRows | None = None
-    distributions = Distributions(self._model.config.levels)
-    for number, rows in enumerate(self._batches(max_batches)):
-      batch = shard_batch(rows, self._mesh)
-      scored = self._score(variables, batch)
-      total = metrics.merge(total, jax.device_get(scored))
+    first: CodedRows | None = None
+    segments = SegmentHistograms(self._model.config.levels)
+    for number, batch in enumerate(self._batches(max_batches)):
+      placed = shard_batch(batch, self._mesh)
+      scored = self._score(variables, placed)
       if number < self._num_decoded:
-        part, shown = self._decode(variables, batch)
-        part = jax.device_get(part | _true_codes(scored))
-        decoded = metrics.merge(decoded, part)
-        if first is None:
-          first = jax.device_get(shown)
-        distributions.add(jax.device_get(shown.levels))
+        rows = jax.device_get(self._decode(variables, placed))
+        first = rows if first is None else first
+        decoded = metrics.merge(decoded, _decoded_metrics(rows, scored))
+        segments.add(rows.levels)
+      total = metrics.merge(total, jax.device_get(scored))
     found = (total or ByLevel()) | (decoded or ByLevel())
     histograms = metrics.histograms(found).apply(
       lambda counts: {name: Histogram(x) for name, x in counts.items()}
     )
     examples = picture = None
     if first is not None:
-      histograms |= distributions.histograms()
-      levels = self._model.config.levels
-      queries = tuple(level.pooling.num_queries for level in levels)
+      histograms |= segments.histograms()
       examples = markdown(first, _EXAMPLE_ROWS)
-      picture = draw(first, queries, _EXAMPLE_ROWS)
+      picture = draw(first, _EXAMPLE_ROWS)
     return Evaluation(metrics.summarize(found), histograms, examples, picture)
 
 
-def decode_step(
-  variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
-) -> tuple[Metrics, ExampleRows]:
-  """Encodes a batch, decodes it from its top codes alone, and shuffles them.
+def _decoded_metrics(rows: CodedRows, scored: Metrics) -> Metrics:
+  """Returns the metrics of a decoded batch; see `Evaluation.summary`.
 
   Args:
-    variables: `params` and the collections.
-    batch: Rows.
-    model: All levels.
-
-  Returns:
-    The free-running accuracy and the bits given shuffled codes, see
-    `Evaluation`; and what was encoded and decoded.
+    rows: The batch, on the host.
+    scored: Metrics of the batch from `eval_step`.
   """
-  output, sums = cast(
-    tuple[PyramidOutput, tuple[dict[str, Array], ...]],
-    model.apply(variables, batch, ('shuffled',), method=with_other_memories),
+  assert rows.decoded is not None, 'the rows were not decoded'
+  right_B, total_B = free_running_counts(
+    rows.decoded,
+    np.asarray(rows.ids_BS),
+    np.asarray(rows.levels[-1].byte_slot_BS),
   )
-  accuracy, decoded = decode_output(variables, output, batch, model=model)
-  num_bytes = metrics.count(losses.is_byte(batch))
-  given = ByLevel(
-    tuple(
-      {f'{_BITS}_shuffled_codes': Mean(jnp.sum(x['shuffled']), num_bytes)}
-      for x in sums
-    ),
-    {'free_running_byte_accuracy': accuracy},
+  num_bytes = np.sum(np.asarray(rows.ids_BS) < NUM_BYTES)
+  levels = tuple(
+    {
+      f'{_BITS}_shuffled_codes': _mean(np.sum(bits['shuffled']), num_bytes),
+      f'{_BITS}_true_codes': jax.device_get(of_level[_BITS]),
+    }
+    for bits, of_level in zip(rows.bits, scored.levels, strict=True)
   )
-  levels = tuple(coded_level(level.compressed) for level in output.levels)
-  return given, ExampleRows(batch.ids_BS, levels, decoded)
+  accuracy = _mean(right_B.sum(), total_B.sum())
+  return ByLevel(levels, {'free_running_byte_accuracy': accuracy})
 
 
-def _true_codes(scored: Metrics) -> Metrics:
-  """Returns the bits given true codes of a batch that is decoded."""
-  return ByLevel(
-    tuple({f'{_BITS}_true_codes': x[_BITS]} for x in scored.levels)
-  )
+def _mean(total: ArrayLike, count: ArrayLike) -> Mean:
+  """Returns a mean of numbers on the host."""
+  numbers = np.asarray(total, np.float32), np.asarray(count, np.float32)
+  return Mean(*cast(tuple[Array, Array], numbers))

@@ -1,14 +1,15 @@
-"""What ids cost under a pyramid: sums of each row, over the ids that count.
+"""Cost of ids under a pyramid: bits of each row, over the ids that are scored.
 
-The ids before the first that counts are known: they condition what follows and
-cost nothing. So are the codes of segments that lie before it, which follow from
-them. A segment that it divides has a code that is not known: its code is paid
-for, its known ids and their ends are not. What is paid is thereby what a
-message to one who knows the context would take, and the sum over the windows of
-a document an upper bound of what the document costs.
+The ids of a document before the first scored one are context: they condition
+the ids after them and cost nothing. Nor do the codes of segments that lie in
+the context cost anything, since they follow from it. A segment that begins in
+the context and ends after it has an unknown code: this code costs bits, but not
+the context ids of the segment and their ends. The sum is the length of a
+message to a receiver who knows the context. Summed over the windows of a
+document it is an upper bound on the cost of the document.
 
-Where slots run short, the division of known ids depends on later ones; then the
-ends of all ids of the row are paid for.
+Where slots run short, the segments of the context depend on the ids after it;
+then the ends of all ids of the row cost bits.
 """
 
 from typing import TypeVar
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from optax.losses import sigmoid_binary_cross_entropy
 
 from abstractinator.model.level import LevelOutput
-from abstractinator.model.pyramid import PyramidOutput
+from abstractinator.model.pyramid import BytePredictions, PyramidOutput
 from abstractinator.objective import losses
 from abstractinator.objective.by_level import ByLevel
 from abstractinator.ops import segmentation
@@ -29,10 +30,10 @@ RowSums = ByLevel[Array]
 
 
 def expansion_bits(sums: ByLevel[T]) -> list[T]:
-  """Returns what a text costs given its top codes, part by part.
+  """Returns the cost of a text given its top codes, part by part.
 
   Args:
-    sums: Sums from `pyramid_bits`, of rows or of all of them.
+    sums: Sums from `pyramid_bits`, of each row or over all rows.
 
   Returns:
     The bits of the ids and of the ends of segments, level by level.
@@ -45,10 +46,10 @@ def expansion_bits(sums: ByLevel[T]) -> list[T]:
 
 
 def top_lm_bits(sums: ByLevel[T]) -> list[T]:
-  """Returns what the top codes cost under a discrete top LM, part by part.
+  """Returns the cost of the top codes under a discrete top LM, part by part.
 
   Args:
-    sums: Sums from `pyramid_bits`, of rows or of all of them.
+    sums: Sums from `pyramid_bits`, of each row or over all rows.
 
   Returns:
     The bits of the codes and of the ends of documents; none without a discrete
@@ -61,73 +62,89 @@ def top_lm_bits(sums: ByLevel[T]) -> list[T]:
 def pyramid_bits(
   output: PyramidOutput, is_counted_BS: Array
 ) -> tuple[RowSums, Array]:
-  """Bits of the ids that count, and how many bytes there are.
+  """Sums the bits of the scored ids of each row, and counts their bytes.
 
   Args:
-    output: Of the pyramid, teacher-forced.
-    is_counted_BS: [B, S] bool, of the first level; in each document all ids
-      from some one on.
+    output: Output of the pyramid, teacher-forced.
+    is_counted_BS: True for the scored ids of the first level, [B, S] bool; in
+      each document all ids from the first scored one on.
 
   Returns:
-    [B] float32 each: of each level `entropy_model_bits`, `expander_bits` and
-    `end_bits`; of the whole `num_bytes`, `num_right_bytes` and, with a discrete
-    top LM, `top_lm_code_bits` and `top_lm_end_bits`. And [B, U] bool, the top
-    codes that are paid for.
+    The sums, [B] float32 each: for each level `entropy_model_bits`,
+    `expander_bits` and `end_bits`; for the whole `num_bytes`,
+    `num_right_bytes`, whose most likely id is the true one, and, with a
+    discrete top LM, `top_lm_code_bits` and `top_lm_end_bits`. And the mask of
+    the top codes that cost bits, [B, U] bool.
   """
-  whole = _byte_sums(
-    output.batches[0], output.levels[0].expanded.best_BS, is_counted_BS
-  )
+  best_BS = output.levels[0].expanded.best_BS
+  whole = _byte_sums(output.batches[0], best_BS, is_counted_BS)
   levels = []
   for level, batch in zip(output.levels, output.batches, strict=True):
     is_counted_BS = is_counted_BS & (batch.document_BS >= 0)
     levels.append(_level_bits(level, is_counted_BS))
-    is_counted_BS = _codes_that_count(level, is_counted_BS)
+    is_counted_BS = _counted_codes(level, is_counted_BS)
   top_lm, codes = output.top_lm, output.top_codes
   if top_lm is not None and top_lm.logits is not None:
     code_BU = losses.code_nats(top_lm, codes.codes_BP)
     end_BU = losses.end_nats(top_lm, codes.is_end_BP)
-    whole['top_lm_code_bits'] = _bits(code_BU, is_counted_BS)
-    whole['top_lm_end_bits'] = _bits(end_BU, is_counted_BS)
+    whole['top_lm_code_bits'] = row_bits(code_BU, is_counted_BS)
+    whole['top_lm_end_bits'] = row_bits(end_BU, is_counted_BS)
   return ByLevel(tuple(levels), whole), is_counted_BS
 
 
 def entropy_model_bits(
-  nats_BS: Array, logits_BSV: Array, batch: Batch, is_counted_BS: Array
+  predictions: BytePredictions, is_counted_BS: Array
 ) -> RowSums:
-  """Sums the bits of an entropy model alone, and the bytes it gets right.
+  """Sums the bits of the scored ids of each row under the entropy model alone.
 
   Args:
-    nats_BS: [B, S] float32, -log p of each id.
-    logits_BSV: [B, S, V] float32.
-    batch: The ids.
-    is_counted_BS: [B, S] bool.
+    predictions: Predictions of bytes by the entropy model of the first level.
+    is_counted_BS: True for the scored ids, [B, S] bool.
 
   Returns:
-    [B] float32 each: of the level `entropy_model_bits`, of the whole
-    `num_bytes` and `num_right_bytes`.
+    The sums, [B] float32 each: for the level `entropy_model_bits`; for the
+    whole `num_bytes` and `num_right_bytes`, whose most likely id is the true
+    one.
   """
-  whole = _byte_sums(batch, jnp.argmax(logits_BSV, axis=-1), is_counted_BS)
+  batch = predictions.batch
+  best_BS = jnp.argmax(predictions.logits_BSV, axis=-1)
+  whole = _byte_sums(batch, best_BS, is_counted_BS)
   is_counted_BS = is_counted_BS & (batch.document_BS >= 0)
-  return ByLevel(
-    ({'entropy_model_bits': _bits(nats_BS, is_counted_BS)},), whole
-  )
+  bits_B = row_bits(predictions.nats_BS, is_counted_BS)
+  return ByLevel(({'entropy_model_bits': bits_B},), whole)
+
+
+def row_bits(nats_BS: Array, mask_BS: Array) -> Array:
+  """Sums costs over the ids of each row that a mask selects.
+
+  Args:
+    nats_BS: Cost of each id, [B, S] float32, nats.
+    mask_BS: True for the ids that are summed, [B, S] bool.
+
+  Returns:
+    The sums, [B] float32, bits.
+  """
+  return BITS_PER_NAT * jnp.sum(nats_BS, axis=1, where=mask_BS)
 
 
 def _byte_sums(
   batch: Batch, best_BS: Array, is_counted_BS: Array
 ) -> dict[str, Array]:
+  """Counts the scored bytes of each row, and those predicted right."""
   is_byte_BS = is_counted_BS & losses.is_byte(batch)
+  is_right_BS = is_byte_BS & (best_BS == batch.ids_BS)
   return {
-    'num_bytes': _count(is_byte_BS),
-    'num_right_bytes': _count(is_byte_BS & (best_BS == batch.ids_BS)),
+    'num_bytes': jnp.sum(is_byte_BS, axis=1, dtype=jnp.float32),
+    'num_right_bytes': jnp.sum(is_right_BS, axis=1, dtype=jnp.float32),
   }
 
 
 def _level_bits(level: LevelOutput, is_counted_BS: Array) -> dict[str, Array]:
+  """Sums the bits of the scored ids of a level and of the ends of segments."""
   compressed, expanded = level.compressed, level.expanded
   found = {
-    'entropy_model_bits': _bits(compressed.entropy_nats_BS, is_counted_BS),
-    'expander_bits': _bits(expanded.nats_BS, is_counted_BS),
+    'entropy_model_bits': row_bits(compressed.entropy_nats_BS, is_counted_BS),
+    'expander_bits': row_bits(expanded.nats_BS, is_counted_BS),
   }
   if expanded.end_logits_BS is None:
     return found | {'end_bits': jnp.zeros(is_counted_BS.shape[0])}
@@ -138,24 +155,15 @@ def _level_bits(level: LevelOutput, is_counted_BS: Array) -> dict[str, Array]:
   end_BS = sigmoid_binary_cross_entropy(
     expanded.end_logits_BS, segments.is_end_BS
   )
-  return found | {'end_bits': _bits(end_BS, is_paid_BS)}
+  return found | {'end_bits': row_bits(end_BS, is_paid_BS)}
 
 
-def _codes_that_count(level: LevelOutput, is_counted_BS: Array) -> Array:
-  """Codes of segments whose last id counts, [B, U] bool."""
+def _counted_codes(level: LevelOutput, is_counted_BS: Array) -> Array:
+  """Returns the codes of segments whose last id is scored, [B, U] bool."""
   compressed = level.compressed
+  num_slots = compressed.is_valid_BP.shape[1]
   is_counted_BP = segmentation.per_slot_end(
-    is_counted_BS, compressed.segments, compressed.is_valid_BP.shape[1]
+    is_counted_BS, compressed.segments, num_slots
   )
-  num_queries = (
-    compressed.is_code_BU.shape[1] // compressed.is_valid_BP.shape[1]
-  )
-  return jnp.repeat(is_counted_BP, num_queries, axis=1) & compressed.is_code_BU
-
-
-def _bits(nats_BS: Array, mask_BS: Array) -> Array:
-  return BITS_PER_NAT * jnp.sum(jnp.where(mask_BS, nats_BS, 0.0), axis=1)
-
-
-def _count(mask_BS: Array) -> Array:
-  return jnp.sum(mask_BS, axis=1, dtype=jnp.float32)
+  queries = compressed.is_code_BU.shape[1] // num_slots
+  return jnp.repeat(is_counted_BP, queries, axis=1) & compressed.is_code_BU

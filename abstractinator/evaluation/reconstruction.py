@@ -1,20 +1,19 @@
-"""How much of a text comes back from its codes alone."""
+"""Comparison of texts with the bytes that their codes decode to, on the host.
+
+Each segment of the top level is compared on its own: the n-th id decoded from
+its codes stands beside the n-th id of the segment. A wrong length therefore
+spoils its own top segment only.
+
+Beside the letters of `types`, N counts the decoded ids of a row and T texts.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from abstractinator.decoding.pyramid import AbstractinatorPyramid
-from abstractinator.model.pyramid import (
-  DecodedRows,
-  PyramidOutput,
-)
-from abstractinator.ops import segmentation
-from abstractinator.types import NUM_BYTES, Array, Batch, Mean, PyTree
+from abstractinator.model.pyramid import DecodedRows
+from abstractinator.types import NUM_BYTES
 
 
 def align(
@@ -23,21 +22,19 @@ def align(
   origin_P: np.ndarray,
   top_S: np.ndarray,
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-  """Sets what was decoded beside the ids of a row, segment by segment.
-
-  Segments of the top level are compared each on its own, as
-  `free_running_counts` does: what is decoded n-th stands beside the n-th id.
+  """Sets the decoded ids of a row beside its true ids.
 
   Args:
-    decoded_PL: [P, L] int32, ids of each segment of the first level.
-    length_P: [P] int32, how many of them hold; 0 in empty slots.
-    origin_P: [P] int32, the top slot that each comes from, ascending.
-    top_S: [S] int, the top slot of each id, ascending; -1 on padding, which
+    decoded_PL: Decoded ids of each segment of the first level, [P, L] int32.
+    length_P: Number of ids that each segment has, [P] int32; 0 in empty slots.
+    origin_P: Top slot from which each segment was decoded, ascending over the
+      slots that are not empty, [P] int32.
+    top_S: Top slot of each true id, ascending, [S] int; -1 on padding, which
       comes last.
 
   Returns:
-    [S] int, the id decoded beside each; -1 of none. And for each top slot that
-    decodes to more ids than it has, those beyond.
+    beside_S: Decoded id beside each true id, [S] int; -1 if there is none.
+    beyond: Decoded ids for which the top segment has no true id, by top slot.
   """
   is_kept_PL = np.arange(decoded_PL.shape[1]) < length_P[:, None]
   ids_N = decoded_PL[is_kept_PL]
@@ -52,23 +49,92 @@ def align(
   beside_S = np.full(len(top_S), -1)
   beside_S[at_N[is_beside_N]] = ids_N[is_beside_N]
   beyond_N, ids_beyond_N = top_N[~is_beside_N], ids_N[~is_beside_N]
-  return beside_S, {
-    int(top): ids_beyond_N[beyond_N == top] for top in np.unique(beyond_N)
-  }
+  tops, starts = np.unique(beyond_N, return_index=True)
+  parts = np.split(ids_beyond_N, starts[1:])
+  return beside_S, dict(zip(tops.tolist(), parts, strict=False))
+
+
+def count_bytes(
+  ids_S: np.ndarray,
+  top_S: np.ndarray,
+  beside_S: np.ndarray,
+  beyond: dict[int, np.ndarray],
+) -> tuple[int, int]:
+  """Counts the bytes of a row that were decoded right, and all bytes.
+
+  The total is the sum over top segments of the larger number of bytes, the true
+  or the decoded ones. So the ratio is 1 only if every byte comes back, and a
+  segment decoded too long costs as much as one too short. Special ids are no
+  bytes.
+
+  Args:
+    ids_S: True ids, [S] int.
+    top_S: Top slot of each true id, [S] int; -1 on padding.
+    beside_S: Decoded id beside each true id, from `align`.
+    beyond: Decoded ids beyond each top segment, from `align`.
+
+  Returns:
+    The number of right bytes, and the total.
+  """
+  is_true_S = (top_S >= 0) & (ids_S < NUM_BYTES)
+  is_decoded_S = (beside_S >= 0) & (beside_S < NUM_BYTES)
+  num_tops = max(top_S.max(initial=-1), *beyond, -1) + 1
+  num_true_P, num_decoded_P = (
+    np.bincount(top_S[is_byte_S], minlength=num_tops)
+    for is_byte_S in (is_true_S, is_decoded_S)
+  )
+  for top, ids in beyond.items():
+    num_decoded_P[top] += np.sum(ids < NUM_BYTES)
+  num_right = np.sum(is_true_S & (beside_S == ids_S))
+  return int(num_right), int(np.maximum(num_true_P, num_decoded_P).sum())
+
+
+def segments_of_rows(
+  decoded: DecodedRows,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Yields `decoded_PL`, `length_P` and `origin_P` of `align` for each row."""
+  columns = (decoded.ids_BPL, decoded.length_BP, decoded.rows.origin_BP)
+  return zip(*map(np.asarray, columns), strict=True)
+
+
+def free_running_counts(
+  decoded: DecodedRows, ids_BS: np.ndarray, top_BS: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Counts the bytes of rows that were decoded right from codes alone.
+
+  Args:
+    decoded: Decoded rows.
+    ids_BS: True ids, [B, S] int.
+    top_BS: Top slot of each true id, [B, S] int; -1 on padding.
+
+  Returns:
+    right_B: Number of right bytes of each row, [B] int; see `count_bytes`.
+    total_B: Number of bytes that count, [B] int.
+  """
+  counts_B2 = np.array(
+    [
+      count_bytes(ids_S, top_S, *align(*segments, top_S))
+      for ids_S, top_S, segments in zip(
+        ids_BS, top_BS, segments_of_rows(decoded), strict=True
+      )
+    ]
+  )
+  right_B, total_B = counts_B2.T
+  return right_B, total_B
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-  """What came back of a text from its codes alone.
+  """A text as decoded from its codes alone, and how much of it is right.
 
   Attributes:
     text: The decoded bytes.
-    byte_accuracy: Bytes that free-running decoding got right, compared within
-      each segment; see `evaluation.reconstruction`.
-    teacher_forced_byte_accuracy: Bytes predicted right from their code and the
-      true bytes before them.
-    num_segments: How many segments there were.
-    bytes_per_segment: Bytes of the text over `num_segments`.
+    byte_accuracy: Fraction of bytes that free-running decoding got right; see
+      `count_bytes`.
+    teacher_forced_byte_accuracy: Fraction of bytes predicted right given their
+      codes and the true bytes before them.
+    num_segments: Number of segments of the first level.
+    bytes_per_segment: Bytes of the original text over `num_segments`.
     exact: Whether `text` is the original.
   """
 
@@ -90,169 +156,35 @@ def reconstructions(
   forced_B: np.ndarray,
   num_segments_B: np.ndarray,
 ) -> list[Reconstruction]:
-  """Sums what rows came to over the rows of each text.
+  """Sums the counts of rows over the rows of each text.
 
   Args:
-    originals: What was encoded.
-    texts: What came back.
-    num_rows_T: Rows of each.
-    right_B: [B] bytes that free-running decoding got right.
-    total_B: [B] bytes that count.
-    forced_B: [B] bytes right given the true ones before them.
-    num_segments_B: [B] segments of the first level.
+    originals: Original texts.
+    texts: Decoded texts.
+    num_rows_T: Number of rows of each text.
+    right_B: Number of bytes that free-running decoding got right, [B] int.
+    total_B: Number of bytes that count for it, [B] int.
+    forced_B: Number of bytes right under teacher forcing, [B] int.
+    num_segments_B: Number of segments of the first level, [B] int.
 
   Returns:
-    Of each text.
+    The reconstruction of each text.
   """
   results, begin = [], 0
   for original, text, count in zip(originals, texts, num_rows_T, strict=True):
     right, total, forced, segments = (
-      x[begin : begin + count].sum()
+      int(x[begin : begin + count].sum())
       for x in (right_B, total_B, forced_B, num_segments_B)
     )
     results.append(
       Reconstruction(
         text=text,
-        byte_accuracy=float(right) / float(total),
-        teacher_forced_byte_accuracy=float(forced) / len(original),
-        num_segments=int(segments),
-        bytes_per_segment=len(original) / int(segments),
+        byte_accuracy=right / total,
+        teacher_forced_byte_accuracy=forced / len(original),
+        num_segments=segments,
+        bytes_per_segment=len(original) / segments,
         exact=text == original,
       )
     )
     begin += count
   return results
-
-
-def free_running_counts(
-  decoded_BPL: Array,
-  length_BP: Array,
-  origin_BP: Array,
-  ids_BS: Array,
-  top_BS: Array,
-  is_valid_BP: Array,
-) -> tuple[Array, Array]:
-  """Counts the bytes that decoding got right.
-
-  Each segment of the top level is compared on its own, position by position, so
-  that a wrong length spoils its own segment only. A position counts if the
-  segment or what was decoded for it has a byte there: the total is the sum over
-  segments of the larger number of bytes. EOS is no byte; it ends what was
-  decoded.
-
-  So the ratio is 1 only if every byte comes back, and too long is as bad as
-  too short.
-
-  Args:
-    decoded_BPL: [B, P, L] int32, ids of each segment of the first level.
-    length_BP: [B, P] int32, how many of them hold; 0 in empty slots.
-    origin_BP: [B, P] int32, the slot of the top level that each comes from,
-      ascending; see `CodeRows`.
-    ids_BS: [B, S] int32, what was encoded.
-    top_BS: [B, S] int32, the slot of the top level of each id; -1 on padding.
-    is_valid_BP: [B, P of the top] bool, slots that count.
-
-  Returns:
-    Right bytes and their total, [] float32 each.
-  """
-  num_tops = is_valid_BP.shape[1]
-  offset_L = jnp.arange(decoded_BPL.shape[2])
-  is_byte_BPL = (decoded_BPL < NUM_BYTES) & (offset_L < length_BP[..., None])
-  # Where a decoded id stands in its top segment.
-  before_BP = jnp.cumsum(length_BP, axis=1) - length_BP
-  last_BP = jnp.pad(origin_BP, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-  begin_BP = lax.cummax(jnp.where(origin_BP != last_BP, before_BP, 0), axis=1)
-  number_BPL = (before_BP - begin_BP)[..., None] + offset_L
-
-  def per_top(x_BN, top_BN):
-    # What has no slot goes to one past the end, which is dropped.
-    is_slot_BN = (top_BN >= 0) & (top_BN < num_tops)
-    return jax.vmap(
-      lambda x, top: jax.ops.segment_sum(x, top, num_segments=num_tops + 1)
-    )(x_BN, jnp.where(is_slot_BN, top_BN, num_tops))[:, :num_tops]
-
-  count_BP = per_top(jnp.ones_like(top_BS), top_BS)
-  start_BP = jnp.cumsum(count_BP, axis=1) - count_BP
-
-  def of_top(x_BP):
-    return jnp.take_along_axis(x_BP, origin_BP, axis=1)[..., None]
-
-  at_BPL = jnp.minimum(of_top(start_BP) + number_BPL, ids_BS.shape[1] - 1)
-  truth_BPL = jax.vmap(lambda ids, at: ids[at])(ids_BS, at_BPL)
-  is_right_BPL = is_byte_BPL & (number_BPL < of_top(count_BP))
-  is_right_BPL &= decoded_BPL == truth_BPL
-
-  def decoded_per_top(x_BPL):
-    return per_top(jnp.sum(x_BPL, axis=2, dtype=jnp.int32), origin_BP)
-
-  right_BP = decoded_per_top(is_right_BPL)
-  total_BP = jnp.maximum(
-    per_top((ids_BS < NUM_BYTES).astype(jnp.int32), top_BS),
-    decoded_per_top(is_byte_BPL),
-  )
-
-  def count(x_BP):
-    return jnp.sum(jnp.where(is_valid_BP, x_BP, 0), dtype=jnp.float32)
-
-  return count(right_BP), count(total_BP)
-
-
-def decode_output(
-  variables: PyTree,
-  output: PyramidOutput,
-  batch: Batch,
-  *,
-  model: AbstractinatorPyramid,
-) -> tuple[Mean, DecodedRows]:
-  """Decodes what was encoded from its top codes alone.
-
-  Args:
-    variables: `params` and the collections.
-    output: From `compress_all`.
-    batch: What was encoded.
-    model: All levels.
-
-  Returns:
-    The free-running accuracy, and what was decoded.
-  """
-  top = output.levels[-1].compressed
-  lowest_BP = segmentation.per_slot(
-    segmentation.first_slots(top.segments, output.batches[-1].document_BS),
-    top.segments,
-    top.is_valid_BP.shape[1],
-  )
-  decoded = model.apply(
-    variables,
-    top.quantized.codes_BP,
-    top.is_valid_BP,
-    lowest_BP,
-    sequence_length=batch.ids_BS.shape[1],
-    method='decode_all',
-  )
-  num_right, num_total = free_running_counts(
-    decoded.ids_BPL,
-    decoded.length_BP,
-    decoded.rows.origin_BP,
-    batch.ids_BS,
-    top_slots(output),
-    top.is_valid_BP,
-  )
-  return Mean(num_right, num_total), decoded
-
-
-def top_slots(output: PyramidOutput) -> Array:
-  """The slot of the top level of each byte, [B, S] int32; -1 without one.
-
-  That is, of the first code of its segment.
-  """
-  slot_BS = output.levels[0].compressed.segments.index_BS
-  for below, above in zip(output.levels, output.levels[1:], strict=False):
-    num_slots = below.compressed.is_valid_BP.shape[1]
-    index_BU = above.compressed.segments.index_BS
-    queries = index_BU.shape[1] // num_slots
-    is_slot_BS = (slot_BS >= 0) & (slot_BS < num_slots)
-    at_BS = jnp.where(is_slot_BS, slot_BS * queries, 0)
-    slot_BS = jnp.where(
-      is_slot_BS, jnp.take_along_axis(index_BU, at_BS, axis=1), -1
-    )
-  return slot_BS

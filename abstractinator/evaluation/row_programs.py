@@ -10,11 +10,7 @@ import numpy as np
 
 from abstractinator.codes import codes as codes_lib
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
-from abstractinator.evaluation.coded_rows import CodedLevel, coded_level
-from abstractinator.evaluation.reconstruction import (
-  free_running_counts,
-  top_slots,
-)
+from abstractinator.evaluation.coded_rows import CodedLevel, coded_levels
 from abstractinator.model.pyramid import DecodedRows, PyramidOutput
 from abstractinator.objective import losses
 from abstractinator.ops.sampling import BITS_PER_NAT
@@ -49,7 +45,8 @@ def predict_rows(
     PyramidOutput, model.apply(variables, _batch(ids_BS, document_BS))
   )
   predicted_BS = output.levels[0].expanded.best_BS
-  return *_codes(output, -1), predicted_BS, top_slots(output)
+  top_BS = coded_levels(output)[-1].byte_slot_BS
+  return *_codes(output, -1), predicted_BS, top_BS
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -75,12 +72,13 @@ def inspect_rows(
   if top_lm is not None and top_lm.logits is not None:
     nats_BU = losses.code_nats(top_lm, output.top_codes.codes_BP)
     top_bits_BU = BITS_PER_NAT * nats_BU
+  levels = coded_levels(output)
   return (
-    tuple(coded_level(level.compressed) for level in output.levels),
+    levels,
     tuple(BITS_PER_NAT * level.expanded.nats_BS for level in output.levels),
     output.levels[-1].compressed.segments.count_B,
     output.levels[0].expanded.best_BS,
-    top_slots(output),
+    levels[-1].byte_slot_BS,
     top_bits_BU,
   )
 
@@ -110,16 +108,6 @@ def decode_codes(
     method='decode_all',
   )
   return cast(DecodedRows, decoded)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def count_right(
-  model: AbstractinatorPyramid, variables: PyTree, *rows: Array
-) -> tuple[Array, Array]:
-  """Applies `free_running_counts` to each row: right bytes and total, [B]."""
-  del model, variables
-  each = jax.tree.map(lambda x_BX: x_BX[:, None], rows)
-  return jax.vmap(free_running_counts)(*each)
 
 
 def _codes(output: PyramidOutput, number: int) -> tuple[Segments, Array, Array]:

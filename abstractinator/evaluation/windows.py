@@ -1,32 +1,50 @@
-"""Documents as rows of windows, so that every byte is counted exactly once.
+"""Documents as rows of context windows, so that every id is scored once.
 
-A document that is longer than a row is read through windows. Each has up to
-S - stride ids of context, which the model is given and which count for nothing,
-and then ids that do; the first window of a document has no context, and more
-that count. With a stride of S windows lie side by side. The last window of a
-passage that begins with context has as much of it as the row holds.
+A document that is longer than a row is read through windows of up to S ids. The
+first ids of a window are context: the model reads them, but they were scored in
+an earlier window. The first window of a document has no context; each later one
+has up to S - stride ids of context, so that it scores up to `stride` ids. With
+a stride of S the windows lie side by side without context. A passage that
+begins with ids that are never scored has, in its last window, as much context
+as fits the row.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import numpy as np
 
 from abstractinator import types
 from abstractinator.data.documents import Documents
 from abstractinator.data.packing import empty_row
-from abstractinator.types import Batch
+from abstractinator.types import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+  """Ids to score, with or without context before them.
+
+  Attributes:
+    ids: The ids, [n] int32.
+    counted_from: Position of the first id that is scored; the ids before it are
+      context only.
+  """
+
+  ids: np.ndarray
+  counted_from: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Window:
-  """A part of a passage.
+class ContextWindow:
+  """A part of a passage that the model reads at once.
 
   Attributes:
-    passage: Number of the passage.
-    ids: [n] int32, 1 to S of them.
-    num_context: How many of the first ones count for nothing, less than n.
+    passage: Number of the passage, counted from 0.
+    ids: The ids, [n] int32 with n from 1 to S.
+    num_context: Number of ids at the beginning that are context and not scored,
+      less than n.
   """
 
   passage: int
@@ -35,61 +53,57 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class Passage:
-  """Ids to score.
-
-  Attributes:
-    ids: [n] int32.
-    counted_from: The first id that counts; those before it are context only.
-  """
-
-  ids: np.ndarray
-  counted_from: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
 class WindowBatch:
-  """Rows of windows; a window is a document of its row to the model.
+  """Rows of windows; to the model each window is a document of its row.
 
   Attributes:
-    batch: numpy arrays; rows of padding, numbered -1, come last.
-    is_counted_BS: [B, S] bool.
-    windows: Those of each row, in order.
+    batch: Rows as numpy arrays; the last ones may be padding, with the row
+      number -1.
+    is_counted_BS: True for the ids that are scored, [B, S] bool.
+    windows: Windows of each row that is not padding, in order.
   """
 
   batch: Batch
   is_counted_BS: np.ndarray
-  windows: tuple[tuple[Window, ...], ...]
+  windows: tuple[tuple[ContextWindow, ...], ...]
 
 
+@dataclasses.dataclass(frozen=True)
 class DocumentPassages:
-  """Whole documents, each with its EOS, read one by one and as often as asked.
+  """Whole documents as passages, each with EOS at its end.
+
+  Documents are read one at a time, again in each iteration.
 
   Attributes:
-    documents: What is read.
+    documents: The documents.
+    change: Function of the number and the bytes of a document that returns the
+      bytes to use; None for the bytes as they are.
   """
 
-  def __init__(self, documents: Documents):
-    self.documents = documents
+  documents: Documents
+  change: Callable[[int, bytes], bytes] | None = None
 
   def __iter__(self) -> Iterator[Passage]:
     for index in range(self.documents.num_documents):
-      length = int(self.documents.lengths[index])
-      yield Passage(types.bytes_to_ids(self.documents.read(index, 0, length)))
+      text = self.documents.read_bytes(index)
+      if self.change is not None:
+        text = self.change(index, text)
+      yield Passage(types.bytes_to_ids(text))
 
 
 def windows_of(
   passages: Iterable[Passage], sequence_length: int, stride: int
-) -> Iterator[Window]:
+) -> Iterator[ContextWindow]:
   """Cuts passages into windows.
 
   Args:
-    passages: What to cut.
-    sequence_length: S.
-    stride: Ids that a window after the first counts, 1 to S.
+    passages: The passages.
+    sequence_length: Most ids of a window, S.
+    stride: Most ids that a window after the first one scores, 1 to S.
 
-  Returns:
-    Windows in order; every id from `counted_from` on counts in one of them.
+  Yields:
+    The windows in order; together they score every id from `counted_from` on
+    once.
 
   Raises:
     ValueError: If the stride is out of its range.
@@ -105,26 +119,27 @@ def windows_of(
       stop = min(start + sequence_length, size)
       if passage.counted_from:
         start = max(0, stop - sequence_length)
-      yield Window(number, passage.ids[start:stop], begin - start)
+      yield ContextWindow(number, passage.ids[start:stop], begin - start)
       begin = stop
 
 
 def rows_of(
-  windows: Iterable[Window], sequence_length: int, max_documents: int
-) -> Iterator[tuple[Window, ...]]:
-  """Puts windows into rows, in order, as many as one holds.
+  windows: Iterable[ContextWindow], sequence_length: int, max_documents: int
+) -> Iterator[tuple[ContextWindow, ...]]:
+  """Puts windows into rows, in order, as many as fit.
 
-  Which windows share a row does not depend on how rows are batched.
+  The windows that share a row do not depend on how rows are batched.
 
   Args:
-    windows: At most S ids each.
-    sequence_length: S.
-    max_documents: Windows that a row may hold, see `ModelConfig`.
+    windows: Windows of at most S ids.
+    sequence_length: Number of ids in a row, S.
+    max_documents: Most windows of a row, see `ModelConfig.max_documents`.
 
-  Returns:
+  Yields:
     The windows of each row.
   """
-  row, size = [], 0
+  row: list[ContextWindow] = []
+  size = 0
   for window in windows:
     is_full = size + len(window.ids) > sequence_length
     if row and (is_full or len(row) == max_documents):
@@ -137,17 +152,20 @@ def rows_of(
 
 
 def batches_of(
-  rows: Iterable[tuple[Window, ...]], sequence_length: int, batch_size: int
+  rows: Iterable[tuple[ContextWindow, ...]],
+  sequence_length: int,
+  batch_size: int,
 ) -> Iterator[WindowBatch]:
   """Puts rows into batches of one shape.
 
   Args:
-    rows: From `rows_of`.
-    sequence_length: S.
-    batch_size: B; the last batch is filled up with padding.
+    rows: Windows of each row, from `rows_of`.
+    sequence_length: Number of ids in a row, S.
+    batch_size: Number of rows in a batch, B; the last batch is filled up with
+      rows of padding.
 
-  Returns:
-    The batches.
+  Yields:
+    The batches in order.
   """
   rows = iter(rows)
   first = 0
@@ -156,12 +174,18 @@ def batches_of(
     first += batch_size
 
 
-def _batch(rows, sequence_length, batch_size, first) -> WindowBatch:
-  padding = empty_row(sequence_length)
-  ids_BS = np.tile(padding['ids'], (batch_size, 1))
-  document_BS = np.tile(padding['document'], (batch_size, 1))
+def _batch(
+  rows: list[tuple[ContextWindow, ...]],
+  sequence_length: int,
+  batch_size: int,
+  first: int,
+) -> WindowBatch:
+  """Returns a batch of rows that are numbered from `first`."""
+  ids_BS, document_BS, row_B = (
+    np.stack([column] * batch_size)
+    for column in empty_row(sequence_length).values()
+  )
   is_counted_BS = np.zeros((batch_size, sequence_length), bool)
-  row_B = np.full(batch_size, padding['row'])
   for row, windows in enumerate(rows):
     row_B[row] = first + row
     at = 0
@@ -171,8 +195,5 @@ def _batch(rows, sequence_length, batch_size, first) -> WindowBatch:
       document_BS[row, at:stop] = number
       is_counted_BS[row, at + window.num_context : stop] = True
       at = stop
-  return WindowBatch(
-    Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B),
-    is_counted_BS,
-    tuple(rows),
-  )
+  columns = cast(tuple[Array, Array, Array], (ids_BS, document_BS, row_B))
+  return WindowBatch(Batch(*columns), is_counted_BS, tuple(rows))

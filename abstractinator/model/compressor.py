@@ -29,7 +29,6 @@ from abstractinator.ops.segmentation_rules import (
   Known,
   Policy,
   Wishes,
-  check_rule,
   wishes,
 )
 from abstractinator.ops.segmentation_stream import SegmenterState
@@ -142,7 +141,6 @@ class SegmentCompressor(nn.Module):
 
   def setup(self) -> None:
     c, ops, dtype = self.config, self.implementation, self.dtype
-    check_rule(c.segmentation.rule, self.num_ids)
     self.entropy_model = EntropyModel(
       c.entropy_model,
       c.entropy_heads,

@@ -5,7 +5,7 @@ import flax.struct
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.config import TopLMConfig
 from abstractinator.model import layers
 from abstractinator.model.transformer import Stack, empty_cache
 from abstractinator.model.vocabulary import ChooseDigit

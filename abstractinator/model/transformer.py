@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.config.attention import StackConfig
-from abstractinator.config.expander import ExpanderConfig
+from abstractinator.config import ExpanderConfig, StackConfig
 from abstractinator.model import layers
 from abstractinator.model.attention import FORMS, Attention, CodeKeyValues
 from abstractinator.ops import cache as cache_lib

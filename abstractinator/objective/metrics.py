@@ -371,7 +371,7 @@ def summarize_level(metrics: dict[str, Mean]) -> dict[str, float]:
   for name, mean in metrics.items():
     if name.endswith('code_counts'):
       stage = name.removesuffix('code_counts')
-      code_bits, live_fraction = _code_statistics(np.asarray(mean.total))
+      code_bits, live_fraction = code_statistics(np.asarray(mean.total))
       values[f'{stage}live_code_fraction'] = live_fraction
       values[f'{stage}codebook_perplexity'] = 2.0**code_bits
       bits[stage] = code_bits * float(np.sum(mean.total))
@@ -384,7 +384,7 @@ def summarize_level(metrics: dict[str, Mean]) -> dict[str, float]:
   return values
 
 
-def _code_statistics(counts: np.ndarray) -> tuple[float, float]:
+def code_statistics(counts: np.ndarray) -> tuple[float, float]:
   """Returns the entropy of a histogram, bits, and the fraction above 0."""
   counts = np.asarray(counts, np.float64)
   p = counts[counts > 0] / max(counts.sum(), 1.0)

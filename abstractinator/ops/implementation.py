@@ -5,7 +5,7 @@ import functools
 
 from absl import logging
 
-from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.config import ImplementationConfig
 from abstractinator.ops.attention import support as attention_support
 from abstractinator.ops.nearest_code import support as nearest_code_support
 from abstractinator.ops.segment_cross import support as segment_cross_support

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import flax.struct
 import jax.numpy as jnp
 
-from abstractinator.types import NUM_BYTES, Array
+from abstractinator.types import Array
 
 _UNIT_BITS = 12
 _UNITS = 1 << _UNIT_BITS
@@ -133,24 +133,6 @@ def is_space(ids: Array) -> Array:
   is_lower = (c >= ord('a')) & (c <= ord('z'))
   is_continuation = (c >= 0x80) & (c <= 0xBF)
   return ~(is_digit | is_upper | is_lower | is_continuation)
-
-
-def check_rule(rule: str, num_ids: int) -> None:
-  """Raises ValueError if a rule cannot divide ids of a level.
-
-  Args:
-    rule: Name of one of `RULES`.
-    num_ids: Number of ordinary ids of the level.
-
-  Raises:
-    ValueError: If the rule is about bytes and the ids are not.
-  """
-  if rule == 'space' and num_ids != NUM_BYTES:
-    raise ValueError(
-      f'segmentation.rule: got {rule!r} for {num_ids} ids, allowed:'
-      f' {", ".join(name for name in RULES if name != rule)}, where ids are not'
-      ' bytes'
-    )
 
 
 def _entropy_delta(known: Known, policy: Policy) -> Wishes:

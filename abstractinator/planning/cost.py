@@ -57,7 +57,7 @@ def collectives(program: HloProgram) -> dict[str, Collective]:
       if instruction.name.startswith('all-reduce-scatter'):
         kind = 'reduce-scatter'
       size = _group_size(one.attributes, program.num_chips)
-      operand_bytes = where.bytes_of(one.operands)
+      operand_bytes = sum(where[name].num_bytes for name in one.operands)
       sent = operand_bytes * _SENT[kind](size) if size > 1 else 0.0
       before = found.get(kind, Collective(0, 0, 0.0))
       found[kind] = Collective(
@@ -77,7 +77,7 @@ def _collectives_of(
   elif instruction.opcode == 'fusion':
     for name in instruction.called:
       inner = program.computations[name]
-      for one in inner.instructions.values():
+      for one in inner.values():
         yield from _collectives_of(program, inner, one)
 
 
@@ -113,7 +113,7 @@ def memory_traffic(program: HloProgram) -> int:
 def _traffic(
   program: HloProgram, computation: Computation, instruction: Instruction
 ) -> int:
-  written = sum(b.num_bytes for b in instruction.results if not b.space)
+  written = instruction.large_bytes
   if instruction.opcode == 'fusion':
     inner = program.computations[instruction.called[0]]
     update = _update_bytes(inner, inner.root)
@@ -124,7 +124,7 @@ def _traffic(
   update = _update_bytes(computation, instruction)
   if update is not None:
     return 2 * update
-  read = computation.bytes_of(instruction.operands, space=0)
+  read = sum(computation[name].large_bytes for name in instruction.operands)
   # The result of a start repeats its operands.
   is_start = instruction.opcode.endswith('-start')
   return max(read, written) if is_start else read + written
@@ -135,13 +135,11 @@ def _read_by_fusion(
 ) -> int:
   """Returns the bytes that a fusion reads of its operands."""
   parameters = {
-    int(x.arguments): x
-    for x in inner.instructions.values()
-    if x.opcode == 'parameter'
+    int(x.arguments): x for x in inner.values() if x.opcode == 'parameter'
   }
   read = 0
   for number, name in enumerate(fusion.operands):
-    whole = computation.bytes_of((name,), space=0)
+    whole = computation[name].large_bytes
     slices = _sliced_bytes(inner, parameters[number])
     read += whole if slices is None else min(whole, slices)
   return read
@@ -150,7 +148,7 @@ def _read_by_fusion(
 def _sliced_bytes(inner: Computation, parameter: Instruction) -> int | None:
   """Returns the bytes of a parameter's slices, None if all of it is read."""
   read = 0
-  for user in inner.instructions.values():
+  for user in inner.values():
     if parameter.name not in user.operands:
       continue
     is_first = user.operands[0] == parameter.name
@@ -160,7 +158,7 @@ def _sliced_bytes(inner: Computation, parameter: Instruction) -> int | None:
         return None
       read += slices
     elif user.opcode in _SLICES and is_first:
-      read += sum(b.num_bytes for b in user.results)
+      read += user.num_bytes
     elif user.opcode != 'dynamic-update-slice' or not is_first:
       return None
   return read
@@ -169,10 +167,10 @@ def _sliced_bytes(inner: Computation, parameter: Instruction) -> int | None:
 def _update_bytes(where: Computation, instruction: Instruction) -> int | None:
   """Returns the bytes that an update in place writes; None for others."""
   while instruction.opcode == 'bitcast':
-    instruction = where.instructions[instruction.operands[0]]
+    instruction = where[instruction.operands[0]]
   if instruction.opcode != 'dynamic-update-slice':
     return None
-  return where.bytes_of(instruction.operands[1:2])
+  return where[instruction.operands[1]].num_bytes
 
 
 @dataclasses.dataclass(frozen=True)

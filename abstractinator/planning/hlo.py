@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 # Type, bits of an element, sizes of the axes, layout.
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([^}]*)\})?')
-_SPACE = re.compile(r'S\((\d+)\)')
+_OTHER_MEMORY = re.compile(r'S\([1-9]')
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _LINE = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 _CALLED = re.compile(
@@ -25,26 +25,14 @@ _ELEMENTWISE = ('all-reduce', 'reduce', 'reduce-scatter', 'scatter', 'sort')
 
 
 @dataclasses.dataclass(frozen=True)
-class Buffer:
-  """An array of a program.
-
-  Attributes:
-    num_bytes: Size in bytes, without padding.
-    space: Number of the memory that holds it; 0 is the large one.
-  """
-
-  num_bytes: int
-  space: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Instruction:
   """A line of a program.
 
   Attributes:
     name: Name of the result.
     opcode: Operation, such as 'fusion' or 'all-reduce'.
-    results: Arrays that it makes.
+    num_bytes: Size of the arrays that it makes, without padding.
+    large_bytes: Part of `num_bytes` that lies in the large memory of a chip.
     operands: Names of the instructions whose results it reads.
     arguments: Text between its parentheses.
     attributes: Text after its parentheses.
@@ -53,7 +41,8 @@ class Instruction:
 
   name: str
   opcode: str
-  results: tuple[Buffer, ...]
+  num_bytes: int
+  large_bytes: int
   operands: tuple[str, ...]
   arguments: str
   attributes: str
@@ -70,30 +59,13 @@ class Instruction:
     return tuple(names)
 
 
-@dataclasses.dataclass(frozen=True)
-class Computation:
-  """A function of a program, its instructions by name."""
-
-  instructions: dict[str, Instruction]
+class Computation(dict[str, Instruction]):
+  """A function of a program: its instructions by name."""
 
   @property
   def root(self) -> Instruction:
     """Instruction whose result the computation returns."""
-    return next(x for x in self.instructions.values() if x.is_root)
-
-  def bytes_of(self, names: tuple[str, ...], space: int | None = None) -> int:
-    """Returns the bytes of the results of instructions.
-
-    Args:
-      names: Names of the instructions.
-      space: Number of the memory to count; None counts all memories.
-    """
-    return sum(
-      buffer.num_bytes
-      for name in names
-      for buffer in self.instructions[name].results
-      if space is None or buffer.space == space
-    )
+    return next(x for x in self.values() if x.is_root)
 
 
 class HloProgram:
@@ -120,11 +92,10 @@ class HloProgram:
     self.entry = ''
     count = re.search(r'\bnum_partitions=(\d+)', text)
     self.num_chips = int(count[1]) if count else 1
-    current: dict[str, Instruction] = {}
+    current = Computation()
     for line in text.splitlines():
       if head := _HEAD.match(line):
-        current = {}
-        self.computations[head[2]] = Computation(current)
+        current = self.computations[head[2]] = Computation()
         self.entry = head[2] if head[1] else self.entry
       elif found := _LINE.match(line):
         instruction = _instruction(found[2], found[3], bool(found[1]))
@@ -140,7 +111,7 @@ class HloProgram:
     self, name: str, times: int
   ) -> Iterator[tuple[Computation, Instruction, int]]:
     computation = self.computations[name]
-    for instruction in computation.instructions.values():
+    for instruction in computation.values():
       yield computation, instruction, times
       if instruction.opcode == 'fusion':
         continue
@@ -157,19 +128,17 @@ class HloProgram:
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
       return int(known[1])
-    condition = re.search(r'condition=%?([\w.\-]+)', loop.attributes)
-    if not condition:
-      return None
-    computation = self.computations[condition[1]]
+    (name,) = re.findall(r'condition=%?([\w.\-]+)', loop.attributes)
+    computation = self.computations[name]
     root = compared = computation.root
     if root.opcode == 'fusion' and root.called:
       compared = self.computations[root.called[0]].root
     is_less = 'direction=LT' in compared.attributes
     # Loops of scans count from 0.
     bounds = [
-      computation.instructions[name].arguments
-      for name in root.operands
-      if computation.instructions[name].opcode == 'constant'
+      computation[operand].arguments
+      for operand in root.operands
+      if computation[operand].opcode == 'constant'
     ]
     return int(bounds[0]) if is_less and len(bounds) == 1 else None
 
@@ -181,10 +150,12 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
   opcode, _, rest = text[end:].lstrip().partition('(')
   stop = _closing(f'({rest}') - 1
   arguments = rest[: stop - 1]
+  num_bytes, large_bytes = _sizes(text[:end])
   return Instruction(
     name,
     opcode.strip(),
-    tuple(_buffers(text[:end])),
+    num_bytes,
+    large_bytes,
     tuple(re.findall(r'%([\w.\-]+)', arguments)),
     arguments,
     rest[stop:],
@@ -202,10 +173,15 @@ def _closing(text: str) -> int:
   return len(text)
 
 
-def _buffers(text: str) -> Iterator[Buffer]:
-  for dtype, digits, sizes, layout in _ARRAY.findall(text):
-    space = _SPACE.search(layout)
+def _sizes(arrays: str) -> tuple[int, int]:
+  """Returns the bytes of arrays, and of those in the large memory."""
+  num_bytes = large_bytes = 0
+  for dtype, digits, sizes, layout in _ARRAY.findall(arrays):
     # Tokens, opaque values and the like have no digits and take no memory.
     bits = 8 if dtype == 'pred' else int(digits or 0)
-    count = math.prod(int(size) for size in sizes.split(',') if size)
-    yield Buffer(-(-count * bits // 8), int(space[1]) if space else 0)
+    size = -(-math.prod(int(n) for n in sizes.split(',') if n) * bits // 8)
+    num_bytes += size
+    # S(n) is another memory; the large one is 0, which is not written.
+    if not _OTHER_MEMORY.search(layout):
+      large_bytes += size
+  return num_bytes, large_bytes

@@ -98,6 +98,9 @@ def _number(variable: str, environment: Mapping[str, str]) -> int | None:
 def is_cluster(environment: Mapping[str, str], root: str = '/') -> bool:
   """Tells whether jax can find the other processes of this run by itself.
 
+  jax itself does not tell: `jax.distributed.initialize` raises an error where a
+  process is alone.
+
   Args:
     environment: Environment variables of the process.
     root: Root directory under which device files are looked for.

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from abstractinator.config import RunConfig
+from abstractinator.data.whole_files import write_whole
 
 # Settings, and groups of settings, that a resumed run may change; all others
 # determine its results.
@@ -62,11 +63,8 @@ def claim(workdir: str, config: RunConfig) -> None:
   """
   try:
     os.makedirs(workdir, exist_ok=True)
-    temporary = f'{_config_path(workdir)}.tmp'
-    with open(temporary, 'w', encoding='utf-8') as f:
-      json.dump(config.to_dict(), f, indent=2)
-      f.write('\n')
-    os.replace(temporary, _config_path(workdir))
+    text = json.dumps(config.to_dict(), indent=2) + '\n'
+    write_whole(_config_path(workdir), text.encode())
   except OSError as error:
     raise ValueError(
       f'workdir: got {workdir!r}, allowed: a directory to write to'

@@ -39,10 +39,13 @@ class Run:
     self.config = config
     self.workdir = workdir
     self._mesh = sharding.make_mesh(config.mesh)
-    self._shard = sharding.process_shard(
+    shard_index, shard_count = sharding.process_shard(
       sharding.batch_sharding(self._mesh),
       config.data.batch_size,
       config.microbatches,
+    )
+    self._order = pipeline.BatchOrder(
+      config.seed, config.data.batch_size, shard_index, shard_count
     )
     # Position in the data, and metrics since the last log line.
     self._next_row = 0
@@ -74,7 +77,7 @@ class Run:
   def _open_data(self) -> None:
     c = self.config
     self._train_rows, self._validation_rows = open_rows(c)
-    per_epoch = pipeline.steps_per_epoch(self._train_rows, c.data.batch_size)
+    per_epoch = math.ceil(len(self._train_rows) / c.data.batch_size)
     self.total_steps = math.ceil(c.num_epochs * per_epoch)
     if c.max_steps is not None:
       self.total_steps = min(self.total_steps, c.max_steps)
@@ -92,19 +95,10 @@ class Run:
     """
     processes.require_equal('data', json.dumps(self._data_identity))
 
-  def _order(self) -> dict[str, int]:
-    """Returns which rows this process reads and when, as keyword arguments."""
-    return dict(
-      seed=self.config.seed,
-      batch_size=self.config.data.batch_size,
-      shard_index=self._shard[0],
-      shard_count=self._shard[1],
-    )
-
   def _train_batches(self, next_row: int) -> pipeline.TrainIterator:
     iterator = pipeline.TrainIterator(
       self._train_rows,
-      **self._order(),
+      self._order,
       read_threads=self.config.data.read_threads,
       prefetch_batches=self.config.data.prefetch_batches,
     )
@@ -113,7 +107,7 @@ class Run:
 
   def _validation_batches(self, max_batches: int | None) -> Iterator[Batch]:
     return pipeline.validation_batches(
-      self._validation_rows, **self._order(), max_batches=max_batches
+      self._validation_rows, self._order, max_batches=max_batches
     )
 
   def start(self, resume_from: str | None = None) -> TrainState:

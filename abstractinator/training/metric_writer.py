@@ -10,6 +10,8 @@ from typing import Self
 import numpy as np
 import tensorboardX
 
+from abstractinator.data.whole_files import write_whole
+
 # A killed run loses what was not flushed; the default is two minutes.
 _TENSORBOARD_FLUSH_SECONDS = 10
 
@@ -180,7 +182,4 @@ def _drop_after(path: str, last_step: int) -> None:
     return
   kept = [f'{line}\n' for step, line in _read_lines(path) if step <= last_step]
   # A run that is killed while writing keeps the old file.
-  temporary = f'{path}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as f:
-    f.writelines(kept)
-  os.replace(temporary, path)
+  write_whole(path, ''.join(kept).encode())

@@ -87,9 +87,9 @@ def _read(
   documents: list[MemoryDocument] = []
   for shard in corpus.read_corpus(directory):
     for codes in shard:
-      content = codes.codes_N.astype(np.int32).tobytes()
+      codes_N = codes.codes_N.astype(np.int32)
       # The name tells data apart that has the same number of other codes.
-      text = f'{len(documents)}-{zlib.crc32(content)}'
-      documents.append(MemoryDocument(text, content))
+      checksum = zlib.crc32(codes_N.tobytes())
+      documents.append(MemoryDocument(f'{len(documents)}-{checksum}', codes_N))
   num_codes = sum(shard['num_codes'] for shard in about['shards'])
   return Documents(documents), about['data']['num_bytes'] / max(num_codes, 1)

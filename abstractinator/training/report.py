@@ -1,4 +1,4 @@
-"""Reports of a run: metric files, alarms, the progress line, the last words."""
+"""Reports of a run: metric files, alarms, progress, and a summary at the end."""
 
 import functools
 from collections.abc import Sequence

@@ -7,8 +7,8 @@ import numpy as np
 
 from abstractinator import types
 from abstractinator.evaluation.coded_rows import CodedLevel
-from abstractinator.evaluation.reconstruction import align
-from abstractinator.types import NUM_BYTES, Array
+from abstractinator.evaluation.reconstruction import align, count_bytes
+from abstractinator.types import NUM_BYTES, PAD_ID, Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,38 +133,30 @@ def inspection(
   Returns:
     The inspection.
   """
-  is_id_BS, ids_N = top_BS >= 0, types.bytes_to_ids(text)
+  is_id_BS = top_BS >= 0
+  ids_BS = np.full_like(top_BS, PAD_ID)
+  ids_BS[is_id_BS] = types.bytes_to_ids(text)
   first_B = np.cumsum(num_tops_B) - num_tops_B
   beside: list[np.ndarray] = []
   beyond: dict[int, np.ndarray] = {}
-  for first, top_S, ids_PL, length_P, origin_P in zip(
-    first_B, top_BS, *map(np.asarray, decoded), strict=True
+  num_right = num_total = 0
+  for first, ids_S, top_S, ids_PL, length_P, origin_P in zip(
+    first_B, ids_BS, top_BS, *map(np.asarray, decoded), strict=True
   ):
     beside_S, beyond_row = align(ids_PL, length_P, origin_P, top_S)
     beside.append(beside_S[top_S >= 0])
     beyond |= {int(first) + top: ids for top, ids in beyond_row.items()}
-  decoded_N = np.concatenate(beside)
-  # As `free_running_counts` does: right bytes over, for each top segment, the
-  # larger of its number of bytes and of decoded ones.
-  top_N = (top_BS + first_B[:, None])[is_id_BS]
-  num_true_P, num_decoded_P = (
-    np.bincount(top_N[_is_byte(x_N)], minlength=np.sum(num_tops_B))
-    for x_N in (ids_N, decoded_N)
-  )
-  for top, ids in beyond.items():
-    num_decoded_P[top] += _is_byte(ids).sum()
-  num_right = np.sum(_is_byte(ids_N) & (decoded_N == ids_N))
+    right, total = count_bytes(ids_S, top_S, beside_S, beyond_row)
+    num_right, num_total = num_right + right, num_total + total
   return Inspection(
     text=text,
     row_size=top_BS.shape[1],
     levels=tuple(levels),
-    decoded_N=decoded_N,
+    decoded_N=np.concatenate(beside),
     beyond=beyond,
     forced_N=forced_BS[is_id_BS],
     top_code_bits_N=top_code_bits_N,
-    byte_accuracy=float(
-      num_right / np.maximum(num_true_P, num_decoded_P).sum()
-    ),
+    byte_accuracy=num_right / num_total,
   )
 
 

@@ -1,11 +1,11 @@
-"""Generated parts of `docs/kernels.md`, between its HTML comments.
+"""Generator of the tables of `docs/kernels.md`, between its HTML comments.
 
     python docs/kernels/make.py
 
-Limits are read from the `support` module of each op, measurements from the
-`*.jsonl` files beside this one, which `python -m abstractinator.benchmarks.ops`
-wrote, one run a file; to the lines of a run that was cut short a `note` is
-added by hand.
+Limits are read from the `support` module of each op. Measurements are read from
+the `*.jsonl` files beside this one. Each file is one run of `python -m
+abstractinator.benchmarks.ops --json=FILE`; a `note` about the run is added to
+its lines by hand.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 from abstractinator import ops
 from abstractinator.benchmarks import timing
-from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.config import ImplementationConfig
 from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.ops.support import PLATFORMS, Support
 
@@ -28,25 +28,28 @@ _ABOUT = ('command', 'device', 'jax', 'note')
 
 
 def supports() -> Iterator[tuple[str, str, Mapping[str, Support]]]:
-  """Yields name, a line about it, and implementations of each op."""
+  """Yields name, summary and limits of the implementations of each op.
+
+  The summary is the first line of the docstring of the op's package.
+  """
   for package in pkgutil.iter_modules(ops.__path__):
     if package.ispkg:
       name = f'{ops.__name__}.{package.name}'
-      about = importlib.import_module(name).__doc__.strip().splitlines()[0]
+      summary = importlib.import_module(name).__doc__.strip().splitlines()[0]
       support = importlib.import_module(f'{name}.support').SUPPORT
-      yield package.name, about, support
+      yield package.name, summary, support
 
 
 def limits() -> str:
-  """Returns a section for each op: platforms, types, cost, notes."""
+  """Returns a section for each op: platforms, types, cost and notes."""
   sections = []
-  for op, about, support in supports():
+  for op, summary, support in supports():
     rows = [
       {'implementation': f'`{name}`'}
       | {platform: _cell(op, name, s, platform) for platform in PLATFORMS}
       | {
         'types': ', '.join(s.dtypes),
-        'same bits twice': ', '.join(
+        'reproducible on': ', '.join(
           p for p in s.platforms if p in s.is_reproducible_on
         ),
         'cost': s.cost,
@@ -54,11 +57,12 @@ def limits() -> str:
       for name, s in support.items()
     ]
     notes = '\n'.join(f'- `{name}`: {s.note}.' for name, s in support.items())
-    sections += [f'## `{op}`', about, timing.markdown(rows), notes]
+    sections += [f'## `{op}`', summary, timing.markdown(rows), notes]
   return '\n\n'.join(sections)
 
 
 def _cell(op: str, name: str, support: Support, platform: str) -> str:
+  """Returns '' for an unsupported platform; '**auto**' if auto selects it."""
   if platform not in support.platforms:
     return ''
   settings = ImplementationConfig.everywhere('auto')
@@ -67,10 +71,10 @@ def _cell(op: str, name: str, support: Support, platform: str) -> str:
 
 
 def measurements(directory: pathlib.Path) -> str:
-  """Returns a section for each run, its tables told apart by their columns.
+  """Returns a section for each run; a table is consecutive rows of equal keys.
 
   Args:
-    directory: Directory of JSON lines, one run a file.
+    directory: Directory of `*.jsonl` files, one run each.
 
   Raises:
     ValueError: If a file has lines of several runs.
@@ -93,7 +97,11 @@ def measurements(directory: pathlib.Path) -> str:
 
 
 def document(text: str) -> str:
-  """Returns the text of the page with its generated parts made anew."""
+  """Returns the text of the page with its tables generated again.
+
+  Args:
+    text: Text of the page, with its HTML comments.
+  """
   parts = {'limits': limits(), 'measurements': measurements(HERE)}
   for name, part in parts.items():
     begin, end = f'<!-- {name} -->', f'<!-- end of {name} -->'

@@ -8,7 +8,7 @@ import typing
 
 import pytest
 
-from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.config import ImplementationConfig
 from abstractinator.ops.implementation import resolve_implementations
 from abstractinator.ops.support import PLATFORMS
 

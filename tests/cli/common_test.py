@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 import stat
 
 import pytest
@@ -28,14 +27,14 @@ def test_a_new_file_without_a_directory_in_its_path(tmp_path, monkeypatch):
   assert (tmp_path / 'out').read_bytes() == b'content'
 
 
-@pytest.mark.parametrize('failing', ['write_bytes', 'replace'])
+@pytest.mark.parametrize('failing', ['fsync', 'replace'])
 def test_nothing_is_left_of_a_file_that_cannot_be_written(
   failing, tmp_path, monkeypatch
 ):
   def fail(*args):
     raise OSError('disk full')
 
-  monkeypatch.setattr(pathlib.Path, failing, fail)
+  monkeypatch.setattr(os, failing, fail)
   with pytest.raises(OSError, match='disk full'):
     common.write_new(str(tmp_path / 'out'), b'content')
   assert not os.listdir(tmp_path)

@@ -13,8 +13,8 @@ from lm_eval.api.instance import Instance
 import abstractinator
 from abstractinator.cli.lm_eval_model import HarnessModel
 from abstractinator.cli.main import main
+from abstractinator.evaluation.evaluate import texts_bits
 from abstractinator.evaluation.evaluator import open_run
-from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 from abstractinator.types import bytes_to_ids
 from tests.helpers import tiny_run

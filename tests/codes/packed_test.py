@@ -15,7 +15,7 @@ TEXT_OF_ID = [0, 0, 0, 0, 0, 1, 2, 2]
 @pytest.mark.parametrize('sequence_length', [1, 2, 3, 4, 7, 8, 9])
 def test_every_code_is_in_exactly_one_row(sequence_length):
   documents = [
-    MemoryDocument(str(i), np.array(codes, np.int32).tobytes())
+    MemoryDocument(str(i), np.array(codes, np.int32))
     for i, codes in enumerate(TEXTS)
   ]
   rows = PackedCodes(

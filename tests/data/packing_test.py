@@ -115,11 +115,6 @@ def test_rows_are_walked_only_when_one_could_close_early():
     assert (starts == expected) == is_plain
 
 
-def test_rows_without_documents():
-  rows = pack(sequence_length=4)
-  assert (len(rows), rows.num_bytes, rows.num_documents) == (0, 0, 0)
-
-
 @pytest.mark.parametrize('index', [-1, 3])
 def test_there_are_no_other_rows(index):
   rows = pack(b'abcdefghij', sequence_length=4)
@@ -127,11 +122,9 @@ def test_there_are_no_other_rows(index):
     rows[index]
 
 
-@pytest.mark.parametrize('name', ['sequence_length', 'max_documents'])
-def test_sizes_are_checked(name):
-  sizes = {'sequence_length': 4, 'max_documents': 4} | {name: 0}
-  with pytest.raises(ValueError, match=f'{name}: got 0, allowed: at least 1'):
-    PackedRows(Documents([]), **sizes)
+def test_no_documents_are_refused():
+  with pytest.raises(ValueError, match='data: has no documents, allowed: at'):
+    pack(sequence_length=4)
 
 
 @pytest.mark.parametrize('max_documents', [1, 99])

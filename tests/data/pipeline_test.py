@@ -26,21 +26,20 @@ def make_rows(count):
   )
 
 
-def train_iterator(rows, **changes):
-  settings = {
-    'seed': 0,
-    'batch_size': 4,
-    'shard_index': 0,
-    'shard_count': 1,
-    'read_threads': 2,
-    'prefetch_batches': 3,
-  }
-  return pipeline.TrainIterator(rows, **settings | changes)
+def order_of(**changes):
+  return pipeline.BatchOrder(**{'seed': 0, 'batch_size': 4} | changes)
 
 
-def validation_batches(rows, **changes):
-  settings = {'seed': 0, 'batch_size': 4, 'shard_index': 0, 'shard_count': 1}
-  return pipeline.validation_batches(rows, **settings | changes)
+def train_iterator(rows, read_threads=2, **changes):
+  return pipeline.TrainIterator(
+    rows, order_of(**changes), read_threads=read_threads, prefetch_batches=3
+  )
+
+
+def validation_batches(rows, max_batches=None, **changes):
+  return pipeline.validation_batches(
+    rows, order_of(**changes), max_batches=max_batches
+  )
 
 
 def take(iterator, count):
@@ -142,11 +141,6 @@ def test_data_set_may_be_smaller_than_a_batch():
   assert [batch.ids_BS.shape for batch in batches] == [(8, 8)] * 3
 
 
-@pytest.mark.parametrize(('count', 'steps'), [(1, 1), (4, 1), (5, 2), (8, 2)])
-def test_steps_per_epoch(count, steps):
-  assert pipeline.steps_per_epoch(make_rows(count), 4) == steps
-
-
 @pytest.mark.parametrize('count', [1, 3, 4, 10, 12])
 def test_validation_reads_each_row_once_and_pads(count):
   rows = make_rows(count)
@@ -183,27 +177,6 @@ def test_every_shard_has_as_many_validation_batches():
   assert [len(shard) for shard in shards] == [2, 2]
   assert shards[0][1].row_B[0] >= 0
   assert shards[1][1].row_B.tolist() == [-1, -1]
-
-
-@pytest.mark.parametrize('make', [train_iterator, validation_batches])
-@pytest.mark.parametrize(
-  ('count', 'changes', 'message'),
-  [
-    (0, {}, 'data: has no rows, allowed: at least 1'),
-    (
-      5,
-      {'batch_size': 4, 'shard_count': 3},
-      'data.batch_size: got 4, allowed: a multiple of the 3 processes',
-    ),
-    (5, {'batch_size': 0}, 'data.batch_size: got 0, allowed: '),
-    (5, {'shard_index': 1}, 'shard_index: got 1, allowed: 0 to 0'),
-    (5, {'shard_index': -1}, 'shard_index: got -1, allowed: 0 to 0'),
-  ],
-)
-def test_impossible_batches_are_refused_at_once(make, count, changes, message):
-  with pytest.raises(ValueError) as info:
-    make(make_rows(count), **changes)
-  assert str(info.value).startswith(message)
 
 
 def data_config(**changes):

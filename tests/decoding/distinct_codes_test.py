@@ -36,10 +36,10 @@ def test_each_slot_gets_what_its_codes_become(
     return decode_lanes(expander, codes, is_valid_BP, *args, **limits)
 
   def both(m, codes, is_valid, lowest):
-    expander, lookup = m.expander, m.compressor.quantizer.lookup
-    found = decode_distinct(expander, lookup, codes, is_valid, lowest)
+    found = decode_distinct(m, codes, is_valid, lowest)
     (is_decoded,) = decoded
-    want = decode_segments(expander, lookup(codes), is_valid, lowest)
+    vectors = m.compressor.quantizer.lookup(codes)
+    want = decode_segments(m.expander, vectors, is_valid, lowest)
     return found, want, is_decoded
 
   monkeypatch.setattr(lanes, 'decode_lanes', spied)
@@ -70,16 +70,12 @@ def test_rows_of_a_device_are_decoded_together(
   shapes, decode_lanes = [], lanes.decode_lanes
 
   def spied(expander, codes, *args, **limits):
-    shapes.append(codes.own_BP.shape)
+    shapes.append(codes.lowest_BP.shape)
     return decode_lanes(expander, codes, *args, **limits)
 
-  def decode(m, *args):
-    return decode_distinct(m.expander, m.compressor.quantizer.lookup, *args)
-
   def found(*args):
-    return jit_to_numpy(functools.partial(level.model.apply, method=decode))(
-      level.variables, *args
-    )
+    run = functools.partial(level.model.apply, method=decode_distinct)
+    return jit_to_numpy(run)(level.variables, *args)
 
   monkeypatch.setattr(lanes, 'decode_lanes', spied)
   args = codes, is_valid, np.zeros_like(codes)

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.decoding.rows import decode_greedily
+from abstractinator.decoding.choices import Told
+from abstractinator.decoding.rows import (
+  RowsState,
+  decode_greedily,
+  decode_rows,
+)
+from abstractinator.decoding.segments import KnownIds, SegmentCodes
 from abstractinator.types import BOS_ID, EOS_ID, PAD_ID, Batch, Segments
 from tests.helpers.jitted import jit
 from tests.model.expander_test import LATENT
@@ -186,6 +192,52 @@ def test_decoding_equals_a_loop_of_teacher_forced_calls(level):
   assert len(set(flat)) > 8
   if level.config.expander.lookback:
     assert EOS_ID not in flat
+
+
+@pytest.mark.parametrize('ends', ['head', 'entropy'])
+def test_known_ids_cost_what_a_teacher_forced_call_says(tiny_level, ends):
+  level = tiny_level(expander__context='full', expander__ends=ends)
+  longest, num_known = level.config.segmentation.max_length, np.array([4, 2, 0])
+  ids = np.random.default_rng(4).integers(0, 256, (len(COUNTS), longest))
+  memory, lowest = memories(level)[:, :1], jnp.zeros((len(COUNTS), 1), int)
+
+  def told(m):
+    bos = jnp.full((len(COUNTS),), BOS_ID)
+    known = KnownIds(jnp.asarray(ids), jnp.asarray(num_known), num_known)
+    return decode_rows(
+      m,
+      RowsState(bos, m.expander.init_cache(len(COUNTS), longest), None),
+      SegmentCodes(m.expander.remember(memory), lowest),
+      jnp.ones(len(COUNTS), int),
+      known.num_known_B + 1,
+      Told(known=known),
+      first_slot_B=jnp.zeros(len(COUNTS), int),
+    )[0]
+
+  decoded = jit(level.model.apply, method=told)(level.variables)
+  index = np.zeros_like(ids)
+  offset = np.broadcast_to(np.arange(longest), ids.shape)
+  segments = Segments(
+    index_BS=index,
+    is_start_BS=offset == 0,
+    is_end_BS=offset == longest - 1,
+    offset_BS=offset,
+    count_B=index[:, 0] + 1,
+    is_capacity_bound_BS=index > 0,
+  )
+  args = jax.tree.map(jnp.asarray, (ids, index, segments, memory))
+  want = level.expand(level.variables, *args)
+  nats = want.nats_BS
+  if ends == 'head':
+    nats = nats + np.logaddexp(0, want.end_logits_BS)
+  np.testing.assert_allclose(
+    decoded.nats_BPL[:, 0],
+    np.where(offset < num_known[:, None], nats, 0),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  # One id more than the known ones, which says no cost.
+  np.testing.assert_array_equal(decoded.length_BP[:, 0], num_known + 1)
 
 
 def test_a_code_changes_nothing_before_its_segment(level):

@@ -17,7 +17,7 @@ from tests.helpers.tiny_segments import (
   SLOTS,
   make_memory,
   make_row,
-  num_rows,
+  num_codes,
   rows,
 )
 
@@ -76,7 +76,7 @@ def test_decoding_at_once_equals_a_loop_of_teacher_forced_calls(
     pooling__num_queries=queries,
   )
   rng = np.random.default_rng(5)
-  memory = 2 * rng.normal(size=(2, num_rows(level), level.config.d_model))
+  memory = 2 * rng.normal(size=(2, num_codes(level), level.config.d_model))
   memory = memory.astype(np.float32)
   document = np.array(
     [[0, 0, 0, 0, 1, 2, 2, 3, 3, 3, 3], [0] * 6 + [1] * 5], np.int32

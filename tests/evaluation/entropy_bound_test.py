@@ -1,8 +1,7 @@
-"""What a text costs is never less than the entropy of what it is drawn from.
+"""The expected cost of a text is at least the entropy of its distribution.
 
-Documents come from a Markov chain over two bytes that stops at any time, so
-that all of them can be gone through with their probabilities, and the entropy
-and the expected cost are exact.
+Documents come from a Markov chain over two bytes that can stop after each byte.
+There are so few of them that the entropy and the expected cost are exact sums.
 """
 
 import functools
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 
 from abstractinator.config import RunConfig
+from abstractinator.evaluation.evaluate import texts_bits
 from abstractinator.evaluation.evaluator import Evaluator
-from abstractinator.evaluation.texts_bits import texts_bits
 from abstractinator.evaluation.windows import Passage
 from abstractinator.runs.state import variables_of
 from abstractinator.training.program import make_program
@@ -26,26 +25,26 @@ from configs import default, tiny
 # Rows hold the longest document and its end.
 LENGTH, SIZE, ROWS = 7, 8, 64
 LETTERS = (ord('a'), ord(' '))
-# From a letter to the next one; and the chance to stop after any letter.
+# Probabilities of the next letter, and of the end after any letter.
 MOVES, STOP = np.array([[0.5, 0.5], [0.7, 0.3]]), 0.15
 # Steps of training between looks at the model.
 STEPS, LOOKS = 150, 2
 
 
 def documents():
-  """All of them, with their probabilities."""
+  """Yields all documents with their probabilities."""
   for length in range(1, LENGTH + 1):
     for letters in itertools.product((0, 1), repeat=length):
       p = MOVES[0, letters[0]] * (1 - STOP) ** (length - 1)
       for a, b in itertools.pairwise(letters):
         p *= MOVES[a, b]
-      # The longest ones stop for certain.
+      # The longest documents stop for certain.
       p *= 1.0 if length == LENGTH else STOP
       yield bytes(LETTERS[x] for x in letters), p
 
 
 def draw(key):
-  """A batch of training, a document a row."""
+  """Draws a batch to train on, one document in each row."""
 
   def step(carry, key):
     last, is_going = carry
@@ -94,7 +93,7 @@ def run_config(num_levels, num_codes) -> RunConfig:
 @pytest.mark.parametrize(
   ('num_levels', 'num_codes', 'num_seeds'),
   [
-    # A code that says nothing leaves all to ids.
+    # With one code, only the ids carry information.
     (1, 1, 1),
     pytest.param(1, 1, 2, marks=pytest.mark.nightly),
     pytest.param(1, 3, 2, marks=pytest.mark.nightly),
@@ -132,18 +131,19 @@ def test_no_model_takes_less_than_the_entropy(num_levels, num_codes, num_seeds):
     passages = [Passage(bytes_to_ids(text)) for text in texts]
     bits_T = np.array([x.bits for x in texts_bits(evaluator, passages)])
     assert np.sum(p_T * bits_T) == pytest.approx(total, rel=1e-5)
-    # All of them together are no more likely than certain.
+    # Probabilities of all texts add up to at most 1.
     assert np.sum(2.0**-bits_T) <= 1 + 1e-3
     if num_levels > 1:
-      # What levels say of lengths adds up; it is a bound, and no more.
+      # The ends of segments at several levels repeat information, so that the
+      # bound is not tight.
       continue
     if num_codes > 1:
       assert total < 1.5 * entropy
       forgotten = sum(x for name, x in costs.items() if 'code_bits' in name)
       assert total - forgotten < 0.95 * entropy, costs
       continue
-    # Ids say all, to the end of the document; that there is a next code says
-    # some of it again. So close that to forget anything is seen.
+    # The ids determine the document and its end. The bound is so close that a
+    # missing term would show; only the ends of segments repeat information.
     ids = ('expander_bits', 'end_bits')
     total = sum(costs[name] for name in ids)
     assert entropy - 1e-3 <= total < 1.05 * entropy, costs
@@ -152,7 +152,7 @@ def test_no_model_takes_less_than_the_entropy(num_levels, num_codes, num_seeds):
 
 
 def expected_costs(evaluator, texts, p_T, add_eos=True):
-  """Bits of a document, part by part."""
+  """Computes the expected bits of a document, part by part."""
   found = {}
   passages = [Passage(bytes_to_ids(text, add_eos=add_eos)) for text in texts]
   for scored in evaluator.score(passages, alone=True):

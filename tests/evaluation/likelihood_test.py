@@ -1,7 +1,7 @@
-"""What ids cost, against a decoder that is given nothing but what it decoded.
+"""Costs of ids, against a decoder that knows only what it has decoded.
 
-The reference goes through each window on its own, id by id and code by code,
-with the step functions of the modules and probabilities in float64.
+The reference decodes each window on its own, id by id and code by code, with
+the step functions of the modules and probabilities in float64.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ CONFIG = tiny_pyramid.make_config(
     'expander.context': 'window',
     'expander.lookback': 1,
     'pooling.num_queries': 2,
-    # So few slots that some rows run short of them.
+    # Some rows run short of slots.
     'segmentation.capacity_length': 3.0,
   },
   {'quantizer.kind': 'rvq', 'quantizer.codebook_size': 4},
@@ -51,7 +51,7 @@ def evaluator():
 
 
 def windows(size):
-  """(start, first that counts, stop) of each window of a passage."""
+  """Returns start, first scored id and stop of each window of a passage."""
   found, begin = [], 0
   while begin < size:
     start = max(0, begin - (SIZE - STRIDE))
@@ -61,7 +61,7 @@ def windows(size):
 
 
 class Decoder:
-  """Costs of a window, one id after the other."""
+  """Costs of a window, computed one id after the other."""
 
   def __init__(self, evaluator):
     model, self.variables = evaluator.model, evaluator.variables
@@ -93,7 +93,7 @@ class Decoder:
     )
 
   def bits(self, ids, counted_from):
-    """Bits of a window by part, of ids from `counted_from` on."""
+    """Computes the bits of the ids of a window from `counted_from` on."""
     padded = np.pad(ids, (0, SIZE - len(ids)), constant_values=EOS_ID + 1)
     document = np.where(np.arange(SIZE) < len(ids), 0, -1)
     batch = Batch(
@@ -193,7 +193,7 @@ class Decoder:
 
 
 def _start(model):
-  """Codebooks, and all that a decoder has before the first id."""
+  """Returns codebooks, and the state of a decoder before the first id."""
   return (
     model.levels[0].compressor.quantizer.codebooks(),
     [level.expander.init_cache(1, 4 * SIZE) for level in model.levels],
@@ -241,12 +241,12 @@ def test_bits_are_those_of_a_decoder(evaluator):
       num_windows += 1
       for name, value in part.items():
         expected[name] = expected.get(name, 0.0) + value
-  # Else it is not seen that the ends of their known ids are paid for.
+  # In rows short of slots the ends of context ids cost bits, in others not.
   assert 0 < decoder.num_short < 2 * num_windows
   got = {}
   passages = [Passage(bytes_to_ids(text)) for text in texts()]
-  # Alone, as the reference is: which windows share a row changes how slots run
-  # short.
+  # Each window has a row of its own, as in the reference: the windows that share
+  # a row change how slots run short.
   for scored in evaluator.score(passages, alone=True):
     for name, value in scored.sums.flattened().items():
       got[name] = got.get(name, 0.0) + float(value.sum(dtype=np.float64))

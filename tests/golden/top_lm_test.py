@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.config import TopLMConfig
 from abstractinator.model import attention as attention_lib
 from abstractinator.model import top_lm
 from abstractinator.model.layers import RMSNorm

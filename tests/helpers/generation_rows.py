@@ -1,18 +1,22 @@
 """Rows continued with caches, and what whole calls say of the result."""
 
+import contextlib
 import dataclasses
 import functools
+from unittest import mock
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from abstractinator.decoding import generate as generation
+from abstractinator.decoding.segments import Expanded
 from abstractinator.decoding.state import Request
 from abstractinator.model.compressor import Below
 from abstractinator.model.top_lm import CodeSequence
 from abstractinator.ops.sampling import Filters
-from abstractinator.types import EOS_ID, NUM_BYTES, Batch, Segments
+from abstractinator.types import EOS_ID, NUM_BYTES, Array, Batch, Segments
 from tests.helpers.jitted import jit
 
 SLOTS = 3
@@ -35,6 +39,62 @@ class Level:
   codes: list
   num_known: int
   num_whole: int
+
+
+@flax.struct.dataclass
+class Extension:
+  """New bytes of a call of `extend`, and the codes and ids they come from.
+
+  Attributes:
+    bytes_BN: New bytes, those of each row at the front, [B, N] int32.
+    count_B: Their number, [B] int32.
+    codes_BU: Codes of the top level, [B, U] int32.
+    num_slots_B: Slots of the top level that hold a segment, [B] int32.
+    num_known: First ids that a prompt held, [B] int32 for each level.
+    levels: Ids of each level, bottom first.
+  """
+
+  bytes_BN: Array
+  count_B: Array
+  codes_BU: Array
+  num_slots_B: Array
+  num_known: list[Array]
+  levels: list[Expanded]
+
+
+@contextlib.contextmanager
+def recorded(module, name):
+  """Records arguments and results of the calls of a function of a module."""
+  calls, function = [], getattr(module, name)
+
+  def call(*args):
+    result = function(*args)
+    calls.append((args, result))
+    return result
+
+  with mock.patch.object(module, name, call):
+    yield calls
+
+
+def extend(pyramid, state, stopped_B):
+  """Calls `generate.extend`; returns an `Extension` and the state."""
+  with (
+    recorded(generation.top_codes, 'extend') as tops,
+    recorded(generation.expansion, 'expand') as levels,
+  ):
+    bytes_BN, count_B, state = generation.extend(
+      pyramid, state, stopped_B, num_slots=SLOTS
+    )
+  ((_, (codes_BU, num_slots_B, *_)),) = tops
+  extension = Extension(
+    bytes_BN,
+    count_B,
+    codes_BU,
+    num_slots_B,
+    num_known=[args[1].known.num_known_B for args, _ in levels[::-1]],
+    levels=[expanded for _, (expanded, _) in levels[::-1]],
+  )
+  return extension, state
 
 
 def without_ends(variables):
@@ -67,35 +127,16 @@ def prompts_of(lengths, seed=0):
 
 
 class Generator:
-  """The functions of a pyramid, each compiled once a shape.
-
-  Attributes:
-    num_traces: How often each was traced.
-  """
+  """The functions of a pyramid, each compiled once a shape."""
 
   def __init__(self, model, variables, size, capacity):
     self.model, self.variables, self.size = model, variables, size
-    self.num_traces = {'start': 0, 'extend': 0}
-
-    def start(variables, *args):
-      self.num_traces['start'] += 1
-      return model.apply(
-        variables,
-        *args,
-        method=lambda m, *args: generation.start(
-          m, *args, capacity=capacity, num_slots=SLOTS
-        ),
-      )
-
-    def extend(variables, *args):
-      self.num_traces['extend'] += 1
-      return model.apply(
-        variables,
-        *args,
-        method=lambda m, *args: generation.extend(m, *args, num_slots=SLOTS),
-      )
-
-    self.start, self.extend = jit(start), jit(extend)
+    self.start = jit(
+      functools.partial(model.apply, method=generation.start),
+      capacity=capacity,
+      num_slots=SLOTS,
+    )
+    self.extend = jit(model.apply, method=extend)
     self.compress = [
       jit(model.apply, method=functools.partial(_compress, number=number))
       for number in range(len(model.config.levels))
@@ -142,8 +183,8 @@ class Generator:
       codes = begun[row][-1].codes
       for extension in extensions:
         queries = self.queries(number_of_levels - 1)
-        new = extension.top.codes_BU[row].reshape(-1, queries)
-        codes += new[: extension.top.count_B[row]].tolist()
+        new = extension.codes_BU[row].reshape(-1, queries)
+        codes += new[: extension.num_slots_B[row]].tolist()
       for number in reversed(range(number_of_levels)):
         level, known = begun[row][number], begun[row][number].ids
         level.codes, level.ids = codes, known[: sum(level.lengths)]
@@ -159,7 +200,7 @@ class Generator:
               there = known[len(level.ids) :][: level.num_known]
               assert ids[: len(there)] == there
               assert level.num_known == len(level.ids) + len(there)
-              assert expanded.num_known_B[row] == len(there)
+              assert extension.num_known[number][row] == len(there)
               is_first = False
             level.ids += ids
             level.lengths.append(int(length))

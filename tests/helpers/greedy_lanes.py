@@ -11,10 +11,9 @@ def decode_segments(
   expander, vectors_BUD, is_valid_BP, lowest_BP, codebooks=None, **limits
 ):
   """Ids [B, P, L] and lengths [B, P] of every segment."""
-  own_BP = jnp.broadcast_to(jnp.arange(lowest_BP.shape[1]), lowest_BP.shape)
   decoded = decode_lanes(
     expander,
-    SegmentCodes(expander.remember(vectors_BUD), own_BP, lowest_BP),
+    SegmentCodes(expander.remember(vectors_BUD), jnp.asarray(lowest_BP)),
     is_valid_BP,
     Greedy(codebooks),
     **limits,

@@ -1,6 +1,6 @@
 """Implementations of the ops that tests of modules use."""
 
-from abstractinator.config.implementation import ImplementationConfig
+from abstractinator.config import ImplementationConfig
 from abstractinator.ops.implementation import resolve_implementations
 
 XLA_CONFIG = ImplementationConfig.everywhere('xla')

@@ -1,4 +1,4 @@
-"""An entropy model small enough for tests, whose predictions say something."""
+"""An entropy model small enough for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,11 @@ from tests.helpers.jitted import jit
 
 
 def make(config):
-  """The model of a level's config, its first variables, and telling ones."""
+  """Returns the model of a level, its initial variables, and others.
+
+  Initial predictions are nearly the same for all ids; with the others they
+  differ.
+  """
   module = EntropyModel(
     config.entropy_model,
     config.entropy_heads,
@@ -21,8 +25,7 @@ def make(config):
   )
   zeros = jnp.zeros((1, 4), jnp.int32)
   initial = jit(module.init)(jax.random.key(0), zeros, zeros)
-  # Initial predictions are nearly the same for all ids; these are not.
-  telling = jax.tree_util.tree_map_with_path(
+  scaled = jax.tree_util.tree_map_with_path(
     lambda path, x: x * 20 if 'head' in str(path) else x, initial
   )
-  return module, initial, telling
+  return module, initial, scaled

@@ -48,7 +48,7 @@ _TINY = {
 
 
 def make_config(**changes: Any) -> LevelConfig:
-  """The default level made tiny; `expander__lookback=2` edits a setting."""
+  """Returns the default level made tiny; `expander__lookback=2` edits it."""
   level = runpy.run_path(str(_DEFAULT))['get_level']()
   edits = {k.replace('__', '.'): v for k, v in changes.items()}
   level.update_from_flattened_dict(_TINY | edits)
@@ -56,22 +56,25 @@ def make_config(**changes: Any) -> LevelConfig:
 
 
 class Level:
-  """An initialised level; every function of it is compiled once per shape.
+  """An initialised level, whose methods are compiled once per shape.
 
   Attributes:
-    config: Its sizes.
+    config: Config of the level.
     model: The module.
     variables: Parameters and collections.
-    call, compress: Methods of the level, of variables and a batch.
-    entropy_logits: Of variables, ids and documents.
-    expand, decode_segments: Methods of its expander.
+    call, compress: Methods of the level; arguments are variables and a batch.
+    entropy_logits: Logits of the entropy model; arguments are variables, ids
+      and documents.
+    expand: The call of the expander, after variables.
+    decode_segments: Greedy decoding of all segments; arguments are variables,
+      vectors of codes and the lowest slots.
   """
 
   def __init__(self, config: LevelConfig, dtype: str):
     self.config = config
     self.model = Abstractinator(config, NUM_BYTES, XLA, jnp.dtype(dtype))
     self.variables = _make_variables(
-      # What does not change any parameter.
+      # Settings on which no parameter depends are the same for all levels.
       dataclasses.replace(
         config,
         expander=dataclasses.replace(
@@ -101,8 +104,8 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   variables = dict(
     jit(model.init)(jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))
   )
-  # Initial predictions are nearly uniform; these say something, so that
-  # entropies jump and greedy ids and lengths differ.
+  # Initial predictions are nearly uniform; these are not, so that entropies
+  # jump and greedy ids and lengths differ.
   params = jax.tree.map(lambda x: x, variables['params'])
   expander = params['expander']
   heads = [params['compressor']['entropy_model']['head']]
@@ -110,7 +113,7 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
     heads.append(expander['vocabulary']['head'])
   else:
     expander['vocabulary']['log_scale'] += 3.0
-    # Else ids would be predicted after themselves: the same table embeds them.
+    # Else each id would predict itself: the same table embeds it.
     scale = expander['norm']['scale']
     expander['norm']['scale'] = scale.at[::2].multiply(-1.0)
   if 'end_head' in expander:
@@ -125,7 +128,7 @@ _make_level = functools.cache(Level)
 
 @pytest.fixture(scope='session')
 def tiny_level():
-  """Builds a level; `tiny_level(expander__lookback=2)` edits its config."""
+  """Returns a function that builds a level; keywords edit its config."""
 
   def build(dtype: str = 'float32', **changes: Any) -> Level:
     return _make_level(make_config(**changes), dtype)
@@ -135,13 +138,13 @@ def tiny_level():
 
 @pytest.fixture(scope='session')
 def tiny_config():
-  """Builds the config of a tiny level."""
+  """Returns a function that builds the config of a tiny level."""
   return make_config
 
 
 @pytest.fixture(scope='session')
 def make_batch():
-  """Builds rows from the lengths of their documents, padded to `size`."""
+  """Returns a function that builds rows from lengths of their documents."""
 
   def build(lengths, size: int, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ _TINY = {
 
 
 def make_config(*changes, top_lm='discrete') -> ModelConfig:
-  """A level for each dictionary of changed settings, bottom first."""
+  """Returns a config with a level per dictionary of changed settings."""
   levels = []
   for number, edits in enumerate(changes):
     level = _DEFAULT['get_upper_level' if number else 'get_level']()
@@ -69,17 +69,18 @@ def make_config(*changes, top_lm='discrete') -> ModelConfig:
 
 
 def make_model(config: ModelConfig) -> AbstractinatorPyramid:
+  """Returns the pyramid of a config, over bytes."""
   return AbstractinatorPyramid(config, NUM_BYTES, XLA, jnp.float32)
 
 
 def make_batch(lengths, size, rows=None, seed=0) -> Batch:
-  """Rows of documents of these lengths; equal documents have equal bytes.
+  """Returns rows of documents; documents of equal seeds have equal bytes.
 
   Args:
-    lengths: Of the documents of each row, (length, seed) each.
-    size: Of a row; the rest is padding.
-    rows: Identities of the rows.
-    seed: Added to those of the documents.
+    lengths: For each row, (length, seed) of each document.
+    size: Ids of a row; padding fills it up.
+    rows: Identities of the rows; their numbers by default.
+    seed: Number added to the seeds of the documents.
   """
   ids = np.full((len(lengths), size), PAD_ID, np.int32)
   document = np.full((len(lengths), size), -1, np.int32)
@@ -98,7 +99,7 @@ def make_batch(lengths, size, rows=None, seed=0) -> Batch:
 
 @functools.cache
 def make_variables(config: ModelConfig, size=16):
-  """Parameters whose predictions say something."""
+  """Returns variables whose predictions are far from uniform."""
   zeros = jnp.zeros((1, size), jnp.int32)
   batch = Batch(zeros, zeros, zeros[:, 0])
   variables = dict(jit(make_model(config).init)(jax.random.key(0), batch))

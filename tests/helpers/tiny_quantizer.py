@@ -21,7 +21,7 @@ _TINY = dict(
   reset_after_steps=3,
 )
 
-# One of each kind, and of each option that changes what is computed.
+# Settings of each kind, and of each option that changes the computation.
 VARIANTS = {
   'vq': {},
   'vq code space': dict(code_dim=4),
@@ -43,19 +43,19 @@ WITH_STATE = [
 
 
 def config(**changes) -> QuantizerConfig:
-  """The default quantizer made tiny, with settings replaced."""
+  """Returns the default quantizer made tiny, with settings replaced."""
   values = default.get_level().quantizer.to_dict()
   return QuantizerConfig.from_dict(values | _TINY | changes)
 
 
 def model(d_model=WIDTH, **changes):
-  """The module of a config."""
+  """Returns the module of a config."""
   c = config(**changes)
   return QUANTIZERS[c.kind](c, d_model, XLA, jnp.float32)
 
 
 def inputs(seed=0):
-  """Vectors [B, P, D], the slots that hold one, and names of rows."""
+  """Returns vectors [B, P, D], valid slots [B, P] and identities of rows."""
   rng = np.random.default_rng(seed)
   x_BPD = rng.normal(size=(ROWS, SLOTS, WIDTH)).astype(np.float32)
   is_valid_BP = np.arange(SLOTS) < np.array(COUNTS)[:, None]

@@ -1,4 +1,4 @@
-"""Segments of one row by hand, and vectors of their codes."""
+"""One row of segments made by hand, and vectors of their codes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ SLOTS = 11
 
 
 def make_row():
-  """One row: ids, documents and segments by hand, no model involved."""
+  """Returns ids, documents and segments of the row; no model is involved."""
   document = np.full(SIZE, -1, np.int32)
   index = np.full(SIZE, -1, np.int32)
   offset = np.zeros(SIZE, np.int32)
@@ -41,14 +41,17 @@ def make_row():
 
 
 def rows(x, count):
+  """Returns `count` equal rows."""
   return jnp.repeat(jnp.asarray(x)[None], count, axis=0)
 
 
-def num_rows(level):
+def num_codes(level):
+  """Returns the number of codes of the row, U."""
   return SLOTS * level.config.pooling.num_queries
 
 
 def make_memory(level, seed=3):
+  """Returns random vectors of the codes of the row, [U, D]."""
   rng = np.random.default_rng(seed)
-  shape = (num_rows(level), level.config.d_model)
+  shape = (num_codes(level), level.config.d_model)
   return rng.normal(size=shape).astype(np.float32)

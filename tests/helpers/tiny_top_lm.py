@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.config import TopLMConfig
 from abstractinator.model.top_lm import CodeSequence, CodeSequenceTransformer
 from abstractinator.objective import losses
 from tests.helpers.implementations import XLA
@@ -18,7 +18,7 @@ D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
 # Codes of one stage, of three, and of one that leaves two digits out.
 SIZES = {'vq': (11,), 'rvq': (4, 3, 5), 'forbidden': (4, 4)}
 FORBIDDEN = {'forbidden': (1, 3)}
-# Documents of three rows; the second row cuts off its last one.
+# Lengths of the documents of three rows; the second cuts off its last one.
 LENGTHS = ((3, 1, 5), (7, 5), (2,))
 IS_CUT = (False, True, False)
 
@@ -34,7 +34,7 @@ ATTENTION = {
 
 modes = pytest.mark.parametrize('mode', ['discrete', 'continuous'])
 kinds = pytest.mark.parametrize('kind', list(SIZES))
-# All pairs of settings; all triples at night.
+# All pairs of settings, once each; all triples are nightly.
 _PAIRS = (
   ('discrete', 'regular', None),
   ('continuous', 'mla', None),
@@ -55,7 +55,7 @@ variants = pytest.mark.parametrize(
 
 
 def values(mode='discrete', form='regular', window=None):
-  """A config as plain values."""
+  """Returns a config as plain values."""
   return {
     'mode': mode,
     'expand': False,
@@ -71,7 +71,7 @@ def values(mode='discrete', form='regular', window=None):
 
 
 def make_sequence(kind='rvq', seed=0):
-  """Rows of codes, whose vectors come from a fixed table."""
+  """Returns rows of codes, whose vectors come from a fixed table."""
   rng = np.random.default_rng(seed)
   sizes = SIZES[kind]
   allowed = [d for d in range(sizes[0]) if d not in FORBIDDEN.get(kind, ())]
@@ -95,11 +95,11 @@ def make_sequence(kind='rvq', seed=0):
 
 
 class TopLM:
-  """A top LM, its variables, and its methods, each compiled once a shape.
+  """A top LM, whose methods are compiled once per shape.
 
   Attributes:
-    initial: Variables as they start.
-    variables: The same with heads that say something.
+    initial: Initial variables.
+    variables: Variables whose predictions are far from uniform.
   """
 
   def __init__(self, mode='discrete', kind='rvq', form='regular', window=None):
@@ -135,7 +135,7 @@ class TopLM:
     return losses.top_lm_terms(self.model.apply(variables, sequence), sequence)
 
   def loss(self, variables, sequence):
-    """The sum of the terms."""
+    """Returns the sum of the loss terms."""
     return sum(self._terms(variables, sequence).values())
 
 

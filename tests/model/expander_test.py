@@ -11,7 +11,7 @@ from tests.helpers.tiny_segments import (
   SLOTS,
   make_memory,
   make_row,
-  num_rows,
+  num_codes,
   rows,
 )
 
@@ -133,7 +133,7 @@ def test_predictions_read_exactly_the_ids_before_in_their_context(level):
 def test_predictions_read_exactly_the_codes_they_may_see(level):
   """Row u of the batch has the vector of code u changed."""
   ids, _, segments = make_row()
-  count, queries = num_rows(level), level.config.pooling.num_queries
+  count, queries = num_codes(level), level.config.pooling.num_queries
   memory = rows(make_memory(level), count)
   changed = memory.at[jnp.arange(count), jnp.arange(count)].add(1.0)
   logits, ends = expand(level, rows(ids, count), memory)
@@ -145,12 +145,12 @@ def test_predictions_read_exactly_the_codes_they_may_see(level):
   np.testing.assert_array_equal(
     (ends != ends_changed)[:, real], expected[:, real]
   )
-  num_codes = queries * int(segments.count_B)
-  for code in range(num_codes):
+  used = queries * int(segments.count_B)
+  for code in range(used):
     first = np.argmax(got[code] & real)
     assert segments.index_BS[first] == code // queries
     assert segments.is_start_BS[first]
-  assert not got[num_codes:, real].any()
+  assert not got[used:, real].any()
 
 
 def test_a_code_moves_the_prediction_of_its_first_id_by_much(level):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.evaluation.reconstruction import top_slots
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import advance_collections
 from abstractinator.types import NUM_BYTES, Batch, Special
@@ -197,14 +196,3 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
     'quantizer'
   ]['state']
   assert int(moved.step) == 1
-
-
-def test_top_slots_follow_the_segments():
-  pyramid = make(TWO)
-  output = pyramid.call(make_rows([(23, 0), (12, 1)]))
-  index_0, index_1 = (
-    np.asarray(level.compressed.segments.index_BS[0]) for level in output.levels
-  )
-  want = [index_1[slot] if slot >= 0 else -1 for slot in index_0]
-  np.testing.assert_array_equal(top_slots(output)[0], want)
-  assert max(want) > 1

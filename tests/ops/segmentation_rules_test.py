@@ -288,10 +288,3 @@ def test_strides_keep_their_length_over_long_documents(stride):
   lengths = np.diff(starts)
   assert set(lengths) == {math.floor(stride), math.ceil(stride)}
   np.testing.assert_allclose(lengths.mean(), stride, rtol=1e-5)
-
-
-def test_words_are_only_where_ids_are_bytes():
-  rules.check_rule('space', 256)
-  rules.check_rule('stride', 1024)
-  with pytest.raises(ValueError, match=r'segmentation\.rule.*space.*1024.*str'):
-    rules.check_rule('space', 1024)

@@ -274,7 +274,7 @@ def test_all_hear_of_one_that_cannot_open_its_run(
     gathered.append(array.shape)
     return np.array([array, False])
 
-  def fail(rows, batch_size):
+  def fail(config):
     raise error('broken')
 
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
@@ -286,7 +286,7 @@ def test_all_hear_of_one_that_cannot_open_its_run(
   with processes.together():
     loop.Run(config, str(tmp_path / 'run'))
   assert gathered == [()]
-  monkeypatch.setattr(loop.pipeline, 'steps_per_epoch', fail)
+  monkeypatch.setattr(loop, 'open_rows', fail)
   with pytest.raises(error, match='broken'), processes.together():
     loop.Run(config, str(tmp_path / 'run'))
   assert gathered == [(), ()]

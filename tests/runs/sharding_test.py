@@ -10,8 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from abstractinator.config import MeshConfig, RunConfig
-from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.config import MeshConfig, RunConfig, TopLMConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.model.top_lm import CodeSequenceTransformer
 from abstractinator.runs import sharding

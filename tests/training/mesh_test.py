@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from abstractinator.cli import config_file
-from abstractinator.config import ImplementationConfig, MeshConfig
-from abstractinator.config.top_lm import TopLMConfig
+from abstractinator.config import ImplementationConfig, MeshConfig, TopLMConfig
 from abstractinator.model.top_lm import CodeSequence, CodeSequenceTransformer
 from abstractinator.objective import metrics
 from abstractinator.runs import sharding
