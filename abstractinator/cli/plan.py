@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 
 from abstractinator.cli import common, config_file
 from abstractinator.config import MeshConfig
@@ -57,14 +56,10 @@ def run(args: argparse.Namespace) -> str:
       f' the {topology.num_chips} chips times microbatches'
       f' ({config.microbatches}), or pass --mesh'
     )
-  found = plan.compare(config, topology, devices, meshes, tell=_tell)
+  found = plan.compare(config, topology, devices, meshes)
   return common.answer(
     args, dataclasses.asdict(found), '\n'.join(plan.table(found))
   )
-
-
-def _tell(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
 
 
 def _mesh(text: str) -> MeshConfig:

@@ -113,7 +113,7 @@ def memory_traffic(program: HloProgram) -> int:
 def _traffic(
   program: HloProgram, computation: Computation, instruction: Instruction
 ) -> int:
-  written = instruction.large_bytes
+  written = instruction.hbm_bytes
   if instruction.opcode == 'fusion':
     inner = program.computations[instruction.called[0]]
     update = _update_bytes(inner, inner.root)
@@ -124,7 +124,7 @@ def _traffic(
   update = _update_bytes(computation, instruction)
   if update is not None:
     return 2 * update
-  read = sum(computation[name].large_bytes for name in instruction.operands)
+  read = sum(computation[name].hbm_bytes for name in instruction.operands)
   # The result of a start repeats its operands.
   is_start = instruction.opcode.endswith('-start')
   return max(read, written) if is_start else read + written
@@ -139,7 +139,7 @@ def _read_by_fusion(
   }
   read = 0
   for number, name in enumerate(fusion.operands):
-    whole = computation[name].large_bytes
+    whole = computation[name].hbm_bytes
     slices = _sliced_bytes(inner, parameters[number])
     read += whole if slices is None else min(whole, slices)
   return read

@@ -32,7 +32,8 @@ class Instruction:
     name: Name of the result.
     opcode: Operation, such as 'fusion' or 'all-reduce'.
     num_bytes: Size of the arrays that it makes, without padding.
-    large_bytes: Part of `num_bytes` that lies in the large memory of a chip.
+    hbm_bytes: Part of `num_bytes` in the high-bandwidth memory of the chip; the
+      rest is in nearer memories.
     operands: Names of the instructions whose results it reads.
     arguments: Text between its parentheses.
     attributes: Text after its parentheses.
@@ -42,7 +43,7 @@ class Instruction:
   name: str
   opcode: str
   num_bytes: int
-  large_bytes: int
+  hbm_bytes: int
   operands: tuple[str, ...]
   arguments: str
   attributes: str
@@ -150,12 +151,12 @@ def _instruction(name: str, text: str, is_root: bool) -> Instruction:
   opcode, _, rest = text[end:].lstrip().partition('(')
   stop = _closing(f'({rest}') - 1
   arguments = rest[: stop - 1]
-  num_bytes, large_bytes = _sizes(text[:end])
+  num_bytes, hbm_bytes = _sizes(text[:end])
   return Instruction(
     name,
     opcode.strip(),
     num_bytes,
-    large_bytes,
+    hbm_bytes,
     tuple(re.findall(r'%([\w.\-]+)', arguments)),
     arguments,
     rest[stop:],
@@ -174,14 +175,14 @@ def _closing(text: str) -> int:
 
 
 def _sizes(arrays: str) -> tuple[int, int]:
-  """Returns the bytes of arrays, and of those in the large memory."""
-  num_bytes = large_bytes = 0
+  """Returns the bytes of arrays, and how many are in high-bandwidth memory."""
+  num_bytes = hbm_bytes = 0
   for dtype, digits, sizes, layout in _ARRAY.findall(arrays):
     # Tokens, opaque values and the like have no digits and take no memory.
     bits = 8 if dtype == 'pred' else int(digits or 0)
     size = -(-math.prod(int(n) for n in sizes.split(',') if n) * bits // 8)
     num_bytes += size
-    # S(n) is another memory; the large one is 0, which is not written.
+    # S(n) is a nearer memory; number 0, which is not written, is the HBM.
     if not _OTHER_MEMORY.search(layout):
-      large_bytes += size
-  return num_bytes, large_bytes
+      hbm_bytes += size
+  return num_bytes, hbm_bytes

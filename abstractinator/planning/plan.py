@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,10 +56,6 @@ def run_sizes(config: RunConfig) -> RunSizes:
   )
 
 
-class OutOfMemoryError(Exception):
-  """Error that XLA reports for a program that does not fit a chip."""
-
-
 class MeshStep:
   """Training step of a run laid out over a mesh, ready to be compiled.
 
@@ -85,13 +82,9 @@ class MeshStep:
       ValueError: If the mesh or the batch does not fit the devices.
     """
     self._mesh = sharding.make_mesh(mesh, devices)
-    rows = math.prod(self._mesh.shape[axis] for axis in sharding.BATCH_AXES)
-    rows *= config.microbatches
-    if config.data.batch_size % rows:
-      raise ValueError(
-        f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
-        f' mesh.data * mesh.fsdp * microbatches ({rows})'
-      )
+    sharding.num_row_shards(
+      self._mesh, config.data.batch_size, config.microbatches
+    )
     # The number of steps only shapes the schedule; any number will do.
     steps = config.optimizer.warmup_steps + 10**6
     program = make_program(config, platform, steps)
@@ -112,22 +105,9 @@ class MeshStep:
     )
 
   def compile(self) -> jax.stages.Compiled:
-    """Compiles the step as a run would.
-
-    Raises:
-      OutOfMemoryError: If it does not fit, with the numbers that XLA reports.
-    """
-    try:
-      with jax.set_mesh(self._mesh):
-        return self._step.lower(self._state, self._batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-      message = str(error)
-      if 'RESOURCE_EXHAUSTED' not in message:
-        raise
-      used = re.search(r'Used [\d.]+\w? of [\d.]+\w? \w+', message)
-      raise OutOfMemoryError(
-        used[0] if used else message.splitlines()[0]
-      ) from error
+    """Compiles the step as a run would."""
+    with jax.set_mesh(self._mesh):
+      return self._step.lower(self._state, self._batch).compile()
 
 
 def _memory_bytes(program: jax.stages.Compiled) -> int:
@@ -157,7 +137,6 @@ class Candidate:
     compile_seconds: Time that the compiler took.
     kernels: Number of Pallas kernels in the program.
     unbounded_loops: Number of loops of unknown length, which count once.
-    traffic_bytes: Bytes read and written, see `cost.memory_traffic`.
     collectives: Collectives by kind.
     roofline: Seconds of a step, by what limits it.
     utilisation: Upper bound on the share of the peak that the matrix products
@@ -171,7 +150,6 @@ class Candidate:
   compile_seconds: float | None = None
   kernels: int | None = None
   unbounded_loops: int | None = None
-  traffic_bytes: int | None = None
   collectives: dict[str, cost.Collective] | None = None
   roofline: cost.Roofline | None = None
   utilisation: float | None = None
@@ -238,16 +216,14 @@ def compare(
   topology: Topology,
   devices: Sequence[jax.Device],
   candidates: Sequence[MeshConfig],
-  tell: Callable[[str], None] = lambda line: None,
 ) -> RunPlan:
-  """Compiles the training step of a run for each mesh.
+  """Compiles the training step of a run for each mesh, and says so on stderr.
 
   Args:
     config: The run.
     topology: Chips to compile for.
     devices: Devices of the topology, from `topology.devices`.
     candidates: Meshes to compare.
-    tell: Function that is called with a line before each compilation.
 
   Returns:
     The needs of each mesh, and the recommended one.
@@ -259,7 +235,7 @@ def compare(
   found = []
   for mesh in candidates:
     step = MeshStep(config, mesh, devices, topology.platform)
-    tell(f'compiling for mesh {show(mesh)}')
+    print(f'compiling for mesh {show(mesh)}', file=sys.stderr, flush=True)
     found.append(_candidate(step, mesh, topology, sizes))
   best = min(
     (x for x in found if x.refused is None),
@@ -286,15 +262,22 @@ def _candidate(
   start = time.perf_counter()
   try:
     program = step.compile()
-  except OutOfMemoryError as error:
-    return Candidate(mesh, step.state_bytes, f'XLA: {error}')
+  except jax.errors.JaxRuntimeError as error:
+    message = str(error)
+    if 'RESOURCE_EXHAUSTED' not in message:
+      raise
+    used = re.search(r'Used [\d.]+\w? of [\d.]+\w? \w+', message)
+    reason = used[0] if used else message.splitlines()[0]
+    return Candidate(mesh, step.state_bytes, f'XLA: {reason}')
   seconds = time.perf_counter() - start
   text = program.as_text() or ''
   hlo = HloProgram(text)
   collectives = cost.collectives(hlo)
-  traffic = cost.memory_traffic(hlo)
   roofline = cost.roofline(
-    chip, sizes.step_flops / topology.num_chips, traffic, collectives
+    chip,
+    sizes.step_flops / topology.num_chips,
+    cost.memory_traffic(hlo),
+    collectives,
   )
   peak = chip.flops_per_second * topology.num_chips
   memory_bytes = _memory_bytes(program)
@@ -307,7 +290,6 @@ def _candidate(
     seconds,
     text.count(f'custom_call_target="{_KERNELS[topology.platform]}"'),
     hlo.unbounded_loops,
-    traffic,
     collectives,
     roofline,
     sizes.model_flops / roofline.step / peak,

@@ -141,6 +141,22 @@ def _fit(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
   )
 
 
+def num_row_shards(mesh: Mesh, batch_size: int, microbatches: int = 1) -> int:
+  """Returns into how many parts a mesh divides the rows of a batch.
+
+  Raises:
+    ValueError: If these parts have not equally many rows of each microbatch.
+  """
+  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if batch_size % (shards * microbatches):
+    name = 'mesh.data * mesh.fsdp' + ' * microbatches' * (microbatches > 1)
+    raise ValueError(
+      f'data.batch_size: got {batch_size}, allowed: a multiple of {name}'
+      f' ({shards * microbatches})'
+    )
+  return shards
+
+
 def process_shard(
   sharding: NamedSharding, global_batch: int, microbatches: int = 1
 ) -> tuple[int, int]:
@@ -163,13 +179,7 @@ def process_shard(
   Raises:
     ValueError: If the rows do not divide evenly among devices or processes.
   """
-  shards = math.prod(sharding.mesh.shape[axis] for axis in BATCH_AXES)
-  if global_batch % (shards * microbatches):
-    name = 'mesh.data * mesh.fsdp' + ' * microbatches' * (microbatches > 1)
-    raise ValueError(
-      f'data.batch_size: got {global_batch}, allowed: a multiple of {name}'
-      f' ({shards * microbatches})'
-    )
+  shards = num_row_shards(sharding.mesh, global_batch, microbatches)
   # First rows of the blocks of each process.
   blocks: dict[int, set[int]] = {}
   places: Mapping[jax.Device, Any] = sharding.devices_indices_map(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from abstractinator.planning.hlo import Buffer, HloProgram
+from abstractinator.planning.hlo import HloProgram
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true, num_partitions=8
@@ -52,14 +52,14 @@ ENTRY %main (x: f32[10,4], y: bf16[3]) -> f32[10,4] {
 def test_instructions():
   program = HloProgram(TEXT)
   assert (program.entry, program.num_chips) == ('main', 8)
-  near = program.computations['body'].instructions['near']
+  near = program.computations['body']['near']
   assert near.opcode == 'fusion'
-  assert near.results == (Buffer(16, 1),)
+  # It lies in a nearer memory.
+  assert (near.num_bytes, near.hbm_bytes) == (16, 0)
   assert near.operands == ('rows', 'j')
   assert near.called == ('fused',)
-  loop = program.computations['main'].instructions['while.1']
-  assert loop.results == (Buffer(4, 0), Buffer(160, 0))
-  assert program.computations['main'].bytes_of(('x', 'y')) == 166
+  loop = program.computations['main']['while.1']
+  assert (loop.num_bytes, loop.hbm_bytes) == (164, 164)
   assert program.computations['test'].root.name == 'lt'
 
 
@@ -79,7 +79,7 @@ def test_bytes_of_each_type(array, num_bytes):
   program = HloProgram(
     f'ENTRY %main (x: t) -> t {{\n  ROOT %x = {array} parameter(0)\n}}\n'
   )
-  assert program.computations['main'].root.results == (Buffer(num_bytes, 0),)
+  assert program.computations['main'].root.num_bytes == num_bytes
 
 
 def test_a_loop_counts_as_often_as_it_runs():

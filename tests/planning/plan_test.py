@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 
 from abstractinator.cli import main
@@ -60,7 +61,9 @@ class FakeStep:
 
   def compile(self):
     if self._data == 1:
-      raise plan.OutOfMemoryError('Used 20G of 15.75G hbm')
+      raise jax.errors.JaxRuntimeError(
+        'RESOURCE_EXHAUSTED: no memory. Used 20G of 15.75G hbm. Exceeded'
+      )
     # State that is replaced in place counts once.
     memory = types.SimpleNamespace(
       argument_size_in_bytes=10**9,
@@ -137,8 +140,6 @@ def test_a_state_that_is_too_large_is_not_compiled(compare):
 
 
 def test_a_batch_that_does_not_divide():
-  import jax
-
   with pytest.raises(ValueError, match=r'data.batch_size: got 8, allowed'):
     plan.MeshStep(
       tiny_run.config(), MeshConfig(3, 1, 1), jax.devices()[:3], 'tpu'
