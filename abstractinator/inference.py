@@ -257,8 +257,9 @@ class TrainedPyramid:
     Raises:
       ValueError: As in `encode`.
     """
+    ids_BS, document_BS, _ = self._rows([data])
     levels, expander_bits, count_B, forced_BS, top_BS, top_bits_BU = (
-      self._in_batches(row_programs.inspect_rows, *self._rows([data])[:2])
+      self._in_batches(row_programs.inspect_rows, ids_BS, document_BS)
     )
     self._require_reproducible(levels[0].is_short_BS)
     top = levels[-1]
@@ -274,12 +275,11 @@ class TrainedPyramid:
           zip(levels, expander_bits, strict=True)
         )
       ],
+      ids_BS=ids_BS,
       top_BS=top_BS,
       num_tops_B=count_B,
       forced_BS=forced_BS,
-      decoded=jax.device_get(
-        (decoded.ids_BPL, decoded.length_BP, decoded.rows.origin_BP)
-      ),
+      decoded=decoded,
       top_code_bits_N=top_bits_N,
     )
 
@@ -309,7 +309,11 @@ class TrainedPyramid:
     if isinstance(prompts, bytes):
       prompts = [prompts]
     return continue_texts.continue_texts(
-      self._model, self._variables, prompts, *self._options(options)
+      self._model,
+      self._variables,
+      prompts,
+      Options(**options),
+      self.config.data.sequence_length,
     )
 
   def stream(
@@ -336,17 +340,9 @@ class TrainedPyramid:
       self._model,
       self._variables,
       prompt,
-      *self._options(options),
-      splits_characters=splits_characters,
-    )
-
-  def _options(self, options: dict[str, Any]) -> tuple[Options, int | None]:
-    """Returns options, and how many bytes of a prompt are read."""
-    checked = Options(**options)
-    return checked, continue_texts.context_bytes(
-      self.config.model,
+      Options(**options),
       self.config.data.sequence_length,
-      entropy_model_only=checked.entropy_model_only,
+      splits_characters=splits_characters,
     )
 
   def _rows(

@@ -53,8 +53,8 @@ def held_out_text(config: RunConfig, max_bytes: int) -> bytes:
   _, held_out = open_data(config.data, max_documents=1)
   documents, text = held_out.documents, b''
   documents.require_bytes()
-  for index in range(documents.num_documents):
-    text += documents.read_bytes(index)
+  for document in documents:
+    text += document.read_bytes()
     if len(text) >= max_bytes:
       break
   return text[:max_bytes]

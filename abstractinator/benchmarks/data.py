@@ -116,14 +116,14 @@ def main(argv: Sequence[str]) -> None:
   step_seconds = timing.seconds(step.take, queued=args.steps)
   step_speed = math.prod(step.shape) / step_seconds
   source = standard_library()
-  texts = [source.read_bytes(n) for n in range(source.num_documents)]
+  texts = [document.read_bytes() for document in source]
   rows: list[dict[str, object]] = []
   for name in args.formats:
     with tempfile.TemporaryDirectory() as root:
       glob = write(name, texts, pathlib.Path(root))
       start = time.perf_counter()
       documents = find_documents(glob)
-      row = {'format': name, 'documents': documents.num_documents}
+      row = {'format': name, 'documents': len(documents)}
       row |= {'open s': time.perf_counter() - start}
       speed = read_speed(config, documents, args.seconds)
     rows.append(row | {'MB/s': speed / 1e6, 'times a step': speed / step_speed})

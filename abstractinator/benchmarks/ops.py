@@ -8,8 +8,7 @@ Tables of one size hold each implementation to `reference`, and time it against
 that. The others have sizes that `reference` has no memory for; where rows have
 as many ids in all, a cost linear in the length shows as equal times. Segments
 have 1 to 7 ids. Rows are one document, since `jax.nn`, whose attention stands
-beside ours, takes no documents. On GPU its cuDNN path stands there too and,
-where torch is installed, FlexAttention, each call of which is waited for.
+beside ours, takes no documents. On GPU its cuDNN path stands there too.
 docs/kernels.md explains the columns and shows tables that were recorded with
 `--json=docs/kernels/NAME.jsonl`.
 """
@@ -17,7 +16,7 @@ docs/kernels.md explains the columns and shows tables that were recorded with
 import dataclasses
 import functools
 import importlib
-import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,10 +41,9 @@ _TOLERANCES = {'float32': 1e-5, 'bfloat16': 2e-2}
 # Calls that an accelerator takes from a queue before one waits: launching a
 # short call takes as long as running it.
 _QUEUED_CALLS = {'cpu': 1, 'gpu': 16, 'tpu': 16}
-# Attention of others: what `jax.nn` calls its own, and that of torch.
+# Attention of others: what `jax.nn` calls its own.
 _JAX_NN = {'jax.nn': 'xla', 'jax.nn cudnn': 'cudnn'}
-_FLEX = 'flex_attention'
-_Programs = Mapping[tuple[str, str], Callable[..., Any]]
+_Programs = Mapping[tuple[str, str], jax.stages.Compiled]
 
 # Sizes by device in the letters of `types`: one that the oracle has memory for,
 # and larger ones.
@@ -220,8 +218,7 @@ def implementations(problem: Problem, *, has_oracle: bool) -> list[str]:
   if problem.op == 'attention' and has_oracle:
     names.append('jax.nn')
   if problem.op == 'attention' and device == 'gpu' and 'cudnn' in names:
-    has_torch = importlib.util.find_spec('torch') is not None
-    names += ['jax.nn cudnn', *([_FLEX] if has_torch else [])]
+    names.append('jax.nn cudnn')
   return names
 
 
@@ -232,7 +229,8 @@ def compile_programs(problem: Problem, names: Sequence[str]) -> _Programs:
   gradients are taken.
   """
 
-  def compiled(name: str, phase: str) -> jax.stages.Compiled:
+  def compiled(key: tuple[str, str]) -> jax.stages.Compiled:
+    name, phase = key
     function = functools.partial(problem.function, implementation=name)
 
     def both(*args: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -243,51 +241,9 @@ def compile_programs(problem: Problem, names: Sequence[str]) -> _Programs:
     return jitted.lower(*problem.args).compile()
 
   phases = ['forward', 'both'][: len(problem.args)]
+  keys = list(itertools.product(names, phases))
   with futures.ThreadPoolExecutor() as pool:
-    begun = {
-      (name, phase): pool.submit(compiled, name, phase)
-      for name in names
-      for phase in phases
-      if name != _FLEX
-    }
-    flex = _flex_attention(problem) if _FLEX in names else {}
-  return {**flex, **{key: program.result() for key, program in begun.items()}}
-
-
-def _flex_attention(problem: Problem) -> _Programs:
-  """Compiles FlexAttention of torch, which gets heads in front, as it wants."""
-  torch = importlib.import_module('torch')
-  flex = importlib.import_module('torch.nn.attention.flex_attention')
-  # Its workers would be forks of a process with the threads of jax.
-  config: Any = importlib.import_module('torch._inductor.config')
-  config.compile_threads = 1
-  q, k, v = (
-    torch.from_dlpack(x).transpose(1, 2).contiguous().requires_grad_()
-    for x in problem.args
-  )
-  window = re.search(r'W(\d+)', problem.size)
-
-  def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
-    del batch, head
-    is_past = query >= key
-    return is_past & (query - key < int(window[1])) if window else is_past
-
-  size = q.shape[2]
-  mask = flex.create_block_mask(sees, None, None, size, size, device='cuda')
-  compiled = torch.compile(flex.flex_attention, dynamic=False)
-
-  def run(is_differentiated: bool, *_: Array) -> list[Any]:
-    with torch.set_grad_enabled(is_differentiated):
-      out = compiled(q, k, v, block_mask=mask)
-    tensors = [out.detach()]
-    if is_differentiated:
-      tensors += torch.autograd.grad(out, (q, k, v), out.detach())
-    # Jax cannot wait for torch.
-    torch.cuda.synchronize()
-    return [x.transpose(1, 2) for x in tensors]
-
-  phases = {'forward': False, 'both': True}
-  return {(_FLEX, x): functools.partial(run, d) for x, d in phases.items()}
+    return dict(zip(keys, pool.map(compiled, keys), strict=True))
 
 
 def check(problem: Problem, programs: _Programs) -> dict[str, float]:
@@ -302,8 +258,7 @@ def check(problem: Problem, programs: _Programs) -> dict[str, float]:
   # The last phase, which overwrites the one before, has the results of all.
   results = {
     name: [
-      np.asarray(x.float().cpu() if name == _FLEX else x, np.float64)
-      for x in jax.tree.leaves(run(*problem.args))
+      np.asarray(x, np.float64) for x in jax.tree.leaves(run(*problem.args))
     ]
     for (name, _), run in programs.items()
   }
@@ -363,10 +318,8 @@ def measure(
     row[f'{phase} ms'] = 1e3 * taken
     if has_oracle:
       row[f'{phase} x'] = timings.seconds[number, ORACLE, phase] / taken
-    program = programs[number][name, phase]
-    if isinstance(program, jax.stages.Compiled):
-      memory: Any = program.memory_analysis()
-      row[f'{phase} MiB'] = memory.temp_size_in_bytes / 2**20
+    memory: Any = programs[number][name, phase].memory_analysis()
+    row[f'{phase} MiB'] = memory.temp_size_in_bytes / 2**20
   for (number, name), row in rows.items():
     problem = problems[number]
     floor = max(

@@ -92,6 +92,7 @@ def _open_documents(
     ValueError: If files are missing, cannot be read or hold no bytes.
   """
   from abstractinator.data import pipeline
+  from abstractinator.data.documents import Documents
   from abstractinator.data.sources import find_documents
   from abstractinator.evaluation.windows import DocumentPassages
 
@@ -102,7 +103,7 @@ def _open_documents(
     documents = find_documents(args.data)
   documents.require_bytes()
   if args.max_documents is not None:
-    there = documents.num_documents
+    there = len(documents)
     wanted = min(args.max_documents, there)
-    documents = documents.select([i * there // wanted for i in range(wanted)])
+    documents = Documents(documents[i * there // wanted] for i in range(wanted))
   return DocumentPassages(documents)

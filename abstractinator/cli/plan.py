@@ -44,18 +44,7 @@ def run(args: argparse.Namespace) -> str:
   if args.mesh:
     meshes = [_mesh(given) for given in args.mesh]
   else:
-    meshes = plan.meshes(
-      topology.num_chips,
-      config.data.batch_size,
-      config.mesh,
-      config.microbatches,
-    )
-  if not meshes:
-    raise ValueError(
-      f'data.batch_size: got {config.data.batch_size}, allowed: a multiple of'
-      f' the {topology.num_chips} chips times microbatches'
-      f' ({config.microbatches}), or pass --mesh'
-    )
+    meshes = plan.meshes(config, topology.num_chips)
   found = plan.compare(config, topology, devices, meshes)
   return common.answer(
     args, dataclasses.asdict(found), '\n'.join(plan.table(found))

@@ -50,18 +50,27 @@ def rows(data: bytes, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
   return ids_BS, np.where(ids_BS == PAD_ID, -1, 0).astype(np.int32)
 
 
+def segment_lengths(index_BS: np.ndarray) -> np.ndarray:
+  """Returns the number of ids of each segment of all rows in order, [P] int.
+
+  Args:
+    index_BS: Segment of each id, counted from 0 in each row, -1 on padding,
+      [B, S] int32.
+  """
+  return np.concatenate(
+    [np.bincount(index_S[index_S >= 0]) for index_S in index_BS]
+  )
+
+
 def text(
   ids_BPL: np.ndarray, length_BP: np.ndarray, is_valid_BP: np.ndarray
 ) -> bytes:
-  """Joins decoded segments.
+  """Joins decoded segments to their bytes; special ids are left out.
 
   Args:
     ids_BPL: Decoded ids, [B, P, L] int32.
     length_BP: Number of ids that belong to each segment, [B, P] int32.
     is_valid_BP: True for slots that hold a segment, [B, P] bool.
-
-  Returns:
-    The bytes; special ids are left out.
   """
   is_kept_BPL = np.arange(ids_BPL.shape[2]) < length_BP[..., None]
   is_kept_BPL &= is_valid_BP[..., None] & (ids_BPL < NUM_BYTES)
@@ -69,15 +78,12 @@ def text(
 
 
 def split(codes: Codes, num_rows: Sequence[int], queries: int) -> list[Codes]:
-  """Splits the codes of several texts.
+  """Splits codes into those of each text.
 
   Args:
     codes: Codes of all texts, one after the other.
     num_rows: Number of rows of each text.
     queries: Number of codes of a segment, Q.
-
-  Returns:
-    The codes of each text.
   """
   counts = np.split(codes.count_B, np.cumsum(num_rows, dtype=int))[:-1]
   sizes = [queries * int(count_B.sum()) for count_B in counts]

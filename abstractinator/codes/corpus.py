@@ -53,7 +53,7 @@ def encode_corpus(
     'version': _VERSION,
     **about,
     'data': {
-      'num_texts': documents.num_documents,
+      'num_texts': len(documents),
       'num_bytes': int(documents.lengths.sum()),
       'sha256': documents.sha256(),
     },
@@ -64,7 +64,7 @@ def encode_corpus(
   for number, (first, stop) in enumerate(_spans(documents, shard_bytes)):
     if first in there and _is_whole(directory, there[first]):
       continue
-    texts = [documents.read_bytes(i) for i in range(first, stop)]
+    texts = [x.read_bytes() for x in documents[first:stop]]
     name = f'{number:05}.{kind}'
     codes = encode(texts)
     content = files.to_bytes(name, codes)
@@ -171,11 +171,11 @@ def _prepare(
 def _spans(documents: Documents, shard_bytes: int) -> Iterator[tuple[int, int]]:
   """Yields the first document of each shard, and the one after its last."""
   first = size = 0
-  for index, length in enumerate(documents.lengths.tolist()):
-    size += length
-    if size >= shard_bytes or index + 1 == documents.num_documents:
-      yield first, index + 1
-      first, size = index + 1, 0
+  for stop, document in enumerate(documents, start=1):
+    size += document.length
+    if size >= shard_bytes or stop == len(documents):
+      yield first, stop
+      first, size = stop, 0
 
 
 def _is_whole(directory: str, shard: Mapping[str, Any]) -> bool:

@@ -32,13 +32,10 @@ def write_codes(path: str, codes: Sequence[Codes]) -> None:
 
 
 def read_codes(path: str) -> list[Codes]:
-  """Reads a file that `write_codes` wrote.
+  """Returns the codes of each text in a file that `write_codes` wrote.
 
   Args:
     path: Path of the file, which ends in .npz or .parquet.
-
-  Returns:
-    The codes of each text.
 
   Raises:
     ValueError: If the path ends otherwise, pyarrow is missing, or the file is

@@ -16,12 +16,7 @@ class PackedCodes(PackedRows):
   """
 
   def __init__(
-    self,
-    documents: Documents,
-    *,
-    sequence_length: int,
-    end_offset: int,
-    bytes_per_code: float,
+    self, documents: Documents, *, sequence_length: int, end_offset: int
   ):
     """Computes where rows start; no text is read.
 
@@ -29,28 +24,25 @@ class PackedCodes(PackedRows):
       documents: The texts, as arrays of their codes, at least one.
       sequence_length: Number of codes in a row.
       end_offset: Number added to the last code of a text.
-      bytes_per_code: Average number of bytes that a code stands for.
     """
     self._end_offset = end_offset
     super().__init__(
       documents,
       sequence_length=sequence_length,
       # No row ends early.
-      max_documents=documents.num_documents,
+      max_documents=len(documents),
     )
-    self.num_bytes = round(self._num_ids * bytes_per_code)
 
   def identity(self) -> dict[str, Any]:
-    known = super().identity() | {'num_codes': self._num_ids}
-    # It follows from `num_codes` and is approximate.
+    known = super().identity()
     del known['num_bytes']
-    return known
+    return known | {'num_codes': self.num_ids}
 
   def _sizes(self) -> np.ndarray:
     return self.documents.lengths
 
   def _ids(self, document: int, start: int, stop: int) -> np.ndarray:
-    codes = np.asarray(self.documents.read(document, start, stop))
-    if stop < self.documents.lengths[document]:
+    codes = np.asarray(self.documents[document].read(start, stop))
+    if stop < self.documents[document].length:
       return codes
     return np.append(codes[:-1], codes[-1] + self._end_offset)

@@ -70,14 +70,10 @@ class ByteModel:
   def step(
     self, last_B: np.ndarray, cache: EntropyCache
   ) -> tuple[Array, EntropyCache]:
-    """Predicts the next byte of each lane.
+    """Returns frequencies of the next bytes, [B, 256] int32, and a new cache.
 
-    Args:
-      last_B: Byte before it, [B] int32; ignored at the start of a lane.
-      cache: The cache from `start` or the step before; its buffers are reused.
-
-    Returns:
-      Frequencies, [B, 256] int32, and the new cache.
+    `last_B` are the bytes before them, [B] int32, ignored at the start of a
+    lane. The buffers of `cache`, from `start` or the step before, are reused.
     """
     return _step(self._model, self._variables, jnp.asarray(last_B), cache)
 

@@ -9,22 +9,21 @@ import copy
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.codes.codes import segment_lengths
 from abstractinator.compression.coder import PRECISION_BITS, RangeCoder
 from abstractinator.compression.container import HIERARCHY, TextLanes
-from abstractinator.compression.hierarchy_level import (
-  CodingShapes,
-  HierarchyLevel,
-)
-from abstractinator.compression.segment_coder import SegmentIds, code_segments
-from abstractinator.compression.top_codes import CodeTopLM, CodeUnigram
+from abstractinator.compression.segment_coder import CodingShapes, SegmentCoder
+from abstractinator.compression.top_codes import CodeTopLM, code_by_counts
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.evaluation.coded_rows import code_levels
+from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import fingerprint
 from abstractinator.types import Array, Batch, PyTree
@@ -41,7 +40,7 @@ class HierarchyModel:
     kind: HIERARCHY.
     max_lanes: 1: segments, not the text, are divided into lanes.
     fingerprint: 16 bytes that tell one model from another.
-    levels: The levels, bottom first.
+    levels: Coders of the segments of each level, bottom first.
   """
 
   kind = HIERARCHY
@@ -70,33 +69,52 @@ class HierarchyModel:
     self._model = make_model(config, jax.default_backend())
     self._variables = jax.device_put(variables)
     self._shapes = shapes or CodingShapes()
-    self._sequence_length = size = config.data.sequence_length
+    size = config.data.sequence_length
     self.levels = [
-      HierarchyLevel(
+      SegmentCoder(
         self._variables, self._model, number, level_size, self._shapes
       )
       for number, level_size in enumerate(config.model.sequence_lengths(size))
     ]
+    self._top_lm = self._make_top_lm(config)
     self.fingerprint = bytes.fromhex(fingerprint(config, variables))[:16]
-    self._row_ids = self._shapes.row_ids if _has_windows(config) else size
+    stacks = [(x.entropy_model, x.encoder) for x in config.model.levels]
+    has_windows = all(x.window is not None for pair in stacks for x in pair)
+    self._row_ids = self._shapes.row_ids if has_windows else size
 
-  def new_codes(self) -> CodeUnigram | CodeTopLM:
-    """Returns a coder of top codes, in its state at the start of a text."""
-    top_lm = self._model.config.top_lm
+  def _make_top_lm(self, config: RunConfig) -> CodeTopLM | None:
+    top_lm = config.model.top_lm
     if top_lm is None or top_lm.mode != 'discrete':
-      stage_sizes = self._model.config.levels[-1].quantizer.stage_sizes
-      return CodeUnigram(stage_sizes, self._shapes.max_table_codes)
+      return None
     if top_lm.stack.window is None:
-      lane_codes = self._model.config.num_top_codes(self._sequence_length)
+      lane_codes = config.model.num_top_codes(config.data.sequence_length)
     else:
       lane_codes = self._shapes.lane_windows * top_lm.stack.window
     return CodeTopLM(self._variables, self._model, lane_codes, self._shapes)
+
+  def new_counts(self) -> CodeCounts:
+    """Returns counts of top codes at the start of a text."""
+    return CodeCounts(self._model.config.levels[-1].quantizer.stage_sizes)
+
+  def code_top(
+    self, codes_N: np.ndarray, counts: CodeCounts, coder: RangeCoder
+  ) -> np.ndarray:
+    """Codes top codes under the top LM, if there is one, else by their counts.
+
+    `code_by_counts` has the arguments.
+    """
+    if self._top_lm is not None:
+      return self._top_lm.code(codes_N, coder)
+    most = self._shapes.max_table_codes
+    return code_by_counts(codes_N, counts, most, coder)
 
   def block_coder(self, lanes: TextLanes) -> 'HierarchyBlockCoder':
     """Returns a coder of the blocks of a text, which is one lane."""
     return HierarchyBlockCoder(self)
 
-  def encode(self, data: bytes) -> tuple[list[SegmentIds], np.ndarray]:
+  def encode(
+    self, data: bytes
+  ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
     """Divides a text into segments and computes their codes.
 
     A decoder needs none of this: it reads any division and any codes.
@@ -105,7 +123,8 @@ class HierarchyModel:
       data: The text, at least one byte.
 
     Returns:
-      The segments of each level, bottom first, and the top codes, [N] int32.
+      Ids, [N] int32, and lengths of segments, [P] int, of each level, bottom
+      first; and the top codes, [N] int32.
     """
     size = self._row_ids
     num_rows = max(self._shapes.batch_ids // size, 1)
@@ -118,13 +137,10 @@ class HierarchyModel:
       for rows in zip(ids, document.reshape(shape), strict=True)
     ]
     segments = []
-    for level, (index_BS, codes_BU, is_code_BU) in zip(
-      self.levels,
-      jax.tree.map(lambda *x: np.concatenate(x), *parts),
-      strict=True,
+    for index_BS, codes_BU, is_code_BU in jax.tree.map(
+      lambda *x: np.concatenate(x), *parts
     ):
-      longest = level.config.segmentation.max_length
-      segments.append(SegmentIds.from_rows(ids_N, index_BS, longest))
+      segments.append((ids_N, segment_lengths(index_BS)))
       # Codes are the ids of the level above.
       ids_N = codes_BU[is_code_BU]
     return segments, ids_N
@@ -135,7 +151,7 @@ class HierarchyBlockCoder:
 
   def __init__(self, model: HierarchyModel) -> None:
     self._model = model
-    self._codes = self._before = model.new_codes()
+    self._counts = self._counts_before = model.new_counts()
 
   def code(self, bytes_N: np.ndarray, coder: RangeCoder | None) -> np.ndarray:
     """Codes the next block, as `ByteBlockCoder.code` does.
@@ -149,16 +165,14 @@ class HierarchyBlockCoder:
     if coder is None:
       return bytes_N
     levels = self._model.levels[::-1]
-    segments: list[SegmentIds] = []
+    known: Sequence[tuple[np.ndarray, np.ndarray] | None] = [None] * len(levels)
     codes_N, head = np.zeros(0, np.int32), [0] * (1 + len(levels))
     if not coder.is_decoder:
       segments, codes_N = self._model.encode(bytes_N.tobytes())
-      segments = segments[::-1]
+      known = segments = segments[::-1]
       head = [len(codes_N)] + [
-        level.lane_segments(
-          len(of_level.length_P), int(of_level.length_P.sum())
-        )
-        for level, of_level in zip(levels, segments, strict=True)
+        level.lane_segments(length_P)
+        for level, (_, length_P) in zip(levels, segments, strict=True)
       ]
     num_codes, *lanes = coder.head(head)
     # Each segment has at least one id and `queries` codes. That bounds the top
@@ -172,22 +186,14 @@ class HierarchyBlockCoder:
         f'got {num_codes} codes, allowed: at most {most_codes}, a multiple of'
         f' {queries[0]}'
       )
-    self._before = copy.copy(self._codes)
     if coder.is_decoder:
       codes_N = np.zeros(num_codes, np.int32)
-    ids_N = self._codes.code(codes_N, coder)
-    for number, level in enumerate(levels):
-      codes_PQ, most = ids_N.reshape(-1, queries[number]), most_ids.pop()
-      if not 0 < lanes[number] <= max(len(codes_PQ), 1):
-        raise ValueError(
-          f'got lanes of {lanes[number]} segments, allowed: 1 to'
-          f' {len(codes_PQ)}'
-        )
-      if coder.is_decoder:
-        longest = level.config.segmentation.max_length
-        segments.append(SegmentIds.empty(len(codes_PQ), longest))
-      code_segments(level, codes_PQ, lanes[number], segments[number], coder)
-      ids_N = segments[number].joined()
+    self._counts_before = copy.deepcopy(self._counts)
+    ids_N = self._model.code_top(codes_N, self._counts, coder)
+    for level, of_level, lane_segments, most in zip(
+      levels, known, lanes, reversed(most_ids), strict=True
+    ):
+      ids_N = level.code(ids_N, of_level, lane_segments, coder)
       if len(ids_N) > most:
         raise ValueError(f'got {len(ids_N)} ids, allowed: at most {most}')
     return ids_N.astype(np.uint8)
@@ -197,7 +203,7 @@ class HierarchyBlockCoder:
 
     A decoder never sees these codes.
     """
-    self._codes = self._before
+    self._counts = self._counts_before
 
 
 def unsupported(config: RunConfig) -> str | None:
@@ -229,11 +235,3 @@ def _encode_rows(
   batch = Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)
   levels = code_levels(variables, batch, model=model)
   return [(x.index_BS, x.codes_BU, x.is_code_BU) for x in levels]
-
-
-def _has_windows(config: RunConfig) -> bool:
-  return all(
-    stack.window is not None
-    for level in config.model.levels
-    for stack in (level.entropy_model, level.encoder)
-  )

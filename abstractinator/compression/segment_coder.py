@@ -1,185 +1,328 @@
-"""Coder of the ids of segments, given their codes.
+"""Coder of the ids of segments, given their codes, level by level.
 
 Encoder and decoder run the same loop over lanes of segments: each step codes
 the next id of every active lane, and whether its segment ends there. B are all
-lanes of a step, N the active ones.
+lanes of a step, N the active ones, U the codes that an id may attend to: those
+of its segment and of the `lookback` segments before it.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.compression.coder import RangeCoder
-from abstractinator.compression.hierarchy_level import HierarchyLevel
+from abstractinator.compression.coder import RangeCoder, logit_frequencies
+from abstractinator.config import LevelConfig
+from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.model.level import Abstractinator
+from abstractinator.model.transformer import StepCodes
+from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.digits import place_values
-from abstractinator.types import Array
+from abstractinator.types import Array, PyTree, Special
+
+
+@dataclasses.dataclass(frozen=True)
+class CodingShapes:
+  """Sizes of the arrays of the hierarchy's coder.
+
+  A file is decoded with the `widths`, `lane_windows` and `max_table_codes` that
+  it was encoded with; it does not name them.
+
+  Attributes:
+    row_ids: Bytes of a row when a text is divided into segments, where every
+      stack has a window; else rows are as long as in training.
+    batch_ids: Bytes of a batch of such rows.
+    widths: Numbers of lanes that a step is compiled for, ascending.
+    lane_windows: Ids of a lane, in windows of the stack: those in the first
+      window of a lane have less context.
+    max_table_codes: Most codes that are coded with the same unigram.
+  """
+
+  row_ids: int = 4096
+  batch_ids: int = 8192
+  widths: tuple[int, ...] = (32, 128, 512, 2048)
+  lane_windows: int = 32
+  max_table_codes: int = 64
+
+  def width_of(self, num_lanes: int) -> int:
+    """Returns the smallest width that has room for a number of lanes."""
+    return next(width for width in self.widths if width >= num_lanes)
+
+
+@flax.struct.dataclass
+class SegmentCoder:
+  """Coder of the segments of one level, by the expander of the level.
+
+  Attributes:
+    variables: `params` and the collections of the whole model.
+    model: The whole model.
+    number: Number of the level, 0 at the bottom.
+    sequence_length: Ids of a row of the level in training.
+    shapes: Sizes of the coder's arrays.
+  """
+
+  variables: PyTree
+  model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
+  number: int = flax.struct.field(pytree_node=False)
+  sequence_length: int = flax.struct.field(pytree_node=False)
+  shapes: CodingShapes = flax.struct.field(pytree_node=False)
+
+  @property
+  def config(self) -> LevelConfig:
+    """Config of the level."""
+    return self.model.config.levels[self.number]
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Values of each digit of an id."""
+    if self.number == 0:
+      return (self.model.num_ids,)
+    return self.model.config.levels[self.number - 1].quantizer.stage_sizes
+
+  def lane_segments(self, length_P: np.ndarray) -> int:
+    """Returns how many segments of a block form a lane, whose ids see others.
+
+    It is all segments of the block, or a power of two: with other numbers,
+    block after block would need programs of its own.
+
+    Args:
+      length_P: Number of ids of each segment of the block, [P] int.
+    """
+    c = self.config.expander
+    if c.context == 'segment':
+      return 1
+    wanted = self.sequence_length
+    if c.context == 'window':
+      wanted = self.shapes.lane_windows * c.window
+    num_segments, num_ids = len(length_P), int(length_P.sum())
+    fit = max(wanted * num_segments // max(num_ids, 1), 1)
+    if fit >= num_segments:
+      return max(num_segments, 1)
+    return 1 << (fit.bit_length() - 1)
+
+  def code(
+    self,
+    codes_N: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray] | None,
+    lane_segments: int,
+    coder: RangeCoder,
+  ) -> np.ndarray:
+    """Codes the ids and ends of segments.
+
+    Args:
+      codes_N: Codes of the P segments, Q of each, [N] int32.
+      known: Ids of all segments in order, [N] int32, and the number of ids of
+        each, [P] int; None for a decoder.
+      lane_segments: Segments of a lane, which are coded one after the other.
+      coder: Encoder or decoder.
+
+    Returns:
+      The ids of all segments in order, [N] int32.
+
+    Raises:
+      ValueError: If the data of a decoder was not written like that.
+    """
+    codes_PQ = codes_N.reshape(-1, self.config.pooling.num_queries)
+    count = len(codes_PQ)
+    if not 0 < lane_segments <= max(count, 1):
+      raise ValueError(
+        f'got lanes of {lane_segments} segments, allowed: 1 to {count}'
+      )
+    offset_L = np.arange(self.config.segmentation.max_length)
+    ids_PL = np.zeros((count, len(offset_L)), np.int32)
+    length_P = np.zeros(count, np.int32)
+    if known is not None:
+      ids_N, length_P[:] = known
+      ids_PL[offset_L < length_P[:, None]] = ids_N
+    group = lane_segments * self.shapes.widths[-1]
+    for start in range(0, count, group):
+      stop = min(start + group, count)
+      first_N = np.arange(start, stop, lane_segments)
+      stop_N = np.minimum(first_N + lane_segments, stop)
+      lanes = self._start(first_N, stop_N, lane_segments)
+      while lanes.active_B.any():
+        lanes.narrow(self.shapes.width_of(int(lanes.active_B.sum())))
+        self._code_next(codes_PQ, lanes, ids_PL, length_P, coder)
+    return ids_PL[offset_L < length_P[:, None]]
+
+  def _start(
+    self, first_N: np.ndarray, stop_N: np.ndarray, lane_segments: int
+  ) -> '_Lanes':
+    """Returns lanes before their first ids, as many as a step has or more."""
+    size = self.shapes.width_of(len(first_N))
+    missing = size - len(first_N)
+    bos = math.prod(self.sizes) + Special.BOS
+    capacity = lane_segments * self.config.segmentation.max_length
+    level, _ = self._bound()
+    return _Lanes(
+      at_B=np.pad(first_N, (0, missing)),
+      stop_B=np.pad(stop_N, (0, missing)),
+      active_B=np.arange(size) < len(first_N),
+      offset_B=np.zeros(size, np.int32),
+      fed_B=np.full(size, bos, np.int32),
+      cache=level.expander.init_cache(size, capacity),
+    )
+
+  def _code_next(
+    self,
+    codes_PQ: np.ndarray,
+    lanes: '_Lanes',
+    ids_PL: np.ndarray,
+    length_P: np.ndarray,
+    coder: RangeCoder,
+  ) -> None:
+    """Codes the next id of each active lane, and whether its segment ends.
+
+    A decoder fills in `ids_PL`, 0 past the ends of segments, and `length_P`.
+    """
+    lookback = self.config.expander.lookback
+    # Lanes that are done stand behind their last segments.
+    around_BU = lanes.at_B[:, None] + np.arange(-lookback, 1)
+    around_BU = np.clip(around_BU, 0, len(codes_PQ) - 1)
+    first_table, x_BD, lanes.cache = self._step(
+      lanes.fed_B,
+      lanes.offset_B,
+      lanes.active_B,
+      codes_PQ[around_BU].reshape(len(around_BU), -1),
+      np.maximum(lookback - lanes.at_B, 0).astype(np.int32),
+      lanes.cache,
+    )
+    (active_N,) = np.nonzero(lanes.active_B)
+    at_N, offset_N = lanes.at_B[active_N], lanes.offset_B[active_N]
+
+    def table_of(stage: int, ids_B: np.ndarray) -> Array:
+      return self._digit(stage, x_BD, ids_B) if stage else first_table
+
+    ids_B = code_digits(
+      self.sizes,
+      lanes.active_B,
+      ids_PL[at_N, offset_N],
+      table_of,
+      coder,
+    )
+    is_end_N = offset_N == self.config.segmentation.max_length - 1
+    is_asked_N = ~is_end_N
+    if is_asked_N.any():
+      table_B2 = np.asarray(self._ends(x_BD, ids_B))
+      says_N = offset_N + 1 == length_P[at_N]
+      is_end_N[is_asked_N] = coder.code(
+        table_B2[active_N[is_asked_N]], says_N[is_asked_N].astype(np.int32)
+      )
+    ids_PL[at_N, offset_N] = ids_B[active_N]
+    length_P[at_N[is_end_N]] = offset_N[is_end_N] + 1
+    lanes.fed_B = ids_B
+    lanes.offset_B[active_N] = np.where(is_end_N, 0, offset_N + 1)
+    lanes.at_B[active_N] += is_end_N
+    lanes.active_B &= lanes.at_B < lanes.stop_B
+
+  @functools.partial(jax.jit, donate_argnames='cache')
+  def _step(
+    self,
+    fed_B: Array,
+    offset_B: Array,
+    active_B: Array,
+    codes_BU: Array,
+    lowest_B: Array,
+    cache: Cache,
+  ) -> tuple[Array, Array, Cache]:
+    """Predicts the next id of each lane; `_Lanes` describes most arguments.
+
+    Args:
+      fed_B: Last id, or BOS.
+      offset_B: Position of the next id in its segment.
+      active_B: Lanes that have a next id.
+      codes_BU: Codes that it attends to, those of its own segment last, [B, U]
+        int32.
+      lowest_B: First segment of these that exists, 0 to `lookback`, [B] int32.
+      cache: KV cache, whose buffers are reused.
+
+    Returns:
+      Frequencies of the first digit, [B, K] int32; the states that ids are
+      predicted from, [B, D]; and the new cache.
+    """
+    level, codebooks = self._bound()
+    vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
+    own_B = jnp.full_like(lowest_B, self.config.expander.lookback)
+    x_BD, cache = level.expander.step(
+      fed_B,
+      offset_B,
+      jnp.zeros_like(fed_B),
+      cache,
+      active_B,
+      StepCodes(
+        level.expander.remember(vectors_BUD),
+        own_B[:, None],
+        lowest_B[:, None],
+      ),
+      codebooks,
+    )
+    predicted = level.expander.vocabulary.predict(x_BD, None, codebooks)
+    # Special ids, such as EOS, are never coded.
+    logits_BK = predicted.logits[0][:, : self.sizes[0]]
+    return logit_frequencies(logits_BK), x_BD, cache
+
+  @functools.partial(jax.jit, static_argnames='stage')
+  def _digit(self, stage: int, x_BD: Array, ids_B: Array) -> Array:
+    """Returns frequencies of a digit after the first, [B, K] int32.
+
+    `x_BD` are states from `_step`, `ids_B` ids whose earlier digits are known.
+    """
+    level, codebooks = self._bound()
+    predicted = level.expander.vocabulary.predict(x_BD, ids_B, codebooks)
+    return logit_frequencies(predicted.logits[stage])
+
+  @jax.jit
+  def _ends(self, x_BD: Array, ids_B: Array) -> Array:
+    """Returns frequencies that segments go on and end after ids, [B, 2] int32.
+
+    `x_BD` are states from `_step`.
+    """
+    level, codebooks = self._bound()
+    log_odds_B = level.expander.end_logits(x_BD, ids_B, codebooks)
+    logits_B2 = jnp.stack([jnp.zeros_like(log_odds_B), log_odds_B], axis=-1)
+    return logit_frequencies(logits_B2)
+
+  def _bound(self) -> tuple[Abstractinator, Codebooks | None]:
+    """Returns the bound level, and the codebooks of the one below."""
+    levels = self.model.bind(self.variables).levels
+    if self.number == 0:
+      return levels[0], None
+    below = levels[self.number - 1].compressor.quantizer
+    return levels[self.number], below.codebooks()
 
 
 @dataclasses.dataclass
-class SegmentIds:
-  """Ids of P segments of a level.
+class _Lanes:
+  """Position of each of B lanes in its segments.
 
   Attributes:
-    ids_PL: Ids of each segment, 0 past its end, [P, L] int32.
-    length_P: Number of ids of each segment, 1..L, [P] int32; 0 if not known.
+    at_B: Segment of the next id, [B] int.
+    stop_B: The segment after the last one of the lane, [B] int.
+    active_B: Whether the lane has a next id, [B] bool.
+    offset_B: Position of the next id in its segment, [B] int32.
+    fed_B: The id before it, or BOS, [B] int32.
+    cache: KV cache of the expander.
   """
 
-  ids_PL: np.ndarray
-  length_P: np.ndarray
+  at_B: np.ndarray
+  stop_B: np.ndarray
+  active_B: np.ndarray
+  offset_B: np.ndarray
+  fed_B: np.ndarray
+  cache: Cache
 
-  @classmethod
-  def empty(cls, num_segments: int, max_length: int) -> 'SegmentIds':
-    """Returns segments whose ids are to be decoded."""
-    shape = (num_segments, max_length)
-    return cls(np.zeros(shape, np.int32), np.zeros(num_segments, np.int32))
-
-  @classmethod
-  def from_rows(
-    cls, ids_N: np.ndarray, index_BS: np.ndarray, max_length: int
-  ) -> 'SegmentIds':
-    """Joins the segments of rows.
-
-    Args:
-      ids_N: Ids of all rows in order, without padding, [N] int32.
-      index_BS: Segment of each id, counted from 0 in each row, -1 on padding,
-        [B, S] int32.
-      max_length: Most ids of a segment, L.
-    """
-    rows = [np.bincount(index_S[index_S >= 0]) for index_S in index_BS]
-    length_P = np.concatenate(rows)
-    found = cls.empty(len(length_P), max_length)
-    found.length_P[:] = length_P
-    found.ids_PL[found.is_id] = ids_N
-    return found
-
-  @property
-  def is_id(self) -> np.ndarray:
-    """Entries of `ids_PL` that are ids, [P, L] bool."""
-    return np.arange(self.ids_PL.shape[1]) < self.length_P[:, None]
-
-  def joined(self) -> np.ndarray:
-    """Returns the ids of all segments in order, [N] int32."""
-    return self.ids_PL[self.is_id]
-
-
-def code_segments(
-  level: HierarchyLevel,
-  codes_PQ: np.ndarray,
-  lane_segments: int,
-  segments: SegmentIds,
-  coder: RangeCoder,
-) -> None:
-  """Codes the ids and ends of segments.
-
-  Args:
-    level: Level of the segments.
-    codes_PQ: Codes of the segments, [P, Q] int32.
-    lane_segments: Segments of a lane, which are coded one after the other.
-    segments: The P segments; a decoder fills them in.
-    coder: Encoder or decoder.
-
-  Raises:
-    ValueError: If the data of a decoder was not written like that.
-  """
-  count = len(codes_PQ)
-  group = lane_segments * level.shapes.widths[-1]
-  for start in range(0, count, group):
-    stop = min(start + group, count)
-    first_N = np.arange(start, stop, lane_segments)
-    lanes = _LanePositions(
-      level, first_N, np.minimum(first_N + lane_segments, stop)
-    )
-    cache = level.start(len(lanes.at_B), lane_segments)
-    while lanes.active_B.any():
-      width = level.shapes.width_of(int(lanes.active_B.sum()))
-      cache = lanes.narrow(width, cache)
-      cache = _one_step(level, codes_PQ, lanes, segments, coder, cache)
-
-
-class _LanePositions:
-  """Position of each lane in its segments; all arrays are [B].
-
-  Attributes:
-    at_B: Segment of the next id.
-    stop_B: The segment after the last one of the lane.
-    offset_B: Position of the next id in its segment.
-    fed_B: The id before it, or BOS.
-    active_B: Whether the lane has a next id.
-  """
-
-  def __init__(
-    self, level: HierarchyLevel, first_N: np.ndarray, stop_N: np.ndarray
-  ) -> None:
-    size = level.shapes.width_of(len(first_N))
-    missing = size - len(first_N)
-    self.at_B = np.pad(first_N, (0, missing))
-    self.stop_B = np.pad(stop_N, (0, missing))
-    self.active_B = np.arange(size) < len(first_N)
-    self.offset_B = np.zeros(size, np.int32)
-    self.fed_B = np.full(size, level.bos, np.int32)
-
-  def narrow(self, width: int, cache: Cache) -> Cache:
-    """Keeps some lanes, the active ones among them; returns their cache."""
-    if width == len(self.active_B):
-      return cache
-    kept_B = np.argsort(~self.active_B, kind='stable')[:width]
-    for name, value in vars(self).items():
-      setattr(self, name, value[kept_B])
-    return jax.tree.map(lambda x_BX: x_BX[kept_B], cache)
-
-
-def _one_step(
-  level: HierarchyLevel,
-  codes_PQ: np.ndarray,
-  lanes: _LanePositions,
-  segments: SegmentIds,
-  coder: RangeCoder,
-  cache: Cache,
-) -> Cache:
-  """Codes the next id of each active lane; returns the new cache."""
-  lookback = level.config.expander.lookback
-  back_U = np.arange(-lookback, 1)
-  # Lanes that are done stand behind their last segments.
-  around_BU = np.clip(lanes.at_B[:, None] + back_U, 0, len(codes_PQ) - 1)
-  first_table, x_BD, cache = level.step(
-    lanes.fed_B,
-    lanes.offset_B,
-    lanes.active_B,
-    codes_PQ[around_BU].reshape(len(around_BU), -1),
-    np.maximum(lookback - lanes.at_B, 0).astype(np.int32),
-    cache,
-  )
-  (active_N,) = np.nonzero(lanes.active_B)
-  at_N, offset_N = lanes.at_B[active_N], lanes.offset_B[active_N]
-
-  def table_of(stage: int, ids_B: np.ndarray) -> Array:
-    return level.digit(stage, x_BD, ids_B) if stage else first_table
-
-  ids_B = code_digits(
-    level.sizes,
-    lanes.active_B,
-    segments.ids_PL[at_N, offset_N],
-    table_of,
-    coder,
-  )
-  is_end_N = offset_N == level.config.segmentation.max_length - 1
-  is_asked_N = ~is_end_N
-  if is_asked_N.any():
-    table_B2 = np.asarray(level.ends(x_BD, ids_B))
-    says_N = offset_N + 1 == segments.length_P[at_N]
-    is_end_N[is_asked_N] = coder.code(
-      table_B2[active_N[is_asked_N]], says_N[is_asked_N].astype(np.int32)
-    )
-  segments.ids_PL[at_N, offset_N] = ids_B[active_N]
-  segments.length_P[at_N[is_end_N]] = offset_N[is_end_N] + 1
-  lanes.fed_B = ids_B
-  lanes.offset_B[active_N] = np.where(is_end_N, 0, offset_N + 1)
-  lanes.at_B[active_N] += is_end_N
-  lanes.active_B &= lanes.at_B < lanes.stop_B
-  return cache
+  def narrow(self, width: int) -> None:
+    """Keeps some lanes, the active ones among them."""
+    if width < len(self.active_B):
+      kept_B = np.argsort(~self.active_B, kind='stable')[:width]
+      kept = jax.tree.map(lambda x_BX: x_BX[kept_B], vars(self))
+      vars(self).update(kept)
 
 
 def code_digits(

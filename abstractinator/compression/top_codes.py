@@ -1,9 +1,9 @@
 """Coders of top codes, under a discrete top LM or an adaptive unigram.
 
-B are lanes of codes, N codes.
+B are lanes of codes, N codes. Each coder is given codes, [N] int32, and returns
+them; a decoder ignores their values.
 """
 
-import copy
 import functools
 
 import flax.struct
@@ -16,8 +16,7 @@ from abstractinator.compression.coder import (
   count_frequencies,
   logit_frequencies,
 )
-from abstractinator.compression.hierarchy_level import CodingShapes
-from abstractinator.compression.segment_coder import code_digits
+from abstractinator.compression.segment_coder import CodingShapes, code_digits
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.ops.cache import Cache
@@ -28,43 +27,36 @@ from abstractinator.types import Array, PyTree
 _TABLE_PART = 16
 
 
-class CodeUnigram:
-  """Frequencies of codes, counted from the codes that were coded before.
+def code_by_counts(
+  codes_N: np.ndarray,
+  counts: CodeCounts,
+  max_table_codes: int,
+  coder: RangeCoder,
+) -> np.ndarray:
+  """Codes top codes by the frequencies of the codes before them; returns them.
 
-  Encoder and decoder give it equal codes in the same order. `evaluate` counts
-  the bits of the same estimate.
+  Encoder and decoder count equal codes in the same order. `evaluate` counts the
+  bits of the same estimate.
+
+  Args:
+    codes_N: The codes.
+    counts: Counts of the codes before; these are added.
+    max_table_codes: Most codes that are coded with the same table.
+    coder: Encoder or decoder.
   """
-
-  def __init__(
-    self, stage_sizes: tuple[int, ...], max_table_codes: int
-  ) -> None:
-    """Starts with no code counted.
-
-    Args:
-      stage_sizes: Values of each digit of a code.
-      max_table_codes: Most codes that are coded with the same table.
-    """
-    self._stage_sizes, self._most = stage_sizes, max_table_codes
-    self._counts = CodeCounts(stage_sizes)
-
-  def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
-    """Codes top codes, [N] int32, and counts them; returns the codes."""
-    # Shallow copies of this object keep the counts from before.
-    self._counts = counted = copy.deepcopy(self._counts)
-    found_N, start = np.zeros_like(codes_N), 0
-    is_whole = len(counted.counts) == 1
-    values = (1,) if is_whole else place_values(self._stage_sizes)
-    while start < len(codes_N):
-      seen = int(counted.counts[0].sum())
-      stop = start + min(max(seen // _TABLE_PART, 1), self._most)
-      for counts_V, value in zip(counted.counts, values, strict=True):
-        digits_N = codes_N[start:stop] // value % len(counts_V)
-        found_N[start:stop] += value * coder.code(
-          count_frequencies(counts_V), digits_N
-        )
-      counted.add(found_N[start:stop])
-      start = stop
-    return found_N
+  found_N, start = np.zeros_like(codes_N), 0
+  values = place_values(tuple(map(len, counts.counts)))
+  while start < len(codes_N):
+    seen = int(counts.counts[0].sum())
+    stop = start + min(max(seen // _TABLE_PART, 1), max_table_codes)
+    for counts_V, value in zip(counts.counts, values, strict=True):
+      digits_N = codes_N[start:stop] // value % len(counts_V)
+      found_N[start:stop] += value * coder.code(
+        count_frequencies(counts_V), digits_N
+      )
+    counts.add(found_N[start:stop])
+    start = stop
+  return found_N
 
 
 @flax.struct.dataclass
@@ -86,7 +78,7 @@ class CodeTopLM:
   shapes: CodingShapes = flax.struct.field(pytree_node=False)
 
   def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
-    """Codes top codes, [N] int32; returns the codes."""
+    """Codes top codes; returns the codes."""
     found_N = np.zeros_like(codes_N)
     group = self.lane_codes * self.shapes.widths[-1]
     for start in range(0, len(codes_N), group):

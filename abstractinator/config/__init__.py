@@ -16,15 +16,13 @@ from abstractinator.config.model import (
 )
 from abstractinator.config.model import ModelConfig as ModelConfig
 from abstractinator.config.model import TopLMConfig as TopLMConfig
-from abstractinator.config.optimizer import (
-  LearningRatesConfig as LearningRatesConfig,
-)
-from abstractinator.config.optimizer import OptimizerConfig as OptimizerConfig
 from abstractinator.config.quantizer import QuantizerConfig as QuantizerConfig
 from abstractinator.config.run import DataConfig as DataConfig
 from abstractinator.config.run import HealthConfig as HealthConfig
+from abstractinator.config.run import LearningRatesConfig as LearningRatesConfig
 from abstractinator.config.run import LossConfig as LossConfig
 from abstractinator.config.run import MeshConfig as MeshConfig
+from abstractinator.config.run import OptimizerConfig as OptimizerConfig
 from abstractinator.config.run import RunConfig as RunConfig
 from abstractinator.config.segmentation import (
   SegmentationConfig as SegmentationConfig,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config.section import Section
+from abstractinator.config.section import PositiveInt, PositiveOrNone, Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class AttentionConfig(Section):
   query_dim: int | None
   retrieval_dim: int | None
 
-  def __post_init__(self) -> None:
+  def check(self) -> None:
     for name in ('kv_dim', 'query_dim', 'retrieval_dim'):
       value = getattr(self, name)
       if self.form == 'mla':
@@ -34,14 +34,11 @@ class AttentionConfig(Section):
 class StackConfig(Section):
   """A causal transformer stack."""
 
-  num_layers: int
-  num_heads: int
-  window: int | None
-  ffn_dim: int
+  num_layers: PositiveInt
+  num_heads: PositiveInt
+  window: PositiveOrNone
+  ffn_dim: PositiveInt
   attention: AttentionConfig
-
-  def __post_init__(self) -> None:
-    self.require_positive('num_layers', 'num_heads', 'window', 'ffn_dim')
 
 
 def require_heads(parent: Section, name: str, d_model: int) -> None:

@@ -1,7 +1,7 @@
 """Settings of one level and of its parts."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from abstractinator.config.attention import (
   AttentionConfig,
@@ -9,8 +9,17 @@ from abstractinator.config.attention import (
   require_heads,
 )
 from abstractinator.config.quantizer import QuantizerConfig
-from abstractinator.config.section import Section
+from abstractinator.config.section import (
+  Fraction,
+  Limit,
+  NonNegativeInt,
+  PositiveInt,
+  PositiveOrNone,
+  Section,
+)
 from abstractinator.config.segmentation import SegmentationConfig
+
+_LogVariance = Annotated[float, Limit(lambda x: abs(x) <= 40, '-40 to 40')]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,33 +27,27 @@ class EntropyHeadsConfig(Section):
   """Heads of an entropy model, and the entropy that the segmentation reads."""
 
   tie_to_embedding: bool
-  gaussian_components: int
-  gaussian_layers: int
+  gaussian_components: NonNegativeInt
+  gaussian_layers: NonNegativeInt
   gaussian_detach: bool
-  gaussian_log_variance_min: float
-  gaussian_log_variance_max: float
+  gaussian_log_variance_min: _LogVariance
+  gaussian_log_variance_max: _LogVariance
   source: Literal['logit', 'gaussian']
-  temperature: float
-  top_k: int
-  top_p: float
+  # Logits divided by a smaller temperature overflow float32.
+  temperature: Annotated[float, Limit(lambda x: x >= 1e-6, '>= 1e-6')]
+  top_k: NonNegativeInt
+  top_p: Annotated[float, Limit(lambda x: 0 < x <= 1, '0 < value <= 1')]
 
-  def __post_init__(self) -> None:
-    # Logits divided by a smaller temperature overflow float32.
-    self.require(self.temperature >= 1e-6, 'temperature', '>= 1e-6')
-    self.require_non_negative('gaussian_components', 'gaussian_layers', 'top_k')
+  def check(self) -> None:
     self.require(
       self.gaussian_layers == 0 or self.gaussian_components > 0,
       'gaussian_layers',
       '0 while gaussian_components is 0',
     )
-    low, high = 'gaussian_log_variance_min', 'gaussian_log_variance_max'
-    for name in (low, high):
-      self.require(abs(getattr(self, name)) <= 40, name, '-40 to 40')
-    self.require(0 < self.top_p <= 1, 'top_p', '0 < value <= 1')
     self.require(
       self.gaussian_log_variance_min < self.gaussian_log_variance_max,
-      low,
-      f'below {high} ({self.gaussian_log_variance_max})',
+      'gaussian_log_variance_min',
+      f'below gaussian_log_variance_max ({self.gaussian_log_variance_max})',
     )
     if self.source == 'gaussian':
       self.require(
@@ -60,25 +63,20 @@ class EntropyHeadsConfig(Section):
 class ExpanderConfig(Section):
   """The autoregressive decoder of a level, from codes to ids."""
 
-  num_layers: int
-  num_heads: int
-  ffn_dim: int
+  num_layers: PositiveInt
+  num_heads: PositiveInt
+  ffn_dim: PositiveInt
   context: Literal['segment', 'window', 'full']
-  window: int
-  lookback: int
+  window: PositiveInt
+  lookback: NonNegativeInt
   ends: Literal['head', 'entropy']
-  byte_dropout: float
-  code_dim: int | None
+  byte_dropout: Fraction
+  code_dim: PositiveOrNone
   distance: Literal['dot', 'squared']
   residual_conditioning: bool
   attention: AttentionConfig
 
-  def __post_init__(self) -> None:
-    self.require_positive(
-      'num_layers', 'num_heads', 'ffn_dim', 'window', 'code_dim'
-    )
-    self.require_non_negative('lookback')
-    self.require_fraction('byte_dropout')
+  def check(self) -> None:
     self.require(
       self.distance == 'dot' or self.code_dim is not None,
       'distance',
@@ -90,18 +88,15 @@ class ExpanderConfig(Section):
 class PoolingConfig(Section):
   """Learned-query attention over the ids of a segment."""
 
-  num_heads: int
-  num_queries: int
-
-  def __post_init__(self) -> None:
-    self.require_positive('num_heads', 'num_queries')
+  num_heads: PositiveInt
+  num_queries: PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelConfig(Section):
   """One level: compressor, quantizer, expander, and the parts it takes over."""
 
-  d_model: int
+  d_model: PositiveInt
   entropy_model: StackConfig
   entropy_heads: EntropyHeadsConfig
   segmentation: SegmentationConfig
@@ -113,8 +108,7 @@ class LevelConfig(Section):
   freeze_entropy_model: bool
   load_entropy_model_from: str | None
 
-  def __post_init__(self) -> None:
-    self.require_positive('d_model')
+  def check(self) -> None:
     for name in ('entropy_model', 'encoder', 'pooling', 'expander'):
       require_heads(self, name, self.d_model)
     for name, unset in (

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from abstractinator.config.attention import StackConfig, require_heads
 from abstractinator.config.level import LevelConfig
-from abstractinator.config.section import Section
+from abstractinator.config.section import PositiveInt, Section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,11 @@ class TopLMConfig(Section):
   """A `CodeSequenceTransformer`: its mode, width and stack."""
 
   mode: Literal['discrete', 'continuous']
-  d_model: int
+  d_model: PositiveInt
   stack: StackConfig
   expand: bool
 
-  def __post_init__(self) -> None:
-    self.require_positive('d_model')
+  def check(self) -> None:
     require_heads(self, 'stack', self.d_model)
 
 
@@ -67,7 +66,7 @@ class ModelConfig(Section):
   dtype: Literal['float32', 'bfloat16']
   implementation: ImplementationConfig
 
-  def __post_init__(self) -> None:
+  def check(self) -> None:
     self.require(bool(self.levels), 'levels', 'at least 1 level')
     for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
       self._check_upper_level(f'levels[{i}]', level, child)

@@ -2,9 +2,15 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from abstractinator.config.section import Section
+from abstractinator.config.section import (
+  Fraction,
+  Limit,
+  PositiveInt,
+  PositiveOrNone,
+  Section,
+)
 
 QuantizerKind = Literal['vq', 'rvq', 'fsq']
 
@@ -17,26 +23,21 @@ class QuantizerConfig(Section):
   """The quantizer: its kind, its codebooks and how their entries learn."""
 
   kind: QuantizerKind
-  code_dim: int | None
-  codebook_size: int
-  depth: int
+  code_dim: PositiveOrNone
+  codebook_size: PositiveInt
+  depth: Annotated[int, Limit(lambda x: 1 <= x <= 4, '1 to 4')]
   levels: tuple[int, ...]
   codebook: Literal['ema', 'gradient']
   cosine: bool
   start: Literal['normal', 'kmeans']
-  decay: float
-  reset_interval_steps: int
-  reset_after_steps: int
-  reset_usage: float
+  decay: Fraction
+  reset_interval_steps: PositiveInt
+  reset_after_steps: PositiveInt
+  reset_usage: Fraction
   forbidden: tuple[int, ...]
   protected: tuple[int, ...]
 
-  def __post_init__(self) -> None:
-    self.require_positive(
-      'code_dim', 'codebook_size', 'reset_interval_steps', 'reset_after_steps'
-    )
-    self.require_fraction('decay', 'reset_usage')
-    self.require(1 <= self.depth <= 4, 'depth', '1 to 4')
+  def check(self) -> None:
     self.require(
       len(self.levels) > 0 and min(self.levels) > 1,
       'levels',

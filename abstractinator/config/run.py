@@ -1,15 +1,27 @@
 """Settings of a whole run: data, model, objective, optimizer and devices."""
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from abstractinator.config.model import ModelConfig
-from abstractinator.config.optimizer import OptimizerConfig
-from abstractinator.config.section import Section
+from abstractinator.config.section import (
+  Fraction,
+  Limit,
+  NonNegativeFloat,
+  NonNegativeInt,
+  PositiveFloat,
+  PositiveInt,
+  PositiveOrNone,
+  Section,
+)
 
 # Equal to `types.NUM_BYTES`, whose import of jax would slow down every command
 # that reads a config.
 _NUM_BYTES = 256
+_Share = Annotated[float, Limit(lambda x: 0 <= x <= 1, '0 to 1')]
+_AxisSize = Annotated[
+  int, Limit(lambda x: x > 0 or x == -1, 'a positive number or -1')
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,20 +30,15 @@ class DataConfig(Section):
 
   train: str
   validation: str
-  validation_fraction: float
-  vocab_size: int
+  validation_fraction: Fraction
+  vocab_size: PositiveInt
   packing: bool
-  sequence_length: int
-  batch_size: int
-  read_threads: int
-  prefetch_batches: int
+  sequence_length: PositiveInt
+  batch_size: PositiveInt
+  read_threads: NonNegativeInt
+  prefetch_batches: PositiveInt
 
-  def __post_init__(self) -> None:
-    self.require_positive(
-      'vocab_size', 'sequence_length', 'batch_size', 'prefetch_batches'
-    )
-    self.require_fraction('validation_fraction')
-    self.require_non_negative('read_threads')
+  def check(self) -> None:
     self.require(
       bool(self.validation) or self.validation_fraction > 0,
       'validation_fraction',
@@ -48,21 +55,20 @@ class DataConfig(Section):
 class LossConfig(Section):
   """Weights of the terms of the objective, and when each level learns."""
 
-  entropy_model: float
-  gaussian: float
-  expander: float
-  end: float
-  commitment: float
-  codebook: float
-  top_lm_code: float
-  top_lm_vector: float
-  top_lm_end: float
-  top_lm_expander: float
-  curriculum_steps: int
+  entropy_model: NonNegativeFloat
+  gaussian: NonNegativeFloat
+  expander: NonNegativeFloat
+  end: NonNegativeFloat
+  commitment: NonNegativeFloat
+  codebook: NonNegativeFloat
+  top_lm_code: NonNegativeFloat
+  top_lm_vector: NonNegativeFloat
+  top_lm_end: NonNegativeFloat
+  top_lm_expander: NonNegativeFloat
+  curriculum_steps: NonNegativeInt
   curriculum_stops: bool
 
-  def __post_init__(self) -> None:
-    self.require_non_negative(*(f.name for f in dataclasses.fields(self)))
+  def check(self) -> None:
     self.require(
       self.curriculum_steps > 0 or not self.curriculum_stops,
       'curriculum_stops',
@@ -74,17 +80,13 @@ class LossConfig(Section):
 class MeshConfig(Section):
   """Number of devices along each mesh axis; -1 on one axis: all that remain."""
 
-  data: int
-  fsdp: int
-  tensor: int
+  data: _AxisSize
+  fsdp: _AxisSize
+  tensor: _AxisSize
 
-  def __post_init__(self) -> None:
-    sizes = dataclasses.asdict(self)
-    for name, size in sizes.items():
-      self.require(size > 0 or size == -1, name, 'a positive number or -1')
-    self.require(
-      list(sizes.values()).count(-1) <= 1, 'tensor', '-1 on one axis only'
-    )
+  def check(self) -> None:
+    num_open = dataclasses.astuple(self).count(-1)
+    self.require(num_open <= 1, 'tensor', '-1 on one axis only')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,28 +94,53 @@ class HealthConfig(Section):
   """Alarms about a run that may be going wrong."""
 
   alarms: bool
-  after_steps: int
+  after_steps: NonNegativeInt
 
-  def __post_init__(self) -> None:
-    self.require_non_negative('after_steps')
+
+@dataclasses.dataclass(frozen=True)
+class LearningRatesConfig(Section):
+  """Factors on the learning rate, one for each part of a model."""
+
+  entropy_model: PositiveFloat
+  compressor: PositiveFloat
+  expander: PositiveFloat
+  top_lm: PositiveFloat
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+  """The optimizer and the schedule of its learning rate."""
+
+  kind: Literal['adamw', 'muon']
+  schedule: Literal['cosine', 'warmup_stable_decay', 'constant']
+  learning_rate: PositiveFloat
+  final_fraction: _Share
+  warmup_steps: NonNegativeInt
+  decay_fraction: _Share
+  relative_rates: LearningRatesConfig
+  weight_decay: NonNegativeFloat
+  beta1: Fraction
+  beta2: Fraction
+  clip_norm: PositiveFloat
+  ema_decay: Fraction
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Section):
   """All settings of a run."""
 
-  seed: int
+  seed: NonNegativeInt
   objective: Literal['all', 'entropy_model', 'top_lm']
   load_base_from: str | None
-  max_steps: int | None
-  num_epochs: float
-  log_interval: int
-  eval_interval: int
-  eval_batches: int
-  final_eval_batches: int | None
-  checkpoint_interval: int
-  max_to_keep: int
-  microbatches: int
+  max_steps: PositiveOrNone
+  num_epochs: PositiveFloat
+  log_interval: PositiveInt
+  eval_interval: PositiveInt
+  eval_batches: PositiveInt
+  final_eval_batches: PositiveOrNone
+  checkpoint_interval: PositiveInt
+  max_to_keep: PositiveInt
+  microbatches: PositiveInt
   data: DataConfig
   model: ModelConfig
   loss: LossConfig
@@ -121,7 +148,7 @@ class RunConfig(Section):
   mesh: MeshConfig
   health: HealthConfig
 
-  def __post_init__(self) -> None:
+  def check(self) -> None:
     self._check_lengths()
     self._check_levels()
     self._check_frozen_levels()
@@ -129,17 +156,11 @@ class RunConfig(Section):
 
   @classmethod
   def from_stored(cls, values: Any, source: str) -> Self:
-    """Builds the config that a run has stored.
-
-    Args:
-      values: JSON values, from `to_dict`.
-      source: Path they were read from, for error messages.
-
-    Returns:
-      The config.
+    """Builds a config from what `to_dict` returned and a run has stored.
 
     Raises:
-      ValueError: If a setting is missing, unknown or not allowed.
+      ValueError: If a setting is missing, unknown or not allowed; the message
+        begins with `source`, the path that the values were read from.
     """
     try:
       return cls.from_dict(values)
@@ -147,18 +168,6 @@ class RunConfig(Section):
       raise ValueError(f'{source}: {error}') from None
 
   def _check_lengths(self) -> None:
-    self.require_non_negative('seed')
-    self.require_positive(
-      'num_epochs',
-      'max_steps',
-      'log_interval',
-      'eval_interval',
-      'eval_batches',
-      'final_eval_batches',
-      'checkpoint_interval',
-      'max_to_keep',
-      'microbatches',
-    )
     rows = self.data.batch_size
     self.require(
       rows % self.microbatches == 0,

@@ -9,24 +9,58 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+
+class Limit(NamedTuple):
+  """Condition on the value of a setting, as metadata of the type of its field.
+
+  Attributes:
+    holds: Function that tells whether a value is allowed; None always is.
+    allowed: Description of the values that are allowed.
+  """
+
+  holds: Callable[[Any], bool]
+  allowed: str
+
+
+_POSITIVE = Limit(lambda x: x > 0, 'a positive number')
+_NON_NEGATIVE = Limit(lambda x: x >= 0, '>= 0')
+PositiveInt = Annotated[int, _POSITIVE]
+PositiveOrNone = Annotated[int | None, _POSITIVE]
+PositiveFloat = Annotated[float, _POSITIVE]
+NonNegativeInt = Annotated[int, _NON_NEGATIVE]
+NonNegativeFloat = Annotated[float, _NON_NEGATIVE]
+Fraction = Annotated[float, Limit(lambda x: 0 <= x < 1, '0 <= value < 1')]
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
   """A group of settings: typed fields without defaults, checked when built."""
 
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      for limit in getattr(field.type, '__metadata__', ()):
+        is_allowed = value is None or limit.holds(value)
+        self.require(is_allowed, field.name, limit.allowed)
+    self.check()
+
+  def check(self) -> None:
+    """Requires what limits of single settings cannot say.
+
+    Raises:
+      ValueError: If settings do not fit each other; see `require`.
+    """
+
   @classmethod
   def from_dict(cls, values: Mapping[str, Any], path: str = '') -> Self:
-    """Builds a section from plain values.
+    """Returns a section built from plain values.
 
     Args:
       values: Value of each field of the section; a nested section is a mapping.
       path: Path of the section in the whole config, for error messages.
-
-    Returns:
-      The section.
 
     Raises:
       ValueError: If a setting is unknown or missing, or its value is of another
@@ -73,22 +107,6 @@ class Section:
         value = value[int(name)] if name.isdigit() else getattr(value, name)
       _require(ok, path, value, allowed)
 
-  def require_positive(self, *names: str) -> None:
-    """Requires fields above 0; None passes where its type allows it."""
-    for name in names:
-      value = getattr(self, name)
-      self.require(value is None or value > 0, name, 'a positive number')
-
-  def require_non_negative(self, *names: str) -> None:
-    """Requires fields of 0 or above."""
-    for name in names:
-      self.require(getattr(self, name) >= 0, name, '>= 0')
-
-  def require_fraction(self, *names: str) -> None:
-    """Requires fields in 0 <= value < 1."""
-    for name in names:
-      self.require(0 <= getattr(self, name) < 1, name, '0 <= value < 1')
-
 
 def _require(ok: bool, path: str, value: Any, allowed: str) -> None:
   if not ok:
@@ -98,6 +116,8 @@ def _require(ok: bool, path: str, value: Any, allowed: str) -> None:
 def _convert(annotation: Any, value: Any, path: str) -> Any:
   """Returns a plain value as the type of its field; ValueError names `path`."""
   origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is Annotated:
+    return _convert(args[0], value, path)
   if origin in (types.UnionType, typing.Union):
     if value is None:
       return None

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from abstractinator.config.section import Section
+from abstractinator.config.section import PositiveFloat, PositiveInt, Section
 
 SegmentationRule = Literal[
   'entropy_delta', 'entropy_threshold', 'equal_information', 'stride', 'space'
@@ -21,13 +21,12 @@ class SegmentationConfig(Section):
   rule: SegmentationRule
   threshold: float
   target_length: float | None
-  calibration_step: float
-  min_length: int
-  max_length: int
+  calibration_step: PositiveFloat
+  min_length: PositiveInt
+  max_length: PositiveInt
   capacity_length: float
 
-  def __post_init__(self) -> None:
-    self.require_positive('min_length', 'max_length', 'calibration_step')
+  def check(self) -> None:
     self.require(
       abs(self.threshold) <= MAX_THRESHOLD,
       'threshold',
@@ -35,7 +34,7 @@ class SegmentationConfig(Section):
     )
     self.require(self.calibration_step <= 1, 'calibration_step', 'at most 1')
     if self.rule == 'equal_information':
-      self.require_positive('threshold')
+      self.require(self.threshold > 0, 'threshold', 'a positive number')
     if self.rule == 'stride':
       self.require(self.threshold >= 1, 'threshold', '>= 1 with rule stride')
     self.require(

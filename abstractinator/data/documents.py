@@ -5,9 +5,10 @@ documents can be read from many threads and sent to other processes.
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,28 @@ class Document:
         f' {expected} as when the run began'
       )
 
+  def read(self, start: int, stop: int) -> bytes | np.ndarray:
+    """Returns bytes or ids `start` to `stop`.
+
+    Args:
+      start: First byte or id.
+      stop: Position after the last one, at most `length`.
+
+    Returns:
+      `stop - start` bytes, or as many ids, int32.
+
+    Raises:
+      ValueError: If the file has changed its size.
+      OSError: If the file can no longer be read.
+    """
+    content = self.load(self, start, stop)
+    self.require_size(len(content), stop - start)
+    return content
+
+  def read_bytes(self) -> bytes:
+    """Returns all bytes of a document that holds bytes; see `read`."""
+    return bytes(self.read(0, self.length))
+
 
 class MemoryDocument(Document):
   """A document held in memory: bytes, or int32 ids."""
@@ -63,73 +86,27 @@ class MemoryDocument(Document):
     )
 
 
-class Documents:
-  """An ordered collection of documents that can be read at random.
+class Documents(tuple[Document, ...]):
+  """An ordered collection of documents."""
 
-  Attributes:
-    num_documents: Number of documents.
-    lengths: Bytes of each document, or ids, [num_documents] int64.
-  """
-
-  def __init__(self, documents: Sequence[Document]):
-    self._documents = tuple(documents)
-    self.num_documents = len(self._documents)
-    self.lengths = np.array([d.length for d in self._documents], np.int64)
-
-  def name(self, index: int) -> str:
-    """Returns the name of document `index`, relative to its corpus."""
-    return self._documents[index].name
-
-  def places(self) -> set[str]:
-    """Returns the paths, and positions in files, of all documents."""
-    return {document.place for document in self._documents}
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """Bytes of each document, or ids, [number of documents] int64."""
+    return np.array([document.length for document in self], np.int64)
 
   def require_bytes(self) -> None:
     """Raises ValueError if a document holds other ids than bytes."""
-    for document in self._documents:
+    for document in self:
       if not document.is_bytes:
         raise ValueError(
           f'{document.place}: holds an array of ids, allowed: bytes; .npy files'
           ' serve training only'
         )
 
-  def read(self, index: int, start: int, stop: int) -> bytes | np.ndarray:
-    """Returns bytes or ids `start` to `stop` of document `index`.
-
-    Args:
-      index: Number of the document.
-      start: First byte or id.
-      stop: Position after the last one, at most the length of the document.
-
-    Returns:
-      `stop - start` bytes, or as many ids, int32.
-
-    Raises:
-      ValueError: If the file has changed its size.
-      OSError: If the file can no longer be read.
-    """
-    document = self._documents[index]
-    content = document.load(document, start, stop)
-    document.require_size(len(content), stop - start)
-    return content
-
-  def read_bytes(self, index: int) -> bytes:
-    """Returns all of document `index`, which holds bytes; see `read`."""
-    return bytes(self.read(index, 0, int(self.lengths[index])))
-
-  @classmethod
-  def concatenate(cls, parts: Sequence[Self]) -> Self:
-    """Returns the documents of several collections, in that order."""
-    return cls([d for part in parts for d in part._documents])
-
-  def select(self, indices: Sequence[int]) -> Self:
-    """Returns a collection of the documents `indices`, in that order."""
-    return type(self)([self._documents[i] for i in indices])
-
   def sha256(self) -> str:
     """Returns a sha256 in hex over names and lengths, wherever the root is."""
     digest = hashlib.sha256()
-    for document in self._documents:
+    for document in self:
       digest.update(encode_name(document.name))
       digest.update(b'\0%d\n' % document.length)
     return digest.hexdigest()

@@ -32,7 +32,7 @@ class MixedRows(Rows):
     self.sequence_length = parts[0].sequence_length
     self.num_documents = sum(part.num_documents for part in parts)
     self.pad_id = parts[0].pad_id
-    self.num_bytes = sum(part.num_bytes for part in parts)
+    self.num_ids = sum(part.num_ids for part in parts)
 
   def __len__(self) -> int:
     return self.ends[-1]

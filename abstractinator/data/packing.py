@@ -14,13 +14,13 @@ class Rows(Protocol):
   Attributes:
     sequence_length: Number of ids in a row, S.
     num_documents: Number of documents in all rows.
-    num_bytes: Number of bytes in all documents; EOS is not counted.
+    num_ids: Number of ids in all rows, without padding.
     pad_id: Id on padding.
   """
 
   sequence_length: int
   num_documents: int
-  num_bytes: int
+  num_ids: int
   pad_id: int
 
   def __len__(self) -> int: ...
@@ -81,7 +81,7 @@ class PackedRows(Rows):
     Raises:
       ValueError: If there are no documents.
     """
-    if not documents.num_documents:
+    if not documents:
       raise ValueError('data: has no documents, allowed: at least 1')
     self.documents = documents
     self.sequence_length = sequence_length
@@ -90,11 +90,10 @@ class PackedRows(Rows):
     self.pad_id = vocab_size + Special.PAD
     # Position in the stream after the last id of each document.
     self._ends = np.cumsum(self._sizes())
-    self._num_ids = int(self._ends[-1])
-    self.num_documents = documents.num_documents
-    self.num_bytes = self._num_ids - self.num_documents
+    self.num_ids = int(self._ends[-1])
+    self.num_documents = len(documents)
     # Positions in the stream where rows start, and its end.
-    self._starts = np.append(self._row_starts(), self._num_ids)
+    self._starts = np.append(self._row_starts(), self.num_ids)
 
   def __len__(self) -> int:
     return len(self._starts) - 1
@@ -116,7 +115,7 @@ class PackedRows(Rows):
   def identity(self) -> dict[str, Any]:
     return {
       'num_documents': self.num_documents,
-      'num_bytes': self.num_bytes,
+      'num_bytes': self.num_ids - self.num_documents,
       'num_rows': len(self),
       'sha256': self.documents.sha256(),
     }
@@ -127,8 +126,8 @@ class PackedRows(Rows):
 
   def _ids(self, document: int, start: int, stop: int) -> np.ndarray:
     """Reads ids `start` to `stop` of a document's part of the stream."""
-    length = int(self.documents.lengths[document])
-    content = self.documents.read(document, start, min(stop, length))
+    length = self.documents[document].length
+    content = self.documents[document].read(start, min(stop, length))
     if isinstance(content, bytes):
       content = np.frombuffer(content, np.uint8)
     if stop <= length:
@@ -147,10 +146,10 @@ class PackedRows(Rows):
     """Returns where in the stream each row starts, [len] int64."""
     # Most corpora need no walk over all rows, which is slow.
     if not self._may_close_early():
-      return np.arange(0, self._num_ids, self.sequence_length)
+      return np.arange(0, self.num_ids, self.sequence_length)
     starts = []
     start = 0
-    while start < self._num_ids:
+    while start < self.num_ids:
       starts.append(start)
       first = int(np.searchsorted(self._ends, start, side='right'))
       last = min(first + self.max_documents, self.num_documents) - 1

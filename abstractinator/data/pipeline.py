@@ -6,6 +6,7 @@ batches, and positions in them, are the same for any number of processes.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def open_data(
     pairs = [split(part, config.validation_fraction) for part in train]
     train, validation = (list(side) for side in zip(*pairs, strict=True))
   # Held-out documents are read once, so weights do not apply to them.
-  held_out = Documents.concatenate(validation)
+  held_out = Documents(itertools.chain(*validation))
   # A split goes by names, and a document may have one in each part of a
   # mixture.
   require_apart(train, held_out, config)
@@ -78,8 +79,9 @@ def require_apart(
   Raises:
     ValueError: If a document is in both.
   """
-  held_out = validation.places()
-  both = sorted(set().union(*(held_out & part.places() for part in train)))
+  held_out = {document.place for document in validation}
+  trained = {document.place for document in itertools.chain(*train)}
+  both = sorted(held_out & trained)
   if both and not config.validation:
     raise ValueError(
       f'data.train: {len(both)} documents held out of a part of the mixture'
@@ -88,7 +90,7 @@ def require_apart(
     )
   if both:
     raise ValueError(
-      f'data.validation: {len(both)} of its {validation.num_documents}'
+      f'data.validation: {len(both)} of its {len(validation)}'
       f' documents are in data.train as well, such as {both[0]}, allowed: other'
       ' files, or an empty data.validation and a data.validation_fraction'
     )

@@ -77,16 +77,13 @@ def lengths_of_column(
 
 
 def array_documents(path: str, name: str, vocab_size: int) -> list[Document]:
-  """Returns the documents of a `.npy` file of ids.
+  """Returns the documents of a `.npy` file of ids; none if it is empty.
 
   Args:
     path: Path of the file, which holds integers: along one axis they are one
       document, along two axes each row is one.
     name: Name of the file; a row of several is called `name:row`.
     vocab_size: Number of ids; each is from 0 to `vocab_size - 1`.
-
-  Returns:
-    The documents, none if the file is empty.
 
   Raises:
     ValueError: If the file holds anything else.

@@ -124,20 +124,20 @@ def split(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
   Raises:
     ValueError: If a side would be empty.
   """
-  sides: tuple[list[int], list[int]] = ([], [])
-  for index in range(documents.num_documents):
-    digest = hashlib.sha1(encode_name(documents.name(index))).digest()
+  sides: tuple[list[Document], list[Document]] = ([], [])
+  for document in documents:
+    digest = hashlib.sha1(encode_name(document.name)).digest()
     is_held_out = int.from_bytes(digest[:8], 'big') < fraction * 2**64
-    sides[is_held_out].append(index)
+    sides[is_held_out].append(document)
   train, validation = sides
   if not train or not validation:
     raise ValueError(
-      f'data.validation_fraction: {fraction} of {documents.num_documents}'
+      f'data.validation_fraction: {fraction} of {len(documents)}'
       f' documents puts {len(train)} in train and {len(validation)} in'
       ' validation, allowed: at least 1 in each; pass data.validation or more'
       ' documents'
     )
-  return documents.select(train), documents.select(validation)
+  return Documents(train), Documents(validation)
 
 
 def _match(pattern: str) -> Iterator[tuple[str, str]]:

@@ -90,7 +90,7 @@ def continue_texts(
   variables: PyTree,
   prompts: Sequence[bytes],
   options: Options,
-  context: int | None,
+  sequence_length: int,
 ) -> list[list[bytes]]:
   """Continues prompts.
 
@@ -99,7 +99,7 @@ def continue_texts(
     variables: Its variables.
     prompts: Texts of any lengths.
     options: Sampling settings, limits and stop strings.
-    context: Bytes of a prompt that are read, from `context_bytes`.
+    sequence_length: Ids of a row of training; see `context_bytes`.
 
   Returns:
     The new bytes of each sample of each prompt.
@@ -107,16 +107,14 @@ def continue_texts(
   Raises:
     ValueError: If a prompt is empty and no top LM predicts its first code.
   """
-  prompts = [_read(model, x, options, context) for x in prompts]
+  prompts = [_read(model, x, options, sequence_length) for x in prompts]
   rows = [(x, n) for x in prompts for n in range(options.num_samples)]
   texts: list[bytes] = []
   longest = max(map(len, prompts), default=0) + options.max_new_bytes
   size = max(_BATCH_BYTES // longest, 1)
   for begin in range(0, len(rows), size):
     part = rows[begin : begin + size]
-    growing = [GrowingText(options.max_new_bytes, options.stop) for _ in part]
-    for _ in _grow(model, variables, part, growing, options):
-      pass
+    *_, growing = _grow(model, variables, part, options)
     texts += map(bytes, growing)
   return [
     texts[i : i + options.num_samples]
@@ -129,7 +127,7 @@ def stream_text(
   variables: PyTree,
   prompt: bytes,
   options: Options,
-  context: int | None,
+  sequence_length: int,
   *,
   splits_characters: bool,
 ) -> Iterator[bytes]:
@@ -140,16 +138,15 @@ def stream_text(
     variables: Its variables.
     prompt: Any bytes.
     options: Sampling settings, limits and stop strings; one sample.
-    context: Bytes of a prompt that are read, from `context_bytes`.
+    sequence_length: Ids of a row of training; see `context_bytes`.
     splits_characters: Whether a part may end within a UTF-8 character.
 
   Yields:
     New bytes as they come, at least one each time.
   """
-  rows = [(_read(model, prompt, options, context), 0)]
-  growing = [GrowingText(options.max_new_bytes, options.stop)]
-  for _ in _grow(model, variables, rows, growing, options):
-    if part := growing[0].take(splits_characters=splits_characters):
+  rows = [(_read(model, prompt, options, sequence_length), 0)]
+  for (text,) in _grow(model, variables, rows, options):
+    if part := text.take(splits_characters=splits_characters):
       yield part
 
 
@@ -157,7 +154,7 @@ def _read(
   model: AbstractinatorPyramid,
   prompt: bytes,
   options: Options,
-  context: int | None,
+  sequence_length: int,
 ) -> bytes:
   """Returns the bytes of a prompt that are read."""
   has_first = model.config.top_lm is not None or options.entropy_model_only
@@ -166,6 +163,11 @@ def _read(
       'prompt: got no bytes, allowed: at least 1 without a top_lm, which'
       ' predicts first codes'
     )
+  context = context_bytes(
+    model.config,
+    sequence_length,
+    entropy_model_only=options.entropy_model_only,
+  )
   if context is not None and len(prompt) > context:
     warnings.warn(
       f'prompt: of its {len(prompt)} bytes the last {context} are read, as many'
@@ -180,18 +182,14 @@ def _grow(
   model: AbstractinatorPyramid,
   variables: PyTree,
   rows: Sequence[tuple[bytes, int]],
-  growing: Sequence[GrowingText],
   options: Options,
-) -> Iterator[None]:
-  """Adds bytes to texts until all have ended; yields after every call.
+) -> Iterator[list[GrowingText]]:
+  """Continues rows, each a prompt and its number among the samples.
 
-  Args:
-    model: A pyramid.
-    variables: Its variables.
-    rows: Prompt and number of the sample of each row.
-    growing: The texts of the rows.
-    options: Sampling settings and limits.
+  Yields:
+    The texts of the rows after every call, until all have ended.
   """
+  growing = [GrowingText(options.max_new_bytes, options.stop) for _ in rows]
   longest = max(len(prompt) for prompt, _ in rows)
   batch = _power_of_two(len(rows))
   ids_BS = np.zeros((batch, row_size(longest)), np.int32)
@@ -216,7 +214,7 @@ def _grow(
       data = bytes_BN[row, : new_B[row]].astype(np.uint8).tobytes()
       text.add(data, is_last=bool(is_done_B[row]))
       stopped_B[row] = text.is_done
-    yield
+    yield growing
 
 
 @functools.partial(

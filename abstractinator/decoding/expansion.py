@@ -121,13 +121,22 @@ def expand(
   lookback = level.config.expander.lookback
   codes = segment_codes(level, state, codes_BU)
   known, slot_B, rows = state.known, state.slot_B, state.rows
-  choice = Drawn(codebooks, draws=draws, known=known, first_slot_B=slot_B)
+  choice = Drawn(draws, known, slot_B)
   if rows is None:
     is_valid_BP = jnp.arange(codes.lowest_BP.shape[1]) < count_B[:, None]
-    expanded = decode_lanes(level.expander, codes, is_valid_BP, choice)
+    expanded = decode_lanes(
+      level.expander, codes, is_valid_BP, choice, codebooks
+    )
   else:
     expanded, rows, _ = decode_rows(
-      level, rows, codes, count_B, limit_B, choice, first_slot_B=slot_B
+      level,
+      rows,
+      codes,
+      count_B,
+      limit_B,
+      choice,
+      codebooks,
+      first_slot_B=slot_B,
     )
   all_BU = jnp.concatenate([state.recent_BU, codes_BU], axis=1)
   is_left_B = count_B == 0

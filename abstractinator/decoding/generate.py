@@ -8,7 +8,6 @@ document.
 
 import jax.numpy as jnp
 
-from abstractinator.config import LevelConfig
 from abstractinator.decoding import expansion, open_segment, top_codes
 from abstractinator.decoding import prompt as prompt_lib
 from abstractinator.decoding.segments import new_ids
@@ -92,7 +91,10 @@ def start(
     request=request,
     top=top_codes.start(pyramid, prompts[-1], capacity=sizes[-1]),
     levels=tuple(states),
-    rest=tuple(_no_rest(level.config, len(count_B)) for level in levels[:-1]),
+    rest=tuple(
+      (jnp.zeros((len(count_B), q - 1), jnp.int32), jnp.zeros_like(count_B))
+      for q in (level.config.pooling.num_queries for level in levels[:-1])
+    ),
     num_bytes_B=jnp.zeros_like(count_B),
     is_done_B=request.limit_B <= 0,
   )
@@ -144,9 +146,8 @@ def extend(
     )
     ids_BN, count_B = new_ids(expanded, num_known_B)
     if number > 0:
-      queries = pyramid.levels[number - 1].config.pooling.num_queries
       codes_BU, count_B, rest[number - 1] = _fill_slots(
-        rest[number - 1], ids_BN, count_B, queries
+        rest[number - 1], ids_BN, count_B
       )
   count_B, has_eos_B = _until_eos(
     ids_BN, count_B, pyramid.num_ids + Special.EOS
@@ -174,44 +175,33 @@ def _until_eos(ids_BN: Array, count_B: Array, eos: int) -> tuple[Array, Array]:
   return jnp.where(has_eos_B, jnp.argmax(is_eos_BN, axis=1), count_B), has_eos_B
 
 
-def _no_rest(level: LevelConfig, batch: int) -> tuple[Array, Array]:
-  """Returns the codes that are left at the beginning: none."""
-  rest_BR = jnp.zeros((batch, level.pooling.num_queries - 1), jnp.int32)
-  return rest_BR, jnp.zeros((batch,), jnp.int32)
-
-
 def _fill_slots(
-  rest: tuple[Array, Array], ids_BN: Array, count_B: Array, queries: int
+  rest: tuple[Array, Array], ids_BN: Array, count_B: Array
 ) -> tuple[Array, Array, tuple[Array, Array]]:
   """Groups new ids of a level into slots of the level below.
 
   Args:
-    rest: Ids left over from the call before, and their number.
+    rest: Ids left over from the call before, the last ones of [B, Q - 1], and
+      their number, [B].
     ids_BN: New ids, those of each row at the front, [B, N] int32.
     count_B: Their number, [B] int32.
-    queries: Q, codes of a slot.
 
   Returns:
     Codes [B, U] int32, the number of whole slots [B] int32, and what is left.
   """
   rest_BR, num_rest_B = rest
-  spare = queries - 1
-  all_BN = jnp.concatenate([rest_BR, ids_BN], axis=1)
-  is_id_BN = jnp.concatenate(
-    [
-      jnp.arange(spare) < num_rest_B[:, None],
-      jnp.arange(ids_BN.shape[1]) < count_B[:, None],
-    ],
-    axis=1,
+  spare, size = rest_BR.shape[1], ids_BN.shape[1]
+  at_N = jnp.arange(-spare, size)
+  is_id_BN = (at_N >= -num_rest_B[:, None]) & (at_N < count_B[:, None])
+  codes_BU, total_B = compact(
+    jnp.concatenate([rest_BR, ids_BN], axis=1), is_id_BN
   )
-  padding = -all_BN.shape[1] % queries
-  all_BN, is_id_BN = (
-    jnp.pad(x, ((0, 0), (0, padding))) for x in (all_BN, is_id_BN)
+  queries = spare + 1
+  padding = -codes_BU.shape[1] % queries
+  slots_B, num_rest_B = jnp.divmod(total_B, queries)
+  rest_BR = prompt_lib.recent(codes_BU, total_B, spare)
+  return (
+    jnp.pad(codes_BU, ((0, 0), (0, padding))),
+    slots_B,
+    (rest_BR, num_rest_B),
   )
-  codes_BU, total_B = compact(all_BN, is_id_BN)
-  slots_B = total_B // queries
-  at_BR = slots_B[:, None] * queries + jnp.arange(spare)
-  left_BR = jnp.take_along_axis(
-    codes_BU, jnp.minimum(at_BR, codes_BU.shape[1] - 1), axis=1
-  )
-  return codes_BU, slots_B, (left_BR, total_B % queries)

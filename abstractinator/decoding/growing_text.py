@@ -1,5 +1,6 @@
 """A text that grows as bytes are generated, up to a limit or stop string."""
 
+import codecs
 from collections.abc import Sequence
 
 
@@ -74,10 +75,8 @@ def _held_back(data: bytearray, stop: Sequence[bytes]) -> int:
 
 def _whole_characters(data: bytearray, end: int) -> int:
   """Returns where the character that `end` would split begins, else `end`."""
-  for begin in range(end - 1, max(end - 4, -1), -1):
-    first = data[begin]
-    if first >> 6 == 0b10:
-      continue
-    size = 2 + (first >= 0xE0) + (first >= 0xF0) if 0xC2 <= first < 0xF5 else 1
-    return begin if begin + size > end else end
-  return end
+  decoder = codecs.getincrementaldecoder('utf-8')('replace')
+  # A character has at most 4 bytes.
+  decoder.decode(data[max(end - 4, 0) : end])
+  unfinished, _ = decoder.getstate()
+  return end - len(unfinished)

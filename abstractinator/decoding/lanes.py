@@ -16,7 +16,7 @@ from abstractinator.decoding.choices import Choice, Greedy
 from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.segments import (
   Expanded,
-  Position,
+  NextIds,
   SegmentCodes,
   empty_expanded,
 )
@@ -66,6 +66,7 @@ def decode_lanes(
   codes: SegmentCodes,
   is_valid_BP: Array,
   choice: Choice,
+  codebooks: Codebooks | None = None,
   *,
   most_lanes: int | None = None,
   few_lanes: int = _FEW_LANES,
@@ -83,6 +84,7 @@ def decode_lanes(
     codes: Codes that the segments attend to.
     is_valid_BP: Slots with a segment, [B, P] bool.
     choice: Chooses ids and ends; their costs are not recorded.
+    codebooks: Codebooks of the level below; None over bytes.
     most_lanes: Lanes of a device; by default 256 on a CPU, else 16384.
     few_lanes: Lanes of a device below which no lanes are taken away.
 
@@ -109,7 +111,9 @@ def decode_lanes(
   for width, fewest in zip(widths, [*widths[1:], 0], strict=True):
     if width < widths[0]:
       state = _narrow(state, width)
-    step = _make_step(codes, slot_BP, count_B, choice.repeated(width))
+    repeat = functools.partial(jnp.repeat, repeats=width, axis=0)
+    of_lanes = jax.tree.map(repeat, choice)
+    step = _make_step(codes, slot_BP, count_B, of_lanes, codebooks)
     state, out = while_loop(
       functools.partial(_has_more_than, fewest, count_B),
       step,
@@ -129,9 +133,13 @@ def _has_more_than(
 
 
 def _make_step(
-  codes: SegmentCodes, slot_BP: Array, count_B: Array, choice: Choice
+  codes: SegmentCodes,
+  slot_BP: Array,
+  count_B: Array,
+  choice: Choice,
+  codebooks: Codebooks | None,
 ) -> Callable[..., tuple[LanesState, Expanded]]:
-  """Returns the body of the loop, for as many lanes as the choice has."""
+  """Returns the body of the loop; the choice has an entry for each lane."""
   batch, slots = slot_BP.shape
   row_B1 = jnp.arange(batch)[:, None]
 
@@ -141,18 +149,19 @@ def _make_step(
     state, out = carry
     shape = state.fed_BQ.shape
     slot_BQ = slot_BP[row_B1, state.place_BQ]
-    at = Position(slot_BQ.reshape(-1), state.offset_BQ.reshape(-1))
+    offset_N = state.offset_BQ.reshape(-1)
     x_ND, cache = expander.step(
       state.fed_BQ.reshape(-1),
-      at.offset_N,
+      offset_N,
       state.place_BQ.reshape(-1),
       state.cache,
       state.is_active_BQ.reshape(-1),
       codes.seen_from(slot_BQ),
-      choice.codebooks,
+      codebooks,
     )
-    ids_N = choice.ids(expander, x_ND, at)
-    is_end_BQ = choice.ends(expander, x_ND, ids_N, at).reshape(shape)
+    at = NextIds(expander, codebooks, x_ND, slot_BQ.reshape(-1), offset_N)
+    ids_N = choice.ids(at)
+    is_end_BQ = choice.ends(at, ids_N).reshape(shape)
     ids_BQ = ids_N.reshape(shape)
     at_BQ = jnp.where(state.is_active_BQ, slot_BQ, slots)
     out = out.record((row_B1, at_BQ, state.offset_BQ), ids_BQ, None)
@@ -270,7 +279,8 @@ def decode_distinct(
     expander,
     SegmentCodes(expander.remember(vectors_GUD), lowest_GP),
     is_valid_GP & (first_GP == slot_P),
-    Greedy(codebooks),
+    Greedy(),
+    codebooks,
   )
   group_G1 = jnp.arange(groups)[:, None]
   length_GP = decoded.length_BP[group_G1, first_GP]

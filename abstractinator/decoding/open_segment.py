@@ -234,7 +234,8 @@ def _decode_known(
     expansion.segment_codes(level, state, codes_NQ),
     jnp.ones((len(codes_NQ),), jnp.int32),
     known.num_known_B + one_more,
-    Told(codebooks, known=known),
+    Told(known),
+    codebooks,
     first_slot_B=state.slot_B,
   )
   return decoded, x_ND

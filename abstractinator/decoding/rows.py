@@ -17,7 +17,7 @@ from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.prompt import LevelPrompt
 from abstractinator.decoding.segments import (
   Expanded,
-  Position,
+  NextIds,
   SegmentCodes,
   empty_expanded,
 )
@@ -50,7 +50,8 @@ class _RowsLoop(RowsState):
 
   Attributes:
     document_B: Document of the next id, [B] int32.
-    at: Slot and offset of the last id; slot -1 before the first of a call.
+    slot_B: Segment of the call of the last id, [B] int32; -1 before the first.
+    offset_B: Position of the last id in its segment, [B] int32.
     opens_B: Whether the next id opens a segment, [B] bool.
     num_new_B: New ids of the call so far, [B] int32.
     is_done_B: Rows that decode no more ids, [B] bool.
@@ -58,7 +59,8 @@ class _RowsLoop(RowsState):
   """
 
   document_B: Array
-  at: Position
+  slot_B: Array
+  offset_B: Array
   opens_B: Array
   num_new_B: Array
   is_done_B: Array
@@ -116,6 +118,7 @@ def decode_rows(
   count_B: Array,
   limit_B: Array,
   choice: Choice,
+  codebooks: Codebooks | None = None,
   *,
   first_slot_B: Array | None = None,
 ) -> tuple[Expanded, RowsState, Array]:
@@ -134,6 +137,7 @@ def decode_rows(
     count_B: Segments of each row, the first ones of `codes`, [B] int32.
     limit_B: New ids after which a row is done, [B] int32.
     choice: Chooses ids, and ends where a head says them.
+    codebooks: Codebooks of the level below; None over bytes.
     first_slot_B: Number of the call's first segment in its document, [B] int32.
 
   Returns:
@@ -146,29 +150,29 @@ def decode_rows(
   number_B = 0 if first_slot_B is None else first_slot_B
 
   def is_active(loop):
-    return ~loop.is_done_B & (loop.at.slot_N + loop.opens_B < count_B)
+    return ~loop.is_done_B & (loop.slot_B + loop.opens_B < count_B)
 
   def one_step(level, carry):
     loop, out = carry
     is_active_B = is_active(loop)
-    loop = dataclasses.replace(loop, at=_next_position(loop, is_active_B))
-    at = loop.at
-    seen = codes.seen_from(jnp.clip(at.slot_N, 0, slots - 1)[:, None])
+    loop = _next_position(loop, is_active_B)
+    seen = codes.seen_from(jnp.clip(loop.slot_B, 0, slots - 1)[:, None])
     if has_documents and not level.expander.has_eos:
       loop = _open_document(level, loop, is_active_B, seen)
     x_BD, cache = _expander_step(
-      level, loop, is_active_B, seen, number_B + at.slot_N, choice.codebooks
+      level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
     )
-    ids_B = choice.ids(level.expander, x_BD, at)
-    nats_B = choice.nats(level.expander, x_BD, ids_B, at)
+    at = NextIds(level.expander, codebooks, x_BD, loop.slot_B, loop.offset_B)
+    ids_B = choice.ids(at)
+    where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
+    out = out.record(where, ids_B, choice.nats(at, ids_B))
     loop = dataclasses.replace(
       loop, x_BD=jnp.where(is_active_B[:, None], x_BD, loop.x_BD), cache=cache
     )
     loop = _take(
-      level, loop, is_active_B, ids_B, limit_B, choice, has_documents
+      level, loop, is_active_B, at, ids_B, limit_B, choice, has_documents
     )
-    where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
-    return loop, out.record(where, ids_B, nats_B)
+    return loop, out
 
   zero_B = jnp.zeros((batch,), jnp.int32)
   loop = _RowsLoop(
@@ -176,7 +180,8 @@ def decode_rows(
     cache=state.cache,
     entropy=state.entropy,
     document_B=zero_B,
-    at=Position(zero_B - 1, zero_B),
+    slot_B=zero_B - 1,
+    offset_B=zero_B,
     opens_B=zero_B == 0,
     num_new_B=zero_B,
     is_done_B=limit_B <= 0,
@@ -225,17 +230,19 @@ def decode_greedily(
     SegmentCodes(expander.remember(vectors_BUD), lowest_BP),
     jnp.sum(is_valid_BP, axis=1, dtype=jnp.int32),
     jnp.full((batch,), sequence_length, jnp.int32),
-    Greedy(codebooks),
+    Greedy(),
+    codebooks,
   )
   return out.ids_BPL, out.length_BP
 
 
-def _next_position(loop: _RowsLoop, is_active_B: Array) -> Position:
-  """Returns the position of the next id; rows that are done keep theirs."""
-  offset_B = jnp.where(loop.opens_B, 0, loop.at.offset_N + 1)
-  return Position(
-    jnp.where(is_active_B, loop.at.slot_N + loop.opens_B, loop.at.slot_N),
-    jnp.where(is_active_B, offset_B, loop.at.offset_N),
+def _next_position(loop: _RowsLoop, is_active_B: Array) -> _RowsLoop:
+  """Goes on to the position of the next id in active rows."""
+  offset_B = jnp.where(loop.opens_B, 0, loop.offset_B + 1)
+  return dataclasses.replace(
+    loop,
+    slot_B=loop.slot_B + (is_active_B & loop.opens_B),
+    offset_B=jnp.where(is_active_B, offset_B, loop.offset_B),
   )
 
 
@@ -275,7 +282,7 @@ def _expander_step(
     fed_B = jnp.where(loop.opens_B, bos, fed_B)
     group_B = number_B
   return level.expander.step(
-    fed_B, loop.at.offset_N, group_B, loop.cache, is_active_B, seen, codebooks
+    fed_B, loop.offset_B, group_B, loop.cache, is_active_B, seen, codebooks
   )
 
 
@@ -283,6 +290,7 @@ def _take(
   level: Abstractinator,
   loop: _RowsLoop,
   is_active_B: Array,
+  at: NextIds,
   ids_B: Array,
   limit_B: Array,
   choice: Choice,
@@ -290,7 +298,7 @@ def _take(
 ) -> _RowsLoop:
   """Takes the ids of a step: ends of segments, of documents and of rows."""
   expander = level.expander
-  is_new_B = choice.is_new(loop.at)
+  is_new_B = choice.is_new(at)
   is_eos_B = ids_B == expander.num_ids + Special.EOS
   num_new_B = loop.num_new_B + (is_active_B & is_new_B)
   ends_row_B = num_new_B >= limit_B
@@ -303,7 +311,7 @@ def _take(
   is_done_B = loop.is_done_B | (is_active_B & ends_row_B)
   entropy = loop.entropy
   if entropy is None:
-    opens_B = choice.ends(expander, loop.x_BD, ids_B, loop.at)
+    opens_B = choice.ends(at, ids_B)
   else:
     # The state of a prompt has read its known ids already.
     is_read_B = is_active_B & is_new_B & ~is_done_B

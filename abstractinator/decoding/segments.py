@@ -1,12 +1,15 @@
 """Pytrees of decoding: codes to attend to, known ids, decoded ids."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.model.attention import CodeKeyValues
+from abstractinator.model.expander import DecoderOnlyExpanderRVQ
 from abstractinator.model.transformer import StepCodes
+from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.compact import compact
 from abstractinator.types import Array
 
@@ -59,15 +62,21 @@ class KnownIds:
     return jnp.take_along_axis(self.ids_BL, offset_B[:, None], axis=1)[:, 0]
 
 
-@flax.struct.dataclass
-class Position:
-  """Position of the id that each of N rows or lanes decodes next.
+@dataclasses.dataclass(frozen=True)
+class NextIds:
+  """Next ids of N rows or lanes: their positions, and what predicts them.
 
   Attributes:
-    slot_N: Segment of the call that it belongs to, [N] int32.
-    offset_N: Its position within the segment, [N] int32.
+    expander: A bound expander.
+    codebooks: Codebooks of the level below; None over bytes.
+    x_ND: States that the ids are predicted from, [N, D].
+    slot_N: Segment of the call that each id belongs to, [N] int32.
+    offset_N: Position of each id within its segment, [N] int32.
   """
 
+  expander: DecoderOnlyExpanderRVQ
+  codebooks: Codebooks | None
+  x_ND: Array
   slot_N: Array
   offset_N: Array
 

@@ -43,7 +43,8 @@ class GenerationState:
     top: State of the top codes.
     levels: State of each level, bottom first.
     rest: For each level but the top one, codes from the level above that do not
-      fill a slot yet, [B, Q - 1] int32, and their number, [B] int32.
+      fill a slot yet, the last ones of [B, Q - 1] int32, and their number, [B]
+      int32.
     num_bytes_B: New bytes so far, [B] int32.
     is_done_B: Rows that decode no more bytes, [B] bool.
   """

@@ -21,7 +21,7 @@ SUBSTITUTES = ('true', 'zeroed', 'shuffled')
 
 @flax.struct.dataclass
 class CodedLevel:
-  """Segments and codes of one level, S ids in P segments of U codes.
+  """Segments and codes of one level.
 
   Attributes:
     index_BS: Segment of each id, [B, S] int32; -1 on padding.
@@ -33,9 +33,9 @@ class CodedLevel:
       short of slots, [B, S] bool.
     codes_BU: Codes of all slots, [B, U] int32.
     is_code_BU: True for the codes of slots that hold a segment, [B, U] bool.
-    byte_slot_BS: Slot of each id of the first level: the segment of this level
-      that holds the first code of the segment of the level below that has the
-      id; [B, S of the first level] int32, -1 on padding.
+    byte_slot_BS: Segment of this level that each id of the first level belongs
+      to, by way of the first code of its segment in every level below, [B, S of
+      the first level] int32; -1 on padding.
     num_queries: Number of codes of a segment, Q.
   """
 

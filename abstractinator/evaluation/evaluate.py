@@ -50,7 +50,6 @@ def evaluate(
     a run with codes, for each level:
 
     entropy_model_bits_per_byte: Cost of the ids under the entropy model.
-
     expander_bits_per_byte, end_bits_per_byte: Cost of the ids and of the ends
       of segments given the true codes.
     expander_bits_per_byte_true_codes, ..._zeroed_codes, ..._shuffled_codes:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from abstractinator.codes import codes as codes_lib
 from abstractinator.config import LevelConfig
 from abstractinator.evaluation.coded_rows import CodedLevel
 from abstractinator.evaluation.unigram import CodeCounts
@@ -150,9 +151,8 @@ class SegmentHistograms:
     ):
       index_BS = np.asarray(level.index_BS)
       entropies.append(np.asarray(level.entropy_bits_BS)[index_BS >= 0])
-      for index_S in index_BS:
-        length_P = np.bincount(index_S[index_S >= 0])
-        lengths += np.bincount(length_P, minlength=len(lengths))
+      length_P = codes_lib.segment_lengths(index_BS)
+      lengths += np.bincount(length_P, minlength=len(lengths))
 
   def histograms(self) -> ByLevel[Histogram]:
     """Returns `entropy_bits` and `segment_length` of each level."""

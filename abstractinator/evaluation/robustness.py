@@ -1,4 +1,7 @@
-"""Behavior of a run on disturbed, edited and repetitive texts."""
+"""Behavior of a run on disturbed, edited and repetitive texts.
+
+Beside the letters of `types`, T counts texts and N the bytes of a text.
+"""
 
 import re
 from collections.abc import Callable
@@ -146,8 +149,8 @@ def edit_figures(
   pairs, places = [], []
   size = evaluator.config.data.sequence_length
   rng = np.random.default_rng(seed)
-  for index in range(documents.num_documents):
-    text = documents.read_bytes(index)[: size - 1]
+  for document in documents:
+    text = document.read_bytes()[: size - 1]
     if not text:
       continue
     ids = types.bytes_to_ids(text)
@@ -224,16 +227,16 @@ def drift_figures(
   Raises:
     ValueError: If no document is long enough.
   """
-  (long,) = np.nonzero(documents.lengths >= period)
-  if not len(long):
+  long = [document for document in documents if document.length >= period]
+  if not long:
     raise ValueError(
       f'data: has no document of {period} bytes, allowed: at least one for'
       ' --drift'
     )
   num_levels = len(evaluator.config.model.levels)
   starts: list[list[np.ndarray]] = [[] for _ in range(num_levels)]
-  for index in long[:_NUM_TEXTS]:
-    text = documents.read_bytes(int(index))[:period]
+  for document in long[:_NUM_TEXTS]:
+    text = document.read_bytes()[:period]
     ids_N = np.resize(types.bytes_to_ids(text, add_eos=False), length)
     for of_level, level in zip(
       starts, evaluator.levels_of_long(ids_N), strict=True

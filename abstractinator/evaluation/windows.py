@@ -84,8 +84,8 @@ class DocumentPassages:
   change: Callable[[int, bytes], bytes] | None = None
 
   def __iter__(self) -> Iterator[Passage]:
-    for index in range(self.documents.num_documents):
-      text = self.documents.read_bytes(index)
+    for index, document in enumerate(self.documents):
+      text = document.read_bytes()
       if self.change is not None:
         text = self.change(index, text)
       yield Passage(types.bytes_to_ids(text))

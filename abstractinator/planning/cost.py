@@ -195,16 +195,13 @@ class Roofline:
 def roofline(
   chip: Chip, flops: float, memory_bytes: float, found: Mapping[str, Collective]
 ) -> Roofline:
-  """Computes the time of a step.
+  """Computes the time of a step on one chip.
 
   Args:
     chip: Chip that runs the step.
     flops: Floating point operations of its matrix products.
     memory_bytes: Bytes read and written, from `memory_traffic`.
     found: Collectives by kind, from `collectives`.
-
-  Returns:
-    Times of one chip.
   """
   sent = sum(collective.sent_bytes for collective in found.values())
   times = (

@@ -82,7 +82,7 @@ class MeshStep:
       ValueError: If the mesh or the batch does not fit the devices.
     """
     self._mesh = sharding.make_mesh(mesh, devices)
-    sharding.num_row_shards(
+    sharding.num_batch_parts(
       self._mesh, config.data.batch_size, config.microbatches
     )
     # The number of steps only shapes the schedule; any number will do.
@@ -177,23 +177,22 @@ class RunPlan:
   recommended: MeshConfig | None
 
 
-def meshes(
-  num_chips: int, batch_size: int, own: MeshConfig, microbatches: int = 1
-) -> list[MeshConfig]:
+def meshes(config: RunConfig, num_chips: int) -> list[MeshConfig]:
   """Returns meshes worth comparing: the run's own first, then the usual ones.
 
   Args:
+    config: The run. Its own mesh is left out if it does not fit.
     num_chips: Number of chips of the topology.
-    batch_size: Number of rows in a step, which a mesh has to divide.
-    own: Mesh of the run; left out if it does not fit.
-    microbatches: Number of parts of a step; each device has a row of each part.
 
   Returns:
-    Meshes that differ, without -1.
+    Meshes that differ, without -1; at least one.
+
+  Raises:
+    ValueError: If the batch divides none of them.
   """
   # The least power of two whose square is not below the number of chips.
   half = 2 ** -(-(num_chips - 1).bit_length() // 2)
-  sizes = dataclasses.astuple(own)
+  sizes = dataclasses.astuple(config.mesh)
   rest = num_chips // math.prod(size for size in sizes if size != -1)
   found = [
     tuple(rest if size == -1 else size for size in sizes),
@@ -202,13 +201,20 @@ def meshes(
     (num_chips // half, half, 1),
     (1, num_chips // 4, 4),
   ]
-  return [
+  rows, parts = config.data.batch_size, config.microbatches
+  fitting = [
     MeshConfig(*sizes)
     for sizes in dict.fromkeys(found)
     if min(sizes) > 0
     and math.prod(sizes) == num_chips
-    and batch_size % (sizes[0] * sizes[1] * microbatches) == 0
+    and rows % (sizes[0] * sizes[1] * parts) == 0
   ]
+  if not fitting:
+    raise ValueError(
+      f'data.batch_size: got {rows}, allowed: a multiple of the {num_chips}'
+      f' chips times microbatches ({parts}), or pass --mesh'
+    )
+  return fitting
 
 
 def compare(
@@ -217,16 +223,15 @@ def compare(
   devices: Sequence[jax.Device],
   candidates: Sequence[MeshConfig],
 ) -> RunPlan:
-  """Compiles the training step of a run for each mesh, and says so on stderr.
+  """Returns the needs of a run, by compiling its training step for each mesh.
+
+  A line on standard error announces each compilation, which takes minutes.
 
   Args:
     config: The run.
     topology: Chips to compile for.
     devices: Devices of the topology, from `topology.devices`.
     candidates: Meshes to compare.
-
-  Returns:
-    The needs of each mesh, and the recommended one.
 
   Raises:
     ValueError: If a mesh does not fit the topology or the batch.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.config import MeshConfig
@@ -141,7 +141,9 @@ def _fit(spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
   )
 
 
-def num_row_shards(mesh: Mesh, batch_size: int, microbatches: int = 1) -> int:
+def num_batch_parts(
+  mesh: Mesh | AbstractMesh, batch_size: int, microbatches: int = 1
+) -> int:
   """Returns into how many parts a mesh divides the rows of a batch.
 
   Raises:
@@ -179,7 +181,7 @@ def process_shard(
   Raises:
     ValueError: If the rows do not divide evenly among devices or processes.
   """
-  shards = num_row_shards(sharding.mesh, global_batch, microbatches)
+  shards = num_batch_parts(sharding.mesh, global_batch, microbatches)
   # First rows of the blocks of each process.
   blocks: dict[int, set[int]] = {}
   places: Mapping[jax.Device, Any] = sharding.devices_indices_map(

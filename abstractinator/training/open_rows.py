@@ -55,9 +55,9 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
       'load_base_from: got None, allowed: the run whose codes are learned'
     )
   model = fingerprint(*read_trained(config.load_base_from))
-  train, bytes_per_code = _read(data.train, 'train', model, len(levels) - 1)
+  train = _read(data.train, 'train', model, len(levels) - 1)
   if data.validation:
-    validation, _ = _read(data.validation, 'validation', model, len(levels) - 1)
+    validation = _read(data.validation, 'validation', model, len(levels) - 1)
     require_apart([train], validation, data)
   else:
     train, validation = split(train, data.validation_fraction)
@@ -66,17 +66,14 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
       documents,
       sequence_length=config.model.num_top_codes(data.sequence_length),
       end_offset=levels[-1].quantizer.num_codes,
-      bytes_per_code=bytes_per_code,
     )
     for documents in (train, validation)
   )
   return train_rows, validation_rows
 
 
-def _read(
-  directory: str, name: str, model: str, level: int
-) -> tuple[Documents, float]:
-  """Returns documents of codes, and the mean bytes that a code stands for."""
+def _read(directory: str, name: str, model: str, level: int) -> Documents:
+  """Returns the codes of the texts in a directory, as documents."""
   about = corpus.read_manifest(directory)
   for key, value in (('model', model), ('level', level)):
     if about.get(key) != value:
@@ -91,5 +88,4 @@ def _read(
       # The name tells data apart that has the same number of other codes.
       checksum = zlib.crc32(codes_N.tobytes())
       documents.append(MemoryDocument(f'{len(documents)}-{checksum}', codes_N))
-  num_codes = sum(shard['num_codes'] for shard in about['shards'])
-  return Documents(documents), about['data']['num_bytes'] / max(num_codes, 1)
+  return Documents(documents)

@@ -1,4 +1,4 @@
-"""Reports of a run: metric files, alarms, progress, and a summary at the end."""
+"""Reports of a run: metric files, alarms, progress and the closing summary."""
 
 import functools
 from collections.abc import Sequence

@@ -6,9 +6,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from abstractinator import types
+from abstractinator.codes.codes import segment_lengths
 from abstractinator.evaluation.coded_rows import CodedLevel
-from abstractinator.evaluation.reconstruction import align, count_bytes
-from abstractinator.types import NUM_BYTES, PAD_ID, Array
+from abstractinator.evaluation.reconstruction import (
+  align,
+  count_bytes,
+  segments_of_rows,
+)
+from abstractinator.model.pyramid import DecodedRows
+from abstractinator.types import NUM_BYTES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,27 +81,24 @@ class Inspection:
     Those are bytes decoded to anything else, and EOS decoded to a byte.
     """
     ids_N = self.ids()
-    is_byte_N = _is_byte(ids_N) | _is_byte(self.decoded_N)
+    is_decoded_N = (self.decoded_N >= 0) & (self.decoded_N < NUM_BYTES)
+    is_byte_N = (ids_N < NUM_BYTES) | is_decoded_N
     return is_byte_N & (self.decoded_N != ids_N)
 
 
 def flatten(
   level: CodedLevel, expander_bits_BS: np.ndarray, queries: int
 ) -> InspectedLevel:
-  """Joins the rows of a level.
+  """Returns a level whose rows are joined.
 
   Args:
     level: Rows of the level, on the host.
     expander_bits_BS: `InspectedLevel.expander_bits_N` by row, [B, S] float32.
     queries: Codes of a segment, Q.
-
-  Returns:
-    The level.
   """
   index_BS = np.asarray(level.index_BS)
   is_id_BS = index_BS >= 0
-  rows = [np.bincount(index_S[index_S >= 0]) for index_S in index_BS]
-  lengths_P = np.concatenate(rows)
+  lengths_P = segment_lengths(index_BS)
   first_P = np.cumsum(lengths_P) - lengths_P
   codes_N = np.asarray(level.codes_BU)[np.asarray(level.is_code_BU)]
   return InspectedLevel(
@@ -112,38 +115,33 @@ def inspection(
   text: bytes,
   levels: Sequence[InspectedLevel],
   *,
+  ids_BS: np.ndarray,
   top_BS: np.ndarray,
   num_tops_B: np.ndarray,
   forced_BS: np.ndarray,
-  decoded: tuple[Array | np.ndarray, ...],
+  decoded: DecodedRows,
   top_code_bits_N: np.ndarray | None,
 ) -> Inspection:
-  """Sets the decoded bytes beside a text.
+  """Returns an inspection: the decoded bytes set beside a text.
 
   Args:
     text: The bytes.
     levels: The levels, bottom first.
+    ids_BS: Ids of all rows of the text, [B, S] int.
     top_BS: Top slot of each id, -1 on padding, [B, S] int.
     num_tops_B: Number of top segments of each row, [B] int.
     forced_BS: `Inspection.forced_N` by row, [B, S] int.
-    decoded: For each segment of the first level its ids, [B, P, L], their
-      number, [B, P], and the top slot that it comes from, [B, P].
+    decoded: Ids that the top codes decode to.
     top_code_bits_N: See `Inspection`.
-
-  Returns:
-    The inspection.
   """
-  is_id_BS = top_BS >= 0
-  ids_BS = np.full_like(top_BS, PAD_ID)
-  ids_BS[is_id_BS] = types.bytes_to_ids(text)
   first_B = np.cumsum(num_tops_B) - num_tops_B
   beside: list[np.ndarray] = []
   beyond: dict[int, np.ndarray] = {}
   num_right = num_total = 0
-  for first, ids_S, top_S, ids_PL, length_P, origin_P in zip(
-    first_B, ids_BS, top_BS, *map(np.asarray, decoded), strict=True
+  for first, ids_S, top_S, segments in zip(
+    first_B, ids_BS, top_BS, segments_of_rows(decoded), strict=True
   ):
-    beside_S, beyond_row = align(ids_PL, length_P, origin_P, top_S)
+    beside_S, beyond_row = align(*segments, top_S)
     beside.append(beside_S[top_S >= 0])
     beyond |= {int(first) + top: ids for top, ids in beyond_row.items()}
     right, total = count_bytes(ids_S, top_S, beside_S, beyond_row)
@@ -154,11 +152,7 @@ def inspection(
     levels=tuple(levels),
     decoded_N=np.concatenate(beside),
     beyond=beyond,
-    forced_N=forced_BS[is_id_BS],
+    forced_N=forced_BS[top_BS >= 0],
     top_code_bits_N=top_code_bits_N,
     byte_accuracy=num_right / num_total,
   )
-
-
-def _is_byte(ids_N: np.ndarray) -> np.ndarray:
-  return (ids_N >= 0) & (ids_N < NUM_BYTES)

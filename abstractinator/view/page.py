@@ -36,7 +36,7 @@ def page(
   run: str,
   step: int,
 ) -> bytes:
-  """Renders an inspection as HTML.
+  """Returns the content of an HTML file that shows an inspection.
 
   Args:
     inspection: The inspected text.
@@ -44,9 +44,6 @@ def page(
     name: Name of the text.
     run: Directory of the run.
     step: Step of its checkpoint.
-
-  Returns:
-    The content of the HTML file.
   """
   data = {'name': name, 'run': run, 'step': step, **_data(inspection, levels)}
   # No part of it may look like the end of the script element it stands in.

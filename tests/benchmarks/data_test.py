@@ -12,8 +12,7 @@ TEXTS = [b'one', 'zwü'.encode(), b'three' * 50]
 @pytest.mark.parametrize('name', data.FORMATS)
 def test_every_format_holds_the_documents(name, tmp_path):
   documents = find_documents(data.write(name, TEXTS, tmp_path))
-  lengths = [int(length) for length in documents.lengths]
-  found = [bytes([*documents.read(n, 0, x)]) for n, x in enumerate(lengths)]
+  found = [bytes([*x.read(0, x.length)]) for x in documents]
   assert sorted(found) == sorted(TEXTS)
   assert data.read_speed(tiny_run.config(), documents, 0.02) > 0
 

@@ -22,9 +22,8 @@ def test_every_code_is_in_exactly_one_row(sequence_length):
     Documents(documents),
     sequence_length=sequence_length,
     end_offset=100,
-    bytes_per_code=2.5,
   )
-  assert (rows.num_documents, rows.num_bytes) == (3, 20)
+  assert (rows.num_documents, rows.num_ids) == (3, 8)
   assert rows.identity() == {
     'num_documents': 3,
     'num_codes': 8,

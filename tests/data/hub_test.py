@@ -31,7 +31,7 @@ def test_all_rows_of_a_data_set_are_documents(source):
   documents = Documents(found)
   assert contents(documents) == [text.encode() for text in TEXTS]
   assert names(documents) == [f'json/train:{i}' for i in range(3)]
-  assert documents.read(1, 2, 4) == 'ü'.encode()
+  assert documents[1].read(2, 4) == 'ü'.encode()
   assert found[1].place == f'{source}:1'
 
 
@@ -68,8 +68,8 @@ def test_a_stream_that_breaks_is_reported(tmp_path):
 def test_data_sets_come_after_files_and_once(source, tmp_path):
   (tmp_path / 'b.txt').write_text('b')
   found = sources.find_documents(f'{source},{tmp_path}/*.txt, {source}')
-  assert found.num_documents == 4
-  assert found.name(0) == 'b.txt'
+  assert len(found) == 4
+  assert found[0].name == 'b.txt'
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def mixed():
 
 def test_rows_are_numbered_over_all_parts(mixed):
   assert len(mixed) == 43
-  assert (mixed.num_documents, mixed.num_bytes) == (43, 43 * 7)
+  assert (mixed.num_documents, mixed.num_ids) == (43, 43 * 8)
   firsts = ''.join(chr(mixed[i]['ids'][0]) for i in range(43))
   assert firsts == 'a' * 30 + 'b' * 5 + 'c' * 8
   assert mixed[34]['row'] == 34
@@ -108,9 +108,7 @@ def test_a_mixture_from_a_config(tmp_path):
   assert isinstance(train, MixedRows)
   assert train.weights == (0.75, 0.25)
   assert train.num_documents + validation.num_documents == 60
-  held_out = {
-    validation.documents.read(i, 0, 1) for i in range(validation.num_documents)
-  }
+  held_out = {document.read(0, 1) for document in validation.documents}
   assert held_out == {b'a', b'b'}
   found = train.identity()
   assert json.loads(json.dumps(found)) == found

@@ -33,7 +33,7 @@ def test_rows_by_hand():
     [0, 0, -1, -1, -1],
   ]
   assert [int(row['row']) for row in rows] == [0, 1, 2]
-  assert (rows.num_bytes, rows.num_documents, len(rows)) == (9, 3, 3)
+  assert (rows.num_ids, rows.num_documents, len(rows)) == (12, 3, 3)
 
 
 def test_row_of_too_many_documents_closes_early():
@@ -93,7 +93,7 @@ def test_every_id_is_in_exactly_one_row(sequence_length, max_documents, seed):
   expected = np.concatenate([bytes_to_ids(content) for content in contents])
   np.testing.assert_array_equal(np.concatenate(stream), expected)
   assert ends == rows.num_documents == len(contents)
-  assert rows.num_bytes == sum(map(len, contents))
+  assert rows.num_ids == sum(map(len, contents)) + len(contents)
 
 
 def test_rows_are_walked_only_when_one_could_close_early():

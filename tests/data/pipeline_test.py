@@ -197,7 +197,7 @@ def data_config(**changes):
 def test_open_data_splits_the_default_corpus():
   train, validation = pipeline.open_data(data_config(), max_documents=7)
   assert train.num_documents > 10 * validation.num_documents > 0
-  assert train.num_bytes > 5e6
+  assert train.num_ids > 5e6
   assert train.sequence_length == validation.sequence_length == 16
   assert train.max_documents == validation.max_documents == 7
 
@@ -274,7 +274,7 @@ def test_open_data_of_other_ids(tmp_path):
   )
   train, _ = pipeline.open_data(config, max_documents=7)
   row = train[0]
-  first = int(train.documents.read(0, 0, 1)[0])
+  first = int(train.documents[0].read(0, 1)[0])
   assert row['ids'].tolist() == list(range(first, first + 16))
   # The specials come after the ids.
   assert train[1]['ids'][4] == 601

@@ -34,7 +34,7 @@ def test_rows_of_parquet_are_documents(tmp_path, texts):
   want = [t.encode() if isinstance(t, str) else t for t in texts]
   assert contents(documents) == want
   assert names(documents)[:2] == ['a.parquet:0', 'a.parquet:1']
-  assert documents.read(0, 1, 3) == want[0][1:3]
+  assert documents[0].read(1, 3) == want[0][1:3]
   assert contents(pickle.loads(pickle.dumps(documents))) == want
 
 
@@ -43,9 +43,9 @@ def test_records_are_documents(tmp_path):
   documents = sources.find_documents(f'{tmp_path}/*')
   assert contents(documents) == [ALL_BYTES, b'two', b'three']
   assert names(documents)[1] == 'a.arrayrecord:1'
-  assert documents.read(0, 254, 256) == b'\xfe\xff'
+  assert documents[0].read(254, 256) == b'\xfe\xff'
   with futures.ThreadPoolExecutor(4) as pool:
-    read = list(pool.map(lambda i: documents.read(i % 3, 0, 3), range(60)))
+    read = list(pool.map(lambda i: documents[i % 3].read(0, 3), range(60)))
   assert read == [ALL_BYTES[:3], b'two', b'thr'] * 20
 
 
@@ -55,9 +55,9 @@ def test_arrays_are_documents_of_any_ids(tmp_path):
   documents = sources.find_documents(f'{tmp_path}/*', vocab_size=1000)
   assert names(documents) == ['a.npy', 'b.npy:0', 'b.npy:1']
   assert documents.lengths.tolist() == [3, 3, 3]
-  assert documents.read(0, 0, 2).tolist() == [5, 999]
-  assert documents.read(2, 1, 3).tolist() == [4, 5]
-  assert documents.read(2, 1, 3).dtype == np.int32
+  assert documents[0].read(0, 2).tolist() == [5, 999]
+  assert documents[2].read(1, 3).tolist() == [4, 5]
+  assert documents[2].read(1, 3).dtype == np.int32
 
 
 def test_arrays_of_ids_are_no_texts(tmp_path):

@@ -23,8 +23,8 @@ def test_files_are_found_sorted_once_and_without_directories(tmp_path):
   assert names(documents) == ['a.txt', 'b.txt', 'sub/c.txt']
   assert contents(documents) == [ALL_BYTES, b'bb', b'c']
   assert documents.lengths.dtype == np.int64
-  assert documents.read(0, 254, 256) == b'\xfe\xff'
-  assert documents.read(0, 256, 256) == b''
+  assert documents[0].read(254, 256) == b'\xfe\xff'
+  assert documents[0].read(256, 256) == b''
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
@@ -43,7 +43,7 @@ def test_lines_of_jsonl_are_documents(tmp_path):
   assert names(documents) == ['a.jsonl:1', 'a.jsonl:4', 'b.txt']
   assert documents.lengths.tolist() == [3, 5, 32]
   assert contents(documents)[:2] == [b'one', 'üü\n'.encode()]
-  assert documents.read(1, 1, 3) == 'üü'.encode()[1:3]
+  assert documents[1].read(1, 3) == 'üü'.encode()[1:3]
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_changed_file_is_noticed(tmp_path, name, content, reason):
   path = tmp_path / name
   path.write_bytes(b'{"text": "abcde"}' if 'json' in name else b'abcde')
   documents = sources.find_documents(str(path))
-  assert documents.read(0, 0, 5) == b'abcde'
+  assert documents[0].read(0, 5) == b'abcde'
   path.write_bytes(content)
   with pytest.raises(ValueError, match=reason):
-    documents.read(0, 0, 5)
+    documents[0].read(0, 5)
 
 
 def test_sha256_sees_names_and_sizes_but_not_the_location(tmp_path):
@@ -164,7 +164,7 @@ def test_documents_can_be_pickled_and_read_from_threads(tmp_path):
   expected = contents(documents)
   with futures.ThreadPoolExecutor(8) as pool:
     for _ in range(5):
-      read = pool.map(documents.read, range(40), [0] * 40, documents.lengths)
+      read = pool.map(lambda x: x.read(0, x.length), documents)
       assert list(read) == expected
 
 
@@ -192,8 +192,8 @@ def test_standard_library_has_sources_and_topics_only():
   assert 5e6 < documents.lengths.sum() < 2e7
   i = found.index('os.py')
   with open(os.__file__, 'rb') as file:
-    assert documents.read(i, 0, documents.lengths[i]) == file.read()
-  assert b'"for"' in documents.read(found.index('topics/for'), 0, 500)
+    assert documents[i].read(0, documents.lengths[i]) == file.read()
+  assert b'"for"' in documents[found.index('topics/for')].read(0, 500)
 
 
 def test_standard_library_skips_tests_and_empty_files(tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_split_is_a_partition_of_about_the_fraction():
   train, validation = sources.split(documents, 0.1)
   assert sorted(names(train) + names(validation)) == sorted(names(documents))
   # Five standard deviations of a binomial of 2000 at 0.1.
-  assert abs(validation.num_documents - 200) < 67
+  assert abs(len(validation) - 200) < 67
   order = names(documents).index
   assert [*map(order, names(train))] == sorted(map(order, names(train)))
 

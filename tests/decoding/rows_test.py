@@ -210,7 +210,7 @@ def test_known_ids_cost_what_a_teacher_forced_call_says(tiny_level, ends):
       SegmentCodes(m.expander.remember(memory), lowest),
       jnp.ones(len(COUNTS), int),
       known.num_known_B + 1,
-      Told(known=known),
+      Told(known),
       first_slot_B=jnp.zeros(len(COUNTS), int),
     )[0]
 

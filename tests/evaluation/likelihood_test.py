@@ -245,8 +245,8 @@ def test_bits_are_those_of_a_decoder(evaluator):
   assert 0 < decoder.num_short < 2 * num_windows
   got = {}
   passages = [Passage(bytes_to_ids(text)) for text in texts()]
-  # Each window has a row of its own, as in the reference: the windows that share
-  # a row change how slots run short.
+  # Each window has a row of its own, as in the reference: which windows share a
+  # row changes how slots run short.
   for scored in evaluator.score(passages, alone=True):
     for name, value in scored.sums.flattened().items():
       got[name] = got.get(name, 0.0) + float(value.sum(dtype=np.float64))

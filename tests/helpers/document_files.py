@@ -11,8 +11,8 @@ def write(root, **files):
 
 
 def names(documents):
-  return [documents.name(i) for i in range(documents.num_documents)]
+  return [document.name for document in documents]
 
 
 def contents(documents):
-  return [documents.read(i, 0, n) for i, n in enumerate(documents.lengths)]
+  return [document.read(0, document.length) for document in documents]

@@ -15,7 +15,8 @@ def decode_segments(
     expander,
     SegmentCodes(expander.remember(vectors_BUD), jnp.asarray(lowest_BP)),
     is_valid_BP,
-    Greedy(codebooks),
+    Greedy(),
+    codebooks,
     **limits,
   )
   return decoded.ids_BPL, decoded.length_BP

@@ -1,4 +1,4 @@
-"""Rows that are read partly at once and partly one by one."""
+"""Rows that are read by a prefill and then by steps."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +9,14 @@ def stream(module, x, document, first, cache):
 
   Args:
     module: With compiled `prefill` and `step`, and `variables`.
-    x: [B, S, D] vectors.
-    document: [B, S], -1 on padding, which only ends a row.
-    first: [B].
-    cache: Empty.
+    x: Vectors, [B, S, D].
+    document: Document of each vector, [B, S]; -1 on padding, which only ends a
+      row.
+    first: Number of vectors of each row in the prefill, [B].
+    cache: An empty cache.
 
   Returns:
-    [B, S, ...] what the module says after each, arbitrary on padding, and the
-    cache.
+    Outputs of the module, [B, S, ...], arbitrary on padding, and the cache.
   """
   size = document.shape[1]
   position = np.asarray(first)
@@ -28,7 +28,7 @@ def stream(module, x, document, first, cache):
   outs, rows = np.array(out), np.arange(len(x))
   while (position < length).any():
     active = position < length
-    # What rows that are through are given must not matter.
+    # Rows that are done are given any vector, which must not matter.
     at = np.minimum(position, size - 1)
     out, cache = module.step(
       module.variables, x[rows, at], document[rows, at], cache, active

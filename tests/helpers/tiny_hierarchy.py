@@ -5,8 +5,8 @@ import json
 
 import jax
 
-from abstractinator.compression.hierarchy_level import CodingShapes
 from abstractinator.compression.hierarchy_model import HierarchyModel
+from abstractinator.compression.segment_coder import CodingShapes
 from abstractinator.config import RunConfig
 from abstractinator.runs.state import variables_of
 from tests.helpers import tiny_run

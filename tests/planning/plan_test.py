@@ -31,13 +31,22 @@ from tests.helpers import tiny_run
   ],
 )
 def test_meshes(num_chips, batch_size, own, expected):
-  found = plan.meshes(num_chips, batch_size, MeshConfig(*own))
-  assert [dataclasses.astuple(mesh) for mesh in found] == expected
+  assert meshes(num_chips, batch_size, own) == expected
+
+
+def meshes(num_chips, batch_size, own=(-1, 1, 1), **changes):
+  config = tiny_run.config()
+  data = dataclasses.replace(config.data, batch_size=batch_size)
+  config = dataclasses.replace(
+    config, data=data, mesh=MeshConfig(*own), **changes
+  )
+  return [dataclasses.astuple(x) for x in plan.meshes(config, num_chips)]
 
 
 def test_every_device_has_a_row_of_every_microbatch():
-  found = plan.meshes(4, 8, MeshConfig(-1, 1, 1), microbatches=4)
-  assert [dataclasses.astuple(mesh) for mesh in found] == [(1, 1, 4)]
+  assert meshes(4, 8, microbatches=4) == [(1, 1, 4)]
+  with pytest.raises(ValueError, match=r'got 4, allowed: a .* the 16 chips'):
+    meshes(16, 4, microbatches=4)
 
 
 HLO = """\

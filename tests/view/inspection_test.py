@@ -1,12 +1,13 @@
 """An inspection agrees with the other functions of a trained pyramid."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 from abstractinator.objective import losses
-from abstractinator.types import EOS_ID, Batch
+from abstractinator.types import EOS_ID, PAD_ID, Batch
 from abstractinator.view import inspection
 from tests.helpers import tiny_pyramid, tiny_run
 from tests.helpers.jitted import jit
@@ -119,15 +120,16 @@ def test_decoded_ids_stand_beside_the_text():
   seen = inspection.inspection(
     b'abcdef',
     [],
+    ids_BS=np.array([[97, 98, 99, 100], [101, 102, EOS_ID, PAD_ID]]),
     top_BS=np.array([[0, 0, 0, 1], [0, 0, 1, -1]]),
     num_tops_B=np.array([3, 2]),
     forced_BS=np.array([[97, 0, 99, 100], [101, 102, EOS_ID, 7]]),
-    decoded=(
-      np.array(
+    decoded=types.SimpleNamespace(
+      ids_BPL=np.array(
         [[[97, 0], [99, 100], [121, 122]], [[101, 1], [2, EOS_ID], [9, 9]]]
       ),
-      np.array([[2, 2, 2], [2, 2, 0]]),
-      np.array([[0, 1, 2], [0, 1, 0]]),
+      length_BP=np.array([[2, 2, 2], [2, 2, 0]]),
+      rows=types.SimpleNamespace(origin_BP=np.array([[0, 1, 2], [0, 1, 0]])),
     ),
     top_code_bits_N=None,
   )

@@ -75,7 +75,7 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
   is_code_BU = np.asarray(output.top_codes.document_BP) >= 0
   codes_BU = np.asarray(output.top_codes.codes_BP)
   documents = [
-    MemoryDocument(str(i), codes_U[is_code_U].astype(np.int32).tobytes())
+    MemoryDocument(str(i), codes_U[is_code_U].astype(np.int32))
     for i, (codes_U, is_code_U) in enumerate(
       zip(codes_BU, is_code_BU, strict=True)
     )
@@ -85,7 +85,6 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
     Documents(documents),
     sequence_length=int(is_code_BU.sum()) + 3,
     end_offset=16,
-    bytes_per_code=2.0,
   )
   row = Batch(row['ids'][None], row['document'][None], row['row'][None])
   predicted = jax.jit(functools.partial(model.apply, method='predict_codes'))(
