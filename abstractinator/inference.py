@@ -218,7 +218,7 @@ class TrainedPyramid:
       The decoded text and how much of it is right.
 
     Raises:
-      ValueError: As in `encode`.
+      ValueError: If `encode` refuses the text.
     """
     return self.reconstruct_all([data])[0]
 
@@ -255,7 +255,7 @@ class TrainedPyramid:
       Segments, codes and costs of all levels, and the decoded bytes.
 
     Raises:
-      ValueError: As in `encode`.
+      ValueError: If `encode` refuses the text.
     """
     ids_BS, document_BS, _ = self._rows([data])
     levels, expander_bits, count_B, forced_BS, top_BS, top_bits_BU = (
@@ -330,7 +330,7 @@ class TrainedPyramid:
       New bytes as they come; joined they are what `generate` returns.
 
     Raises:
-      ValueError: As in `generate`, and if several samples are asked for.
+      ValueError: If `generate` raises it, or several samples are asked for.
     """
     if options.get('num_samples', 1) != 1:
       raise ValueError(

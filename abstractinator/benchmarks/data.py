@@ -83,7 +83,7 @@ def read_speed(
   """
   data = config.data
   rows = PackedRows(
-    documents,
+    [documents],
     sequence_length=data.sequence_length,
     max_documents=config.model.max_documents(data.sequence_length),
   )

@@ -1,7 +1,5 @@
 """Codes of texts as rows of equal length."""
 
-from typing import Any
-
 import numpy as np
 
 from abstractinator.data.documents import Documents
@@ -15,6 +13,8 @@ class PackedCodes(PackedRows):
   takes no place of its own, as for `CodeSequenceTransformer`.
   """
 
+  _unit = 'num_codes'
+
   def __init__(
     self, documents: Documents, *, sequence_length: int, end_offset: int
   ):
@@ -27,16 +27,11 @@ class PackedCodes(PackedRows):
     """
     self._end_offset = end_offset
     super().__init__(
-      documents,
+      [documents],
       sequence_length=sequence_length,
       # No row ends early.
       max_documents=len(documents),
     )
-
-  def identity(self) -> dict[str, Any]:
-    known = super().identity()
-    del known['num_bytes']
-    return known | {'num_codes': self.num_ids}
 
   def _sizes(self) -> np.ndarray:
     return self.documents.lengths

@@ -13,9 +13,9 @@ the hierarchy.
 """
 
 import dataclasses
+import io
 import struct
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -145,41 +145,32 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
       f'got a file that begins with {content[:4]!r}, allowed: {MAGIC!r}, one'
       ' that `abstractinator compress` wrote'
     )
-  _, model, *fields, size = _HEAD.unpack(
-    _slice(content, 0, _HEAD.size, 'header')
-  )
+  file = io.BytesIO(content)
+  head = _read(file, _HEAD.size, 'header')
+  _, model, *fields, size = _HEAD.unpack(head)
   if model not in MODEL_NAMES:
     raise ValueError(
       f'got version {model} of the format, allowed: {min(MODEL_NAMES)} to'
       f' {max(MODEL_NAMES)}'
     )
-  end = _HEAD.size + size
-  head = _slice(content, 0, end, 'header')
-  (crc,) = _CRC.unpack(_slice(content, end, _CRC.size, 'header'))
-  if zlib.crc32(head) != crc:
+  platform = _read(file, size, 'header')
+  (crc,) = _CRC.unpack(_read(file, _CRC.size, 'header'))
+  if zlib.crc32(head + platform) != crc:
     raise ValueError('the header is damaged: its checksum differs')
-  fields.append(head[_HEAD.size :].decode('ascii'))
-  header = FileHeader(model, *fields)
-  return header, list(_blocks(content, end + _CRC.size))
-
-
-def _blocks(content: bytes, at: int) -> Iterator[FileBlock]:
-  number = 0
-  while at < len(content):
-    name = f'block {number}'
-    kind, size, stored_crc, crc = _BLOCK.unpack(
-      _slice(content, at, _BLOCK.size, name)
-    )
-    payload = _slice(content, at + _BLOCK.size, size, name)
+  header = FileHeader(model, *fields, platform.decode('ascii'))
+  blocks: list[FileBlock] = []
+  while file.tell() < len(content):
+    name = f'block {len(blocks)}'
+    kind, size, stored_crc, crc = _BLOCK.unpack(_read(file, _BLOCK.size, name))
+    payload = _read(file, size, name)
     if kind not in (RAW, CODED) or zlib.crc32(payload) != stored_crc:
       raise ValueError(f'{name} is damaged: its checksum differs')
-    yield FileBlock(kind, payload, crc)
-    at += _BLOCK.size + size
-    number += 1
+    blocks.append(FileBlock(kind, payload, crc))
+  return header, blocks
 
 
-def _slice(content: bytes, start: int, size: int, name: str) -> bytes:
-  found = content[start : start + size]
+def _read(file: io.BytesIO, size: int, name: str) -> bytes:
+  found = file.read(size)
   if len(found) < size:
     raise ValueError(f'{name} is cut short or damaged: the file ends within it')
   return found

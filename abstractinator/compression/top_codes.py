@@ -80,32 +80,27 @@ class CodeTopLM:
   def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
     """Codes top codes; returns the codes."""
     found_N = np.zeros_like(codes_N)
+    stage_sizes = self.model.config.levels[-1].quantizer.stage_sizes
     group = self.lane_codes * self.shapes.widths[-1]
     for start in range(0, len(codes_N), group):
-      part = slice(start, start + group)
-      self._code_lanes(codes_N[part], found_N[part], coder)
+      count = min(len(codes_N) - start, group)
+      num_lanes = self.shapes.width_of(-(-count // self.lane_codes))
+      first_B = start + np.arange(num_lanes) * self.lane_codes
+      state_BY, cache = self._start(num_lanes)
+      for step in range(min(self.lane_codes, count)):
+        # Lanes after the last one are empty, and the last one may be shorter.
+        active_B = first_B + step < start + count
+        at_N = first_B[active_B] + step
+        ids_B = code_digits(
+          stage_sizes,
+          active_B,
+          codes_N[at_N],
+          functools.partial(self._digit, state_BY),
+          coder,
+        )
+        found_N[at_N] = ids_B[active_B]
+        state_BY, cache = self._step(ids_B, cache, active_B)
     return found_N
-
-  def _code_lanes(
-    self, codes_N: np.ndarray, found_N: np.ndarray, coder: RangeCoder
-  ) -> None:
-    """Codes a group of codes, as many as the widest step has lanes for."""
-    count = -(-len(codes_N) // self.lane_codes)
-    first_B = np.arange(self.shapes.width_of(count)) * self.lane_codes
-    state_BY, cache = self._start(len(first_B))
-    for step in range(min(self.lane_codes, len(codes_N))):
-      # Lanes after the last one are empty, and the last one may be shorter.
-      active_B = first_B + step < len(codes_N)
-      at_N = first_B[active_B] + step
-      ids_B = code_digits(
-        self.model.config.levels[-1].quantizer.stage_sizes,
-        active_B,
-        codes_N[at_N],
-        functools.partial(self._digit, state_BY),
-        coder,
-      )
-      found_N[at_N] = ids_B[active_B]
-      state_BY, cache = self._step(ids_B, cache, active_B)
 
   @functools.partial(jax.jit, static_argnames='num_lanes')
   def _start(self, num_lanes: int) -> tuple[Array, Cache]:

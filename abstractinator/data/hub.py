@@ -5,7 +5,6 @@ without it, the library downloads the whole data set once and reads its files.
 """
 
 import functools
-import itertools
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -68,16 +67,14 @@ def hub_documents(source: str) -> list[Document]:
 
 def _first_texts(source: str, field: str, count: int) -> list[Any]:
   data = _load(source, streaming=True)
-  columns, texts = [field], []
   try:
-    for row in itertools.islice(data, count):
-      columns = list(row)
-      texts.append(row.get(field))
+    rows = list(data.take(count))
   # Builders and file systems of all kinds stand behind a stream.
   except Exception as error:
     raise ValueError(_unreadable(source, error)) from error
-  _require_field(source, columns, field)
-  return texts
+  for row in rows[:1]:
+    _require_field(source, list(row), field)
+  return [row.get(field) for row in rows]
 
 
 def _unreadable(source: str, error: Exception) -> str:

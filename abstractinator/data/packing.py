@@ -1,6 +1,8 @@
 """Documents as rows of equal length, any of which can be read at any time."""
 
-from typing import Any, Protocol
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -8,22 +10,75 @@ from abstractinator.data.documents import Documents
 from abstractinator.types import NUM_BYTES, PAD_ID, Special
 
 
-class Rows(Protocol):
-  """Rows of equal length, numbered from 0, that can be read at random.
+class PackedRows:
+  """Rows of one corpus or of several, numbered from 0, one after the other.
+
+  The stream of a corpus is the bytes of each document and EOS, one document
+  after the other, cut into rows. A document may be spread over rows; only its
+  true end has EOS. Every id of the stream is in exactly one row, and padding
+  ends a row.
 
   Attributes:
+    corpora: Documents of each corpus.
+    documents: Documents of all corpora.
+    weights: Share of each corpus in the rows that are trained on; they add up
+      to 1.
+    row_ends: Number of rows in the corpora up to each one and including it.
     sequence_length: Number of ids in a row, S.
-    num_documents: Number of documents in all rows.
-    num_ids: Number of ids in all rows, without padding.
+    vocab_size: Number of ids; EOS and PAD come after them.
     pad_id: Id on padding.
+    num_ids: Number of ids in all rows, without padding.
   """
 
-  sequence_length: int
-  num_documents: int
-  num_ids: int
-  pad_id: int
+  # What the lengths of documents count, as a key of `identity`.
+  _unit: ClassVar[str] = 'num_bytes'
 
-  def __len__(self) -> int: ...
+  def __init__(
+    self,
+    corpora: Sequence[Documents],
+    *,
+    sequence_length: int,
+    max_documents: int,
+    vocab_size: int = NUM_BYTES,
+    weights: Sequence[float] = (1.0,),
+  ):
+    """Computes where rows start; no document is read.
+
+    Args:
+      corpora: Documents of each corpus to pack, at least one.
+      sequence_length: Number of ids in a row, S, at least 1.
+      max_documents: Maximum number of documents in a row, at least 1: with 1,
+        each begins a row of its own, and padding ends its last row. A row that
+        would hold more ends before the first that is too many.
+      vocab_size: Number of ids, 256 for bytes.
+      weights: Weight of each corpus, above 0.
+
+    Raises:
+      ValueError: If a corpus has no documents.
+    """
+    if not all(corpora):
+      raise ValueError('data: has no documents, allowed: at least 1')
+    self.corpora = tuple(corpora)
+    self.documents = Documents(itertools.chain(*corpora))
+    self.weights = tuple(weight / sum(weights) for weight in weights)
+    self.sequence_length = sequence_length
+    self.vocab_size = vocab_size
+    self.pad_id = vocab_size + Special.PAD
+    # Position in the stream of all corpora after the last id of each document.
+    self._ends = np.cumsum(self._sizes())
+    self.num_ids = int(self._ends[-1])
+    last_documents = np.cumsum([len(corpus) for corpus in corpora])
+    starts, begin = [], 0
+    for ends in np.split(self._ends, last_documents[:-1]):
+      of_corpus = _row_starts(ends - begin, sequence_length, max_documents)
+      starts.append(begin + of_corpus)
+      begin = ends[-1]
+    self.row_ends = np.cumsum([len(x) for x in starts]).tolist()
+    # Positions in the stream where rows start, and its end.
+    self._starts = np.concatenate([*starts, [self.num_ids]])
+
+  def __len__(self) -> int:
+    return self.row_ends[-1]
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     """Reads a row.
@@ -42,63 +97,6 @@ class Rows(Protocol):
       ValueError: If a file has changed its size.
       OSError: If a file can no longer be read.
     """
-
-  def identity(self) -> dict[str, Any]:
-    """Returns the JSON by which a checkpoint recognises the rows."""
-
-
-class PackedRows(Rows):
-  """The stream of all documents, cut into rows.
-
-  The stream is the bytes of each document and EOS, one document after the
-  other. A document may be spread over rows; only its true end has EOS. Every
-  id of the stream is in exactly one row, and padding ends a row.
-
-  Attributes:
-    documents: Documents that are packed.
-    max_documents: Maximum number of documents in a row. A row that would hold
-      more ends before the first that is too many.
-    vocab_size: Number of ids; EOS and PAD come after them.
-  """
-
-  def __init__(
-    self,
-    documents: Documents,
-    *,
-    sequence_length: int,
-    max_documents: int,
-    vocab_size: int = NUM_BYTES,
-  ):
-    """Computes where rows start; no document is read.
-
-    Args:
-      documents: Documents to pack, at least one.
-      sequence_length: Number of ids in a row, S, at least 1.
-      max_documents: Maximum number of documents in a row, at least 1: with 1,
-        each begins a row of its own, and padding ends its last row.
-      vocab_size: Number of ids, 256 for bytes.
-
-    Raises:
-      ValueError: If there are no documents.
-    """
-    if not documents:
-      raise ValueError('data: has no documents, allowed: at least 1')
-    self.documents = documents
-    self.sequence_length = sequence_length
-    self.max_documents = max_documents
-    self.vocab_size = vocab_size
-    self.pad_id = vocab_size + Special.PAD
-    # Position in the stream after the last id of each document.
-    self._ends = np.cumsum(self._sizes())
-    self.num_ids = int(self._ends[-1])
-    self.num_documents = len(documents)
-    # Positions in the stream where rows start, and its end.
-    self._starts = np.append(self._row_starts(), self.num_ids)
-
-  def __len__(self) -> int:
-    return len(self._starts) - 1
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     if not 0 <= index < len(self):
       raise IndexError(f'row {index} of {len(self)}')
     start, stop = self._starts[index : index + 2].tolist()
@@ -113,15 +111,24 @@ class PackedRows(Rows):
     return row | {'row': np.array(index, np.int32)}
 
   def identity(self) -> dict[str, Any]:
-    return {
-      'num_documents': self.num_documents,
-      'num_bytes': self.num_ids - self.num_documents,
-      'num_rows': len(self),
-      'sha256': self.documents.sha256(),
-    }
+    """Returns the JSON by which a checkpoint recognises the rows."""
+    parts = [
+      {
+        'num_documents': len(corpus),
+        self._unit: int(corpus.lengths.sum()),
+        'num_rows': stop - start,
+        'sha256': corpus.sha256(),
+      }
+      for corpus, (start, stop) in zip(
+        self.corpora, itertools.pairwise([0, *self.row_ends]), strict=True
+      )
+    ]
+    if len(parts) == 1:
+      return parts[0]
+    return {'weights': list(self.weights), 'parts': parts}
 
   def _sizes(self) -> np.ndarray:
-    """Returns the ids of each document in the stream, [num_documents] int64."""
+    """Returns the ids of each document in the stream, int64."""
     return self.documents.lengths + 1
 
   def _ids(self, document: int, start: int, stop: int) -> np.ndarray:
@@ -134,33 +141,35 @@ class PackedRows(Rows):
       return content
     return np.append(content, np.int32(self.vocab_size + Special.EOS))
 
-  def _may_close_early(self) -> bool:
-    """Returns True if a row of full length might hold too many documents."""
-    # It would hold the last id of some document, the next max_documents - 1
-    # documents whole, and the first id of one more.
-    between = self._ends[self.max_documents - 1 : -1]
-    between = between - self._ends[: len(between)]
-    return bool((between + 2 <= self.sequence_length).any())
 
-  def _row_starts(self) -> np.ndarray:
-    """Returns where in the stream each row starts, [len] int64."""
-    # Most corpora need no walk over all rows, which is slow.
-    if not self._may_close_early():
-      return np.arange(0, self.num_ids, self.sequence_length)
-    starts = []
-    start = 0
-    while start < self.num_ids:
-      starts.append(start)
-      first = int(np.searchsorted(self._ends, start, side='right'))
-      last = min(first + self.max_documents, self.num_documents) - 1
-      start = min(start + self.sequence_length, int(self._ends[last]))
-    return np.array(starts, np.int64)
+def _row_starts(
+  ends: np.ndarray, sequence_length: int, max_documents: int
+) -> np.ndarray:
+  """Returns where in the stream of a corpus each row starts, int64.
+
+  `ends` are the positions in the stream after the last id of each document.
+  """
+  # A row of full length holds too many documents if it holds the last id of
+  # some document, the next max_documents - 1 documents whole, and the first id
+  # of one more. Most corpora have no such row and need no walk over all rows,
+  # which is slow.
+  between = ends[max_documents - 1 : -1]
+  between = between - ends[: len(between)]
+  if (between + 2 > sequence_length).all():
+    return np.arange(0, ends[-1], sequence_length)
+  starts, start = [], 0
+  while start < ends[-1]:
+    starts.append(start)
+    first = int(np.searchsorted(ends, start, side='right'))
+    last = min(first + max_documents, len(ends)) - 1
+    start = min(start + sequence_length, int(ends[last]))
+  return np.array(starts, np.int64)
 
 
 def empty_row(
   sequence_length: int, pad_id: int = PAD_ID
 ) -> dict[str, np.ndarray]:
-  """Returns a row of padding, with the row number -1; see `Rows`."""
+  """Returns a row of padding, with the row number -1; see `PackedRows`."""
   return {
     'ids': np.full(sequence_length, pad_id, np.int32),
     'document': np.full(sequence_length, -1, np.int32),

@@ -15,15 +15,19 @@ import numpy as np
 
 from abstractinator.config import DataConfig
 from abstractinator.data.documents import Documents
-from abstractinator.data.mixture import MixedRows, parse_mixture
-from abstractinator.data.packing import PackedRows, Rows, empty_row
-from abstractinator.data.sources import find_documents, split, standard_library
+from abstractinator.data.packing import PackedRows, empty_row
+from abstractinator.data.sources import (
+  find_documents,
+  parse_mixture,
+  split,
+  standard_library,
+)
 from abstractinator.types import Batch
 
 
 def open_data(
   config: DataConfig, *, max_documents: int
-) -> tuple[Rows, PackedRows]:
+) -> tuple[PackedRows, PackedRows]:
   """Finds the documents of a run and packs them.
 
   Args:
@@ -60,10 +64,9 @@ def open_data(
     max_documents=max_documents if config.packing else 1,
     vocab_size=config.vocab_size,
   )
-  parts = [pack(part) for part in train]
-  if len(parts) == 1:
-    return parts[0], pack(held_out)
-  return MixedRows(parts, [weight for weight, _ in mixture]), pack(held_out)
+  return pack(train, weights=[weight for weight, _ in mixture]), pack(
+    [held_out]
+  )
 
 
 def require_apart(
@@ -123,7 +126,7 @@ class TrainIterator(Iterator[Batch]):
 
   def __init__(
     self,
-    rows: Rows,
+    rows: PackedRows,
     order: BatchOrder,
     *,
     read_threads: int,
@@ -132,7 +135,7 @@ class TrainIterator(Iterator[Batch]):
     """Starts before the first batch.
 
     Args:
-      rows: Rows to read.
+      rows: PackedRows to read.
       order: Order of the rows, and the part of each batch to read.
       read_threads: Number of batches read at once; 0 reads in `__next__`.
       prefetch_batches: Number of batches that the threads keep ready.
@@ -179,25 +182,23 @@ class TrainIterator(Iterator[Batch]):
     self._iterator.set_state({'next_index': next_batch})
 
 
-def _row_numbers(rows: Rows, seed: int) -> grain.MapDataset:
+def _row_numbers(rows: PackedRows, seed: int) -> grain.MapDataset:
   """Returns row numbers in the order of training, without end."""
-  if not isinstance(rows, MixedRows):
-    return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
   parts = [
-    grain.MapDataset.range(end - len(part), end)
+    grain.MapDataset.range(start, stop)
     # With one seed, parts of equal length would take the same order.
     .seed(seed + number)
     .shuffle()
     .repeat()
-    for number, (part, end) in enumerate(
-      zip(rows.parts, rows.ends, strict=True)
+    for number, (start, stop) in enumerate(
+      itertools.pairwise([0, *rows.row_ends])
     )
   ]
-  return grain.MapDataset.mix(parts, rows.weights)
+  return grain.MapDataset.mix(parts, rows.weights) if parts[1:] else parts[0]
 
 
 def validation_batches(
-  rows: Rows, order: BatchOrder, *, max_batches: int | None = None
+  rows: PackedRows, order: BatchOrder, *, max_batches: int | None = None
 ) -> Iterator[Batch]:
   """Reads each row once, in an order that depends on the seed only.
 
@@ -206,7 +207,7 @@ def validation_batches(
   have one shape and all shards have equally many batches.
 
   Args:
-    rows: Rows to read.
+    rows: PackedRows to read.
     order: Order of the rows, and the part of each batch to read.
     max_batches: Maximum number of batches; None reads all rows.
 
@@ -223,7 +224,7 @@ def validation_batches(
   )
 
 
-def _read_batch(rows: Rows, indices: Sequence[int]) -> Batch:
+def _read_batch(rows: PackedRows, indices: Sequence[int]) -> Batch:
   """Reads rows and stacks them; index -1 is a row of padding."""
   padding = empty_row(rows.sequence_length, rows.pad_id)
   read = [rows[index] if index >= 0 else padding for index in indices]

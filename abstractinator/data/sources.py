@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 import stat
 import sysconfig
 from collections.abc import Iterator
@@ -68,6 +69,32 @@ def find_documents(globs: str, vocab_size: int = NUM_BYTES) -> Documents:
       _require_bytes(pattern, vocab_size)
       documents += hub.hub_documents(pattern)
   return Documents(documents)
+
+
+def parse_mixture(text: str) -> list[tuple[float, str]]:
+  """Parses the setting `data.train`: one corpus, or several with weights.
+
+  Args:
+    text: Globs, or WEIGHT:GLOBS;WEIGHT:GLOBS and so on.
+
+  Returns:
+    Weight and globs of each corpus.
+
+  Raises:
+    ValueError: If a weight is missing or not above 0.
+  """
+  if ';' not in text and not re.match(r'[\d.]+:.', text):
+    return [(1.0, text)]
+  found = []
+  for part in text.split(';'):
+    match = re.fullmatch(r'(\d+\.?\d*|\.\d+):(.+)', part.strip())
+    if not match or not float(match[1]):
+      raise ValueError(
+        f'data.train: got {part.strip()!r}, allowed: WEIGHT:GLOBS with a weight'
+        " above 0, such as '0.7:texts/*.txt;0.3:code/*.py'"
+      )
+    found.append((float(match[1]), match[2]))
+  return found
 
 
 def standard_library() -> Documents:

@@ -87,7 +87,7 @@ class AbstractinatorPyramid(Pyramid):
       max_new_bytes: N, the most new bytes of a row.
 
     Returns:
-      New bytes, [B, N] int32, arbitrary past their number, [B] int32.
+      New bytes, [B, N] int32, 0 past their number, and that, [B] int32.
     """
     batch, size = ids_BS.shape
     limit_B = jnp.minimum(request.limit_B, max_new_bytes)
@@ -117,7 +117,9 @@ class AbstractinatorPyramid(Pyramid):
       self,
       (jnp.zeros((batch, max_new_bytes), jnp.int32), state),
     )
-    return bytes_BN, jnp.minimum(state.num_bytes_B, limit_B)
+    num_new_B = jnp.minimum(state.num_bytes_B, limit_B)
+    is_new_BN = jnp.arange(max_new_bytes) < num_new_B[:, None]
+    return jnp.where(is_new_BN, bytes_BN, 0), num_new_B
 
 
 def decode_level(

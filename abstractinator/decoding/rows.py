@@ -174,19 +174,7 @@ def decode_rows(
     )
     return loop, out
 
-  zero_B = jnp.zeros((batch,), jnp.int32)
-  loop = _RowsLoop(
-    fed_B=state.fed_B,
-    cache=state.cache,
-    entropy=state.entropy,
-    document_B=zero_B,
-    slot_B=zero_B - 1,
-    offset_B=zero_B,
-    opens_B=zero_B == 0,
-    num_new_B=zero_B,
-    is_done_B=limit_B <= 0,
-    x_BD=jnp.zeros((batch, level.config.d_model), level.dtype),
-  )
+  loop = _begin(level, state, limit_B)
   longest = level.config.segmentation.max_length
   loop, out = while_loop(
     lambda carry: jnp.any(is_active(carry[0])),
@@ -234,6 +222,25 @@ def decode_greedily(
     codebooks,
   )
   return out.ids_BPL, out.length_BP
+
+
+def _begin(
+  level: Abstractinator, state: RowsState, limit_B: Array
+) -> _RowsLoop:
+  """Returns the loop before its first id, which opens a segment."""
+  zero_B = jnp.zeros_like(limit_B)
+  return _RowsLoop(
+    fed_B=state.fed_B,
+    cache=state.cache,
+    entropy=state.entropy,
+    document_B=zero_B,
+    slot_B=zero_B - 1,
+    offset_B=zero_B,
+    opens_B=zero_B == 0,
+    num_new_B=zero_B,
+    is_done_B=limit_B <= 0,
+    x_BD=jnp.zeros((len(limit_B), level.config.d_model), level.dtype),
+  )
 
 
 def _next_position(loop: _RowsLoop, is_active_B: Array) -> _RowsLoop:

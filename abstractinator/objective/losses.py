@@ -164,7 +164,7 @@ def objective(terms: Terms, weights: LossConfig, num_ids: Array) -> Array:
 
   Terms of all levels are per id of the first level in the end, so that what
   levels cost adds up. The terms that predict ids back, `expander` and `end`,
-  are averaged over levels, as in the original; the others are summed.
+  are averaged over levels; the others are summed.
 
   Args:
     terms: Unweighted terms; a level that does not learn has none.

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -134,7 +133,6 @@ class Candidate:
     state_bytes: Bytes of the training state.
     refused: Reason why the step does not fit, None if it does.
     memory_bytes: Largest memory that a step needs.
-    compile_seconds: Time that the compiler took.
     kernels: Number of Pallas kernels in the program.
     unbounded_loops: Number of loops of unknown length, which count once.
     collectives: Collectives by kind.
@@ -147,7 +145,6 @@ class Candidate:
   state_bytes: int
   refused: str | None = None
   memory_bytes: int | None = None
-  compile_seconds: float | None = None
   kernels: int | None = None
   unbounded_loops: int | None = None
   collectives: dict[str, cost.Collective] | None = None
@@ -264,7 +261,6 @@ def _candidate(
   if step.state_bytes > chip.memory_bytes:
     reason = 'the state alone does not fit a chip'
     return Candidate(mesh, step.state_bytes, reason)
-  start = time.perf_counter()
   try:
     program = step.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -274,7 +270,6 @@ def _candidate(
     used = re.search(r'Used [\d.]+\w? of [\d.]+\w? \w+', message)
     reason = used[0] if used else message.splitlines()[0]
     return Candidate(mesh, step.state_bytes, f'XLA: {reason}')
-  seconds = time.perf_counter() - start
   text = program.as_text() or ''
   hlo = HloProgram(text)
   collectives = cost.collectives(hlo)
@@ -292,7 +287,6 @@ def _candidate(
     step.state_bytes,
     None if fits else f'above {MEMORY_FRACTION:.0%} of memory',
     memory_bytes,
-    seconds,
     text.count(f'custom_call_target="{_KERNELS[topology.platform]}"'),
     hlo.unbounded_loops,
     collectives,
@@ -356,6 +350,5 @@ def _row(candidate: Candidate, capacity: float) -> str:
     f' + {times.links * 1e3:.3g} ms'
     f'  {times.step * 1e3:.3g} to {times.step_in_turn * 1e3:.3g} ms'
     f'  {candidate.utilisation:.1%}'
-    f'  ({candidate.kernels} kernels, compiled in'
-    f' {candidate.compile_seconds:.0f} s{loops}){refused}'
+    f'  ({candidate.kernels} kernels{loops}){refused}'
   )

@@ -280,8 +280,8 @@ class Run:
       f'{self.workdir}: {num_params:,} parameters on {len(devices)}'
       f' {devices[0].device_kind} device(s)'
       f' ({self._program.model.implementation}, {self.config.model.dtype}),'
-      f' {rows.num_documents:,} documents of {rows.num_ids:,} ids to train on,'
-      f' {held_out.num_documents:,} held out, steps {int(state.step)}'
+      f' {len(rows.documents):,} documents of {rows.num_ids:,} ids to train on,'
+      f' {len(held_out.documents):,} held out, steps {int(state.step)}'
       f' to {self.total_steps}'
     )
     return report

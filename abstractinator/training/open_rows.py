@@ -8,13 +8,14 @@ from abstractinator.codes import corpus
 from abstractinator.codes.packed import PackedCodes
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
-from abstractinator.data.pipeline import Rows, open_data, require_apart
+from abstractinator.data.packing import PackedRows
+from abstractinator.data.pipeline import open_data, require_apart
 from abstractinator.data.sources import split
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import fingerprint, read_trained
 
 
-def open_rows(config: RunConfig) -> tuple[Rows, Rows]:
+def open_rows(config: RunConfig) -> tuple[PackedRows, PackedRows]:
   """Opens the rows to train on and the rows to validate on.
 
   Args:

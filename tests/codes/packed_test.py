@@ -23,7 +23,7 @@ def test_every_code_is_in_exactly_one_row(sequence_length):
     sequence_length=sequence_length,
     end_offset=100,
   )
-  assert (rows.num_documents, rows.num_ids) == (3, 8)
+  assert (len(rows.documents), rows.num_ids) == (3, 8)
   assert rows.identity() == {
     'num_documents': 3,
     'num_codes': 8,

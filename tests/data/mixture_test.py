@@ -8,8 +8,8 @@ import pytest
 
 from abstractinator.data import pipeline
 from abstractinator.data.documents import Documents, MemoryDocument
-from abstractinator.data.mixture import MixedRows, parse_mixture
 from abstractinator.data.packing import PackedRows
+from abstractinator.data.sources import parse_mixture
 from tests.data.pipeline_test import (
   data_config,
   row_numbers,
@@ -18,20 +18,21 @@ from tests.data.pipeline_test import (
 )
 
 
-def part(name, count):
-  """Returns rows of 8 ids; each is a document of one repeated byte and EOS."""
-  documents = [MemoryDocument(f'{name}{i}', name * 7) for i in range(count)]
-  return PackedRows(Documents(documents), sequence_length=8, max_documents=9)
-
-
 @pytest.fixture
 def mixed():
-  return MixedRows([part(b'a', 30), part(b'b', 5), part(b'c', 8)], [6, 1, 1])
+  """Returns rows of 8 ids; each is a document of one repeated byte and EOS."""
+  corpora = [
+    Documents(MemoryDocument(f'{name}{i}', name * 7) for i in range(count))
+    for name, count in ((b'a', 30), (b'b', 5), (b'c', 8))
+  ]
+  return PackedRows(
+    corpora, sequence_length=8, max_documents=9, weights=[6, 1, 1]
+  )
 
 
 def test_rows_are_numbered_over_all_parts(mixed):
   assert len(mixed) == 43
-  assert (mixed.num_documents, mixed.num_ids) == (43, 43 * 8)
+  assert (len(mixed.documents), mixed.num_ids) == (43, 43 * 8)
   firsts = ''.join(chr(mixed[i]['ids'][0]) for i in range(43))
   assert firsts == 'a' * 30 + 'b' * 5 + 'c' * 8
   assert mixed[34]['row'] == 34
@@ -105,13 +106,12 @@ def test_a_mixture_from_a_config(tmp_path):
     train=f'3:{tmp_path}/a/*;1:{tmp_path}/b/*', validation_fraction=0.3
   )
   train, validation = pipeline.open_data(config, max_documents=9)
-  assert isinstance(train, MixedRows)
   assert train.weights == (0.75, 0.25)
-  assert train.num_documents + validation.num_documents == 60
+  assert len(train.documents) + len(validation.documents) == 60
   held_out = {document.read(0, 1) for document in validation.documents}
   assert held_out == {b'a', b'b'}
   found = train.identity()
   assert json.loads(json.dumps(found)) == found
   assert [p['num_documents'] for p in found['parts']] == [
-    p.num_documents for p in train.parts
+    len(corpus) for corpus in train.corpora
   ]

@@ -13,7 +13,7 @@ from abstractinator.types import EOS_ID, PAD_ID, bytes_to_ids
 def pack(*contents, sequence_length, max_documents=99):
   documents = [MemoryDocument(f'd{i}', c) for i, c in enumerate(contents)]
   return PackedRows(
-    Documents(documents),
+    [Documents(documents)],
     sequence_length=sequence_length,
     max_documents=max_documents,
   )
@@ -33,7 +33,7 @@ def test_rows_by_hand():
     [0, 0, -1, -1, -1],
   ]
   assert [int(row['row']) for row in rows] == [0, 1, 2]
-  assert (rows.num_ids, rows.num_documents, len(rows)) == (12, 3, 3)
+  assert (rows.num_ids, len(rows.documents), len(rows)) == (12, 3, 3)
 
 
 def test_row_of_too_many_documents_closes_early():
@@ -92,11 +92,11 @@ def test_every_id_is_in_exactly_one_row(sequence_length, max_documents, seed):
     ends += (ids == EOS_ID).sum()
   expected = np.concatenate([bytes_to_ids(content) for content in contents])
   np.testing.assert_array_equal(np.concatenate(stream), expected)
-  assert ends == rows.num_documents == len(contents)
+  assert ends == len(rows.documents) == len(contents)
   assert rows.num_ids == sum(map(len, contents)) + len(contents)
 
 
-def test_rows_are_walked_only_when_one_could_close_early():
+def test_rows_end_early_only_when_one_would_hold_too_many_documents():
   # 8 ids can hold 2 whole documents of 3 ids and one id on each side of them.
   contents = [b'ab'] * 9
   for sequence_length, max_documents, is_plain in (
@@ -109,7 +109,6 @@ def test_rows_are_walked_only_when_one_could_close_early():
     rows = pack(
       *contents, sequence_length=sequence_length, max_documents=max_documents
     )
-    assert rows._may_close_early() != is_plain
     starts = rows._starts.tolist()
     expected = [*range(0, 27, sequence_length), 27]
     assert (starts == expected) == is_plain

@@ -22,7 +22,7 @@ def make_rows(count):
     for i in range(count)
   ]
   return PackedRows(
-    Documents(documents), sequence_length=SEQUENCE_LENGTH, max_documents=9
+    [Documents(documents)], sequence_length=SEQUENCE_LENGTH, max_documents=9
   )
 
 
@@ -196,10 +196,9 @@ def data_config(**changes):
 
 def test_open_data_splits_the_default_corpus():
   train, validation = pipeline.open_data(data_config(), max_documents=7)
-  assert train.num_documents > 10 * validation.num_documents > 0
+  assert len(train.documents) > 10 * len(validation.documents) > 0
   assert train.num_ids > 5e6
   assert train.sequence_length == validation.sequence_length == 16
-  assert train.max_documents == validation.max_documents == 7
 
 
 def test_open_data_reads_globs(tmp_path):
@@ -208,7 +207,7 @@ def test_open_data_reads_globs(tmp_path):
   (tmp_path / 'held').write_bytes(b'held out')
   config = data_config(train=f'{tmp_path}/*.txt', validation=f'{tmp_path}/held')
   train, validation = pipeline.open_data(config, max_documents=7)
-  assert (train.num_documents, validation.num_documents) == (30, 1)
+  assert (len(train.documents), len(validation.documents)) == (30, 1)
   assert validation.identity() == {
     'num_documents': 1,
     'num_bytes': 8,
@@ -218,7 +217,7 @@ def test_open_data_reads_globs(tmp_path):
   config = data_config(train=f'{tmp_path}/*.txt', validation_fraction=0.3)
   train, validation = pipeline.open_data(config, max_documents=7)
   # `printf 1.txt | sha1sum` and nine others are below 0.3, as fractions.
-  assert (train.num_documents, validation.num_documents) == (20, 10)
+  assert (len(train.documents), len(validation.documents)) == (20, 10)
 
 
 def test_open_data_refuses_to_train_on_what_is_held_out(tmp_path):

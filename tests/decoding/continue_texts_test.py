@@ -9,8 +9,10 @@ import pytest
 from abstractinator.codes.codes import Codes
 from abstractinator.decoding import continue_texts
 from abstractinator.decoding import continue_texts as texts
+from abstractinator.decoding.options import Options
 from abstractinator.evaluation import row_programs
 from tests.helpers import generation_rows, tiny_run
+from tests.helpers.jitted import jit
 
 LENGTH = 32
 PROMPTS = [b'def main():', b'x', b'', bytes(range(120, 140))]
@@ -70,6 +72,33 @@ def test_a_stream_joins_to_the_text(pyramid, drawn):
   assert all(parts)
   split = pyramid.stream(PROMPTS[0], **DRAWN, splits_characters=True)
   assert b''.join(split) == drawn[0][0]
+
+
+def test_one_program_generates_the_same_bytes(pyramid):
+  """`generate_bytes` needs no host between the calls of `extend`."""
+  options = Options(**DRAWN)
+  ids = np.zeros((len(PROMPTS), LENGTH), np.int32)
+  for row, prompt in zip(ids, PROMPTS, strict=True):
+    row[: len(prompt)] = list(prompt)
+  generate = jit(
+    pyramid._model.apply,
+    method='generate_bytes',
+    max_new_bytes=options.max_new_bytes,
+  )
+  bytes_BN, count_B = generate(
+    pyramid._variables,
+    ids,
+    np.array([len(prompt) for prompt in PROMPTS]),
+    continue_texts.request_of(options, np.zeros(len(PROMPTS), np.int32)),
+  )
+  found = [
+    [bytes(row[:count].tolist())]
+    for row, count in zip(np.asarray(bytes_BN), count_B, strict=True)
+  ]
+  assert found == pyramid.generate(PROMPTS, **DRAWN)
+  assert not bytes_BN[
+    np.arange(options.max_new_bytes) >= count_B[:, None]
+  ].any()
 
 
 def test_a_stop_string_ends_a_text(pyramid, drawn):

@@ -9,7 +9,7 @@ def parts_of(data, size):
 
 
 def grow(data, size, limit=99, stop=(), **kwargs):
-  """What is taken after each part, and the text."""
+  """Returns what is taken after each part, and the whole text."""
   text, taken = GrowingText(limit, stop), []
   parts = parts_of(data, size)
   for number, part in enumerate(parts):

@@ -16,7 +16,7 @@ class Decoder:
   """Decodes random vectors of codes, two documents in the second row.
 
   Attributes:
-    lanes: Of each step of the last call.
+    lanes: Number of lanes at each step of the last call.
   """
 
   def __init__(self, level, monkeypatch):

@@ -141,7 +141,7 @@ def test_codes_decode_as_their_vectors_do(tiny_level):
 
 
 def test_digits_of_given_codebooks_are_predicted_and_decoded(tiny_config):
-  """As of a level above: ids of two digits, entries of another's codebooks."""
+  """Ids have two digits, entries of codebooks that are given, as above."""
   config = tiny_config(expander__code_dim=6)
   expander = DecoderOnlyExpanderRVQ(
     config, (7, 5), XLA, jnp.float32, has_tables=False

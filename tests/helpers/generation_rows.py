@@ -24,12 +24,12 @@ SLOTS = 3
 
 @dataclasses.dataclass
 class Level:
-  """What a row came to at a level.
+  """Ids, segments and codes of one row at one level, prompt included.
 
   Attributes:
-    ids: All of them.
-    lengths: Of its segments.
-    codes: Of its segments, a list of Q each.
+    ids: All ids of the row.
+    lengths: Number of ids of each segment.
+    codes: Codes of each segment, a list of Q each.
     num_known: Ids of the prompt that are there to stay.
     num_whole: Whole segments of the prompt.
   """
@@ -175,7 +175,7 @@ class Generator:
     return [bytes(text) for text in texts], extensions
 
   def levels(self, prompts, extensions):
-    """What each row came to at each level, bottom first: [row][level]."""
+    """Returns the `Level` of each row at each level: [row][level]."""
     rows = [[] for _ in prompts]
     begun = self._begin(prompts)
     number_of_levels = len(self.model.config.levels)

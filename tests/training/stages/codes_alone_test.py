@@ -50,7 +50,7 @@ def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   # All texts are trained on or held out.
   rows = [run._train_rows, run._validation_rows]
   texts = [x for shard in corpus_lib.read_corpus(str(codes)) for x in shard]
-  assert len(texts) == sum(x.num_documents for x in rows) == 20
+  assert len(texts) == sum(len(x.documents) for x in rows) == 20
   assert 0 < summary.whole['top_lm_code_bits_per_code'] < 5
   # The checkpoint holds a whole model, which can continue texts.
   level = inference.load(str(tmp_path / 'run'))
