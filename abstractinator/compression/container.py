@@ -85,7 +85,7 @@ class TextLanes:
     self.blocks = [slice(at, min(at + by, size)) for at in range(0, size, by)]
     bytes_N = np.zeros(header.num_lanes * size, np.uint8)
     self.text_N = bytes_N[: header.length]
-    is_byte_N = np.pad(self.text_N == 0, (0, len(bytes_N) - header.length))
+    is_byte_N = np.arange(len(bytes_N)) < header.length
     self._bytes_SB, self._is_byte_SB = (
       x_N.reshape(header.num_lanes, size).T for x_N in (bytes_N, is_byte_N)
     )
@@ -157,7 +157,7 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
   (crc,) = _CRC.unpack(_read(file, _CRC.size, 'header'))
   if zlib.crc32(head + platform) != crc:
     raise ValueError('the header is damaged: its checksum differs')
-  header = FileHeader(model, *fields, platform.decode('ascii'))
+  fields.append(platform.decode('ascii'))
   blocks: list[FileBlock] = []
   while file.tell() < len(content):
     name = f'block {len(blocks)}'
@@ -166,7 +166,7 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
     if kind not in (RAW, CODED) or zlib.crc32(payload) != stored_crc:
       raise ValueError(f'{name} is damaged: its checksum differs')
     blocks.append(FileBlock(kind, payload, crc))
-  return header, blocks
+  return FileHeader(model, *fields), blocks
 
 
 def _read(file: io.BytesIO, size: int, name: str) -> bytes:

@@ -67,14 +67,16 @@ def hub_documents(source: str) -> list[Document]:
 
 def _first_texts(source: str, field: str, count: int) -> list[Any]:
   data = _load(source, streaming=True)
+  columns, texts = [field], []
   try:
-    rows = list(data.take(count))
+    for row in data.take(count):
+      columns = list(row)
+      texts.append(row.get(field))
   # Builders and file systems of all kinds stand behind a stream.
   except Exception as error:
     raise ValueError(_unreadable(source, error)) from error
-  for row in rows[:1]:
-    _require_field(source, list(row), field)
-  return [row.get(field) for row in rows]
+  _require_field(source, columns, field)
+  return texts
 
 
 def _unreadable(source: str, error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from abstractinator.types import NUM_BYTES, PAD_ID, Special
 class PackedRows:
   """Rows of one corpus or of several, numbered from 0, one after the other.
 
-  The stream of a corpus is the bytes of each document and EOS, one document
-  after the other, cut into rows. A document may be spread over rows; only its
-  true end has EOS. Every id of the stream is in exactly one row, and padding
-  ends a row.
+  The stream of a corpus is the ids of each document and EOS, one document after
+  the other, cut into rows. A document may be spread over rows; only its true
+  end has EOS. Every id of the stream is in exactly one row, and padding ends a
+  row.
 
   Attributes:
     corpora: Documents of each corpus.
@@ -30,9 +30,6 @@ class PackedRows:
     num_ids: Number of ids in all rows, without padding.
   """
 
-  # What the lengths of documents count, as a key of `identity`.
-  _unit: ClassVar[str] = 'num_bytes'
-
   def __init__(
     self,
     corpora: Sequence[Documents],
@@ -40,6 +37,7 @@ class PackedRows:
     sequence_length: int,
     max_documents: int,
     vocab_size: int = NUM_BYTES,
+    has_eos: bool = True,
     weights: Sequence[float] = (1.0,),
   ):
     """Computes where rows start; no document is read.
@@ -51,6 +49,8 @@ class PackedRows:
         each begins a row of its own, and padding ends its last row. A row that
         would hold more ends before the first that is too many.
       vocab_size: Number of ids, 256 for bytes.
+      has_eos: Whether EOS follows each document. Codes mark the end of a text
+        otherwise.
       weights: Weight of each corpus, above 0.
 
     Raises:
@@ -64,8 +64,9 @@ class PackedRows:
     self.sequence_length = sequence_length
     self.vocab_size = vocab_size
     self.pad_id = vocab_size + Special.PAD
+    self._has_eos = has_eos
     # Position in the stream of all corpora after the last id of each document.
-    self._ends = np.cumsum(self._sizes())
+    self._ends = np.cumsum(self.documents.lengths + has_eos)
     self.num_ids = int(self._ends[-1])
     last_documents = np.cumsum([len(corpus) for corpus in corpora])
     starts, begin = [], 0
@@ -112,10 +113,11 @@ class PackedRows:
 
   def identity(self) -> dict[str, Any]:
     """Returns the JSON by which a checkpoint recognises the rows."""
+    unit = 'num_bytes' if self._has_eos else 'num_codes'
     parts = [
       {
         'num_documents': len(corpus),
-        self._unit: int(corpus.lengths.sum()),
+        unit: int(corpus.lengths.sum()),
         'num_rows': stop - start,
         'sha256': corpus.sha256(),
       }
@@ -126,10 +128,6 @@ class PackedRows:
     if len(parts) == 1:
       return parts[0]
     return {'weights': list(self.weights), 'parts': parts}
-
-  def _sizes(self) -> np.ndarray:
-    """Returns the ids of each document in the stream, int64."""
-    return self.documents.lengths + 1
 
   def _ids(self, document: int, start: int, stop: int) -> np.ndarray:
     """Reads ids `start` to `stop` of a document's part of the stream."""

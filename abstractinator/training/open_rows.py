@@ -5,7 +5,6 @@ import zlib
 import numpy as np
 
 from abstractinator.codes import corpus
-from abstractinator.codes.packed import PackedCodes
 from abstractinator.config import RunConfig
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packing import PackedRows
@@ -35,7 +34,7 @@ def open_rows(config: RunConfig) -> tuple[PackedRows, PackedRows]:
   return open_data(config.data, max_documents=max_documents)
 
 
-def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
+def open_code_rows(config: RunConfig) -> tuple[PackedRows, PackedRows]:
   """Opens rows of codes that `abstractinator encode --data` wrote.
 
   Args:
@@ -50,33 +49,40 @@ def open_code_rows(config: RunConfig) -> tuple[PackedCodes, PackedCodes]:
     ValueError: If codes are missing or damaged, or of another model or level.
     OSError: If codes cannot be read.
   """
-  data, levels = config.data, config.model.levels
+  data = config.data
   if not config.load_base_from:
     raise ValueError(
       'load_base_from: got None, allowed: the run whose codes are learned'
     )
   model = fingerprint(*read_trained(config.load_base_from))
-  train = _read(data.train, 'train', model, len(levels) - 1)
+  train = _read(config, 'train', model)
   if data.validation:
-    validation = _read(data.validation, 'validation', model, len(levels) - 1)
+    validation = _read(config, 'validation', model)
     require_apart([train], validation, data)
   else:
     train, validation = split(train, data.validation_fraction)
   train_rows, validation_rows = (
-    PackedCodes(
-      documents,
+    PackedRows(
+      [documents],
       sequence_length=config.model.num_top_codes(data.sequence_length),
-      end_offset=levels[-1].quantizer.num_codes,
+      # No row ends early.
+      max_documents=len(documents),
+      has_eos=False,
     )
     for documents in (train, validation)
   )
   return train_rows, validation_rows
 
 
-def _read(directory: str, name: str, model: str, level: int) -> Documents:
-  """Returns the codes of the texts in a directory, as documents."""
+def _read(config: RunConfig, name: str, model: str) -> Documents:
+  """Returns the texts in the directory `data.NAME`, each as an array of codes.
+
+  The last code of a text has the number of codes added. So the end takes no
+  place of its own, as for `CodeSequenceTransformer`.
+  """
+  directory, levels = getattr(config.data, name), config.model.levels
   about = corpus.read_manifest(directory)
-  for key, value in (('model', model), ('level', level)):
+  for key, value in (('model', model), ('level', len(levels) - 1)):
     if about.get(key) != value:
       raise ValueError(
         f'data.{name}: got {directory}, codes of {key} {about.get(key)},'
@@ -88,5 +94,6 @@ def _read(directory: str, name: str, model: str, level: int) -> Documents:
       codes_N = codes.codes_N.astype(np.int32)
       # The name tells data apart that has the same number of other codes.
       checksum = zlib.crc32(codes_N.tobytes())
+      codes_N[-1] += levels[-1].quantizer.num_codes
       documents.append(MemoryDocument(f'{len(documents)}-{checksum}', codes_N))
   return Documents(documents)

@@ -141,3 +141,35 @@ def test_empty_row_is_padding():
   assert row['document'].tolist() == [-1] * 3
   assert row['row'] == -1
   assert {v.dtype for v in row.values()} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize('sequence_length', [1, 2, 3, 4, 7, 8, 9])
+def test_arrays_without_eos_lie_side_by_side(sequence_length):
+  texts = [[5, 6, 7, 8, 109], [101], [2, 103]]
+  documents = Documents(
+    MemoryDocument(str(i), np.array(codes, np.int32))
+    for i, codes in enumerate(texts)
+  )
+  rows = PackedRows(
+    [documents],
+    sequence_length=sequence_length,
+    max_documents=3,
+    has_eos=False,
+  )
+  assert rows.identity() == {
+    'num_documents': 3,
+    'num_codes': 8,
+    'num_rows': -(-8 // sequence_length),
+    'sha256': documents.sha256(),
+  }
+  for number, row in enumerate(rows):
+    part = slice(number * sequence_length, (number + 1) * sequence_length)
+    ids = [5, 6, 7, 8, 109, 101, 2, 103][part]
+    of_text = [0, 0, 0, 0, 0, 1, 2, 2][part]
+    missing = sequence_length - len(ids)
+    assert row['ids'].tolist() == [*ids, *[rows.pad_id] * missing]
+    assert row['document'].tolist() == [
+      *(text - of_text[0] for text in of_text),
+      *[-1] * missing,
+    ]
+  assert len(list(rows)) == len(rows)

@@ -9,8 +9,8 @@ import pytest
 from abstractinator import inference
 from abstractinator.cli.main import main
 from abstractinator.codes import corpus as corpus_lib
-from abstractinator.codes.packed import PackedCodes
 from abstractinator.data.documents import Documents, MemoryDocument
+from abstractinator.data.packing import PackedRows
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.objective import losses
 from abstractinator.runs.state import variables_of
@@ -74,17 +74,18 @@ def test_codes_alone_cost_what_they_do_in_a_pyramid(base, codes, tmp_path):
   expected = losses.top_lm_terms(output.top_lm, output.top_codes)
   is_code_BU = np.asarray(output.top_codes.document_BP) >= 0
   codes_BU = np.asarray(output.top_codes.codes_BP)
-  documents = [
-    MemoryDocument(str(i), codes_U[is_code_U].astype(np.int32))
-    for i, (codes_U, is_code_U) in enumerate(
-      zip(codes_BU, is_code_BU, strict=True)
-    )
-  ]
+  documents = []
+  for codes_U, is_code_U in zip(codes_BU, is_code_BU, strict=True):
+    codes_N = codes_U[is_code_U].astype(np.int32)
+    # The last code of a text has the number of codes added.
+    codes_N[-1] += 16
+    documents.append(MemoryDocument('text', codes_N))
   # The codes of all texts, one after the other in one row.
-  (row,) = PackedCodes(
-    Documents(documents),
+  (row,) = PackedRows(
+    [Documents(documents)],
     sequence_length=int(is_code_BU.sum()) + 3,
-    end_offset=16,
+    max_documents=3,
+    has_eos=False,
   )
   row = Batch(row['ids'][None], row['document'][None], row['row'][None])
   predicted = jax.jit(functools.partial(model.apply, method='predict_codes'))(
