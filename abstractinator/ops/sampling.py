@@ -159,10 +159,6 @@ class Draws:
     number_B = jnp.broadcast_to(jnp.asarray(number), self.key_B.shape)
     return dataclasses.replace(self, path=(*self.path, number_B))
 
-  def repeat(self, times: int) -> 'Draws':
-    """Repeats each row `times` times, copies side by side."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), self)
-
   def keys(self) -> Array:
     """Returns the keys, folded with the numbers of the path, [B]."""
     key_B = self.key_B
