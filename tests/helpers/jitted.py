@@ -11,6 +11,6 @@ def jit(function, **kwargs):
 
 
 def jit_to_numpy(function, **kwargs):
-  """As `jit`, but gives numpy arrays: to slice them compiles nothing."""
+  """Compiles a function whose results are numpy arrays, cheap to slice."""
   run = jit(function, **kwargs)
   return lambda *args: jax.device_get(run(*args))

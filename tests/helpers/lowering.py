@@ -17,7 +17,7 @@ def lowered(function, *args, platform):
   """The program that a function becomes on a device of a platform, as text.
 
   Args:
-    function: What to lower.
+    function: Function to lower.
     *args: Arrays, or their shapes and types.
     platform: 'tpu' (a v5e) or 'cuda' (an H100).
   """
