@@ -1,4 +1,4 @@
-"""Functions compiled for a test; `tests/xla_flags.py` says how well."""
+"""Functions compiled for tests; see `tests/helpers/xla_flags.py` for flags."""
 
 import functools
 

@@ -1,8 +1,8 @@
-"""Flags with which XLA compiles tests in a third of the time, to slower code."""
+"""XLA flags that compile tests in a third of the time, to slower code."""
 
 from importlib import metadata
 
-# Of each option, what it is in tests and what it is for users.
+# Value of each option in tests, and its default.
 _OPTIONS = {
   'xla_backend_optimization_level': (0, 3),
   'xla_llvm_disable_expensive_passes': (True, False),
