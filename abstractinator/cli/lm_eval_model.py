@@ -1,9 +1,9 @@
 """A run as a model of the lm-evaluation-harness, which this module imports.
 
-The unit of the model is the byte: texts are UTF-8, and `max_gen_toks` counts
-bytes. Log-likelihoods are those of `abstractinator evaluate`, in nats. For a
-run with codes they are lower bounds, see `evaluate.texts_bits`; for an
-entropy model they are exact.
+The unit of the model is the byte: texts are UTF-8, and `max_gen_toks`, by any
+of its names, counts bytes. Log-likelihoods are those of `abstractinator
+evaluate`, in nats. For a run with codes they are lower bounds, see
+`evaluate.texts_bits`; for an entropy model they are exact.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from abstractinator import types
 from abstractinator.evaluation.evaluate import texts_bits
@@ -134,7 +135,7 @@ class HarnessModel(LM):
     if contexts and longest:
       new = self._generate(contexts, max_new_bytes=longest)
       texts = dict(zip(contexts, new, strict=True))
-    return [a in texts and texts[a].startswith(b) for a, b in pairs]
+    return [not b or (a in texts and texts[a].startswith(b)) for a, b in pairs]
 
   def _generate(self, prompts: Sequence[bytes], **options: Any) -> list[bytes]:
     if self._pyramid is None:
@@ -152,21 +153,18 @@ class HarnessModel(LM):
 
 def _options(settings: dict[str, Any]) -> dict[str, Any]:
   """Returns fields of `decoding.options.Options` for harness settings."""
+  # The harness knows several names of some settings.
+  settings = dict(normalize_gen_kwargs(settings, _MAX_NEW_BYTES))
   unknown = sorted(set(settings).difference(_OTHERS, _OPTIONS))
   if unknown:
     raise ValueError(
       f'generation_kwargs: got {", ".join(unknown)}, allowed:'
       f' {", ".join(sorted((*_OTHERS, *_OPTIONS)))}'
     )
-  until = settings.get('until') or []
-  until = [until] if isinstance(until, str) else until
   options = {name: settings[name] for name in _OPTIONS if name in settings}
-  if not settings.get('do_sample', options.get('temperature', 0) > 0):
-    options['temperature'] = 0.0
-  elif 'temperature' not in options:
-    options['temperature'] = 1.0
+  options.setdefault('temperature', float(settings['do_sample']))
   return {
-    'max_new_bytes': settings.get('max_gen_toks', _MAX_NEW_BYTES),
-    'stop': tuple(text.encode() for text in until if text),
+    'max_new_bytes': settings['max_gen_toks'],
+    'stop': tuple(text.encode() for text in settings['until'] if text),
     **options,
   }

@@ -18,6 +18,10 @@ from abstractinator.model.entropy_model import EntropyCache, EntropyModel
 from abstractinator.runs.load import fingerprint_of
 from abstractinator.types import NUM_BYTES, Array, PyTree
 
+_FORMAT_LANES = 65535
+# Most bytes of the caches of all lanes; a damaged file may ask for any number.
+_CACHE_BYTES = 1 << 32
+
 
 class ByteModel:
   """Entropy model of the first level, as frequencies of the next byte.
@@ -29,14 +33,14 @@ class ByteModel:
 
   Attributes:
     kind: ENTROPY_MODEL.
-    max_lanes: Most lanes of a text; the file format has 16 bits for them.
+    max_lanes: Most lanes of a text: the file format has 16 bits for them, and
+      their caches take 4 GiB at most.
     fingerprint: 16 bytes that tell one model from another.
     reset_interval: Bytes after which a lane starts anew, as a document does;
       None if the model has a window, and so a cache of fixed size.
   """
 
   kind = ENTROPY_MODEL
-  max_lanes = 65535
 
   def __init__(self, config: RunConfig, variables: PyTree) -> None:
     """Reads the entropy model; nothing is compiled yet.
@@ -61,6 +65,9 @@ class ByteModel:
     self.fingerprint = fingerprint_of(settings, own['params'])[:16]
     has_window = self._model.config.window is not None
     self.reset_interval = None if has_window else config.data.sequence_length
+    lane = jax.tree.leaves(jax.eval_shape(lambda: self.start(1)))
+    lane_bytes = sum(x.size * x.dtype.itemsize for x in lane)
+    self.max_lanes = min(_FORMAT_LANES, max(_CACHE_BYTES // lane_bytes, 1))
 
   def start(self, num_lanes: int) -> EntropyCache:
     """Returns the cache before the first byte of each lane."""

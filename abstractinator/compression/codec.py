@@ -4,6 +4,9 @@ A text is divided into lanes, equal parts that are coded side by side. Each lane
 starts without context, so few lanes compress better and many are faster.
 """
 
+import pathlib
+import platform
+import re
 import zlib
 
 import jax
@@ -37,8 +40,9 @@ def compress(
   Args:
     model: The model that predicts the text.
     data: The text: any bytes, or none.
-    num_lanes: Number of lanes. By default the largest power of two that leaves
-      each lane at least 16 KiB, at most 256 and `model.max_lanes`.
+    num_lanes: Number of lanes; a text has no more of them than bytes. By
+      default the largest power of two that leaves each lane at least 16 KiB, at
+      most 256 and `model.max_lanes`.
     block_bytes: Bytes of a block. Blocks that do not shrink are stored raw.
 
   Returns:
@@ -55,6 +59,7 @@ def compress(
     raise ValueError(
       f'num_lanes: got {num_lanes}, allowed: 1 to {model.max_lanes}'
     )
+  num_lanes = min(num_lanes, max(len(data), 1))
   header = FileHeader(
     model=model.kind,
     length=len(data),
@@ -97,12 +102,11 @@ def decompress(model: ByteModel | HierarchyModel, content: bytes) -> bytes:
       f'got a file of model {wrote}, allowed: the checkpoint that wrote it;'
       f' this one is {this}'
     )
-  lanes = TextLanes(header)
-  if len(blocks) != len(lanes.blocks):
+  if header.num_lanes > model.max_lanes:
     raise ValueError(
-      f'got {len(blocks)} blocks, allowed: {len(lanes.blocks)}; the file is cut'
-      ' short or damaged'
+      f'got {header.num_lanes} lanes, allowed: at most {model.max_lanes}'
     )
+  lanes = TextLanes(header)
   block_coder = model.block_coder(lanes)
   # The model need not follow the text after the last coded block.
   last = max((i for i, b in enumerate(blocks) if b.kind == CODED), default=-1)
@@ -122,14 +126,42 @@ def decompress(model: ByteModel | HierarchyModel, content: bytes) -> bytes:
         raise ValueError('the checksum of the bytes differs')
     except ValueError as error:
       raise ValueError(
-        f'block {number} decodes to something else: floats differ between'
-        f' {header.platform}, where it was written, and {_platform()}; allowed:'
-        ' the same machine and version'
+        f'block {number} decodes to something else, {error}:'
+        f' {_cause(header.platform, _platform())}'
       ) from error
   return lanes.text_N.tobytes()
 
 
+def _cause(wrote: str, reads: str) -> str:
+  """Returns why a block decodes to something else, and what is allowed."""
+  if wrote == reads:
+    return (
+      f'the file is damaged, since floats are those of {reads}, where it was'
+      ' written; allowed: the file that `compress` wrote'
+    )
+  return (
+    f'floats differ between {wrote}, where it was written, and {reads};'
+    ' allowed: the same processor and version'
+  )
+
+
 def _platform() -> str:
-  """Returns the name of the software and device that compute floats here."""
+  """Returns the name of the software and processor that compute floats here.
+
+  Floats do not depend on the number of threads or devices.
+  """
   device = jax.devices()[0]
-  return f'jax {jax.__version__} on {device.platform} {device.device_kind}'
+  kind = device.device_kind
+  if device.platform == 'cpu':
+    kind = _processor()
+  return f'jax {jax.__version__} on {device.platform} {kind}'
+
+
+def _processor() -> str:
+  """Returns the name of the processor: programs are compiled for its kind."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:  # Other systems than Linux have no such file.
+    text = ''
+  names = re.findall(r'^model name\s*: (.*)$', text, re.MULTILINE)
+  return names[0].strip() if names else platform.machine()

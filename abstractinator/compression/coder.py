@@ -8,15 +8,21 @@ The frequencies of an alphabet are at least 1, so that every symbol can be
 coded, and add up to 2^PRECISION_BITS.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.types import Array
+from abstractinator.types import NUM_BYTES, Array
 
 PRECISION_BITS = 20
+# A coder ends with up to two words that the frequencies do not account for.
+_END_BITS = 64
+# The coder's tables of 24 bits round frequencies: the bits that these stand for
+# may exceed those that it takes by this factor.
+_ROUNDING = 1.01
 
 
 class RangeCoder:
@@ -45,6 +51,7 @@ class RangeCoder:
     self.is_decoder = payload is not None
     self._head, self._payload = b'', payload or b''
     self._stream = stream
+    self._bits_left = _ROUNDING * 8 * len(self._payload) + _END_BITS
     # A decoder starts at the first symbol, after the head.
     self._coder: Any = None if self.is_decoder else stream.queue.RangeEncoder()
 
@@ -85,7 +92,7 @@ class RangeCoder:
 
     Raises:
       ValueError: If a decoder finds no symbols that were written with these
-        frequencies.
+        frequencies, or the payload ends before the symbols do.
     """
     if frequencies.shape[-1] == 1:  # Takes no bits; the library refuses it.
       return np.zeros_like(symbols_N)
@@ -100,13 +107,34 @@ class RangeCoder:
       words = np.frombuffer(self._payload, '<u4').astype(np.uint32)
       self._coder = self._stream.queue.RangeDecoder(words)
     try:
-      return self._coder.decode(model, *(each or (len(symbols_N),)))
+      found_N = self._coder.decode(model, *(each or (len(symbols_N),)))
     except AssertionError as error:  # The library's error for such data.
       raise ValueError('no symbols of these frequencies') from error
+    self._spend(p, found_N)
+    return found_N
+
+  def _spend(self, p: np.ndarray, found_N: np.ndarray) -> None:
+    """Requires that the payload has had the bits of symbols.
+
+    The library reads zeros, without an end, behind the last word.
+    """
+    chosen_N = p[found_N] if p.ndim == 1 else p[np.arange(len(p)), found_N]
+    self._bits_left += float(np.log2(chosen_N).sum())
+    if self._bits_left < 0:
+      raise ValueError('the stored bytes end before the symbols do')
 
   def finish(self) -> bytes:
     """Returns all that an encoder wrote, in little-endian words of 32 bits."""
     return self._head + self._coder.get_compressed().astype('<u4').tobytes()
+
+
+def most_bytes(size: int) -> int:
+  """Returns the most bytes of a text that a payload of `size` bytes can hold.
+
+  The likeliest byte takes some bits, since each other one keeps a frequency.
+  """
+  fewest_bits = -math.log2(1 - (NUM_BYTES - 1) / (1 << PRECISION_BITS))
+  return int((8 * size + _END_BITS) / fewest_bits)
 
 
 def logit_frequencies(logits_BV: Array) -> Array:

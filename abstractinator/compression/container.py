@@ -19,6 +19,8 @@ import zlib
 
 import numpy as np
 
+from abstractinator.compression.coder import most_bytes
+
 MAGIC = b'ABSZ'
 ENTROPY_MODEL, HIERARCHY = 1, 2
 MODEL_NAMES = {ENTROPY_MODEL: 'entropy_model', HIERARCHY: 'hierarchy'}
@@ -48,6 +50,27 @@ class FileHeader:
   block_steps: int
   fingerprint: bytes
   platform: str
+
+  @property
+  def num_steps(self) -> int:
+    """Bytes of the longest lane."""
+    return -(-self.length // self.num_lanes)
+
+  @property
+  def num_blocks(self) -> int:
+    """Number of blocks that hold the text."""
+    return -(-self.num_steps // self.block_steps)
+
+  def num_bytes(self, steps: slice) -> int:
+    """Returns the bytes of the text at some steps of all lanes."""
+    num_full, rest = divmod(self.length, max(self.num_steps, 1))
+    in_rest = min(steps.stop, rest) - min(steps.start, rest)
+    return num_full * (steps.stop - steps.start) + in_rest
+
+  def steps_of(self, number: int) -> slice:
+    """Returns the steps of a block, given its number."""
+    start = number * self.block_steps
+    return slice(start, min(start + self.block_steps, self.num_steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,28 +102,29 @@ class TextLanes:
   """
 
   def __init__(self, header: FileHeader) -> None:
-    self.num_lanes, self._length = header.num_lanes, header.length
-    self._size = size = -(-header.length // header.num_lanes)
-    by = header.block_steps
-    self.blocks = [slice(at, min(at + by, size)) for at in range(0, size, by)]
-    bytes_N = np.zeros(header.num_lanes * size, np.uint8)
+    self.num_lanes, self._header = header.num_lanes, header
+    self.blocks = [header.steps_of(n) for n in range(header.num_blocks)]
+    bytes_N = np.zeros(header.num_lanes * header.num_steps, np.uint8)
     self.text_N = bytes_N[: header.length]
-    is_byte_N = np.arange(len(bytes_N)) < header.length
-    self._bytes_SB, self._is_byte_SB = (
-      x_N.reshape(header.num_lanes, size).T for x_N in (bytes_N, is_byte_N)
-    )
+    self._bytes_SB = bytes_N.reshape(header.num_lanes, header.num_steps).T
 
   def num_active(self, step: int) -> int:
     """Returns how many lanes, the first ones, have a byte at a step."""
-    return -(-(self._length - step) // self._size)
+    return self._header.num_bytes(slice(step, step + 1))
 
   def read_block(self, steps: slice) -> np.ndarray:
     """Returns the bytes of a block, [N] uint8."""
-    return self._bytes_SB[steps][self._is_byte_SB[steps]]
+    return self._bytes_SB[steps][self._is_byte(steps)]
 
   def write_block(self, steps: slice, bytes_N: np.ndarray) -> None:
     """Puts the bytes of a block, [N] uint8, in their places."""
-    self._bytes_SB[steps][self._is_byte_SB[steps]] = bytes_N
+    self._bytes_SB[steps][self._is_byte(steps)] = bytes_N
+
+  def _is_byte(self, steps: slice) -> np.ndarray:
+    """Returns which lanes have a byte at the steps of a block, bool."""
+    step_S1 = np.arange(steps.start, steps.stop)[:, None]
+    first_B = np.arange(self.num_lanes) * self._header.num_steps
+    return first_B + step_S1 < self._header.length
 
 
 def block(raw: bytes, payload: bytes) -> FileBlock:
@@ -128,7 +152,10 @@ def pack(header: FileHeader, blocks: list[FileBlock]) -> bytes:
 
 
 def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
-  """Reads a file and checks the checksums of its header and stored bytes.
+  """Reads a file and checks its checksums, and every number of its header.
+
+  The numbers are held against what the file stores, so that the memory that a
+  reader takes for the text is bounded by the size of the file.
 
   Args:
     content: Content of the file.
@@ -138,7 +165,7 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
 
   Raises:
     ValueError: If the file is of another format or version, cut short or
-      damaged.
+      damaged, or its header speaks of more than the file can hold.
   """
   if content[: len(MAGIC)] != MAGIC:
     raise ValueError(
@@ -157,7 +184,9 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
   (crc,) = _CRC.unpack(_read(file, _CRC.size, 'header'))
   if zlib.crc32(head + platform) != crc:
     raise ValueError('the header is damaged: its checksum differs')
-  fields.append(platform.decode('ascii'))
+  fields.append(platform.decode('ascii', 'replace'))
+  header = FileHeader(model, *fields)
+  _require_lanes(header)
   blocks: list[FileBlock] = []
   while file.tell() < len(content):
     name = f'block {len(blocks)}'
@@ -166,7 +195,43 @@ def unpack(content: bytes) -> tuple[FileHeader, list[FileBlock]]:
     if kind not in (RAW, CODED) or zlib.crc32(payload) != stored_crc:
       raise ValueError(f'{name} is damaged: its checksum differs')
     blocks.append(FileBlock(kind, payload, crc))
-  return FileHeader(model, *fields), blocks
+  _require_blocks(header, blocks)
+  return header, blocks
+
+
+def _require_lanes(header: FileHeader) -> None:
+  """Requires lanes and blocks that hold something."""
+  most = max(header.length, 1)
+  for name, value in (
+    ('lanes', header.num_lanes),
+    ('steps of a block', header.block_steps),
+  ):
+    if value < 1:
+      raise ValueError(
+        f'the header is damaged: got 0 {name}, allowed: 1 or more'
+      )
+  if header.num_lanes > most:
+    raise ValueError(
+      f'the header is damaged: got {header.num_lanes} lanes, allowed: at most'
+      f' {most}, the bytes of the text'
+    )
+
+
+def _require_blocks(header: FileHeader, blocks: list[FileBlock]) -> None:
+  """Requires blocks that can hold the text that the header describes."""
+  if len(blocks) != header.num_blocks:
+    raise ValueError(
+      f'got {len(blocks)} blocks, allowed: {header.num_blocks}; the file is cut'
+      ' short or damaged'
+    )
+  for number, b in enumerate(blocks):
+    count, stored = header.num_bytes(header.steps_of(number)), len(b.payload)
+    most = stored if b.kind == RAW else most_bytes(stored)
+    if count > most or (b.kind == RAW and count < stored):
+      raise ValueError(
+        f'block {number} is damaged: got {stored} stored bytes for {count} of'
+        ' the text, allowed: as many as they can hold'
+      )
 
 
 def _read(file: io.BytesIO, size: int, name: str) -> bytes:

@@ -16,7 +16,8 @@ class GrowingText:
 
     Args:
       limit: The most bytes of the text.
-      stop: Byte strings; the text ends before the first of them.
+      stop: Byte strings; the text ends before the first of them that is
+        complete within the limit, the longest of several.
     """
     self._limit, self._stop = limit, tuple(stop)
     self._bytes = bytearray()
@@ -37,11 +38,19 @@ class GrowingText:
       return
     old = len(self._bytes)
     self._bytes += data
+    # A stop string is one only within the limit: how bytes come in parts then
+    # changes nothing.
+    del self._bytes[self._limit :]
     begin = max(0, old - max(map(len, self._stop), default=1) + 1)
-    found = [at for s in self._stop if (at := self._bytes.find(s, begin)) >= 0]
-    end = min([*found, self._limit])
+    found = [
+      (at + len(s), at)
+      for s in self._stop
+      if (at := self._bytes.find(s, begin)) >= 0
+    ]
     self.is_done = is_last or bool(found) or len(self._bytes) >= self._limit
-    del self._bytes[end:]
+    if found:
+      _, at = min(found)
+      del self._bytes[at:]
 
   def take(self, *, splits_characters: bool = False) -> bytes:
     """Returns the bytes that are final and were not returned before.

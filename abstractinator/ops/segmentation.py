@@ -38,6 +38,7 @@ def known_before(
     last_surprisal_bits=_back(surprisal_bits_BS, 1),
     last_id=_back(ids_BS, 1),
     second_last_id=_back(ids_BS, 2),
+    third_last_id=_back(ids_BS, 3),
     position=jnp.arange(ids_BS.shape[1], dtype=jnp.int32) - first_BS,
   )
 

@@ -34,6 +34,7 @@ class Known:
     last_surprisal_bits: -log2 p of the id before, as predicted, float32.
     last_id: The id before, int32.
     second_last_id: The id two before, int32.
+    third_last_id: The id three before, int32.
     position: Number of the id in its document, from 0, int32.
   """
 
@@ -42,6 +43,7 @@ class Known:
   last_surprisal_bits: Array
   last_id: Array
   second_last_id: Array
+  third_last_id: Array
   position: Array
 
 
@@ -120,19 +122,48 @@ def opens(
 
 
 def is_space(ids: Array) -> Array:
-  """Finds bytes that end a word: all but letters, digits and continuations.
+  """Finds ids that end a word: all but letters, digits and other characters.
 
-  Letters and digits are those of ASCII; continuations are the bytes of a UTF-8
-  character after its first, 0x80 to 0xBF.
+  Letters and digits are those of ASCII. Other characters are those of several
+  bytes, 0x80 to 0xFF, which are parts of words.
 
-  Source: Slagle, SpaceByte, arXiv:2404.14408, section 3.
+  Source: Slagle, SpaceByte, arXiv:2404.14408, section 3, where the first byte
+    of a character of several bytes ends a word, within the character.
   """
   c = jnp.asarray(ids)
   is_digit = (c >= ord('0')) & (c <= ord('9'))
   is_upper = (c >= ord('A')) & (c <= ord('Z'))
   is_lower = (c >= ord('a')) & (c <= ord('z'))
-  is_continuation = (c >= 0x80) & (c <= 0xBF)
-  return ~(is_digit | is_upper | is_lower | is_continuation)
+  return ~(is_digit | is_upper | is_lower | _is_within(c, 0x80, 0xFF))
+
+
+def _is_within(ids: Array, low: int, high: int) -> Array:
+  return (ids >= low) & (ids <= high)
+
+
+def _characters(known: Known) -> tuple[Array, Array]:
+  """Finds where an id stands in UTF-8 text, from the ids before it.
+
+  Returns:
+    Whether the id continues a character, bool; and the bytes of the character
+    that ends before it, int32, 1 for one of ASCII.
+  """
+  last = known.last_id
+  second = jnp.where(known.position >= 2, known.second_last_id, 0)
+  third = jnp.where(known.position >= 3, known.third_last_id, 0)
+  # The first byte says how many follow: 1 from 0xC0 on, 2 from 0xE0 on, 3 from
+  # 0xF0 on.
+  follows_one = _is_within(last, 0x80, 0xBF)
+  follows_two = follows_one & _is_within(second, 0x80, 0xBF)
+  is_inside = (
+    _is_within(last, 0xC0, 0xFF)
+    | (follows_one & _is_within(second, 0xE0, 0xFF))
+    | (follows_two & _is_within(third, 0xF0, 0xFF))
+  )
+  is_of_two = _is_within(second, 0xC0, 0xFF)
+  is_of_three = follows_two & _is_within(third, 0xE0, 0xEF)
+  size = jnp.where(is_of_two, 2, jnp.where(is_of_three, 3, 4))
+  return is_inside, jnp.where(follows_one, size, 1)
 
 
 def _entropy_delta(known: Known, policy: Policy) -> Wishes:
@@ -188,7 +219,11 @@ def _space(known: Known, policy: Policy) -> Wishes:
   segment that many ids before `max_length`. A fraction of an id holds for this
   fraction of the positions in the document, which are spread evenly.
 
-  Source: Slagle, SpaceByte, arXiv:2404.14408, section 3; the threshold is ours.
+  No id within a UTF-8 character wants to begin a segment. Where the open one
+  has no room for another character of several bytes like the last, it ends.
+
+  Source: Slagle, SpaceByte, arXiv:2404.14408, section 3; the threshold and the
+    treatment of characters of several bytes are ours.
   """
   is_word = is_space(known.last_id) & ~(
     (known.position >= 2) & is_space(known.second_last_id)
@@ -198,6 +233,10 @@ def _space(known: Known, policy: Policy) -> Wishes:
   least = jnp.where(is_word, policy.min_length, policy.max_length)
   # The open segment collects 1 for each id.
   need = _whole(policy.threshold) + least * _UNITS - fraction
+  is_inside, size = _characters(known)
+  room = (policy.max_length - size + 1) * _UNITS
+  need = jnp.where(size > 1, jnp.minimum(need, room), need)
+  need = jnp.where(is_inside, _NEVER, need)
   return Wishes(jnp.full_like(need, _UNITS), need)
 
 

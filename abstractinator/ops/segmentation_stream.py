@@ -26,6 +26,7 @@ class SegmenterState:
     position_B: Position of the next id in the document of the last, [B] int32.
     last_entropy_bits_B: Entropy of the prediction of the last id, [B] float32.
     second_last_id_B: The id before the last one, [B] int32.
+    third_last_id_B: The id before that, [B] int32.
   """
 
   length_B: Array
@@ -34,6 +35,7 @@ class SegmenterState:
   position_B: Array
   last_entropy_bits_B: Array
   second_last_id_B: Array
+  third_last_id_B: Array
 
 
 def initial_state(batch_size: int) -> SegmenterState:
@@ -46,6 +48,7 @@ def initial_state(batch_size: int) -> SegmenterState:
     position_B=zero_B,
     last_entropy_bits_B=zero_B.astype(jnp.float32),
     second_last_id_B=zero_B,
+    third_last_id_B=zero_B,
   )
 
 
@@ -79,6 +82,7 @@ def state_after(
     position_B=last(known.position) + 1,
     last_entropy_bits_B=last(known.entropy_bits),
     second_last_id_B=last(known.last_id),
+    third_last_id_B=last(known.second_last_id),
   )
   return jax.tree.map(
     lambda x, empty: jnp.where(num_ids_B > 0, x, empty),
@@ -123,6 +127,7 @@ def step(
     last_surprisal_bits=last_surprisal_bits_B,
     last_id=last_id_B,
     second_last_id=state.second_last_id_B,
+    third_last_id=state.third_last_id_B,
     position=position_B,
   )
   length_B, collected_B, is_start_B = opens(
@@ -140,6 +145,7 @@ def step(
     position_B=position_B + 1,
     last_entropy_bits_B=entropy_bits_B,
     second_last_id_B=last_id_B,
+    third_last_id_B=state.second_last_id_B,
   )
   state = jax.tree.map(
     lambda new, old: jnp.where(is_active_B, new, old), after, state

@@ -165,6 +165,8 @@ def test_greedy_is_what_is_generated(workdirs):
   settings = settings | {'until': text[-1]}
   (cut,) = model.generate_until(requests([('So', settings)]))
   assert cut == text[: text.index(text[-1])]
+  for name in ('max_new_tokens', 'max_tokens', 'max_completion_tokens'):
+    assert model.generate_until(requests([('So', {name: 6})])) == [text]
   # Bytes, because those that this model generates are not UTF-8.
   greedy = [(b'So', new), (b'So', new[:-1] + b'~'), (b'', new)]
   assert model.is_greedy(greedy) == [True, False, False]
@@ -174,6 +176,8 @@ def test_greedy_is_what_is_generated(workdirs):
   assert is_greedy == (False, False, True)
   expected = [-x * math.log(2) for x in bits(workdirs['level'], pairs)]
   assert scores == pytest.approx(expected)
+  # An empty continuation needs no generation.
+  assert model.is_greedy([(b'So', b''), (b'', b'')]) == [True, True]
   with pytest.raises(ValueError, match='generation_kwargs: got beams, allowed'):
     model.generate_until(requests([('So', {'beams': 2})]))
 

@@ -183,8 +183,29 @@ def test_another_model_and_other_floats_are_refused(model):
   with pytest.raises(ValueError, match='allowed: the checkpoint that wrote it'):
     decompress(other, content)
   other.fingerprint = model.fingerprint
-  with pytest.raises(ValueError, match='decodes to something else: floats'):
+  with pytest.raises(ValueError, match='the file is damaged, since floats are'):
     decompress(other, content)
+  header, blocks = container.unpack(content)
+  header = dataclasses.replace(header, platform='jax 0.1 on another machine')
+  message = 'floats differ between jax 0.1 on another machine, where it was'
+  with pytest.raises(ValueError, match=message):
+    decompress(other, container.pack(header, blocks))
+
+
+def test_lanes_are_bounded_by_bytes_and_memory(model):
+  """A file may not ask for caches without end."""
+  content = compress(model, b'abc', num_lanes=64)
+  header, _ = container.unpack(content)
+  assert header.num_lanes == 3
+  assert decompress(model, content) == b'abc'
+  small = make_model()
+  small.max_lanes = 2
+  with pytest.raises(ValueError, match='got 3 lanes, allowed: at most 2'):
+    decompress(small, content)
+  large = make_model(window=1 << 20)
+  lane = jax.eval_shape(lambda: large.start(1))
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lane))
+  assert large.max_lanes == (1 << 32) // size < model.max_lanes == 65535
 
 
 def test_commands(tmp_path, capsys):

@@ -46,6 +46,25 @@ def test_a_text_ends_at_the_limit(size):
   assert grow(data, size, limit=7, stop=(b'23',))[1] == data[:2]
 
 
+@pytest.mark.parametrize('size', [1, 2, 3, 50])
+@pytest.mark.parametrize(
+  ('limit', 'stop', 'end'),
+  [
+    # The limit lies inside a stop string, behind its last byte, before it.
+    (6, (b'4567',), 6),
+    (7, (b'4567',), 7),
+    (8, (b'4567',), 4),
+    (4, (b'4567',), 4),
+    # One lies inside another: the first that is complete counts.
+    (9, (b'1234', b'23'), 2),
+    (9, (b'234', b'34', b'4'), 2),
+  ],
+)
+def test_parts_do_not_change_where_a_text_ends(size, limit, stop, end):
+  data = b'0123456789'
+  assert grow(data, size, limit=limit, stop=stop)[1] == data[:end]
+
+
 def test_characters_come_whole_unless_asked_for():
   data = 'aé€😀b'.encode()
   taken, _ = grow(data, 1)

@@ -1,5 +1,6 @@
 import fractions
 import functools
+import itertools
 import math
 
 import jax
@@ -109,10 +110,17 @@ def make_rows(seed, rows, size):
 
 
 def is_space_like(byte):
-  """Excludes ASCII letters, digits and continuation bytes, by hand."""
-  return not (chr(byte).isascii() and chr(byte).isalnum()) and not (
-    0x80 <= byte < 0xC0
-  )
+  """Excludes ASCII letters and digits, and bytes of other characters."""
+  return byte < 0x80 and not chr(byte).isalnum()
+
+
+def bytes_left(before):
+  """Returns how many bytes the last character lacks, and how many it has."""
+  for size, byte in enumerate(before[::-1][:4], 1):
+    if not 0x80 <= byte < 0xC0:
+      whole = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+      return max(whole - size, 0), size if size == whole else 4
+  return 0, 4
 
 
 def rounded(x):
@@ -153,6 +161,9 @@ def in_words(name, threshold, min_length, max_length, row):
       fraction = fractions.Fraction(at * 2654435769 % 2**32 >> 20, 4096)
       limit = min_length if is_word else max_length
       wants = length + fraction >= limit + threshold
+      left, size = bytes_left(ids[begin:s].tolist())
+      if ids[s - 1] >= 0x80:
+        wants = not left and (wants or length + size > max_length)
     is_start = (
       is_first or length == max_length or (wants and length >= min_length)
     )
@@ -200,9 +211,11 @@ def test_ids_one_at_a_time_are_divided_as_whole_rows(setting):
   )
   for field, want in vars(state).items():
     got = getattr(after, field)
-    if field == 'second_last_id_B':
-      # The id before the first one of a document is arbitrary.
-      got, want = (jnp.where(state.position_B > 1, x, 0) for x in (got, want))
+    least = {'second_last_id_B': 2, 'third_last_id_B': 3}.get(field, 0)
+    # Ids before the first one of a document are arbitrary.
+    got, want = (
+      jnp.where(state.position_B >= least, x, 0) for x in (got, want)
+    )
     np.testing.assert_array_equal(got, want, field)
 
 
@@ -254,7 +267,10 @@ def test_a_row_without_an_id_waits():
 
 
 def test_words_are_those_of_spacebyte():
-  """A word ends with the first of the bytes that end it; the rest follow."""
+  """A word ends with the first of the bytes that end it; the rest follow.
+
+  Characters of several bytes are parts of words.
+  """
   ids = np.frombuffer(TEXT.encode(), np.uint8)[None].astype(np.int32)
   zeros = jnp.zeros(ids.shape)
   got = whole_rows('space', 1, 99)(
@@ -265,13 +281,31 @@ def test_words_are_those_of_spacebyte():
   parts = [
     text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)
   ]
-  # A character of several bytes begins with one that ends the word before.
-  assert parts == [
-    *(b'Of ', b'the ', b'3 ', b'bytes\xe2', b'\x80\x94caf\xc3', b'\xa9,'),
-    *(b' na\xc3', b'\xafve:', b' "\xe6\x97\xa5\xe6', b'\x9c\xac"'),
-    *(b' \xe2\x80\xa6 ', b'ok?', b'\n\n  def ', b'f(', b'x)'),
-    *(b':\n    pass',),
+  assert [part.decode() for part in parts] == [
+    *('Of ', 'the ', '3 ', 'bytes—café,', ' naïve:', ' "日本"', ' … '),
+    *('ok?', '\n\n  def ', 'f(', 'x)', ':\n    pass'),
   ]
+
+
+@pytest.mark.parametrize('threshold', [0.0, 2.5, -3.5])
+@pytest.mark.parametrize(
+  'text',
+  ['日本語のテキスト' * 4, 'ёжик в тумане' * 4, '😀é日' * 9, 'né😀 ' * 9],
+)
+def test_no_segment_begins_within_a_character(text, threshold):
+  ids = np.zeros((1, SIZE), np.int32)
+  data = text.encode()
+  ids[0, : len(data)] = np.frombuffer(data, np.uint8)
+  zeros = jnp.zeros((1, SIZE))
+  document = jnp.where(np.arange(SIZE) < len(data), 0, -1)[None]
+  got = whole_rows('space', 1, 16)(
+    jnp.float32(threshold), jnp.asarray(ids), document, zeros, zeros
+  )
+  starts = np.flatnonzero(np.asarray(got.is_start_BS[0]))
+  bounds = [*starts.tolist(), len(data)]
+  for a, b in itertools.pairwise(bounds):
+    data[a:b].decode()  # Raises at half a character.
+  assert len(starts) >= len(data) / 16
 
 
 def test_space_like_bytes():
@@ -282,7 +316,7 @@ def test_space_like_bytes():
 @pytest.mark.parametrize('stride', [1.0, 3.0, 4.0, 4.5, 7.3, 12.0])
 def test_strides_keep_their_length_over_long_documents(stride):
   position = jnp.arange(200_000)
-  known = rules.Known(*[jnp.zeros(200_000)] * 5, position=position)
+  known = rules.Known(*[jnp.zeros(200_000)] * 6, position=position)
   wish = rules.wishes(known, policy_of('stride', stride, 1, 16))
   (starts,) = np.nonzero(np.asarray(wish.need) == 0)
   lengths = np.diff(starts)
