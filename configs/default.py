@@ -441,7 +441,8 @@ def get_config() -> ml_collections.ConfigDict:
       # Learning rate at the end of the run, as a fraction of the largest; 0 to
       # 1. 'constant' ignores it.
       final_fraction=0.1,
-      # Steps of the warm-up; 0 or more, at most those of the run.
+      # Steps of the warm-up; 0 or more. A run that it does not fit into warms
+      # up for half of its steps, and says so.
       warmup_steps=50,
       # Fraction of the steps in which 'warmup_stable_decay' falls; 0 to 1.
       decay_fraction=0.2,

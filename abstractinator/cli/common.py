@@ -15,6 +15,19 @@ if TYPE_CHECKING:
   from abstractinator.inference import TrainedPyramid
 
 
+class Stop(Exception):  # noqa: N818
+  """End of a command with an exit status of its own.
+
+  Attributes:
+    status: Exit status of the process.
+    line: Line for standard error; None for none.
+  """
+
+  def __init__(self, status: int, line: str | None):
+    super().__init__(line)
+    self.status, self.line = status, line
+
+
 def at_least(least: int) -> Callable[[str], int]:
   """Returns a type for argparse: an integer that is not below `least`."""
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
   from abstractinator.compression.byte_model import ByteModel
   from abstractinator.compression.hierarchy_model import HierarchyModel
 
+EXAMPLE = 'abstractinator compress RUN notes.txt notes.small'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator compress`."""

@@ -4,6 +4,8 @@ import argparse
 
 from abstractinator.cli import common
 
+EXAMPLE = 'abstractinator decode RUN notes.npz'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator decode`."""

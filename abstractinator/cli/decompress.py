@@ -5,6 +5,8 @@ import pathlib
 
 from abstractinator.cli import common, compress
 
+EXAMPLE = 'abstractinator decompress RUN notes.small notes.txt'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator decompress`."""

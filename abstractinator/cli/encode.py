@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from abstractinator.cli import common
 
+EXAMPLE = 'abstractinator encode RUN notes.txt --out=notes.npz'
 _SHARD_BYTES = 1 << 24
 _FORMAT = 'parquet'
 
@@ -26,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--data',
-    help='globs of the files of a corpus, which is encoded in place of FILE',
+    help='globs of the files of a corpus, which is encoded in place of FILE;'
+    ' default: none',
   )
   parser.add_argument(
     '--shard_bytes',

@@ -9,6 +9,8 @@ from abstractinator.config import DataConfig
 if TYPE_CHECKING:
   from abstractinator.evaluation.windows import DocumentPassages
 
+EXAMPLE = "abstractinator evaluate RUN --data='texts/*.txt'"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator evaluate`."""

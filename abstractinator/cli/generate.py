@@ -15,6 +15,7 @@ from abstractinator.decoding.options import Options
 if TYPE_CHECKING:
   from abstractinator.inference import TrainedPyramid
 
+EXAMPLE = "abstractinator generate RUN --prompt='def main(' --max_bytes=200"
 # Fields of `Options` that are numbers, which have the defaults of `Options`.
 _NUMBERS = {
   'temperature': (
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ' of a document',
   )
   parser.add_argument(
-    '--prompt_file', help='file with a text to continue; - for standard input'
+    '--prompt_file',
+    help='file with a text to continue, - for standard input; default: none',
   )
   parser.add_argument(
     '--max_bytes',
@@ -68,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--stop',
     action='append',
-    help='string before which a text ends; may be given several times',
+    help='string before which a text ends; may be given several times; default:'
+    ' none',
   )
   common.add(parser, '--entropy_model_only', '--json')
 

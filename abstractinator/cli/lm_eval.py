@@ -10,6 +10,8 @@ from abstractinator.cli import common
 if TYPE_CHECKING:
   from lm_eval.tasks import TaskManager
 
+EXAMPLE = 'abstractinator lm-eval RUN --tasks=arc_easy --limit=100'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator lm-eval`."""

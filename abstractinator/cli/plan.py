@@ -6,6 +6,8 @@ import dataclasses
 from abstractinator.cli import common, config_file
 from abstractinator.config import MeshConfig
 
+EXAMPLE = 'abstractinator plan --config=base --topology=v5e-8'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator plan`."""

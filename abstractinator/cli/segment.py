@@ -4,6 +4,8 @@ import argparse
 
 from abstractinator.cli import common
 
+EXAMPLE = 'abstractinator segment RUN notes.txt'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator segment`."""

@@ -5,6 +5,8 @@ import os
 
 from abstractinator.cli import common
 
+EXAMPLE = 'abstractinator view RUN notes.txt --html=notes.html'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator view`."""

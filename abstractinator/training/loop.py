@@ -16,6 +16,7 @@ from abstractinator.runs import checkpoint, load_parts, processes, sharding
 from abstractinator.runs.state import TrainState, averaged_variables_of
 from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
+from abstractinator.training.optimizer import warmup_of
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.report import Reporter
@@ -277,11 +278,19 @@ class Run:
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     rows, held_out = self._train_rows, self._validation_rows
     report.progress.message(
-      f'{self.workdir}: {num_params:,} parameters on {len(devices)}'
-      f' {devices[0].device_kind} device(s)'
-      f' ({self._program.model.implementation}, {self.config.model.dtype}),'
-      f' {len(rows.documents):,} documents of {rows.num_ids:,} ids to train on,'
-      f' {len(held_out.documents):,} held out, steps {int(state.step)}'
-      f' to {self.total_steps}'
+      f'{self.workdir}: {num_params:,} parameters in {self.config.model.dtype},'
+      f' ops by {self._program.model.implementation}\n'
+      f'on {len(devices)} device(s) of kind {devices[0].device_kind}\n'
+      f'{len(rows.documents):,} documents of {rows.num_ids:,} ids to train on,'
+      f' {len(held_out.documents):,} held out\n'
+      f'steps {int(state.step)} to {self.total_steps}'
     )
+    optimizer = self.config.optimizer
+    warmup_steps = warmup_of(optimizer, self.total_steps)
+    if warmup_steps < optimizer.warmup_steps:
+      report.progress.message(
+        f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into the'
+        f' {self.total_steps} steps of the run, shortened to {warmup_steps}'
+      )
+    report.progress.message('compiling the training step')
     return report

@@ -47,9 +47,6 @@ def make_optimizer(
   Returns:
     Clipping of the gradient's global norm, then AdamW; or with kind 'muon' Muon
     for the kernels of blocks and AdamW for all other parameters.
-
-  Raises:
-    ValueError: If the warm-up is longer than the run.
   """
   schedule = make_schedule(config, total_steps)
   optimizer = optax.adamw(
@@ -78,6 +75,17 @@ def make_optimizer(
   return optax.chain(*steps)
 
 
+def warmup_of(config: OptimizerConfig, total_steps: int) -> int:
+  """Returns the steps of the warm-up: half of a run that it does not fit into.
+
+  Args:
+    config: Settings of the optimizer.
+    total_steps: Number of optimizer steps of the run.
+  """
+  fits = config.warmup_steps <= total_steps
+  return config.warmup_steps if fits else total_steps // 2
+
+
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   """Builds the learning rate as a function of the step, counted from 0.
 
@@ -97,16 +105,8 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
   Returns:
     A function from the step, an int or an int32 scalar, to the learning rate.
-
-  Raises:
-    ValueError: If the warm-up is longer than the run.
   """
-  warmup_steps = config.warmup_steps
-  if warmup_steps > total_steps:
-    raise ValueError(
-      f'optimizer.warmup_steps: got {warmup_steps}, allowed: at most the'
-      f' {total_steps} steps of the run'
-    )
+  warmup_steps = warmup_of(config, total_steps)
   peak_step, last_step = max(warmup_steps - 1, 0), total_steps - 1
   start = peak_step
   if config.schedule == 'warmup_stable_decay':

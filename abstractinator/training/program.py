@@ -48,9 +48,6 @@ def make_program(
 
   Returns:
     The program.
-
-  Raises:
-    ValueError: If the warm-up is longer than the run.
   """
   model = make_model(config, platform)
   objective = OBJECTIVES[config.objective]
@@ -101,8 +98,7 @@ def xla_program(config: RunConfig) -> TrainingProgram:
   return make_program(
     dataclasses.replace(config, model=model),
     'cpu',
-    # The number of steps decides the learning rate alone; any one is allowed
-    # that the warm-up fits into.
+    # The number of steps decides the learning rate alone.
     total_steps=config.optimizer.warmup_steps + 1,
   )
 

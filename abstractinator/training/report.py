@@ -1,12 +1,13 @@
 """Reports of a run: metric files, alarms, progress and the closing summary."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from abstractinator.config import RunConfig
+from abstractinator.evaluation import units
 from abstractinator.evaluation.held_out import Evaluation
 from abstractinator.objective import metrics
 from abstractinator.objective.by_level import level_prefix
@@ -17,6 +18,7 @@ from abstractinator.training.metric_writer import MetricWriter
 from abstractinator.training.optimizer import make_schedule
 from abstractinator.training.progress import Progress
 from abstractinator.training.step_metrics import StepMetrics
+from abstractinator.types import NUM_BYTES
 
 
 class Reporter:
@@ -126,91 +128,113 @@ class Reporter:
 
 
 def closing(
-  workdir: str, objective: str, total_steps: int, summary: Summary | None
+  workdir: str, config: RunConfig, total_steps: int, summary: Summary | None
 ) -> str:
   """Returns what is printed at the end: the result and what can be done next.
 
   Args:
     workdir: Directory of the run.
-    objective: Name of the run's objective.
+    config: Config of the run.
     total_steps: Number of optimizer steps of the run.
     summary: Its last held-out metrics; None if it was done before.
   """
   lines = [f'run {workdir}: {total_steps} steps done']
-  if summary:
-    lines.append(f'held-out documents: {headline(summary)}')
-  else:
+  if summary is None:
     lines.append('nothing was left to do; --config.max_steps=N trains longer')
-  uses = [
-    f'  abstractinator reconstruct {workdir} FILE',
-    f'  abstractinator segment {workdir} FILE',
+  else:
+    lines.append('on held-out documents:')
+    lines += units.table(figures(summary), indent='  ')
+  return '\n'.join([*lines, 'next:', *_next_commands(workdir, config)])
+
+
+def _next_commands(workdir: str, config: RunConfig) -> list[str]:
+  """Returns the commands that a run is ready for, each with its purpose."""
+  uses: dict[str, str] = {}
+  if config.objective == 'entropy_model':
+    level = '--config.model.levels[0]'
+    uses = {
+      f"train --config=CONFIG '{level}.freeze_entropy_model=True'"
+      f" '{level}.load_entropy_model_from={workdir}'": 'codes on this model'
+    }
+  elif config.data.vocab_size == NUM_BYTES:
+    uses = {
+      f'view {workdir} FILE --html=page.html': 'segments and codes of a text',
+      f'reconstruct {workdir} FILE': 'a text, from its codes alone',
+      f"generate {workdir} --prompt='TEXT'": 'a continuation of a text',
+    }
+  lines = {f'abstractinator {use}': f'# {x}' for use, x in uses.items()}
+  tensorboard = f'tensorboard --logdir={workdir}/tensorboard'
+  lines[tensorboard] = '# curves (pip install tensorboard)'
+  return [
+    x for use, about in lines.items() for x in (f'  {about}', f'    {use}')
   ]
-  if objective == 'entropy_model':
-    uses = [
-      '  python train.py --config=CONFIG'
-      " '--config.model.levels[0].freeze_entropy_model=True'"
-      f" '--config.model.levels[0].load_entropy_model_from={workdir}'"
-    ]
-  return '\n'.join(
-    [
-      *lines,
-      'next:',
-      *uses,
-      f'  tensorboard --logdir {workdir}/tensorboard'
-      '  (pip install tensorboard)',
-    ]
-  )
+
+
+# Labels of the most important figures, in the order in which they are shown.
+_OF_WHOLE = {
+  'total_bits_per_byte': 'total',
+  'top_lm_code_bits_per_byte': 'codes',
+  'top_lm_end_bits_per_byte': 'ends of documents',
+  'free_running_byte_accuracy': 'bytes right, from codes alone',
+}
+# Those of a run that reads codes, without bytes.
+_OF_CODES = {
+  'top_lm_code_bits_per_code': 'top LM',
+  'top_lm_code_accuracy': 'codes right',
+}
+_OF_LEVEL = {
+  'entropy_model_bits_per_byte': 'entropy model',
+  'entropy_model_byte_accuracy': 'bytes right',
+  'expander_bits_per_byte': 'expander, given codes',
+  'end_bits_per_byte': 'ends of segments',
+  'teacher_forced_byte_accuracy': 'bytes right, teacher-forced',
+  'teacher_forced_code_accuracy': 'codes right, teacher-forced',
+  'bytes_per_segment': 'length of segments',
+  'live_code_fraction': 'codes in use',
+}
+
+
+def figures(summary: Summary) -> dict[str, str]:
+  """Returns the most important held-out metrics by label, with their units.
+
+  Args:
+    summary: Held-out metrics of a run.
+  """
+  whole, levels = summary.whole, summary.levels
+  shown = _labeled(_OF_WHOLE if levels else _OF_CODES, whole)
+  for number, of_level in enumerate(levels):
+    prefix = level_prefix(number, len(levels)).replace('/', ': ')
+    found = _labeled(_OF_LEVEL, of_level)
+    # With many codes, their use is counted by stage.
+    stages = [k for k in of_level if k.endswith('/live_code_fraction')]
+    labels = {k: f'codes in use, {k.split("/")[0]}' for k in stages}
+    found |= _labeled(labels, of_level)
+    shown |= {f'{prefix}{label}': value for label, value in found.items()}
+  return shown
+
+
+def _labeled(
+  labels: Mapping[str, str], values: Mapping[str, float]
+) -> dict[str, str]:
+  return {
+    label: units.with_unit(name, values[name])
+    for name, label in labels.items()
+    if name in values
+  }
 
 
 def headline(summary: Summary) -> str:
-  """Returns the most important held-out metrics, in a line."""
-  levels, whole = summary.levels, summary.whole
-  if not levels:
-    bits, accuracy = (
-      whole[f'top_lm_code_{x}'] for x in ('bits_per_code', 'accuracy')
-    )
-    return f'top LM {bits:.3f} bits/code, {accuracy:.1%} of codes right'
-  if 'entropy_model_byte_accuracy' in levels[0]:
-    bits = levels[0]['entropy_model_bits_per_byte']
-    accuracy = levels[0]['entropy_model_byte_accuracy']
-    return f'entropy model {bits:.3f} bits/byte, {accuracy:.1%} of bytes right'
-  parts = [
-    level_prefix(number, len(levels)).replace('/', ': ') + _of_level(of_level)
-    for number, of_level in enumerate(levels)
+  """Returns the figures that matter most while a run trains, in a line."""
+  unit = ' bits/byte' if summary.levels else ' bits/code'
+  found = figures(summary)
+  costs = [
+    f'{label.split(",")[0]} {value.removesuffix(unit)}'
+    for label, value in found.items()
+    if value.endswith(unit)
   ]
-  if 'top_lm_code_bits_per_byte' in whole:
-    code, end = (
-      whole[f'top_lm_{part}_bits_per_byte'] for part in ('code', 'end')
-    )
-    parts.append(f'codes {code + end:.3f} bits/byte under the top LM')
-  if 'total_bits_per_byte' in whole:
-    parts.append(f'{whole["total_bits_per_byte"]:.3f} bits/byte in total')
-  if 'free_running_byte_accuracy' in whole:
-    parts.append(f'{whole["free_running_byte_accuracy"]:.1%} free-running')
-  return ('; ' if len(levels) > 1 else ', ').join(parts)
-
-
-def _of_level(summary: dict[str, float]) -> str:
-  """Returns the most important metrics of a level."""
-  given_codes = summary['expander_bits_per_byte'] + summary['end_bits_per_byte']
-  parts = [
-    f'entropy model {summary["entropy_model_bits_per_byte"]:.3f} bits/byte',
-    f'expander {given_codes:.3f} bits/byte given codes (ends'
-    f' {summary["end_bits_per_byte"]:.3f} of them)',
-    f'{summary["bytes_per_segment"]:.2f} bytes/segment',
-    _live_codes(summary),
+  rest = [
+    f'{value} {label.split(",")[0]}'
+    for label, value in found.items()
+    if value.endswith('%')
   ]
-  for unit in ('byte', 'code'):
-    name = f'teacher_forced_{unit}_accuracy'
-    if name in summary:
-      parts.append(f'{unit} accuracy {summary[name]:.1%} teacher-forced')
-  return ', '.join(parts)
-
-
-def _live_codes(summary: dict[str, float]) -> str:
-  """Returns the live fraction of codes; of each stage if codes are too many."""
-  name = 'live_code_fraction'
-  if name in summary:
-    return f'{summary[name]:.1%} of the codes live'
-  live = [f'{v:.1%}' for k, v in summary.items() if k.endswith(f'/{name}')]
-  return f'{" and ".join(live)} of the codes of each stage live'
+  return ', '.join([', '.join(costs[:3]) + unit, *rest[:1]])

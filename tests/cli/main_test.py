@@ -1,9 +1,11 @@
 """Commands of `abstractinator`."""
 
+import argparse
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 
 import abstractinator
 from abstractinator.cli import generate
+from abstractinator.cli import main as main_module
 from abstractinator.cli.common import show
 from abstractinator.cli.main import main
 from abstractinator.codes.codes import Codes
@@ -226,13 +229,53 @@ def test_help_lists_commands_and_defaults(capsys, monkeypatch):
     return capsys.readouterr().out
 
   monkeypatch.setenv('COLUMNS', '1000')
-  commands = dict(re.findall(r'\n    (\S+)\s+([A-Z].*)', help_of()))
-  assert len(commands) == 11
+  general = help_of()
+  assert main([]) == 0
+  assert capsys.readouterr().out.strip() == general.strip()
+  commands = dict(re.findall(r'\n    (\S+)\s+([A-Z].*)', general))
+  assert len(commands) == 12
   assert commands['segment'] == 'Prints the segments of a text.'
   for name, about in commands.items():
     assert about in help_of(name)
-    assert ('default: the latest one' in help_of(name)) == (name != 'plan')
+    assert f'example: abstractinator {name} ' in help_of(name)
+    has_step = name not in ('train', 'plan')
+    assert ('default: the latest one' in help_of(name)) == has_step
   assert 'ends; default: 256' in help_of('generate')
+  assert 'configs/default.py' in help_of('train')
+
+
+@pytest.mark.parametrize('name', main_module._COMMANDS)
+def test_an_example_is_a_command_and_an_option_says_its_default(name):
+  module = main_module._module(name)
+  _, first, *args = shlex.split(module.EXAMPLE)
+  parser = argparse.ArgumentParser(allow_abbrev=False)
+  module.add_arguments(parser)
+  _, rest = parser.parse_known_intermixed_args(args)
+  assert first == name
+  assert all(arg.startswith('--config.') for arg in rest)
+  for action in parser._actions:
+    is_flag = action.nargs == 0 or action.required
+    assert is_flag or 'default: ' in action.help, action.dest
+
+
+def test_a_file_may_stand_after_options(workdir, file, capsys):
+  assert main(['segment', workdir, file, '--separator=<>']) == 0
+  expected = capsys.readouterr().out
+  for args in (
+    ['segment', '--separator=<>', workdir, file],
+    ['segment', workdir, '--separator', '<>', file],
+  ):
+    assert main(args) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_the_version(capsys):
+  with pytest.raises(SystemExit) as stop:
+    main(['--version'])
+  assert stop.value.code == 0
+  assert capsys.readouterr().out == (
+    f'abstractinator {abstractinator.__version__}\n'
+  )
 
 
 def test_a_terminal_without_the_characters(workdir):
@@ -278,10 +321,10 @@ def test_nothing_on_stdin(workdir):
     (f'segment RUN {os.devnull}', f'{os.devnull}: is empty'),
     ('reconstruct RUN FILE --step=4', 'got step 4, allowed: 3'),
     ('reconstruct RUN FILE --step=x', "--step: invalid int value: 'x'"),
-    ('reconstruct RUN FILE --jsn', 'unrecognized arguments: --jsn'),
+    ('reconstruct RUN FILE --jsn', '--jsn: unknown argument, allowed: --json'),
+    ('reconstruct RUN FILE more', 'more: unknown argument, allowed: those of'),
     ('reconstruct DAMAGED FILE', 'this checkpoint is damaged'),
     ('split RUN FILE', "invalid choice: 'split'"),
-    ('', 'required: COMMAND'),
     ('encode RUN FILE --data=FILE', 'as well, allowed: one of them'),
     ('encode RUN FILE --shard_bytes=9', 'allowed: only with --data'),
     ('encode RUN FILE --format=npz', '--format: got npz, allowed'),

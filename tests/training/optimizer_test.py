@@ -58,9 +58,16 @@ def test_schedule_of_warmup_only(steps):
   np.testing.assert_allclose(schedule(steps - 1), 0.01)
 
 
-def test_warmup_longer_than_the_run():
-  with pytest.raises(ValueError, match=r'optimizer\.warmup_steps: got 4.* 3 '):
-    optimizer.make_optimizer(make_config(), total_steps=3)
+@pytest.mark.parametrize(('total_steps', 'fits'), [(3, 1), (1, 0), (4, 4)])
+def test_a_warmup_longer_than_the_run_becomes_half_of_it(total_steps, fits):
+  config = make_config(warmup_steps=4)
+  assert optimizer.warmup_of(config, total_steps) == fits
+  schedule = optimizer.make_schedule(config, total_steps)
+  expected = optimizer.make_schedule(
+    make_config(warmup_steps=fits), total_steps
+  )
+  for step in range(total_steps):
+    assert schedule(step) == expected(step) > 0
 
 
 PARAMS = {

@@ -1,0 +1,116 @@
+"""Text at the end of a run, and at evaluations."""
+
+import dataclasses
+import json
+
+import pytest
+
+from abstractinator.config import RunConfig
+from abstractinator.objective.metrics import Summary
+from abstractinator.training import report
+from configs import tiny
+
+LEVEL = {
+  'entropy_model_bits_per_byte': 2.18149,
+  'expander_bits_per_byte': 1.5,
+  'end_bits_per_byte': 0.25,
+  'bytes_per_segment': 4.5,
+  'live_code_fraction': 0.5,
+  'teacher_forced_byte_accuracy': 0.75,
+  'loss_total': 9.0,
+}
+WHOLE = {'free_running_byte_accuracy': 0.43211}
+TOP = {
+  'total_bits_per_byte': 3.5,
+  'top_lm_code_bits_per_byte': 1.25,
+  'top_lm_end_bits_per_byte': 0.125,
+}
+
+
+def config(**edits):
+  values = tiny.get_config()
+  values.update(edits)
+  return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
+
+
+def closing(summary=None, objective='all', vocab_size=None):
+  run = config(objective=objective)
+  if vocab_size:
+    data = dataclasses.replace(run.data)
+    object.__setattr__(data, 'vocab_size', vocab_size)
+    run = dataclasses.replace(run)
+    object.__setattr__(run, 'data', data)
+  return report.closing('RUN', run, 7, summary).splitlines()
+
+
+def test_closing_has_one_figure_a_line_with_its_unit():
+  lines = closing(Summary((LEVEL,), WHOLE))
+  first, second, *figures = lines[: lines.index('next:')]
+  assert first == 'run RUN: 7 steps done'
+  assert second == 'on held-out documents:'
+  assert [line.split('  ')[1] for line in figures] == [
+    'bytes right, from codes alone',
+    'entropy model',
+    'expander, given codes',
+    'ends of segments',
+    'bytes right, teacher-forced',
+    'length of segments',
+    'codes in use',
+  ]
+  assert [line.split('  ')[-1].strip() for line in figures] == [
+    '43.21%',
+    '2.181 bits/byte',
+    '1.500 bits/byte',
+    '0.250 bits/byte',
+    '75.00%',
+    '4.50 bytes/segment',
+    '50.00%',
+  ]
+  assert all(len(line) < 80 for line in lines)
+
+
+def test_hints_name_what_the_run_can_do():
+  text = '\n'.join(closing(Summary((LEVEL,), WHOLE)))
+  for command in ('view RUN', 'reconstruct RUN', 'generate RUN'):
+    assert f'abstractinator {command}' in text
+  for other in (
+    closing(objective='entropy_model'),
+    closing(vocab_size=1000),
+  ):
+    assert 'nothing was left to do' in other[1]
+    assert 'tensorboard --logdir=RUN/tensorboard' in '\n'.join(other)
+    for command in ('view', 'reconstruct', 'generate', 'segment'):
+      assert f'abstractinator {command}' not in '\n'.join(other)
+
+
+@pytest.mark.parametrize(
+  ('summary', 'line'),
+  [
+    (
+      Summary((LEVEL,), WHOLE),
+      'entropy model 2.181, expander 1.500, ends of segments 0.250 bits/byte,'
+      ' 43.21% bytes right',
+    ),
+    (
+      Summary((LEVEL, LEVEL), WHOLE | TOP),
+      'total 3.500, codes 1.250, ends of documents 0.125 bits/byte,'
+      ' 43.21% bytes right',
+    ),
+    (
+      Summary(
+        (),
+        {'top_lm_code_bits_per_code': 4.5, 'top_lm_code_accuracy': 0.125},
+      ),
+      'top LM 4.500 bits/code, 12.50% codes right',
+    ),
+  ],
+)
+def test_headline_has_what_matters_most(summary, line):
+  assert report.headline(summary) == line
+
+
+def test_levels_and_stages_have_their_names():
+  stages = {f'stage{i}/live_code_fraction': 0.25 * i for i in (1, 2)}
+  found = report.figures(Summary((LEVEL, stages), {}))
+  assert found['level0: codes in use'] == '50.00%'
+  assert found['level1: codes in use, stage2'] == '50.00%'
