@@ -367,11 +367,10 @@ def get_config() -> ml_collections.ConfigDict:
       # Implementation of each op; 'auto' chooses by the platform. The tables of
       # docs/kernels.md say which platform supports which.
       implementation=dict(
-        # 'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn' or
-        # 'splash'.
+        # 'auto', 'reference', 'xla', 'pallas', 'pallas_interpret' or 'cudnn'.
         attention='auto',
-        # 'auto', 'reference', 'xla', 'xla_deterministic' (equal bits in every
-        # run, on GPU too), 'pallas' or 'pallas_interpret'.
+        # 'auto', 'reference', 'xla', 'pallas' (equal bits in every run, on GPU
+        # too) or 'pallas_interpret'.
         segment_pool='auto',
         # 'auto', 'reference', 'gather' or 'halo'.
         segment_cross='auto',

@@ -15,7 +15,6 @@ docs/kernels.md explains the columns and shows tables that were recorded with
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import re
 import sys
@@ -29,6 +28,7 @@ import numpy as np
 
 from abstractinator.benchmarks import timing
 from abstractinator.ops.attention import attention
+from abstractinator.ops.implementation import OPS
 from abstractinator.ops.nearest_code import nearest_code
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.ops.segment_pool import segment_pool
@@ -206,10 +206,9 @@ def tables(op: str) -> Iterator[list[str]]:
 def implementations(problem: Problem, *, has_oracle: bool) -> list[str]:
   """Returns the names of what can compute a problem here."""
   device = jax.default_backend()
-  support = importlib.import_module(f'abstractinator.ops.{problem.op}.support')
   names = [
     name
-    for name, can in support.SUPPORT.items()
+    for name, can in OPS[problem.op].items()
     if device in can.platforms
     and problem.dtype in can.dtypes
     and name != 'pallas_interpret'

@@ -17,15 +17,10 @@ class ImplementationConfig(Section):
   """
 
   attention: Literal[
-    'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn', 'splash'
+    'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn'
   ]
   segment_pool: Literal[
-    'auto',
-    'reference',
-    'xla',
-    'xla_deterministic',
-    'pallas',
-    'pallas_interpret',
+    'auto', 'reference', 'xla', 'pallas', 'pallas_interpret'
   ]
   segment_cross: Literal['auto', 'reference', 'gather', 'halo']
   nearest_code: Literal['auto', 'reference', 'xla']

@@ -6,17 +6,17 @@ import functools
 from absl import logging
 
 from abstractinator.config import ImplementationConfig
-from abstractinator.ops.attention import support as attention_support
-from abstractinator.ops.nearest_code import support as nearest_code_support
-from abstractinator.ops.segment_cross import support as segment_cross_support
-from abstractinator.ops.segment_pool import support as segment_pool_support
-from abstractinator.ops.support import PLATFORMS
+from abstractinator.ops import nearest_code
+from abstractinator.ops.attention import api as attention
+from abstractinator.ops.segment_cross import api as segment_cross
+from abstractinator.ops.segment_pool import api as segment_pool
+from abstractinator.ops.support import PLATFORMS, Implementation
 
-_SUPPORTS = {
-  'attention': attention_support.SUPPORT,
-  'segment_pool': segment_pool_support.SUPPORT,
-  'segment_cross': segment_cross_support.SUPPORT,
-  'nearest_code': nearest_code_support.SUPPORT,
+OPS: dict[str, dict[str, Implementation]] = {
+  'attention': attention.IMPLEMENTATIONS,
+  'segment_pool': segment_pool.IMPLEMENTATIONS,
+  'segment_cross': segment_cross.IMPLEMENTATIONS,
+  'nearest_code': nearest_code.IMPLEMENTATIONS,
 }
 
 # The setting that 'auto' stands for, by op and platform.
@@ -33,17 +33,13 @@ _SETTINGS = {'pallas_triton': 'pallas', 'pallas_tpu': 'pallas'}
 
 @dataclasses.dataclass(frozen=True)
 class Implementations:
-  """Implementation of each op, and how stacks of blocks are run.
+  """Implementation of each op, a key of its table in `OPS`; and of stacks.
 
   Attributes:
-    attention: Implementation of self-attention, a key of
-      `ops.attention.support.SUPPORT`.
-    segment_pool: Implementation of segment pooling, a key of
-      `ops.segment_pool.support.SUPPORT`.
-    segment_cross: Implementation of segment cross-attention, a key of
-      `ops.segment_cross.support.SUPPORT`.
-    nearest_code: Implementation of code search, a key of
-      `ops.nearest_code.support.SUPPORT`.
+    attention: Implementation of self-attention.
+    segment_pool: Implementation of segment pooling.
+    segment_cross: Implementation of segment cross-attention.
+    nearest_code: Implementation of code search.
     remat: Arrays that a block keeps for its backward pass: 'none' for all that
       it reads, 'dots' for results of matrix products, 'blocks' for its inputs.
     scan_layers: Whether the blocks of a stack are compiled once, as a loop.
@@ -57,12 +53,11 @@ class Implementations:
   scan_layers: bool
 
   def __str__(self) -> str:
-    fields = {
-      name: value
+    return ', '.join(
+      f'{name} {value}'
       for name, value in dataclasses.asdict(self).items()
       if value not in ('none', False)
-    }
-    return ', '.join(f'{name} {value}' for name, value in fields.items())
+    )
 
 
 @functools.cache
@@ -74,8 +69,8 @@ def resolve_implementations(
   The choice is logged the first time it is asked for.
 
   Args:
-    settings: For each op 'auto', or a key of the op's `support.SUPPORT`, where
-      'pallas' stands for both 'pallas_tpu' and 'pallas_triton'.
+    settings: For each op 'auto', or a key of its table in `OPS`, where 'pallas'
+      stands for both 'pallas_tpu' and 'pallas_triton'.
     platform: 'cpu', 'gpu' or 'tpu', that of the mesh the ops will run on.
 
   Raises:
@@ -85,7 +80,7 @@ def resolve_implementations(
     raise ValueError(
       f'platform: got {platform!r}, allowed: {", ".join(PLATFORMS)}'
     )
-  ops = {op: _resolve(op, getattr(settings, op), platform) for op in _SUPPORTS}
+  ops = {op: _resolve(op, getattr(settings, op), platform) for op in OPS}
   resolved = Implementations(
     **ops, remat=settings.remat, scan_layers=settings.scan_layers
   )
@@ -96,8 +91,8 @@ def resolve_implementations(
 def _resolve(op: str, setting: str, platform: str) -> str:
   taken = {
     _SETTINGS.get(name, name): name
-    for name, support in _SUPPORTS[op].items()
-    if platform in support.platforms
+    for name, implementation in OPS[op].items()
+    if platform in implementation.platforms
   }
   if setting == 'auto':
     setting = _AUTO[op][platform]

@@ -1,19 +1,21 @@
-"""Limits of the implementations of an op; `docs/kernels.md` prints them."""
+"""Implementations of an op and their limits; `docs/kernels.md` has them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from abstractinator.types import Array
 
 PLATFORMS = ('cpu', 'gpu', 'tpu')
 NOT_ON_GPU = ('cpu', 'tpu')
+TPU_DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
-class Support:
-  """Cost, platforms and types of one implementation of an op.
+class Implementation:
+  """A function that computes an op, its cost, platforms and types.
 
   Attributes:
+    function: The function, with the arguments that the op's `api` says.
     cost: Time and memory of a call, in the dimension letters of `types`.
     note: Method, limits and the reasons for them; Markdown without a full stop
       at its end.
@@ -22,6 +24,7 @@ class Support:
     is_reproducible_on: Platforms on which two calls give the same bits.
   """
 
+  function: Callable[..., Array]
   cost: str
   note: str
   platforms: tuple[str, ...] = PLATFORMS
@@ -29,29 +32,29 @@ class Support:
   is_reproducible_on: tuple[str, ...] = PLATFORMS
 
 
-def require_supported(
-  op: str, table: Mapping[str, Support], implementation: str, *arrays: Array
-) -> None:
-  """Checks that an implementation exists and takes the types of the arrays.
+def supported(
+  op: str, table: Mapping[str, Implementation], name: str, *arrays: Array
+) -> Callable[..., Array]:
+  """Returns the function of an implementation that takes the given arrays.
 
   Args:
     op: Name of the op, for the message.
-    table: Limits of the op's implementations, by name.
-    implementation: Name of the chosen implementation.
+    table: Implementations of the op, by name.
+    name: Name of the chosen implementation.
     *arrays: Arrays whose types it has to take.
 
   Raises:
     ValueError: If the table has no such name.
     NotImplementedError: If the implementation does not take a type.
   """
-  if implementation not in table:
+  if name not in table:
     raise ValueError(
-      f'implementation: got {implementation!r}, allowed: {", ".join(table)}'
+      f'implementation: got {name!r}, allowed: {", ".join(table)}'
     )
-  allowed = table[implementation].dtypes
+  allowed = table[name].dtypes
   for x in arrays:
     if x.dtype not in allowed:
       raise NotImplementedError(
-        f'{op} by {implementation!r}: got {x.dtype}, allowed:'
-        f' {", ".join(allowed)}'
+        f'{op} by {name!r}: got {x.dtype}, allowed: {", ".join(allowed)}'
       )
+  return table[name].function

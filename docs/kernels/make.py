@@ -2,8 +2,8 @@
 
     python docs/kernels/make.py
 
-Limits are read from the `support` module of each op. Measurements are read from
-the `*.jsonl` files beside this one. Each file is one run of `python -m
+Limits are read from the tables of `ops.implementation`. Measurements are read
+from the `*.jsonl` files beside this one. Each file is one run of `python -m
 abstractinator.benchmarks.ops --json=FILE`; a `note` about the run is added to
 its lines by hand.
 """
@@ -12,14 +12,11 @@ import importlib
 import itertools
 import json
 import pathlib
-import pkgutil
-from collections.abc import Iterator, Mapping
 
-from abstractinator import ops
 from abstractinator.benchmarks import timing
 from abstractinator.config import ImplementationConfig
-from abstractinator.ops.implementation import resolve_implementations
-from abstractinator.ops.support import PLATFORMS, Support
+from abstractinator.ops.implementation import OPS, resolve_implementations
+from abstractinator.ops.support import PLATFORMS, Implementation
 
 HERE = pathlib.Path(__file__).parent
 PAGE = HERE.parent / 'kernels.md'
@@ -27,23 +24,15 @@ PAGE = HERE.parent / 'kernels.md'
 _ABOUT = ('command', 'device', 'jax', 'note')
 
 
-def supports() -> Iterator[tuple[str, str, Mapping[str, Support]]]:
-  """Yields name, summary and limits of the implementations of each op.
-
-  The summary is the first line of the docstring of the op's package.
-  """
-  for package in pkgutil.iter_modules(ops.__path__):
-    if package.ispkg:
-      name = f'{ops.__name__}.{package.name}'
-      summary = importlib.import_module(name).__doc__.strip().splitlines()[0]
-      support = importlib.import_module(f'{name}.support').SUPPORT
-      yield package.name, summary, support
-
-
 def limits() -> str:
-  """Returns a section for each op: platforms, types, cost and notes."""
+  """Returns a section for each op: platforms, types, cost and notes.
+
+  A section begins with the first line of the docstring of the op's module.
+  """
   sections = []
-  for op, summary, support in supports():
+  for op, support in sorted(OPS.items()):
+    module = importlib.import_module(f'abstractinator.ops.{op}')
+    summary = module.__doc__.splitlines()[0]
     rows = [
       {'implementation': f'`{name}`'}
       | {platform: _cell(op, name, s, platform) for platform in PLATFORMS}
@@ -61,7 +50,7 @@ def limits() -> str:
   return '\n\n'.join(sections)
 
 
-def _cell(op: str, name: str, support: Support, platform: str) -> str:
+def _cell(op: str, name: str, support: Implementation, platform: str) -> str:
   """Returns '' for an unsupported platform; '**auto**' if auto selects it."""
   if platform not in support.platforms:
     return ''

@@ -9,14 +9,13 @@ import typing
 import pytest
 
 from abstractinator.config import ImplementationConfig
-from abstractinator.ops.implementation import resolve_implementations
+from abstractinator.ops.implementation import OPS, resolve_implementations
 from abstractinator.ops.support import PLATFORMS
 
 PATH = pathlib.Path(__file__).parents[2] / 'docs/kernels/make.py'
 SPEC = importlib.util.spec_from_file_location('make', PATH)
 make = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(make)
-SUPPORTS = {op: support for op, _, support in make.supports()}
 
 
 def test_the_page_is_up_to_date():
@@ -31,8 +30,8 @@ def test_settings_are_what_is_supported(platform):
   """Every op has a table, and a platform takes just what stands in it."""
   settings = typing.get_type_hints(ImplementationConfig)
   how_stacks_run = {'remat', 'scan_layers'}
-  assert set(SUPPORTS) | how_stacks_run == set(settings)
-  for op, support in SUPPORTS.items():
+  assert set(OPS) | how_stacks_run == set(settings)
+  for op, support in OPS.items():
     found = set()
     for name in typing.get_args(settings[op]):
       auto = ImplementationConfig.everywhere('auto')

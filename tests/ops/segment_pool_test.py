@@ -11,7 +11,7 @@ from abstractinator.ops.segment_pool import (
   pallas_triton,
   segment_pool,
 )
-from abstractinator.ops.segment_pool.support import SUPPORT
+from abstractinator.ops.segment_pool.api import IMPLEMENTATIONS
 from tests.helpers.jitted import jit
 from tests.helpers.lowering import lowered
 from tests.ops.conftest import TOLERANCES, assert_close
@@ -19,7 +19,6 @@ from tests.ops.conftest import TOLERANCES, assert_close
 ALL = [
   'reference',
   'xla',
-  'xla_deterministic',
   'pallas_interpret',
   'pallas_triton',
 ]
@@ -28,7 +27,8 @@ FAST = ALL[1:]
 SAME_TWICE = [
   name
   for name in ALL
-  if jax.default_backend() != 'gpu' or 'gpu' in SUPPORT[name].is_reproducible_on
+  if jax.default_backend() != 'gpu'
+  or 'gpu' in IMPLEMENTATIONS[name].is_reproducible_on
 ]
 SIZE, SLOTS, HEADS, WIDTH = 301, 400, 2, 3
 # Steps of 128 ids: segments continue from one to the next, and compilation is
@@ -285,7 +285,6 @@ def test_eight_devices_give_what_one_does(implementation):
     ('pallas_triton', 'cuda'),
     ('xla', 'tpu'),
     ('xla', 'cuda'),
-    ('xla_deterministic', 'cuda'),
   ],
 )
 def test_lowers_without_the_device(implementation, platform):
@@ -309,9 +308,8 @@ def test_lowers_without_the_device(implementation, platform):
   assert text.count('@tpu_custom_call') == kernels
   kernels = {'pallas_triton': 1}.get(implementation, 0)
   assert text.count('@__gpu$xla.gpu.triton') == kernels
-  # Only reductions over segments scatter. The one that is deterministic is the
-  # maximum, whose order does not matter.
-  scatters = {'xla': 3, 'xla_deterministic': 1}.get(implementation, 0)
+  # Only reductions over segments scatter.
+  scatters = {'xla': 3}.get(implementation, 0)
   assert text.count('"stablehlo.scatter"') == scatters
 
 

@@ -1,7 +1,6 @@
 """Causal self-attention: one contract for all implementations."""
 
 import functools
-from collections.abc import Callable
 
 import chex
 
@@ -10,22 +9,72 @@ from abstractinator.ops.attention import (
   pallas_tpu,
   pallas_triton,
   reference,
-  splash,
   xla,
 )
-from abstractinator.ops.attention.support import SUPPORT
 from abstractinator.ops.shards import over_shards
-from abstractinator.ops.support import require_supported
+from abstractinator.ops.support import (
+  NOT_ON_GPU,
+  TPU_DTYPES,
+  Implementation,
+  supported,
+)
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
-  'reference': reference.attention,
-  'xla': xla.attention,
-  'pallas_tpu': pallas_tpu.attention,
-  'pallas_triton': pallas_triton.attention,
-  'pallas_interpret': functools.partial(pallas_tpu.attention, interpret=True),
-  'cudnn': cudnn.attention,
-  'splash': splash.attention,
+_LINEAR = 'S (window + block) H (A + E), S H (A + E) memory'
+IMPLEMENTATIONS = {
+  'reference': Implementation(
+    reference.attention,
+    cost='S S H (A + E), S S H memory',
+    note='dense, float32: the oracle of the tests',
+  ),
+  'xla': Implementation(
+    xla.attention,
+    cost='S (window + block) H (A + E), S (window + block) H memory',
+    note=(
+      'blocks of 32 to 128 queries against the keys that they can see; without'
+      ' a window, half of S S in time and S x block in memory'
+    ),
+  ),
+  'pallas_tpu': Implementation(
+    pallas_tpu.attention,
+    cost=_LINEAR,
+    note=(
+      '`pallas` on TPU: blocks of 128 or 256 ids; heads lie side by side in the'
+      ' lanes and are neither transposed nor padded; blocks of other groups are'
+      ' skipped where more than 5 are in reach. Heads are at most 256 wide; all'
+      ' heads that share keys or values must fit in 64 MiB, a block of each'
+    ),
+    platforms=('tpu',),
+    dtypes=TPU_DTYPES,
+  ),
+  'pallas_triton': Implementation(
+    pallas_triton.attention,
+    cost=_LINEAR,
+    note=(
+      '`pallas` on GPU: blocks of 64 ids by Triton; blocks of other groups are'
+      ' skipped. Heads are at most 256 wide, tiles as wide as the next power of'
+      ' two; products of float32 are exact, not tf32'
+    ),
+    platforms=('gpu',),
+  ),
+  'pallas_interpret': Implementation(
+    functools.partial(pallas_tpu.attention, interpret=True),
+    cost='as `pallas_tpu`, slow',
+    note='the kernels of `pallas_tpu`, interpreted, for debugging',
+    dtypes=TPU_DTYPES,
+  ),
+  'cudnn': Implementation(
+    cudnn.attention,
+    cost=_LINEAR,
+    note=(
+      'cuDNN through `jax.nn`: no float32; 16 more numbers a head keep groups'
+      ' apart, up to 65,535 groups and score differences of 64 nats; heads are'
+      ' at most 240 wide, shared ones are copied'
+    ),
+    platforms=('gpu',),
+    dtypes=('bfloat16', 'float16'),
+    is_reproducible_on=NOT_ON_GPU,
+  ),
 }
 # Implementations that XLA splits over a mesh by itself, better than
 # `over_shards`.
@@ -57,8 +106,8 @@ def attention(
     group_BS: [B, S] int32, a document or a segment; -1 for none.
     window: Number of ids before itself that an id sees, >= 0; None for all.
     scale: Factor on the scores.
-    implementation: A key of `support.SUPPORT`, which says what each can take.
-      All but 'reference', the oracle of the tests, need memory linear in S.
+    implementation: Key of `IMPLEMENTATIONS`, which says what each can take. All
+      but 'reference' need memory linear in S.
 
   Returns:
     [B, S, H, E] of the type of `v_BSGE`. Softmax is in float32.
@@ -77,12 +126,10 @@ def attention(
   if window is not None and window < 0:
     raise ValueError(f'window: got {window}, allowed: >= 0, or None')
   args = q_BSHA, k_BSGA, v_BSGE, group_BS
-  require_supported('attention', SUPPORT, implementation, *args[:3])
+  attend = supported('attention', IMPLEMENTATIONS, implementation, *args[:3])
 
   def function(q, k, v, group):
-    return _IMPLEMENTATIONS[implementation](
-      q, k, v, group_BS=group, window=window, scale=scale
-    )
+    return attend(q, k, v, group_BS=group, window=window, scale=scale)
 
   if implementation in _PARTITIONED:
     return function(*args)

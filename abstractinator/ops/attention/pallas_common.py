@@ -77,19 +77,13 @@ class Kernels(Protocol):
     near: Sequence[Array],
     outputs: Sequence[Array | jax.ShapeDtypeStruct],
   ) -> Sequence[Array]:
-    """Runs a kernel over all blocks of ids.
+    """Runs 'forward', 'backward_queries' or 'backward_keys' over all blocks.
 
-    Args:
-      kernel: 'forward' or 'backward_queries', where the own block of a program
-        is one of queries and near blocks are those before it, or
-        'backward_keys', where it is one of keys and near blocks are after it.
-      limit: [B, n] int32, farthest block that each block has to meet.
-      own: Inputs that a program reads at its own block, groups first.
-      near: Inputs that a program reads at the near blocks, groups first.
-      outputs: Shapes and types of the outputs, written at the own block.
-
-    Returns:
-      The outputs.
+    The own block of a program is one of queries, and near blocks are those
+    before it; for 'backward_keys' it is one of keys, and they are after it.
+    `limit` is the farthest block that each block has to meet, [B, n] int32;
+    `own` and `near` are inputs at the own and the near blocks, groups first;
+    `outputs` are shapes and types of what is written at the own block.
     """
 
 
@@ -141,13 +135,12 @@ def _key_group(group: Array) -> Array:
   return jnp.where(group < 0, -2, group)
 
 
-def require_width(*arrays: Array) -> None:
+def require_width(op: str, *arrays: Array) -> None:
   """Raises NotImplementedError if [B, S, G, X] heads are wider than 256."""
   width = max(x.shape[3] for x in arrays)
   if width > _MAX_WIDTH:
     raise NotImplementedError(
-      f"attention by 'pallas': got heads {width} wide, allowed: at most"
-      f' {_MAX_WIDTH}'
+      f"{op} by 'pallas': got heads {width} wide, allowed: at most {_MAX_WIDTH}"
     )
 
 
@@ -176,11 +169,8 @@ def cost_estimate(
 ) -> pl.CostEstimate:
   """Returns the cost of a kernel, which XLA cannot count by itself.
 
-  Args:
-    kernel: Name of the kernel.
-    layout: Layout of its blocks.
-    scores: Number of scores, over all rows, heads and pairs of ids.
-    arrays: Inputs and outputs.
+  `scores` counts them over all rows, heads and pairs of ids; `arrays` are
+  inputs and outputs.
   """
   of_keys, of_values = _PRODUCTS[kernel]
   width = of_keys * layout.key_width + of_values * layout.value_width
@@ -197,13 +187,7 @@ def visible_blocks(
   """Returns bounds on which blocks of ids see which, by groups and window.
 
   A block may see itself. Between the bounds there may be blocks with no visible
-  pair of ids.
-
-  Args:
-    group_BS: [B, S] int32, group of each id, S a multiple of the block; -1 for
-      none.
-    block: Number of ids of a block.
-    window: Number of ids before itself that an id sees; None for all.
+  pair of ids. S is a multiple of the block.
 
   Returns:
     The first block that each block may see, and the last block that may see it,

@@ -48,7 +48,7 @@ def attention(
     NotImplementedError: If a head is wider than 256, or heads that share keys
       or values do not fit in the memory of a core.
   """
-  require_width(q_BSHA, v_BSGE)
+  require_width('attention', q_BSHA, v_BSGE)
   batch, size, heads, _ = q_BSHA.shape
   layout = make_layout(
     q_BSHA,

@@ -47,7 +47,7 @@ def attention(
   Raises:
     NotImplementedError: If a head is wider than 256.
   """
-  require_width(q_BSHA, v_BSGE)
+  require_width('attention', q_BSHA, v_BSGE)
   size, widths = q_BSHA.shape[1], (q_BSHA.shape[3], v_BSGE.shape[3])
   block = min(_BLOCK, pl.next_power_of_2(size))
   if q_BSHA.dtype == jnp.float32:

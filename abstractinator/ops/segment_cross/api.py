@@ -1,22 +1,40 @@
 """Public entry to segment cross-attention."""
 
 import functools
-from collections.abc import Callable
 
 import chex
 
 from abstractinator.ops.attention.api import require_shared_heads
-from abstractinator.ops.segment_cross import gather, halo, reference
-from abstractinator.ops.segment_cross.fetch import lookup
-from abstractinator.ops.segment_cross.support import SUPPORT
+from abstractinator.ops.segment_cross import reference, xla
 from abstractinator.ops.shards import over_shards
-from abstractinator.ops.support import require_supported
+from abstractinator.ops.support import NOT_ON_GPU, Implementation, supported
 from abstractinator.types import Array
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
-  'reference': reference.segment_cross_attention,
-  'gather': gather.segment_cross_attention,
-  'halo': halo.segment_cross_attention,
+IMPLEMENTATIONS = {
+  'reference': Implementation(
+    reference.segment_cross_attention,
+    cost='T U H (A + E), T U H memory',
+    note='dense, float32: the oracle of the tests',
+  ),
+  'gather': Implementation(
+    xla.gather,
+    cost='(lookback + 1) T H (A + E)',
+    note=(
+      'fetches the rows that a query sees, whatever the order of the slots; a'
+      ' lookback of 0 is one fetch'
+    ),
+    is_reproducible_on=NOT_ON_GPU,
+  ),
+  'halo': Implementation(
+    xla.halo,
+    cost='(128 + lookback) T H (A + E) on the matrix unit',
+    note=(
+      '128 queries at a time against the run of slots that they see; slots rise'
+      ' by at most one from a query to the next, and a query out of reach gets'
+      ' zeros; a lookback of 0 is one fetch'
+    ),
+    is_reproducible_on=NOT_ON_GPU,
+  ),
 }
 
 
@@ -47,10 +65,8 @@ def segment_cross_attention(
       document, [B, T] int32.
     lookback: Number of slots before its own that a query sees, >= 0.
     scale: Factor on the scores.
-    implementation: Name in `support.SUPPORT`. 'gather' fetches the few rows
-      each query sees; 'halo' multiplies a block of queries with the run of
-      slots that it sees, and its docstring says what indices it takes; both are
-      linear in T. 'reference' is dense, the oracle of the tests.
+    implementation: Key of `IMPLEMENTATIONS`; the docstring of `xla.halo` says
+      what indices 'halo' takes. All but 'reference' are linear in T.
     rows_per_slot: Number of keys and values of a slot, >= 1; a query sees all
       of them or none.
 
@@ -72,12 +88,15 @@ def segment_cross_attention(
       f'rows_per_slot: got {rows_per_slot}, allowed: a divisor of the number of'
       f' rows ({v_BUGE.shape[1]})'
     )
-  require_supported('segment_cross', SUPPORT, implementation)
-  settings = dict(lookback=lookback, scale=scale, rows_per_slot=rows_per_slot)
-  attend = functools.partial(_IMPLEMENTATIONS[implementation], **settings)
+  attend = functools.partial(
+    supported('segment_cross', IMPLEMENTATIONS, implementation),
+    lookback=lookback,
+    scale=scale,
+    rows_per_slot=rows_per_slot,
+  )
   if not lookback and rows_per_slot == 1:
     if implementation != 'reference':
-      return lookup(v_BUGE, index_BT)
+      return xla.lookup(v_BUGE, index_BT)
     return attend(None, None, v_BUGE, index_BT=index_BT, lowest_BT=lowest_BT)
   if q_BTHA is None or k_BUGA is None:
     raise ValueError('queries or keys: got None, allowed: arrays')

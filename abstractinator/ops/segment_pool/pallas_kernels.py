@@ -41,20 +41,11 @@ def forward(*refs: Ref) -> None:
   """Writes the means, and for each id the divisor of its segment's weights.
 
   Args:
-    *refs: The arrays that follow, in this order.
-    first_ref: Slot of the first id of each block, [B, blocks] int32.
-    last_ref: Slot of the last id of each block, [B, blocks] int32.
-    slot_ref: Slots of the ids, [1, ids] int32.
-    score_ref: Scores, [heads, ids] float32.
-    value_ref: Values, [ids, lanes].
-    expand_ref: 1 in the lanes of each head, else 0, [heads, lanes].
-    out_ref: Means, [P, lanes].
-    norm_ref: Largest score of an id's segment, and the sum of the exponentials
-      of the scores less the largest, up to this step, [2, heads, ids] float32.
-      One number could not hold both.
-    sum_ref: Means so far, [slots, lanes] float32.
-    largest_ref: Largest score of the open segment, [heads, 1] float32.
-    total_ref: Sum of its exponentials, [heads, 1] float32.
+    *refs: Scalars, inputs, outputs and scratch memory, in the order of
+      `pallas_tpu`. Divisors are the largest score of an id's segment, and the
+      sum of the exponentials of the scores less the largest, up to this step;
+      one number could not hold both. Scratch memory has the means so far,
+      [slots, lanes], and the divisors of the open segment, [heads, 1] each.
   """
   first_ref, last_ref, slot_ref, score_ref = refs[:4]
   expand_ref, out_ref, norm_ref, sum_ref, largest_ref, total_ref = refs[5:]
@@ -126,22 +117,18 @@ def _add_block(
     start: Number of the first block of the step.
     block: Number of the block in the step.
     number: Number of the window.
-    *refs: Arrays of `forward`.
+    *refs: Those of `forward`.
   """
   first_ref, slot_ref, value_ref, expand_ref, sum_ref = (
     refs[i] for i in (0, 2, 4, 5, 8)
   )
   lanes = pl.ds(block * BLOCK, BLOCK)
-  index = start + block
   hot, window = _window(
-    slot_ref[:, lanes], first_ref[row, index], number, sum_ref
+    slot_ref[:, lanes], first_ref[row, start + block], number, sum_ref
   )
   dtype = value_ref.dtype
-  weight = dot(
-    share[:, block * BLOCK : (block + 1) * BLOCK].astype(dtype),
-    expand_ref[...],
-    FIRST,
-  )
+  share = share[:, block * BLOCK : (block + 1) * BLOCK]
+  weight = dot(share.astype(dtype), expand_ref[...], FIRST)
   # A value of weight 0 is not read: it may be NaN.
   value = jnp.where(
     weight != 0, weight * value_ref[lanes].astype(jnp.float32), 0.0
@@ -153,25 +140,15 @@ def backward(*refs: Ref) -> None:
   """Writes the gradients; steps go from the last ids to the first.
 
   Args:
-    *refs: The arrays that follow, in this order.
-    first_ref: Slot of the first id of each block, [B, blocks] int32.
-    last_ref: Slot of the last id of each block, [B, blocks] int32.
-    slot_ref: Slots of the ids, [1, ids] int32.
-    score_ref: Scores, [Q, heads, ids] float32.
-    norm_ref: Divisors that `forward` wrote, [Q, 2, heads, ids] float32. For a
-      segment over several steps, those at its last ids count for all of it.
-    value_ref: Values, [ids, lanes].
-    expand_ref: 1 in the lanes of each head, else 0, [heads, lanes].
-    delta_ref: Inner products of the output and its gradient, [Q, slots, heads]
-      float32.
-    *grad_refs: Gradients of the outputs of each query, Q times [slots, lanes].
-    grad_score_ref: Gradients of the scores, [Q, heads, ids] float32.
-    grad_value_ref: Gradients of the values, [ids, lanes].
-    carry_ref: Divisors of the open segment, [Q, 2, heads, 1] float32.
+    *refs: Scalars, inputs, outputs and scratch memory, in the order of
+      `pallas_tpu`. Scores and divisors are those of all queries. For a segment
+      over several steps, the divisors at its last ids count for all of it;
+      scratch memory has those of the open segment, [Q, 2, heads, 1] float32.
   """
-  first_ref, last_ref, slot_ref, score_ref, norm_ref, *refs_after = refs
-  value_ref, expand_ref, delta_ref, *refs_after = refs_after
-  *grad_refs, grad_score_ref, grad_value_ref, carry_ref = refs_after
+  first_ref, last_ref, slot_ref, score_ref, value_ref, expand_ref, *rest = refs
+  norm_ref, delta_ref, *grad_refs, grad_score_ref, grad_value_ref, carry_ref = (
+    rest
+  )
   queries, heads, ids = score_ref.shape
   blocks = ids // BLOCK
   row = pl.program_id(0)
@@ -236,16 +213,10 @@ def _write_gradients(
   grad_value_ref: Ref,
   gather: Callable[[int, int], tuple[Array, Array]],
 ) -> None:
-  """Writes gradients from the weights of each query and gathered gradients.
+  """Writes gradients from the weights of each query, [heads, ids] float32.
 
-  Args:
-    shares: Weights of the ids of each query, [heads, ids] float32.
-    value_ref: See `backward`.
-    expand: Value of `expand_ref`, see `backward`.
-    grad_score_ref: Gradients of the scores, [Q, heads, ids] float32.
-    grad_value_ref: Gradients of the values, [ids, lanes].
-    gather: Function from a block and a query to the gradient of the output in
-      the slot of each id, [BLOCK, lanes], and to its delta, [heads, BLOCK].
+  `gather` is a function from a block and a query to the gradient of the output
+  in the slot of each id, [BLOCK, lanes], and to its delta, [heads, BLOCK].
   """
   dtype = value_ref.dtype
   for block in range(value_ref.shape[0] // BLOCK):
@@ -275,10 +246,10 @@ def _sum_of_heads(x: Array, expand: Array) -> Array:
 def _window(
   slot: Array, first: Array, number: int | Array, slots_ref: Ref
 ) -> tuple[Array, pl.Slice | slice]:
-  """Finds the slots of ids in a window of slots.
+  """Finds the slots of the ids of a block in a window of slots.
 
   Args:
-    slot: Slots of the ids of a block, [1, BLOCK] int32.
+    slot: Slots of the ids, [1, BLOCK] int32.
     first: The smallest of them.
     number: Number of the window, from 0; windows follow each other.
     slots_ref: Array that has a window of slots, [slots, ...].

@@ -113,9 +113,9 @@ def make_tiling(
   Args:
     sizes: Ids of a row, queries, heads, width of a head, and slots.
     itemsize: Bytes of a value.
-    step_blocks: Most blocks of ids of a step.
-    max_bytes: Bytes that a kernel may hold.
-    interpret: Mode of interpretation, see `pl.pallas_call`.
+    step_blocks: See `segment_pool`, as the arguments after it.
+    max_bytes: See `segment_pool`.
+    interpret: See `segment_pool`.
 
   Raises:
     ValueError: If no group fits.
@@ -166,176 +166,170 @@ def _pool(tiling, score, value_BSD, slot_BS):
 
 def _forward(tiling, score, value_BSD, slot_BS):
   p, dtype = tiling, value_BSD.dtype
-  batch, size = slot_BS.shape
-  of_ids = pl.BlockSpec(
-    (None, None, None, p.heads, p.ids),
-    lambda b, g, c, *_: (b, g % p.groups, g // p.groups, 0, c),
+  specs = _specs(
+    p,
+    queries=None,
+    query=lambda g: g // p.groups,
+    group=lambda g: g % p.groups,
+    step=lambda c: c,
   )
-  of_norm = pl.BlockSpec(
-    (None, None, None, 2, p.heads, p.ids),
-    lambda b, g, c, *_: (b, g % p.groups, g // p.groups, 0, 0, c),
-  )
-  out, norm = pl.pallas_call(
+  width = p.queries * p.groups * p.lanes
+  out, norm = _call(
     kernels.forward,
-    grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=2,
-      grid=(batch, p.queries * p.groups, p.steps),
-      in_specs=[
-        pl.BlockSpec((None, 1, p.ids), lambda b, g, c, *_: (b, 0, c)),
-        of_ids,
-        pl.BlockSpec(
-          (None, p.ids, p.lanes), lambda b, g, c, *_: (b, c, g % p.groups)
-        ),
-        pl.BlockSpec((p.heads, p.lanes), lambda *_: (0, 0)),
-      ],
-      out_specs=[
-        pl.BlockSpec(
-          (None, p.num_slots, p.lanes), lambda b, g, c, *_: (b, 0, g)
-        ),
-        of_norm,
-      ],
-      scratch_shapes=[
-        pltpu.VMEM((p.slots, p.lanes), jnp.float32),
-        pltpu.VMEM((p.heads, 1), jnp.float32),
-        pltpu.VMEM((p.heads, 1), jnp.float32),
-      ],
-    ),
+    p,
+    (score, value_BSD, slot_BS),
+    inputs=(),
+    in_specs=specs[:4],
+    out_specs=[
+      pl.BlockSpec((None, p.num_slots, p.lanes), lambda b, g, c, *_: (b, 0, g)),
+      specs[4],
+    ],
     out_shape=[
-      jax.ShapeDtypeStruct(
-        (batch, p.num_slots, p.queries * p.groups * p.lanes), dtype
-      ),
+      jax.ShapeDtypeStruct((len(slot_BS), p.num_slots, width), dtype),
       jax.ShapeDtypeStruct(
         (*score.shape[:3], 2, *score.shape[3:]), jnp.float32
       ),
     ],
-    compiler_params=_compiler_params(p),
-    cost_estimate=_cost(p, batch, size, dtype, products=2, passes=1),
-    interpret=p.interpret,
+    scratch=[(p.slots, p.lanes), (p.heads, 1), (p.heads, 1)],
     name='segment_pool',
-  )(*_ends(slot_BS), slot_BS[:, None], score, value_BSD, _expansion(p, dtype))
+  )
   return out, (score, value_BSD, slot_BS, out, norm)
 
 
 def _backward(tiling, saved, grad):
   score, value_BSD, slot_BS, out, norm = saved
   p, dtype = tiling, value_BSD.dtype
-  batch, size = slot_BS.shape
-  split = (batch, p.num_slots, p.queries, p.groups, p.lanes)
+  split = (len(slot_BS), p.num_slots, p.queries, p.groups, p.lanes)
   delta = (out.astype(jnp.float32) * grad.astype(jnp.float32)).reshape(split)
   delta = delta[..., : p.heads * p.width].reshape(*split[:4], p.heads, p.width)
+  # Inner products of the outputs and their gradients.
   delta = jnp.sum(delta, -1).transpose(0, 3, 2, 1, 4)
   missing = p.slots - p.num_slots
   delta = jnp.pad(delta, ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0)))
   grad = jnp.pad(grad.astype(dtype), ((0, 0), (0, missing), (0, 0)))
-  in_specs, out_specs = _backward_specs(p)
-  grad_score, grad_value = pl.pallas_call(
+  specs = _specs(
+    p,
+    queries=p.queries,
+    query=lambda g: 0,
+    group=lambda g: g,
+    step=lambda c: p.steps - 1 - c,
+  )
+  grads = _call(
     kernels.backward,
-    grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=2,
-      grid=(batch, p.groups, p.steps),
-      in_specs=in_specs,
-      out_specs=out_specs,
-      scratch_shapes=[pltpu.VMEM((p.queries, 2, p.heads, 1), jnp.float32)],
-    ),
+    p,
+    (score, value_BSD, slot_BS),
+    inputs=(norm, delta, *[grad] * p.queries),
+    in_specs=[
+      *specs,
+      pl.BlockSpec(
+        (None, None, p.queries, p.slots, p.heads),
+        lambda b, g, c, *_: (b, g, 0, 0, 0),
+      ),
+      *(
+        pl.BlockSpec(
+          (None, p.slots, p.lanes),
+          lambda b, g, c, *_, q=q: (b, 0, q * p.groups + g),
+        )
+        for q in range(p.queries)
+      ),
+    ],
+    out_specs=specs[1:3],
     out_shape=[
       jax.ShapeDtypeStruct(score.shape, jnp.float32),
       jax.ShapeDtypeStruct(value_BSD.shape, dtype),
     ],
-    compiler_params=_compiler_params(p),
-    cost_estimate=_cost(p, batch, size, dtype, products=4, passes=2),
-    interpret=p.interpret,
+    scratch=[(p.queries, 2, p.heads, 1)],
     name='segment_pool_backward',
-  )(
-    *_ends(slot_BS),
-    slot_BS[:, None],
-    score,
-    norm,
-    value_BSD,
-    _expansion(p, dtype),
-    delta,
-    *[grad] * p.queries,
   )
-  return grad_score, grad_value, None
+  return *grads, None
 
 
 _pool.defvjp(_forward, _backward)
 
 
-def _backward_specs(
-  p: PoolTiling,
-) -> tuple[list[pl.BlockSpec], list[pl.BlockSpec]]:
-  """Returns the blocks that a backward step reads, and those it writes."""
+def _specs(p, *, queries, query, group, step):
+  """Returns the blocks of slots, scores, values, expansion and divisors.
 
-  def step(c: int) -> int:
-    return p.steps - 1 - c
-
-  of_ids = pl.BlockSpec(
-    (None, None, p.queries, p.heads, p.ids),
-    lambda b, g, c, *_: (b, g, 0, 0, step(c)),
-  )
-  of_values = pl.BlockSpec(
-    (None, p.ids, p.lanes), lambda b, g, c, *_: (b, step(c), g)
-  )
-  in_specs = [
+  Args:
+    p: Tiling.
+    queries: Number of queries of a step, None for one.
+    query: Function from the second index of the grid to the query.
+    group: Function from the second index of the grid to the group of heads.
+    step: Function from the third index of the grid to the step of the row.
+  """
+  return [
     pl.BlockSpec((None, 1, p.ids), lambda b, g, c, *_: (b, 0, step(c))),
-    of_ids,
     pl.BlockSpec(
-      (None, None, p.queries, 2, p.heads, p.ids),
-      lambda b, g, c, *_: (b, g, 0, 0, 0, step(c)),
+      (None, None, queries, p.heads, p.ids),
+      lambda b, g, c, *_: (b, group(g), query(g), 0, step(c)),
     ),
-    of_values,
+    pl.BlockSpec(
+      (None, p.ids, p.lanes), lambda b, g, c, *_: (b, step(c), group(g))
+    ),
     pl.BlockSpec((p.heads, p.lanes), lambda *_: (0, 0)),
     pl.BlockSpec(
-      (None, None, p.queries, p.slots, p.heads),
-      lambda b, g, c, *_: (b, g, 0, 0, 0),
-    ),
-    *(
-      pl.BlockSpec(
-        (None, p.slots, p.lanes),
-        lambda b, g, c, *_, q=q: (b, 0, q * p.groups + g),
-      )
-      for q in range(p.queries)
+      (None, None, queries, 2, p.heads, p.ids),
+      lambda b, g, c, *_: (b, group(g), query(g), 0, 0, step(c)),
     ),
   ]
-  return in_specs, [of_ids, of_values]
 
 
-def _compiler_params(p: PoolTiling) -> pltpu.CompilerParams:
-  """Returns the parameters of the compiler; the steps of a row go in order."""
-  return pltpu.CompilerParams(
-    dimension_semantics=('parallel', 'parallel', 'arbitrary'),
-    vmem_limit_bytes=p.memory_bytes + _ROOM_BYTES,
-  )
+def _call(
+  kernel, p, args, *, inputs, in_specs, out_specs, out_shape, scratch, name
+):
+  """Runs a kernel over rows, queries and groups of heads, and steps.
 
+  Its references are, in this order:
 
-def _cost(
-  p: PoolTiling,
-  batch: int,
-  size: int,
-  dtype: jnp.dtype,
-  *,
-  products: int,
-  passes: int,
-) -> pl.CostEstimate:
-  """Counts products with a window of slots, and values read and written."""
-  lanes = p.groups * p.lanes
-  ids, slots = batch * size, batch * p.num_slots * p.queries
-  heads = p.queries * p.groups * p.heads
-  return pl.CostEstimate(
-    flops=products * 2 * ids * p.queries * lanes * kernels.BLOCK,
-    transcendentals=ids * heads,
-    bytes_accessed=(passes * ids + slots) * lanes * dtype.itemsize
-    + 4 * ids * heads * (passes + 1),
-  )
-
-
-def _ends(slot_BS: Array) -> tuple[Array, Array]:
-  """Returns the slots of the first and of the last id of each block."""
-  block = kernels.BLOCK
-  return slot_BS[:, ::block], slot_BS[:, block - 1 :: block]
-
-
-def _expansion(p: PoolTiling, dtype: jnp.dtype) -> Array:
-  """Returns [heads, lanes], 1 in the lanes of a head, else 0."""
+    The slots of the first and of the last id of each block, [B, blocks] int32.
+    The slots of the ids, [1, ids] int32; their scores, [heads, ids] float32;
+    their values, [ids, lanes]; and 1 in the lanes of each head, else 0, [heads,
+    lanes].
+    `inputs`: for the backward pass divisors, [Q, 2, heads, ids]; inner products
+    of the outputs and their gradients, [Q, slots, heads] float32; and the
+    gradients of the outputs, Q times [slots, lanes].
+    Outputs: means, [P, lanes], and divisors, [2, heads, ids] float32; or
+    gradients of scores and of values.
+    Scratch memory in float32.
+  """
+  score, value_BSD, slot_BS = args
+  dtype, (batch, size) = value_BSD.dtype, slot_BS.shape
+  is_forward = kernel is kernels.forward
+  # Products with a window of slots, and values read and written.
+  passes, heads = 1 if is_forward else 2, p.queries * p.groups * p.heads
+  lanes, slots = p.groups * p.lanes, batch * p.num_slots * p.queries
   lane, head = jnp.arange(p.lanes), jnp.arange(p.heads)
-  return (lane // p.width == head[:, None]).astype(dtype)
+  expansion = (lane // p.width == head[:, None]).astype(dtype)
+  block = kernels.BLOCK
+  return pl.pallas_call(
+    kernel,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(batch, p.groups * (p.queries if is_forward else 1), p.steps),
+      in_specs=in_specs,
+      out_specs=out_specs,
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+    ),
+    out_shape=out_shape,
+    # The steps of a row go in order.
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+      vmem_limit_bytes=p.memory_bytes + _ROOM_BYTES,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=4 * passes * batch * size * p.queries * lanes * block,
+      transcendentals=batch * size * heads,
+      bytes_accessed=(passes * batch * size + slots) * lanes * dtype.itemsize
+      + 4 * batch * size * heads * (passes + 1),
+    ),
+    interpret=p.interpret,
+    name=name,
+  )(
+    slot_BS[:, ::block],
+    slot_BS[:, block - 1 :: block],
+    slot_BS[:, None],
+    score,
+    value_BSD,
+    expansion,
+    *inputs,
+  )

@@ -17,24 +17,28 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from abstractinator.ops.attention.pallas_common import COLUMNS, dot
+from abstractinator.ops.attention.pallas_common import (
+  COLUMNS,
+  FLOOR,
+  MASK,
+  dot,
+  require_width,
+)
 from abstractinator.ops.segment_pool.xla import buckets, gradients
 from abstractinator.types import Array
 
 # Slots of a program, ids of a tile, and groups of 32 threads of a program.
 # Matrix units multiply at least 16 by 16.
 _SLOTS, _IDS, _NUM_WARPS = 32, 64, 4
-_MIN_WIDTH, _MAX_WIDTH = 16, 256
-# Scores that are far below any real one, and whose differences do not overflow.
-_MASK, _FLOOR = -1e38, -1e30
+_MIN_WIDTH = 16
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def segment_pool(
   score_BSQH: Array,
   value_BSHE: Array,
   slot_BS: Array,
   has_slot_BS: Array,
-  *,
   num_slots: int,
   interpret: bool = False,
 ) -> Array:
@@ -45,26 +49,15 @@ def segment_pool(
   Raises:
     NotImplementedError: If a head is wider than 256.
   """
-  width = value_BSHE.shape[3]
-  if width > _MAX_WIDTH:
-    raise NotImplementedError(
-      f"segment_pool by 'pallas': got heads {width} wide, allowed: at most"
-      f' {_MAX_WIDTH}'
-    )
-  return _pool(
-    num_slots, interpret, score_BSQH, value_BSHE, slot_BS, has_slot_BS
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pool(num_slots, interpret, *args):
-  return _forward(num_slots, interpret, *args)[0]
+  args = score_BSQH, value_BSHE, slot_BS, has_slot_BS
+  return _forward(*args, num_slots, interpret)[0]
 
 
 def _forward(
-  num_slots, interpret, score_BSQH, value_BSHE, slot_BS, has_slot_BS
+  score_BSQH, value_BSHE, slot_BS, has_slot_BS, num_slots, interpret
 ):
   batch, size, queries, heads = score_BSQH.shape
+  require_width('segment_pool', value_BSHE)
   width = value_BSHE.shape[3]
   num_blocks = pl.cdiv(num_slots, _SLOTS)
   # First id of each block of slots; the ids of the last block end the row.
@@ -137,7 +130,7 @@ def _backward(num_slots, interpret, saved, grad_BPQHE):
   return *grads, None, None
 
 
-_pool.defvjp(_forward, _backward)
+segment_pool.defvjp(_forward, _backward)
 
 
 def _kernel(
@@ -169,7 +162,7 @@ def _kernel(
       value_ref.at[at], mask=(slot >= 0)[:, None] & inside[None], other=0
     )
     is_in = own[:, None] == slot[None, :]
-    score = jnp.where(is_in, score.astype(jnp.float32)[None], _MASK)
+    score = jnp.where(is_in, score.astype(jnp.float32)[None], MASK)
     new = jnp.maximum(largest, jnp.max(score, axis=1))
     weight = jnp.exp(score - new[:, None])
     decay = jnp.exp(largest - new)
@@ -178,7 +171,7 @@ def _kernel(
     return new, total, out * decay[:, None] + added
 
   start = (
-    jnp.full((_SLOTS,), _FLOOR, jnp.float32),
+    jnp.full((_SLOTS,), FLOOR, jnp.float32),
     jnp.zeros((_SLOTS,), jnp.float32),
     jnp.zeros((_SLOTS, value_ref.shape[1]), jnp.float32),
   )

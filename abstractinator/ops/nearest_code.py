@@ -1,17 +1,58 @@
-"""Search for the nearest code by products, one tile of distances at a time."""
+"""Search for the nearest codebook entry of each vector."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.ops.shards import BATCH_AXES, HEAD_AXIS, dividing_axes
+from abstractinator.ops.support import Implementation, supported
 from abstractinator.types import Array
 
 
 def nearest_code(
+  x_NC: Array,
+  codebook_KC: Array,
+  *,
+  implementation: str,
+  forbidden: tuple[int, ...] = (),
+) -> Array:
+  """Finds the codebook entry at the smallest Euclidean distance.
+
+  Args:
+    x_NC: Vectors, [N, C] of any float type.
+    codebook_KC: Entries, [K, C] float32.
+    implementation: Key of `IMPLEMENTATIONS`.
+    forbidden: Entries that are never found; at least one is left.
+
+  Returns:
+    [N] int32 in 0..K-1, the lowest among equally near entries. Distances are in
+    float32.
+
+  Raises:
+    ValueError: If the implementation is unknown.
+  """
+  chex.assert_rank([x_NC, codebook_KC], 2)
+  chex.assert_equal_shape_suffix([x_NC, codebook_KC], 1)
+  search = supported('nearest_code', IMPLEMENTATIONS, implementation)
+  return search(x_NC, codebook_KC, forbidden)
+
+
+def _dense(
+  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
+) -> Array:
+  """Implements `nearest_code` densely, the oracle of the tests."""
+  difference = x_NC.astype(jnp.float32)[:, None] - codebook_KC[None]
+  distance_NK = jnp.sum(jnp.square(difference), axis=-1)
+  is_forbidden_K = jnp.isin(jnp.arange(len(codebook_KC)), jnp.array(forbidden))
+  distance_NK = jnp.where(is_forbidden_K, jnp.inf, distance_NK)
+  return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)
+
+
+def tiled(
   x_NC: Array,
   codebook_KC: Array,
   forbidden: tuple[int, ...],
@@ -19,19 +60,13 @@ def nearest_code(
   tile_vectors: int = 1024,
   tile_entries: int = 4096,
 ) -> Array:
-  """Finds the nearest entries as `api.nearest_code`, tile by tile.
+  """Implements `nearest_code` by products, one tile of distances at a time.
 
   Under a mesh, vectors are split over the axes of the batch and entries over
   'tensor' if they divide; then the nearest entry is picked among those that the
   devices found. Every distance is the same sum on any device, and so the result
-  does not depend on the mesh.
-
-  Args:
-    x_NC: Vectors, [N, C] of any float type.
-    codebook_KC: Entries, [K, C] float32.
-    forbidden: Entries that are never found.
-    tile_vectors: Vectors of a tile.
-    tile_entries: Entries of a tile, by default 16 MiB of distances together.
+  does not depend on the mesh. Tiles are of `tile_vectors` x `tile_entries`
+  distances, by default 16 MiB.
   """
   search = functools.partial(
     _search, tile_vectors=tile_vectors, tile_entries=tile_entries
@@ -121,3 +156,17 @@ def _search_tile(
   codebooks = codebook.reshape(tiles, tile_entries, width)
   norms = norm.reshape(tiles, tile_entries)
   return lax.scan(closer, start, (begin, codebooks, norms))[0]
+
+
+IMPLEMENTATIONS = {
+  'reference': Implementation(
+    _dense,
+    cost='N K C, N K memory',
+    note='dense differences, float32: the oracle of the tests',
+  ),
+  'xla': Implementation(
+    tiled,
+    cost='N K C, a tile of 1024 x 4096 distances',
+    note='products in float32; entries are split over the mesh axis `tensor`',
+  ),
+}
