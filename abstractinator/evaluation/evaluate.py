@@ -152,9 +152,7 @@ def _code_figures(
     if rows.decoded is None:
       continue
     right_B, total_B = free_running_counts(
-      rows.decoded,
-      np.asarray(rows.ids_BS),
-      np.asarray(rows.levels[-1].byte_slot_BS),
+      rows.decoded, rows.ids_BS, rows.levels[-1].byte_slot_BS
     )
     num_right += int(right_B.sum())
     num_total += int(total_B.sum())
@@ -191,16 +189,14 @@ def _comparisons(
   document_BP = np.take_along_axis(
     np.asarray(rows.top_document_BU), at_BP, axis=1
   )
-  segments = tuple(
-    map(
-      np.asarray, (decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP)
-    )
+  ids_BPL, length_BP, is_valid_BP = jax.device_get(
+    (decoded.ids_BPL, decoded.length_BP, decoded.rows.is_valid_BP)
   )
   for row, of_row in enumerate(windows.windows):
-    ids_1PL, length_1P, is_valid_1P = (x[row : row + 1] for x in segments)
+    one = slice(row, row + 1)
     for number, window in enumerate(of_row):
-      is_mine_1P = is_valid_1P & (document_BP[row] == number)
-      text = codes_lib.text(ids_1PL, length_1P, is_mine_1P)
+      is_mine_1P = is_valid_BP[one] & (document_BP[one] == number)
+      text = codes_lib.text(ids_BPL[one], length_BP[one], is_mine_1P)
       yield window.passage, text == types.ids_to_bytes(window.ids)
 
 

@@ -137,17 +137,10 @@ class HeldOut:
 
 
 def _decoded_metrics(rows: CodedRows, scored: Metrics) -> Metrics:
-  """Returns the metrics of a decoded batch; see `Evaluation.summary`.
-
-  Args:
-    rows: The batch, on the host.
-    scored: Metrics of the batch from `eval_step`.
-  """
+  """Returns metrics of a decoded batch, of which `scored` are `eval_step`'s."""
   assert rows.decoded is not None, 'the rows were not decoded'
   right_B, total_B = free_running_counts(
-    rows.decoded,
-    np.asarray(rows.ids_BS),
-    np.asarray(rows.levels[-1].byte_slot_BS),
+    rows.decoded, rows.ids_BS, rows.levels[-1].byte_slot_BS
   )
   num_bytes = np.sum(np.asarray(rows.ids_BS) < NUM_BYTES)
   levels = tuple(

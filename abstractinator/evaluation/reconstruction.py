@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from abstractinator.model.pyramid import DecodedRows
 from abstractinator.types import NUM_BYTES
@@ -98,7 +99,7 @@ def segments_of_rows(
 
 
 def free_running_counts(
-  decoded: DecodedRows, ids_BS: np.ndarray, top_BS: np.ndarray
+  decoded: DecodedRows, ids_BS: ArrayLike, top_BS: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
   """Counts the bytes of rows that were decoded right from codes alone.
 
@@ -115,7 +116,10 @@ def free_running_counts(
     [
       count_bytes(ids_S, top_S, *align(*segments, top_S))
       for ids_S, top_S, segments in zip(
-        ids_BS, top_BS, segments_of_rows(decoded), strict=True
+        np.asarray(ids_BS),
+        np.asarray(top_BS),
+        segments_of_rows(decoded),
+        strict=True,
       )
     ]
   )

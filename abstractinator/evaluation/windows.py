@@ -104,14 +104,7 @@ def windows_of(
   Yields:
     The windows in order; together they score every id from `counted_from` on
     once.
-
-  Raises:
-    ValueError: If the stride is out of its range.
   """
-  if not 1 <= stride <= sequence_length:
-    raise ValueError(
-      f'stride: got {stride}, allowed: 1 to {sequence_length}, the ids of a row'
-    )
   for number, passage in enumerate(passages):
     begin, size = passage.counted_from, len(passage.ids)
     while begin < size:

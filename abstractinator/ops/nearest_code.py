@@ -1,7 +1,5 @@
 """Search for the nearest codebook entry of each vector."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,9 @@ from jax.sharding import PartitionSpec as P
 from abstractinator.ops.shards import BATCH_AXES, HEAD_AXIS, dividing_axes
 from abstractinator.ops.support import Implementation, supported
 from abstractinator.types import Array
+
+# Vectors and entries of a tile, together 16 MiB of distances.
+TILE_VECTORS, TILE_ENTRIES = 1024, 4096
 
 
 def nearest_code(
@@ -52,35 +53,26 @@ def _dense(
   return jnp.argmin(distance_NK, axis=-1).astype(jnp.int32)
 
 
-def tiled(
-  x_NC: Array,
-  codebook_KC: Array,
-  forbidden: tuple[int, ...],
-  *,
-  tile_vectors: int = 1024,
-  tile_entries: int = 4096,
+def _tiled(
+  x_NC: Array, codebook_KC: Array, forbidden: tuple[int, ...]
 ) -> Array:
   """Implements `nearest_code` by products, one tile of distances at a time.
 
   Under a mesh, vectors are split over the axes of the batch and entries over
   'tensor' if they divide; then the nearest entry is picked among those that the
   devices found. Every distance is the same sum on any device, and so the result
-  does not depend on the mesh. Tiles are of `tile_vectors` x `tile_entries`
-  distances, by default 16 MiB.
+  does not depend on the mesh.
   """
-  search = functools.partial(
-    _search, tile_vectors=tile_vectors, tile_entries=tile_entries
-  )
   # |x|^2 is the same for every entry and left out.
   norm_K = jnp.sum(jnp.square(codebook_KC), axis=-1)
   norm_K = norm_K.at[jnp.asarray(forbidden, jnp.int32)].set(jnp.inf)
   vectors = dividing_axes(BATCH_AXES, [x_NC.shape[0]])
   entries = dividing_axes((HEAD_AXIS,), [codebook_KC.shape[0]])
   if not vectors and not entries:
-    return search(x_NC, codebook_KC, norm_K)[1]
+    return _search(x_NC, codebook_KC, norm_K)[1]
 
   def search_part(x_NC: Array, codebook_KC: Array, norm_K: Array) -> Array:
-    distance_N, code_N = search(x_NC, codebook_KC, norm_K)
+    distance_N, code_N = _search(x_NC, codebook_KC, norm_K)
     if not entries:
       return code_N
     code_N += lax.axis_index(HEAD_AXIS) * codebook_KC.shape[0]
@@ -99,28 +91,23 @@ def tiled(
 
 
 def _search(
-  x_NC: Array,
-  codebook_KC: Array,
-  norm_K: Array,
-  *,
-  tile_vectors: int,
-  tile_entries: int,
+  x_NC: Array, codebook_KC: Array, norm_K: Array
 ) -> tuple[Array, Array]:
   """Returns distances less |x|^2, [N], and codes, [N], of nearest entries."""
   count, width = x_NC.shape
-  if count <= tile_vectors:
-    return _search_tile(x_NC, codebook_KC, norm_K, tile_entries)
-  tiles = -(-count // tile_vectors)
-  x_NC = jnp.pad(x_NC, ((0, tiles * tile_vectors - count), (0, 0)))
+  if count <= TILE_VECTORS:
+    return _search_tile(x_NC, codebook_KC, norm_K)
+  tiles = -(-count // TILE_VECTORS)
+  x_NC = jnp.pad(x_NC, ((0, tiles * TILE_VECTORS - count), (0, 0)))
   distance, code = lax.map(
-    lambda x: _search_tile(x, codebook_KC, norm_K, tile_entries),
-    x_NC.reshape(tiles, tile_vectors, width),
+    lambda x: _search_tile(x, codebook_KC, norm_K),
+    x_NC.reshape(tiles, TILE_VECTORS, width),
   )
   return distance.reshape(-1)[:count], code.reshape(-1)[:count]
 
 
 def _search_tile(
-  x_NC: Array, codebook_KC: Array, norm_K: Array, tile_entries: int
+  x_NC: Array, codebook_KC: Array, norm_K: Array
 ) -> tuple[Array, Array]:
   """Returns the same as `_search` for one tile of vectors."""
   x_NC = x_NC.astype(jnp.float32)
@@ -132,10 +119,10 @@ def _search_tile(
     return jnp.min(distance_NK, axis=-1), code_N
 
   size, width = codebook_KC.shape
-  if size <= tile_entries:
+  if size <= TILE_ENTRIES:
     return nearest(codebook_KC, norm_K)
-  tiles = -(-size // tile_entries)
-  pad = tiles * tile_entries - size
+  tiles = -(-size // TILE_ENTRIES)
+  pad = tiles * TILE_ENTRIES - size
   codebook = jnp.pad(codebook_KC, ((0, pad), (0, 0)))
   norm = jnp.pad(norm_K, (0, pad), constant_values=jnp.inf)
 
@@ -152,9 +139,9 @@ def _search_tile(
     ), None
 
   start = (jnp.full(len(x_NC), jnp.inf), jnp.zeros(len(x_NC), jnp.int32))
-  begin = jnp.arange(tiles, dtype=jnp.int32) * tile_entries
-  codebooks = codebook.reshape(tiles, tile_entries, width)
-  norms = norm.reshape(tiles, tile_entries)
+  begin = jnp.arange(tiles, dtype=jnp.int32) * TILE_ENTRIES
+  codebooks = codebook.reshape(tiles, TILE_ENTRIES, width)
+  norms = norm.reshape(tiles, TILE_ENTRIES)
   return lax.scan(closer, start, (begin, codebooks, norms))[0]
 
 
@@ -165,7 +152,7 @@ IMPLEMENTATIONS = {
     note='dense differences, float32: the oracle of the tests',
   ),
   'xla': Implementation(
-    tiled,
+    _tiled,
     cost='N K C, a tile of 1024 x 4096 distances',
     note='products in float32; entries are split over the mesh axis `tensor`',
   ),

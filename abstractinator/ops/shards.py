@@ -6,7 +6,6 @@ look into a kernel: left alone, it would gather the whole batch on every device.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import jax
 from jax import lax
@@ -18,15 +17,13 @@ from abstractinator.types import Array
 BATCH_AXES = ('data', 'fsdp')
 HEAD_AXIS = 'tensor'
 
-_Out = TypeVar('_Out', Array, tuple[Array, ...])
-
 
 def over_shards(
-  function: Callable[..., _Out],
+  function: Callable[..., Array],
   args: Sequence[Array],
   dims: Sequence[str],
-  out_dims: str | tuple[str, ...],
-) -> _Out:
+  out_dims: str,
+) -> Array:
   """Calls a function with each device's part of the arrays.
 
   Rows are split over the mesh axes 'data' and 'fsdp', heads over 'tensor'. Rows
@@ -35,17 +32,17 @@ def over_shards(
   is a plain call.
 
   Args:
-    function: Function from arrays to one or several. Rows must not depend on
-      each other, nor heads.
+    function: Function from arrays to one. Rows must not depend on each other,
+      nor heads.
     args: Arrays that the function takes.
     dims: Letters for the dimensions of each array: 'B' for rows, 'H' for heads,
       '.' for others. A dimension 'H' of size 1 is shared by all heads, and not
       split.
-    out_dims: Letters for the dimensions of each result; 'H' is of size 1 if it
+    out_dims: Letters for the dimensions of the result; 'H' is of size 1 if it
       is in all arguments.
 
   Returns:
-    The results for all rows and heads.
+    The result for all rows and heads.
   """
   rows, heads = (
     {
@@ -77,9 +74,7 @@ def over_shards(
     in_specs=tuple(
       spec(letters, arg.shape) for arg, letters in zip(args, dims, strict=True)
     ),
-    out_specs=spec(out_dims)
-    if isinstance(out_dims, str)
-    else tuple(map(spec, out_dims)),
+    out_specs=spec(out_dims),
     # Kernels do not say over which axes their results vary.
     check_vma=False,
   )(*args)

@@ -15,10 +15,8 @@ from abstractinator.types import Array
 _FEW_ROWS = 1024
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def take_rows(
-  table_KD: Array, index: Array, dtype: jnp.dtype, few_rows: int = _FEW_ROWS
-) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def take_rows(table_KD: Array, index: Array, dtype: jnp.dtype) -> Array:
   """Takes rows of a table.
 
   Ids repeat: in a batch of bytes, tens of thousands take the same row. Their
@@ -33,7 +31,6 @@ def take_rows(
     index: Row to take, [...] integers in 0..K-1; from K on the result is NaN,
       negative ones are not allowed.
     dtype: Type of the result.
-    few_rows: Most rows of a table whose gradient is a product on accelerators.
 
   Returns:
     [..., D].
@@ -42,19 +39,19 @@ def take_rows(
 
 
 def _forward(
-  table_KD: Array, index: Array, dtype: jnp.dtype, few_rows: int
+  table_KD: Array, index: Array, dtype: jnp.dtype
 ) -> tuple[Array, tuple[Array, Array]]:
-  return take_rows(table_KD, index, dtype, few_rows), (table_KD, index)
+  return take_rows(table_KD, index, dtype), (table_KD, index)
 
 
 def _backward(
-  dtype: jnp.dtype, few_rows: int, saved: tuple[Array, Array], grad: Array
+  dtype: jnp.dtype, saved: tuple[Array, Array], grad: Array
 ) -> tuple[Array, None]:
   del dtype
   table_KD, index = saved
   rows = len(table_KD)
   add = functools.partial(add_rows, rows=rows)
-  if rows > few_rows:
+  if rows > _FEW_ROWS:
     total_KD = add(index, grad)
   else:
     multiply = functools.partial(multiply_rows, rows=rows)

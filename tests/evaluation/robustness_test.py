@@ -88,9 +88,9 @@ def level_of(slot_S, codes_U=None):
 
 def test_an_edit_reaches_to_the_end_of_its_segment():
   texts = [bytes(range(n)) for n in (40, 32, 32, 9, 1)]
-  found = edit_figures(FourByFour(), documents(texts), seed=3)
+  found = edit_figures(FourByFour(), documents(texts))
   # Rows of 33 ids hold 32 bytes and EOS.
-  rng = np.random.default_rng(3)
+  rng = np.random.default_rng(0)
   reaches = [[], []]
   for n in (32, 32, 32, 9, 1):
     place, _ = int(rng.integers(n)), rng.integers(1, 256)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.ops.nearest_code import nearest_code, tiled
+from abstractinator.ops import nearest_code as nearest_code_lib
+from abstractinator.ops.nearest_code import nearest_code
 from tests.helpers.lowering import lowered
 
 ALL = ['reference', 'xla']
@@ -106,12 +107,12 @@ def real_inputs(count, size, width=16):
   return x, codebook
 
 
-def test_tiles_find_what_the_whole_does():
+def test_tiles_find_what_the_whole_does(monkeypatch):
   x, codebook = real_inputs(300, 112)
   whole = search(x, codebook, 'xla', forbidden=(5,))
-  in_tiles = tiled(
-    jnp.asarray(x), codebook, (5,), tile_vectors=64, tile_entries=32
-  )
+  monkeypatch.setattr(nearest_code_lib, 'TILE_VECTORS', 64)
+  monkeypatch.setattr(nearest_code_lib, 'TILE_ENTRIES', 32)
+  in_tiles = search(x, codebook, 'xla', forbidden=(5,))
   np.testing.assert_array_equal(whole, in_tiles)
   # Only the first of two equal entries is found, unless it is forbidden.
   found = set(np.asarray(in_tiles).tolist())

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import jax.numpy as jnp
 
 from abstractinator.ops.attention.api import require_shared_heads
 from abstractinator.ops.segment_cross import reference, xla
@@ -97,7 +98,8 @@ def segment_cross_attention(
   if not lookback and rows_per_slot == 1:
     if implementation != 'reference':
       return xla.lookup(v_BUGE, index_BT)
-    return attend(None, None, v_BUGE, index_BT=index_BT, lowest_BT=lowest_BT)
+    k_BUGA = jnp.zeros_like(v_BUGE[..., :1])
+    q_BTHA = jnp.zeros((*index_BT.shape, *k_BUGA.shape[2:]))
   if q_BTHA is None or k_BUGA is None:
     raise ValueError('queries or keys: got None, allowed: arrays')
   chex.assert_rank([q_BTHA, k_BUGA], 4)

@@ -14,17 +14,10 @@ def segment_pool(
   *,
   num_slots: int,
 ) -> Array:
-  """Pools segments as `api.segment_pool`; builds [B, P, Q, H, S].
+  """Implements `api.segment_pool`; builds [B, P, Q, H, S].
 
-  Args:
-    score_BSQH: Scores, [B, S, Q, H].
-    value_BSHE: Values, [B, S, H, E].
-    slot_BS: Slot of each id, [B, S] int32 in 0..P-1, not decreasing.
-    has_slot_BS: False for ids that weigh nothing, [B, S] bool.
-    num_slots: Number of slots, P.
-
-  Returns:
-    [B, P, Q, H, E] of the type of `value_BSHE`.
+  Slots are in 0..P-1 and do not decrease, [B, S] int32; ids for which
+  `has_slot_BS` is False, [B, S] bool, weigh nothing.
   """
   score, value = score_BSQH.astype(jnp.float32), value_BSHE.astype(jnp.float32)
   member_BPS = slot_BS[:, None, :] == jnp.arange(num_slots)[None, :, None]
