@@ -12,7 +12,7 @@ from abstractinator.types import Array
 # grows with the rows; that of additions grows as rows get fewer, since more of
 # them wait for the same row. To add to 259 and to 32 rows in bfloat16 took up
 # to 100 and 255 ms of a step on an H200, which takes 148 ms with products.
-_FEW_ROWS = 1024
+FEW_ROWS = 1024
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -51,7 +51,7 @@ def _backward(
   table_KD, index = saved
   rows = len(table_KD)
   add = functools.partial(add_rows, rows=rows)
-  if rows > _FEW_ROWS:
+  if rows > FEW_ROWS:
     total_KD = add(index, grad)
   else:
     multiply = functools.partial(multiply_rows, rows=rows)
