@@ -140,6 +140,10 @@ def get_level() -> ml_collections.ConfigDict:
     dict(num_layers=2, num_heads=3, window=32, ffn_dim=288)
   )
   level.encoder.attention = get_attention()
+  # Ids that the encoder sees at an id. 'document': earlier ones of its
+  # document, in its window. 'segment': earlier ones of its segment, so that a
+  # code is a function of its segment alone.
+  level.encoder_context = 'document'
   level.pooling = ml_collections.ConfigDict(
     dict(
       # Heads of the attention of learned queries to the ids of a segment; a
@@ -172,6 +176,10 @@ def get_level() -> ml_collections.ConfigDict:
       # True compares directions only: vectors and entries are normalised; not
       # with 'fsq'.
       cosine=False,
+      # Temperature, in squared distances, of the soft assignment of segments
+      # to entries in the loss term `rate`; above 0, None for no such term. It
+      # needs a prediction of the codes: a discrete top LM, or a level above.
+      rate_temperature=placeholder(float),
       # Initial entries. 'normal': random entries, which vectors of the first
       # step replace. 'kmeans': the k-means centers of the vectors of the first
       # step; only with codebook 'ema', not with 'fsq'.
@@ -217,9 +225,22 @@ def get_level() -> ml_collections.ConfigDict:
       # first level, run over the ids decoded so far; it costs no bits, but ids
       # decode one after the other.
       ends='head',
+      # Prediction that the expander builds on. 'none': it starts anew.
+      # 'entropy_model': it reads the states of the entropy model, and its
+      # logits start as those of the entropy model; first level only, with ends
+      # 'entropy'.
+      base='none',
+      # State added to the codes that ids attend to, by a map that starts at 0.
+      # 'top_lm': the one from which the top LM predicts the code; last level
+      # only. Codes then decode one after the other.
+      conditioning='none',
       # Fraction of the ids fed in training that are hidden, so that codes must
       # carry the text; 0 <= value < 1.
       byte_dropout=0.0,
+      # Fraction of the segments in training whose ids are predicted without the
+      # entropy model, so that codes must carry the text; 0 <= value < 1, and 0
+      # while base is 'none'.
+      base_dropout=0.0,
       # Width of a space in which ids are embedded and compared, by one table
       # and one matrix in either direction; 1 or more. None for a table of width
       # d_model and a separate output matrix. Above the first level: None, or
@@ -270,6 +291,14 @@ def get_top_lm() -> ml_collections.ConfigDict:
       # Prediction of the next code. 'discrete': cross-entropy of its digits.
       # 'continuous': squared error of its vector.
       mode='discrete',
+      # Vectors that it reads. 'codes': those of the codes so far. 'segments':
+      # those of the segments so far before quantization, with a gradient to the
+      # encoder; to go on after a code, its segment has to be decoded.
+      inputs='codes',
+      # 'entropy_model' adds the state from which the entropy model of the last
+      # level predicts the first id of a segment to the state that predicts its
+      # code; 'none' does not. Only with one level.
+      base='none',
       # True trains the expander of the last level on the codes that the top LM
       # predicts as well as on the true ones.
       expand=False,
@@ -403,6 +432,12 @@ def get_config() -> ml_collections.ConfigDict:
       end=1.0,
       # Squared distance of segments to their codes; it moves the segments.
       commitment=0.25,
+      # Cost of the codes under what predicts them, expected under the soft
+      # assignment of segments to entries, less the entropy of the mean
+      # assignment, in nats; it moves the segments. See `rate_temperature`.
+      rate=0.3,
+      # Steps in which the weight `rate` rises from 0; 0 or more.
+      rate_warmup_steps=100,
       # Squared distance of segments to their codes; it moves the entries of a
       # codebook that learns by gradient, and is then above 0.
       codebook=1.0,

@@ -48,6 +48,7 @@ from abstractinator.decoding.lanes import decode_distinct
 from abstractinator.decoding.options import Options
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.decoding.rows import decode_greedily
+from abstractinator.decoding.segments import SegmentCodes
 from abstractinator.runs import huge_pages
 from abstractinator.runs.load import read_trained
 from abstractinator.types import PAD_ID, Array, Batch, PyTree
@@ -227,7 +228,8 @@ def decode(
     level = model.levels[0]
     vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
     most = len(codes_PQ) * config.segmentation.max_length
-    return decode_greedily(level, vectors_BUD, *slots, most)
+    codes = SegmentCodes(level.expander.remember(vectors_BUD), slots[1])
+    return decode_greedily(level, codes, slots[0], most)
 
   runs, results = {}, {}
   for method in (side_by_side, one_by_one):

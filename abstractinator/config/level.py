@@ -70,7 +70,10 @@ class ExpanderConfig(Section):
   window: PositiveInt
   lookback: NonNegativeInt
   ends: Literal['head', 'entropy']
+  base: Literal['none', 'entropy_model']
+  conditioning: Literal['none', 'top_lm']
   byte_dropout: Fraction
+  base_dropout: Fraction
   code_dim: PositiveOrNone
   distance: Literal['dot', 'squared']
   residual_conditioning: bool
@@ -82,6 +85,18 @@ class ExpanderConfig(Section):
       'distance',
       "'dot' while code_dim is None",
     )
+    if self.base == 'entropy_model':
+      # The entropy model has to run beside the expander in any case.
+      self.require(
+        self.ends == 'entropy', 'ends', "'entropy' with base 'entropy_model'"
+      )
+      self.require(
+        self.code_dim is None, 'code_dim', "None with base 'entropy_model'"
+      )
+    else:
+      self.require(
+        self.base_dropout == 0, 'base_dropout', "0 while base is 'none'"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +116,7 @@ class LevelConfig(Section):
   entropy_heads: EntropyHeadsConfig
   segmentation: SegmentationConfig
   encoder: StackConfig
+  encoder_context: Literal['document', 'segment']
   pooling: PoolingConfig
   quantizer: QuantizerConfig
   expander: ExpanderConfig

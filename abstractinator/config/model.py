@@ -46,6 +46,8 @@ class TopLMConfig(Section):
   mode: Literal['discrete', 'continuous']
   d_model: PositiveInt
   stack: StackConfig
+  inputs: Literal['codes', 'segments']
+  base: Literal['none', 'entropy_model']
   expand: bool
 
   def check(self) -> None:
@@ -65,10 +67,68 @@ class ModelConfig(Section):
     self.require(bool(self.levels), 'levels', 'at least 1 level')
     for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
       self._check_upper_level(f'levels[{i}]', level, child)
+    self._check_predictions()
     self.require(
       self.top_lm is not None or not self.levels[-1].freeze,
       f'levels[{len(self.levels) - 1}].freeze',
       'False without a top_lm: no part of the model would learn',
+    )
+
+  def _check_predictions(self) -> None:
+    """Requires settings about predictions of codes to fit each other."""
+    top, last = self.levels[-1], f'levels[{len(self.levels) - 1}]'
+    for i, level in enumerate(self.levels):
+      name, is_top = f'levels[{i}]', i == len(self.levels) - 1
+      self.require(
+        i == 0 or level.expander.base == 'none',
+        f'{name}.expander.base',
+        "'none' above the first level",
+      )
+      self.require(
+        level.expander.conditioning == 'none'
+        or (is_top and self.top_lm is not None),
+        f'{name}.expander.conditioning',
+        "'none' below the last level, and without a top_lm",
+      )
+      is_predicted = not is_top or (
+        self.top_lm is not None and self.top_lm.mode == 'discrete'
+      )
+      self.require(
+        level.quantizer.rate_temperature is None or is_predicted,
+        f'{name}.quantizer.rate_temperature',
+        "None without a top_lm of mode 'discrete', which predicts the codes",
+      )
+    if self.top_lm is None:
+      return
+    self.require(
+      self.top_lm.base == 'none'
+      or (len(self.levels) == 1 and top.expander.ends == 'entropy'),
+      'top_lm.base',
+      "'none' with several levels, and without expander.ends 'entropy'",
+    )
+    if self.streams:
+      for name, value, only in (
+        ('pooling.num_queries', top.pooling.num_queries, 1),
+        ('expander.lookback', top.expander.lookback, 0),
+      ):
+        self.require(
+          value == only,
+          f'{last}.{name}',
+          f"{only} with expander.conditioning 'top_lm', top_lm.inputs"
+          " 'segments' or top_lm.base 'entropy_model'",
+        )
+
+  @property
+  def streams(self) -> bool:
+    """Whether top codes are predicted while their level decodes.
+
+    The prediction of a code then depends on the decoded segments before it, or
+    the ids of a segment on the prediction of its code.
+    """
+    return self.top_lm is not None and (
+      self.levels[-1].expander.conditioning == 'top_lm'
+      or self.top_lm.inputs == 'segments'
+      or self.top_lm.base == 'entropy_model'
     )
 
   def _check_upper_level(

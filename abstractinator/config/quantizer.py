@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from abstractinator.config.section import (
   Fraction,
   Limit,
+  PositiveFloatOrNone,
   PositiveInt,
   PositiveOrNone,
   Section,
@@ -29,6 +30,7 @@ class QuantizerConfig(Section):
   levels: tuple[int, ...]
   codebook: Literal['ema', 'gradient']
   cosine: bool
+  rate_temperature: PositiveFloatOrNone
   start: Literal['normal', 'kmeans']
   decay: Fraction
   reset_interval_steps: PositiveInt

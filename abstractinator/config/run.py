@@ -60,6 +60,8 @@ class LossConfig(Section):
   expander: NonNegativeFloat
   end: NonNegativeFloat
   commitment: NonNegativeFloat
+  rate: NonNegativeFloat
+  rate_warmup_steps: NonNegativeInt
   codebook: NonNegativeFloat
   top_lm_code: NonNegativeFloat
   top_lm_vector: NonNegativeFloat
@@ -243,9 +245,10 @@ class RunConfig(Section):
         top_lm is not None
         and top_lm.mode == 'discrete'
         and not top_lm.expand
+        and not self.model.streams
         and levels[-1].freeze,
         'objective',
         "'all' without frozen model.levels and a model.top_lm of mode"
-        " 'discrete' that has expand False",
+        " 'discrete' that has expand False, inputs 'codes' and base 'none'",
       )
       self.require(bool(self.data.train), 'data.train', 'a directory of codes')

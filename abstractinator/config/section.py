@@ -30,6 +30,7 @@ _NON_NEGATIVE = Limit(lambda x: x >= 0, '>= 0')
 PositiveInt = Annotated[int, _POSITIVE]
 PositiveOrNone = Annotated[int | None, _POSITIVE]
 PositiveFloat = Annotated[float, _POSITIVE]
+PositiveFloatOrNone = Annotated[float | None, _POSITIVE]
 NonNegativeInt = Annotated[int, _NON_NEGATIVE]
 NonNegativeFloat = Annotated[float, _NON_NEGATIVE]
 Fraction = Annotated[float, Limit(lambda x: 0 <= x < 1, '0 <= value < 1')]

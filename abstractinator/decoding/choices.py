@@ -34,6 +34,10 @@ class Choice:
     """Returns which ids count towards the limit of a row, [N] bool."""
     return jnp.ones(at.slot_N.shape, bool)
 
+  def may_end(self, at: NextIds) -> Array:
+    """Returns which ids may be the last of their segments, [N] bool."""
+    return jnp.ones(at.slot_N.shape, bool)
+
   def ids(self, at: NextIds) -> Array:
     """Chooses ids, [N] int32."""
     raise NotImplementedError
@@ -56,7 +60,7 @@ class Greedy(Choice):
 
   def ids(self, at: NextIds) -> Array:
     """Returns the most likely ids, digit by digit, [N] int32."""
-    return at.expander.greedy(at.x_ND, at.codebooks)
+    return at.predict().best
 
   def ends(self, at: NextIds, ids_N: Array) -> Array:
     """Returns where the end head says yes, or an end is certain, [N] bool."""
@@ -84,14 +88,14 @@ class Drawn(Choice):
     """Returns which ids a prompt does not hold already, [N] bool."""
     return ~((at.slot_N == 0) & (at.offset_N < self.known.num_known_B))
 
+  def may_end(self, at: NextIds) -> Array:
+    """Returns which ids are new: no known id ends its segment, [N] bool."""
+    return self.is_new(at)
+
   def ids(self, at: NextIds) -> Array:
     """Draws ids, or takes known and forced ones, [N] int32."""
     draws = self._draws(at)
-    ids_N, _ = at.expander.vocabulary.draw(
-      at.x_ND,
-      lambda digit, logits: draw_ids(draws.fold(digit), logits),
-      at.codebooks,
-    )
+    ids_N = at.draw(lambda digit, logits: draw_ids(draws.fold(digit), logits))
     is_forced_N = (at.slot_N == 0) & (at.offset_N < self.known.num_ids_B)
     return jnp.where(is_forced_N, self.known.ids_at(at.offset_N), ids_N)
 
@@ -123,19 +127,21 @@ class Told(Choice):
 
   known: KnownIds
 
+  def may_end(self, at: NextIds) -> Array:
+    """Returns that no segment ends, [N] bool."""
+    return jnp.zeros(at.slot_N.shape, bool)
+
   def ids(self, at: NextIds) -> Array:
     """Returns the given ids, [N] int32."""
     return self.known.ids_at(at.offset_N)
 
   def ends(self, at: NextIds, ids_N: Array) -> Array:
     """Returns that no segment ends, [N] bool."""
-    return jnp.zeros(ids_N.shape, bool)
+    return self.may_end(at)
 
   def nats(self, at: NextIds, ids_N: Array) -> Array:
     """Returns -log p of the known ids and of no end by the head after them."""
-    vocabulary = at.expander.vocabulary
-    told = vocabulary.predict(at.x_ND, ids_N, at.codebooks)
-    nats_N = vocabulary.nats(told, ids_N)
+    nats_N = at.expander.vocabulary.nats(at.predict(ids_N), ids_N)
     if at.expander.config.expander.ends == 'head':
       log_odds_N = at.expander.end_logits(at.x_ND, ids_N, at.codebooks)
       nats_N += jax.nn.softplus(log_odds_N)

@@ -7,10 +7,12 @@ run short in the compressor, see `ops.segmentation.segment`.
 """
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from abstractinator.model.entropy_model import (
   EntropyCache,
+  Prior,
   predictive_entropy_bits,
 )
 from abstractinator.model.level import Abstractinator
@@ -26,12 +28,12 @@ class EntropyEnds:
   Attributes:
     cache: KV cache of the entropy model.
     segmenter: State of the segmentation rule.
-    logits_BV: Prediction of the next id, [B, V] float32.
+    prior: Prediction of the next id, [B].
   """
 
   cache: EntropyCache
   segmenter: SegmenterState
-  logits_BV: Array
+  prior: Prior
 
 
 def start(level: Abstractinator, batch_size: int, capacity: int) -> EntropyEnds:
@@ -47,8 +49,9 @@ def start(level: Abstractinator, batch_size: int, capacity: int) -> EntropyEnds:
       batch_size, capacity, level.dtype
     ),
     segmenter=segmentation_stream.initial_state(batch_size),
-    logits_BV=jnp.zeros(
-      (batch_size, level.num_ids + len(Special)), jnp.float32
+    prior=Prior(
+      jnp.zeros((batch_size, level.config.d_model), level.dtype),
+      jnp.zeros((batch_size, level.num_ids + len(Special)), jnp.float32),
     ),
   )
   zero_B = jnp.zeros((batch_size,), jnp.int32)
@@ -91,7 +94,11 @@ def after(
     ),
     document_B=jnp.where(active_B, document_B, -1),
     last_id_B=fed_B,
-    last_surprisal_bits_B=sampling.surprisal_bits(state.logits_BV, ids_B),
+    last_surprisal_bits_B=sampling.surprisal_bits(state.prior.logits, ids_B),
   )
-  logits_BV = jnp.where(active_B[:, None], predicted.logits, state.logits_BV)
-  return EntropyEnds(cache, segmenter, logits_BV), opens_B
+  prior = jax.tree.map(
+    lambda new, old: jnp.where(active_B[:, None], new, old),
+    Prior.of(predicted),
+    state.prior,
+  )
+  return EntropyEnds(cache, segmenter, prior), opens_B

@@ -78,18 +78,23 @@ def start(
     capacities=sizes[:-1],
     keeps_open=pyramid.config.top_lm is None,
   )
-  states = [
-    expansion.start(
-      level,
-      prompts[number],
-      prompt_lib.codebooks_below(pyramid, number),
-      capacity=sizes[number],
+  top, states_BUY = top_codes.start(pyramid, prompts[-1], capacity=sizes[-1])
+  states, is_stream = [], top.stream is not None
+  for number, level in enumerate(levels):
+    is_top = number == len(levels) - 1
+    states.append(
+      expansion.start(
+        level,
+        prompts[number],
+        prompt_lib.codebooks_below(pyramid, number),
+        capacity=sizes[number],
+        states_BUY=states_BUY if is_top else None,
+        is_stream=is_stream and is_top,
+      )
     )
-    for number, level in enumerate(levels)
-  ]
   state = GenerationState(
     request=request,
-    top=top_codes.start(pyramid, prompts[-1], capacity=sizes[-1]),
+    top=top,
     levels=tuple(states),
     rest=tuple(
       (jnp.zeros((len(count_B), q - 1), jnp.int32), jnp.zeros_like(count_B))
@@ -124,26 +129,41 @@ def extend(
     limit, which its last call may exceed by a few bytes.
   """
   request = state.request
-  codes_BU, count_B, going_B, top = top_codes.extend(
-    pyramid,
-    state.top,
-    num_slots,
-    ~(state.is_done_B | stopped_B),
-    request.draws_of_top(len(pyramid.levels)),
-  )
+  active_B = ~(state.is_done_B | stopped_B)
+  draws = request.draws_of_top(len(pyramid.levels))
+  top, is_stream = state.top, state.top.stream is not None
+  if not is_stream:
+    codes_BU, count_B, going_B, top = top_codes.extend(
+      pyramid, top, num_slots, active_B, draws
+    )
   limit_B = request.limit_B - state.num_bytes_B
   levels, rest = list(state.levels), list(state.rest)
   for number in reversed(range(len(levels))):
     num_known_B = levels[number].known.num_known_B
-    expanded, levels[number] = expansion.expand(
-      pyramid.levels[number],
-      levels[number],
-      codes_BU,
-      count_B,
-      request.draws_of_level(number),
-      limit_B if number == 0 else jnp.full_like(limit_B, _NO_LIMIT),
-      prompt_lib.codebooks_below(pyramid, number),
-    )
+    of_level = request.draws_of_level(number)
+    limit_of_B = limit_B if number == 0 else jnp.full_like(limit_B, _NO_LIMIT)
+    if is_stream and number == len(levels) - 1:
+      expanded, levels[number], top, going_B = expansion.expand_stream(
+        pyramid,
+        levels[number],
+        top,
+        jnp.where(active_B, num_slots, 0),
+        num_slots,
+        of_level,
+        draws,
+        limit_of_B,
+      )
+      going_B &= active_B
+    else:
+      expanded, levels[number] = expansion.expand(
+        pyramid.levels[number],
+        levels[number],
+        codes_BU,
+        count_B,
+        of_level,
+        limit_of_B,
+        prompt_lib.codebooks_below(pyramid, number),
+      )
     ids_BN, count_B = new_ids(expanded, num_known_B)
     if number > 0:
       codes_BU, count_B, rest[number - 1] = _fill_slots(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from optax.losses import softmax_cross_entropy_with_integer_labels
 
-from abstractinator.decoding import expansion, top_codes
+from abstractinator.decoding import expansion, stream, top_codes
 from abstractinator.decoding.choices import Told
 from abstractinator.decoding.expansion import ExpansionState
 from abstractinator.decoding.prompt import LevelPrompt, codebooks_below
@@ -74,17 +74,8 @@ def choose_codes(
 
 def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
   """Draws the codes of the next slot of the top level, [B, Q] int32."""
-  number_B, top_lm = state.top.number_B, state.top.top_lm
-  assert top_lm is not None, 'the pyramid has no top LM'
-  batch, queries = state.top.forced_BQ.shape
-  draws, codes = state.request.draws_of_top(len(pyramid.levels)), []
-  for query in range(queries - 1):
-    codes_B = top_codes.draw_code(
-      pyramid, top_lm.hidden_BY, draws.fold(number_B + query)
-    )
-    codes.append(codes_B)
-    everywhere_B = jnp.ones((batch,), bool)
-    top_lm = top_codes.step(pyramid, top_lm, codes_B, everywhere_B)
+  draws = state.request.draws_of_top(len(pyramid.levels))
+  hidden_BY, number_B, codes = _last_code(pyramid, state, draws)
   sizes = pyramid.config.levels[-1].quantizer.stage_sizes
   count = min(NUM_CANDIDATES, sizes[0])
   nats = []
@@ -95,7 +86,7 @@ def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
     return digits_N
 
   digits_NM = pyramid.top_lm.code_head.decode(
-    jnp.repeat(top_lm.hidden_BY, count, axis=0), choose
+    jnp.repeat(hidden_BY, count, axis=0), choose
   )
   last_N = digits_lib.compose(digits_NM, sizes)
   return _choose(
@@ -104,8 +95,44 @@ def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
     state,
     jnp.stack([*(jnp.repeat(x, count) for x in codes), last_N], axis=1),
     sum(nats),
-    draws.fold(number_B + queries - 1).fold(1),
+    draws.fold(number_B).fold(1),
+    jnp.repeat(hidden_BY, count, axis=0),
   )
+
+
+def _last_code(
+  pyramid: Pyramid, state: GenerationState, draws: Draws
+) -> tuple[Array, Array, list[Array]]:
+  """Goes to the last code of the next slot of the top level.
+
+  Returns:
+    The state that it is predicted from, [B, Y]; its number in the document, [B]
+    int32; and the codes before it in the slot, drawn without regard to ids.
+  """
+  top, codes = state.top, list[Array]()
+  batch, queries = top.forced_BQ.shape
+  everywhere_B = jnp.ones((batch,), bool)
+  if top.stream is not None:
+    rows = state.levels[-1].rows
+    prior = None if rows is None or rows.entropy is None else rows.entropy.prior
+    opened = stream.predict(
+      pyramid,
+      top.stream,
+      jnp.zeros((batch,), jnp.int32),
+      prior,
+      everywhere_B,
+    )
+    return opened.predicted_BY, opened.number_B, codes
+  top_lm, number_B = top.top_lm, top.number_B
+  assert top_lm is not None, 'the pyramid has no top LM'
+  for _ in range(queries - 1):
+    codes_B = top_codes.draw_code(
+      pyramid, top_lm.hidden_BY, draws.fold(number_B)
+    )
+    codes.append(codes_B)
+    top_lm = top_codes.step(pyramid, top_lm, codes_B, everywhere_B)
+    number_B = number_B + 1
+  return top_lm.hidden_BY, number_B, codes
 
 
 def _choose_below(
@@ -173,6 +200,7 @@ def _choose(
   codes_NQ: Array,
   nats_N: Array,
   draws: Draws,
+  states_NY: Array | None = None,
 ) -> Array:
   """Draws one of each row's candidates, given the known ids of their segment.
 
@@ -183,6 +211,8 @@ def _choose(
     codes_NQ: Candidates, those of a row side by side, [N, Q] int32.
     nats_N: Their -log p given the codes before them, [N] float32.
     draws: Random keys and filters of this draw.
+    states_NY: States from which the top LM predicts them, [N, Y], if the
+      expander is conditioned on them.
 
   Returns:
     [B, Q] int32.
@@ -194,6 +224,7 @@ def _choose(
     jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), state.levels[number]),
     codes_NQ,
     codebooks_below(pyramid, number),
+    states_NY,
   )
   assert decoded.nats_BPL is not None, 'Told has costs'
   nats_N = nats_N + jnp.sum(decoded.nats_BPL[:, 0], axis=1)
@@ -206,6 +237,7 @@ def _decode_known(
   state: ExpansionState,
   codes_NQ: Array,
   codebooks: Codebooks | None,
+  states_NY: Array | None = None,
   *,
   one_more: bool = False,
 ) -> tuple[Expanded, Array]:
@@ -216,6 +248,8 @@ def _decode_known(
     state: State of the level, one entry per candidate.
     codes_NQ: Candidate codes of the segments, [N, Q] int32.
     codebooks: Codebooks of the level below; None over bytes.
+    states_NY: States from which the top LM predicts the codes, [N, Y], if the
+      expander is conditioned on them.
     one_more: Whether the state of the id after the known ones is computed.
 
   Returns:
@@ -228,14 +262,18 @@ def _decode_known(
     bos_N = jnp.full((lanes,), expander.num_ids + Special.BOS, jnp.int32)
     cache = expander.init_cache(lanes, level.config.segmentation.max_length)
     rows = RowsState(bos_N, cache, None)
-  decoded, _, x_ND = decode_rows(
+  if not expander.has_prior:
+    # The known ids do not end their segments: no rule is needed.
+    rows = dataclasses.replace(rows, entropy=None)
+  states_NUY = None if states_NY is None else states_NY[:, None]
+  decoded, _, end = decode_rows(
     level,
-    dataclasses.replace(rows, entropy=None),
-    expansion.segment_codes(level, state, codes_NQ),
+    rows,
+    expansion.segment_codes(level, state, codes_NQ, states_NUY),
     jnp.ones((len(codes_NQ),), jnp.int32),
     known.num_known_B + one_more,
     Told(known),
     codebooks,
     first_slot_B=state.slot_B,
   )
-  return decoded, x_ND
+  return decoded, end.x_BD

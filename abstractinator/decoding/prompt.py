@@ -7,7 +7,8 @@ import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.decoding.segments import KnownIds
-from abstractinator.model.compressor import Below, CompressorState
+from abstractinator.model.compressor import Below
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.model.vocabulary import Codebooks
@@ -31,7 +32,8 @@ class LevelPrompt:
     open: Ids of the open segment, none where no segment is open. Its last id is
       not known but forced where it is the code of a segment open below.
     has_open_B: Whether a segment is open at this level or below, [B] bool.
-    state: State of the compressor after the last id.
+    prior: Predictions of the ids by the entropy model, [B, S].
+    segments_BUD: Segments as vectors before quantization, [B, U, D].
   """
 
   ids_BS: Array
@@ -42,7 +44,14 @@ class LevelPrompt:
   num_whole_B: Array
   open: KnownIds
   has_open_B: Array
-  state: CompressorState
+  prior: Prior
+  segments_BUD: Array
+
+  def whole_documents(self) -> Array:
+    """Returns 0 for ids of whole segments and -1 for others, [B, S] int32."""
+    index_BS = self.segments.index_BS
+    is_whole_BS = (index_BS >= 0) & (index_BS < self.num_whole_B[:, None])
+    return jnp.where(is_whole_BS, 0, -1).astype(jnp.int32)
 
 
 def compress(
@@ -91,6 +100,20 @@ def codebooks_below(pyramid: Pyramid, number: int) -> Codebooks | None:
   if number == 0:
     return None
   return pyramid.levels[number - 1].compressor.quantizer.codebooks()
+
+
+def below_of(pyramid: Pyramid, number: int, ids: Array) -> Below | None:
+  """Returns what a level reads of given ids; None over bytes.
+
+  Args:
+    pyramid: A bound pyramid.
+    number: Number of the level, counted from 0 at the bottom.
+    ids: Ids of the level, [B, S] int32.
+  """
+  if number == 0:
+    return None
+  quantizer = pyramid.levels[number - 1].compressor.quantizer
+  return Below(quantizer.lookup(ids), quantizer.codebooks())
 
 
 def recent(x_BN: Array, end_B: Array, size: int) -> Array:
@@ -151,6 +174,7 @@ def _compress_level(
       num_open_B,
     ),
     has_open_B=is_open_B,
-    state=state,
+    prior=prefix.prior,
+    segments_BUD=prefix.pooled_BUD,
   )
   return prompt, prefix.quantized.vectors_BPD

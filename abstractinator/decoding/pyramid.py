@@ -5,12 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from abstractinator.config import RunConfig
-from abstractinator.decoding import generate
+from abstractinator.decoding import generate, stream
 from abstractinator.decoding.expansion import is_parallel
 from abstractinator.decoding.lanes import decode_distinct
 from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.prompt import codebooks_below
 from abstractinator.decoding.rows import decode_greedily
+from abstractinator.decoding.segments import SegmentCodes
 from abstractinator.decoding.state import GenerationState, Request
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import DecodedRows, Pyramid
@@ -38,7 +39,8 @@ class AbstractinatorPyramid(Pyramid):
     """Decodes codes to bytes, greedily, level by level.
 
     Each level decodes as `decode_level` says; its ids are the codes of the
-    level below.
+    level below. Where top codes are a stream (see `decoding.stream`), the top
+    LM and the encoder run over what is decoded.
 
     Args:
       codes_BU: Codes of one level, [B, U] int32.
@@ -55,8 +57,7 @@ class AbstractinatorPyramid(Pyramid):
     sizes = self.config.sequence_lengths(sequence_length)
     top = len(self.levels) - 1 if number is None else number
     for above in range(top, 0, -1):
-      codebooks = codebooks_below(self, above)
-      decoded = decode_level(self.levels[above], rows, sizes[above], codebooks)
+      decoded = self._decode(above, rows, sizes[above])
       queries = self.config.levels[above - 1].pooling.num_queries
       rows = code_rows.unfold(
         rows,
@@ -64,7 +65,45 @@ class AbstractinatorPyramid(Pyramid):
         num_slots=sizes[above] // queries,
         num_queries=queries,
       )
-    return DecodedRows(*decode_level(self.levels[0], rows, sizes[0]), rows)
+    return DecodedRows(*self._decode(0, rows, sizes[0]), rows)
+
+  def _decode(
+    self, number: int, rows: code_rows.CodeRows, sequence_length: int
+  ) -> tuple[Array, Array]:
+    if number == len(self.levels) - 1:
+      return self.decode_top(rows, sequence_length)
+    codebooks = codebooks_below(self, number)
+    return decode_level(self.levels[number], rows, sequence_length, codebooks)
+
+  def decode_top(
+    self, rows: code_rows.CodeRows, sequence_length: int
+  ) -> tuple[Array, Array]:
+    """Decodes the codes of the top level, which may be a stream.
+
+    `decode_level` has the arguments and the result.
+    """
+    number = len(self.levels) - 1
+    codebooks = codebooks_below(self, number)
+    if not self.config.streams:
+      level = self.levels[number]
+      return decode_level(level, rows, sequence_length, codebooks)
+    codes_BP, slots = rows.codes_BU, rows.codes_BU.shape[1]
+
+    def choose(
+      _: Pyramid, opened: stream.StreamState, slot_B: Array
+    ) -> tuple[Array, Array]:
+      at_B1 = jnp.clip(slot_B, 0, slots - 1)[:, None]
+      codes_B = jnp.take_along_axis(codes_BP, at_B1, axis=1)[:, 0]
+      return codes_B, jnp.zeros(slot_B.shape, bool)
+
+    return decode_greedily(
+      self,
+      stream.StreamCodes(choose, rows.lowest_BP),
+      rows.is_valid_BP,
+      sequence_length,
+      codebooks,
+      stream.empty(self, len(codes_BP), sequence_length),
+    )
 
   def generate_bytes(
     self,
@@ -144,11 +183,15 @@ def decode_level(
     Ids [B, P, L] int32 and lengths [B, P] int32 of the segments: 0 in empty
     slots and after S ids; ids past a segment's length are meaningless.
   """
-  slots = (rows.is_valid_BP, rows.lowest_BP)
   if is_parallel(level):
-    return decode_distinct(level, rows.codes_BU, *slots, codebooks)
+    return decode_distinct(
+      level, rows.codes_BU, rows.is_valid_BP, rows.lowest_BP, codebooks
+    )
   vectors_BUD = level.compressor.quantizer.lookup(rows.codes_BU)
-  return decode_greedily(level, vectors_BUD, *slots, sequence_length, codebooks)
+  codes = SegmentCodes(level.expander.remember(vectors_BUD), rows.lowest_BP)
+  return decode_greedily(
+    level, codes, rows.is_valid_BP, sequence_length, codebooks
+  )
 
 
 def make_model(config: RunConfig, platform: str) -> AbstractinatorPyramid:

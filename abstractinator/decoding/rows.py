@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from abstractinator.decoding import ends as entropy_ends
 from abstractinator.decoding.choices import Choice, Greedy
 from abstractinator.decoding.ends import EntropyEnds
-from abstractinator.decoding.loop import while_loop
+from abstractinator.decoding.loop import Module, while_loop
 from abstractinator.decoding.prompt import LevelPrompt
 from abstractinator.decoding.segments import (
+  CodeSource,
   Expanded,
   NextIds,
-  SegmentCodes,
   empty_expanded,
 )
+from abstractinator.decoding.stream import StreamState
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
@@ -67,11 +69,27 @@ class _RowsLoop(RowsState):
   x_BD: Array
 
 
+@flax.struct.dataclass
+class RowsEnd:
+  """State of rows in which a call of `decode_rows` left them.
+
+  Attributes:
+    x_BD: States that the last ids were predicted from, [B, D].
+    is_done_B: Rows that ended before their last segment, [B] bool.
+    stream: State of the stream of codes; None if they were given.
+  """
+
+  x_BD: Array
+  is_done_B: Array
+  stream: StreamState | None
+
+
 def start_after_prompt(
   level: Abstractinator,
   prompt: LevelPrompt,
   codebooks: Codebooks | None,
   capacity: int,
+  states_BUY: Array | None = None,
 ) -> RowsState:
   """Reads the whole segments of a prompt.
 
@@ -80,48 +98,52 @@ def start_after_prompt(
     prompt: Ids of the level and their segments.
     codebooks: Codebooks of the level below; None over bytes.
     capacity: Ids that a row may come to.
+    states_BUY: States from which the top LM predicts the codes, [B, U, Y]; see
+      `DecoderOnlyExpanderRVQ.memory`.
 
   Returns:
     The state whose next id opens the segment after them.
   """
   batch, size = prompt.ids_BS.shape
-  index_BS = prompt.segments.index_BS
-  is_whole_BS = (index_BS >= 0) & (index_BS < prompt.num_whole_B[:, None])
+  index_BS, document_BS = prompt.segments.index_BS, prompt.whole_documents()
   _, cache = level.expander.prefill(
     prompt.ids_BS,
-    jnp.where(is_whole_BS, 0, -1).astype(jnp.int32),
+    document_BS,
     dataclasses.replace(
-      prompt.segments, index_BS=jnp.where(is_whole_BS, index_BS, -1)
+      prompt.segments, index_BS=jnp.where(document_BS >= 0, index_BS, -1)
     ),
-    prompt.vectors_BUD,
+    level.expander.memory(prompt.vectors_BUD, states_BUY),
     level.expander.init_cache(batch, max(capacity, size)),
     codebooks,
+    prompt.prior if level.expander.has_prior else None,
   )
   before_B = prompt.count_B - prompt.open.num_ids_B
   last_B = prompt.ids_BS[jnp.arange(batch), jnp.maximum(before_B - 1, 0)]
   bos = level.expander.num_ids + Special.BOS
   entropy = None
   if level.config.expander.ends == 'entropy':
-    state = prompt.state
+    # The ids of an open segment are read again as they are decoded.
+    _, whole = level.compressor.prefill(
+      prompt.ids_BS, document_BS, capacity=max(capacity, size)
+    )
     entropy = EntropyEnds(
-      cache=state.entropy_cache,
-      segmenter=state.segmenter,
-      logits_BV=state.predicted.logits,
+      whole.entropy_cache, whole.segmenter, Prior.of(whole.predicted)
     )
   return RowsState(jnp.where(before_B > 0, last_B, bos), cache, entropy)
 
 
 def decode_rows(
-  level: Abstractinator,
+  module: Module,
   state: RowsState,
-  codes: SegmentCodes,
+  codes: CodeSource,
   count_B: Array,
   limit_B: Array,
   choice: Choice,
   codebooks: Codebooks | None = None,
   *,
   first_slot_B: Array | None = None,
-) -> tuple[Expanded, RowsState, Array]:
+  stream: StreamState | None = None,
+) -> tuple[Expanded, RowsState, RowsEnd]:
   """Decodes segments of rows, one id per row and step.
 
   A row is done after its last segment or `limit_B` new ids. If `first_slot_B`
@@ -131,18 +153,19 @@ def decode_rows(
   before it. Otherwise a row is one document and ends at EOS.
 
   Args:
-    level: A bound level.
+    module: A bound level; a bound pyramid whose top level decodes if codes are
+      a stream.
     state: State after the previous call or after a prompt.
-    codes: Codes that the segments attend to.
+    codes: Codes that the segments attend to, given or as a stream.
     count_B: Segments of each row, the first ones of `codes`, [B] int32.
     limit_B: New ids after which a row is done, [B] int32.
     choice: Chooses ids, and ends where a head says them.
     codebooks: Codebooks of the level below; None over bytes.
     first_slot_B: Number of the call's first segment in its document, [B] int32.
+    stream: State of the stream of codes; None if they are given.
 
   Returns:
-    The decoded ids, the state, and the states that the last ids were predicted
-    from, [B, D].
+    The decoded ids, the state, and how the call ended.
   """
   batch, slots = codes.lowest_BP.shape
   row_B = jnp.arange(batch)
@@ -152,74 +175,98 @@ def decode_rows(
   def is_active(loop):
     return ~loop.is_done_B & (loop.slot_B + loop.opens_B < count_B)
 
-  def one_step(level, carry):
-    loop, out = carry
+  def one_step(module, carry):
+    loop, out, stream = carry
+    level = codes.level(module)
     is_active_B = is_active(loop)
     loop = _next_position(loop, is_active_B)
-    seen = codes.seen_from(jnp.clip(loop.slot_B, 0, slots - 1)[:, None])
+    slot_B = jnp.clip(loop.slot_B, 0, slots - 1)
+    opens_B = is_active_B & loop.opens_B
     if has_documents and not level.expander.has_eos:
-      loop = _open_document(level, loop, is_active_B, seen)
+      own_B = codes.lowest_BP[row_B, slot_B] == codes.num_before + slot_B
+      loop = _open_document(level, loop, opens_B & own_B)
+    prior = None if loop.entropy is None else loop.entropy.prior
+    stream, is_over_B = codes.open(module, stream, loop, prior, opens_B)
+    loop = dataclasses.replace(loop, is_done_B=loop.is_done_B | is_over_B)
+    is_active_B &= ~is_over_B
+    seen = codes.seen(stream, slot_B)
     x_BD, cache = _expander_step(
       level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
     )
-    at = NextIds(level.expander, codebooks, x_BD, loop.slot_B, loop.offset_B)
+    prior = _prior(level, loop)
+    at = NextIds(
+      level.expander,
+      codebooks,
+      x_BD,
+      loop.slot_B,
+      loop.offset_B,
+      None if prior is None else prior.logits,
+    )
     ids_B = choice.ids(at)
     where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
     out = out.record(where, ids_B, choice.nats(at, ids_B))
+    stream = codes.read(module, stream, loop, ids_B, is_active_B)
     loop = dataclasses.replace(
       loop, x_BD=jnp.where(is_active_B[:, None], x_BD, loop.x_BD), cache=cache
     )
     loop = _take(
       level, loop, is_active_B, at, ids_B, limit_B, choice, has_documents
     )
-    return loop, out
+    return loop, out, stream
 
-  loop = _begin(level, state, limit_B)
+  level = codes.level(module)
   longest = level.config.segmentation.max_length
-  loop, out = while_loop(
+  out = empty_expanded(batch, slots, longest, has_nats=choice.has_nats)
+  loop, out, stream = while_loop(
     lambda carry: jnp.any(is_active(carry[0])),
     one_step,
-    level,
-    (loop, empty_expanded(batch, slots, longest, has_nats=choice.has_nats)),
+    module,
+    (_begin(level, state, limit_B), out, stream),
   )
-  return out, RowsState(loop.fed_B, loop.cache, loop.entropy), loop.x_BD
+  return (
+    out,
+    RowsState(loop.fed_B, loop.cache, loop.entropy),
+    RowsEnd(loop.x_BD, loop.is_done_B, stream),
+  )
 
 
 def decode_greedily(
-  level: Abstractinator,
-  vectors_BUD: Array,
+  module: Module,
+  codes: CodeSource,
   is_valid_BP: Array,
-  lowest_BP: Array,
   sequence_length: int,
   codebooks: Codebooks | None = None,
+  stream: StreamState | None = None,
 ) -> tuple[Array, Array]:
   """Decodes whole rows of codes to their most likely ids.
 
   Args:
-    level: A bound level.
-    vectors_BUD: Vectors of the codes, [B, U, D].
+    module: A bound level, or a pyramid; see `decode_rows`.
+    codes: Codes that the segments attend to.
     is_valid_BP: Slots with a segment, the first ones of a row, [B, P] bool.
-    lowest_BP: First slot that each segment attends to, [B, P] int32.
     sequence_length: S, the most ids of a row; the last segment is cut there.
     codebooks: Codebooks of the level below; None over bytes.
+    stream: State of the stream of codes; None if they are given.
 
   Returns:
     Ids [B, P, L] int32, 0 past a segment's end, and lengths [B, P] int32, 0 for
     segments without an id.
   """
-  expander, batch = level.expander, len(is_valid_BP)
+  level, batch = codes.level(module), len(is_valid_BP)
   entropy = None
   if level.config.expander.ends == 'entropy':
     entropy = entropy_ends.start(level, batch, sequence_length)
   bos_B = jnp.full((batch,), level.num_ids + Special.BOS, jnp.int32)
+  cache = level.expander.init_cache(batch, sequence_length)
   out, _, _ = decode_rows(
-    level,
-    RowsState(bos_B, expander.init_cache(batch, sequence_length), entropy),
-    SegmentCodes(expander.remember(vectors_BUD), lowest_BP),
+    module,
+    RowsState(bos_B, cache, entropy),
+    codes,
     jnp.sum(is_valid_BP, axis=1, dtype=jnp.int32),
     jnp.full((batch,), sequence_length, jnp.int32),
     Greedy(),
     codebooks,
+    stream=stream,
   )
   return out.ids_BPL, out.length_BP
 
@@ -254,15 +301,13 @@ def _next_position(loop: _RowsLoop, is_active_B: Array) -> _RowsLoop:
 
 
 def _open_document(
-  level: Abstractinator, loop: _RowsLoop, is_active_B: Array, seen: StepCodes
+  level: Abstractinator, loop: _RowsLoop, is_first_B: Array
 ) -> _RowsLoop:
   """Begins a document at a slot that attends to no slot before it.
 
   Only now is it known; a head, which says the ends at such a level, needs no
   document.
   """
-  is_first_B = (seen.lowest_RT == seen.index_RT)[:, 0]
-  is_first_B &= is_active_B & loop.opens_B
   bos = level.num_ids + Special.BOS
   return dataclasses.replace(
     loop,
@@ -289,8 +334,23 @@ def _expander_step(
     fed_B = jnp.where(loop.opens_B, bos, fed_B)
     group_B = number_B
   return level.expander.step(
-    fed_B, loop.offset_B, group_B, loop.cache, is_active_B, seen, codebooks
+    fed_B,
+    loop.offset_B,
+    group_B,
+    loop.cache,
+    is_active_B,
+    seen,
+    codebooks,
+    _prior(level, loop),
   )
+
+
+def _prior(level: Abstractinator, loop: _RowsLoop) -> Prior | None:
+  """Returns the predictions of the next ids, if the expander uses them."""
+  if not level.expander.has_prior:
+    return None
+  assert loop.entropy is not None, "base 'entropy_model' needs ends 'entropy'"
+  return loop.entropy.prior
 
 
 def _take(
@@ -305,9 +365,8 @@ def _take(
 ) -> _RowsLoop:
   """Takes the ids of a step: ends of segments, of documents and of rows."""
   expander = level.expander
-  is_new_B = choice.is_new(at)
   is_eos_B = ids_B == expander.num_ids + Special.EOS
-  num_new_B = loop.num_new_B + (is_active_B & is_new_B)
+  num_new_B = loop.num_new_B + (is_active_B & choice.is_new(at))
   ends_row_B = num_new_B >= limit_B
   fed_B, document_B = ids_B, loop.document_B
   if has_documents:
@@ -320,12 +379,10 @@ def _take(
   if entropy is None:
     opens_B = choice.ends(at, ids_B)
   else:
-    # The state of a prompt has read its known ids already.
-    is_read_B = is_active_B & is_new_B & ~is_done_B
     entropy, opens_B = entropy_ends.after(
-      level, entropy, ids_B, fed_B, document_B, is_read_B
+      level, entropy, ids_B, fed_B, document_B, is_active_B & ~is_done_B
     )
-    opens_B &= is_new_B
+    opens_B &= choice.may_end(at)
   return dataclasses.replace(
     loop,
     fed_B=jnp.where(is_active_B, fed_B, loop.fed_B),

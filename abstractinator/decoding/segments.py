@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import flax.struct
 import jax.numpy as jnp
 
 from abstractinator.model.attention import CodeKeyValues
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ
+from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
-from abstractinator.model.vocabulary import Codebooks
+from abstractinator.model.vocabulary import ChooseDigit, Codebooks, IdLogits
 from abstractinator.ops.compact import compact
 from abstractinator.types import Array
 
@@ -29,6 +31,26 @@ class SegmentCodes:
   lowest_BP: Array
   num_before: int = flax.struct.field(pytree_node=False, default=0)
 
+  def level(self, module: Any) -> Abstractinator:
+    """Returns the level that decodes: the module of the loop."""
+    return module
+
+  def open(
+    self, module: Any, state: Any, place: Any, prior: Any, opens_B: Array
+  ) -> tuple[Any, Array]:
+    """Returns that no row ends as segments open: all codes are given."""
+    return state, jnp.zeros_like(opens_B)
+
+  def seen(self, state: Any, slot_B: Array) -> StepCodes:
+    """Returns the codes that ids of the slots, [B] int32, attend to."""
+    return self.seen_from(slot_B[:, None])
+
+  def read(
+    self, module: Any, state: Any, place: Any, ids_B: Array, active_B: Array
+  ) -> Any:
+    """Returns the state: given codes do not depend on decoded ids."""
+    return state
+
   def seen_from(self, segment_RT: Array) -> StepCodes:
     """Returns the codes that ids attend to.
 
@@ -38,6 +60,55 @@ class SegmentCodes:
     """
     lowest_RT = jnp.take_along_axis(self.lowest_BP, segment_RT, axis=1)
     return StepCodes(self.remembered, self.num_before + segment_RT, lowest_RT)
+
+
+class CodeSource(Protocol):
+  """Source of the codes that `rows.decode_rows` decodes.
+
+  Its methods take the module of the loop and a state of their own, which the
+  loop carries, None or a pytree.
+
+  Attributes:
+    lowest_BP: First slot that each segment to decode attends to, [B, P] int32.
+    num_before: Slots before that of the first segment to decode.
+  """
+
+  @property
+  def lowest_BP(self) -> Array: ...  # noqa: N802
+
+  @property
+  def num_before(self) -> int: ...
+
+  def level(self, module: Any) -> Abstractinator:
+    """Returns the level that decodes."""
+    ...
+
+  def open(
+    self, module: Any, state: Any, place: Any, prior: Any, opens_B: Array
+  ) -> tuple[Any, Array]:
+    """Takes the codes of segments that open.
+
+    Args:
+      module: The module of the loop.
+      state: State of the source.
+      place: Place of the next ids: `document_B`, `slot_B` and `offset_B`.
+      prior: Predictions of the next ids by the entropy model; None without.
+      opens_B: Rows whose next id opens a segment, [B] bool.
+
+    Returns:
+      The state, and the rows that end here, [B] bool.
+    """
+    ...
+
+  def seen(self, state: Any, slot_B: Array) -> StepCodes:
+    """Returns the codes that ids of the slots, [B] int32, attend to."""
+    ...
+
+  def read(
+    self, module: Any, state: Any, place: Any, ids_B: Array, active_B: Array
+  ) -> Any:
+    """Reads the ids that active rows have decoded; returns the state."""
+    ...
 
 
 @flax.struct.dataclass
@@ -57,6 +128,14 @@ class KnownIds:
   num_known_B: Array
   num_ids_B: Array
 
+  def unless(self, is_past_B: Array) -> 'KnownIds':
+    """Returns the known ids, none for rows whose segment is past."""
+    return KnownIds(
+      self.ids_BL,
+      jnp.where(is_past_B, 0, self.num_known_B),
+      jnp.where(is_past_B, 0, self.num_ids_B),
+    )
+
   def ids_at(self, offset_B: Array) -> Array:
     """Returns the id at an offset of each row, [B] int32."""
     return jnp.take_along_axis(self.ids_BL, offset_B[:, None], axis=1)[:, 0]
@@ -72,6 +151,8 @@ class NextIds:
     x_ND: States that the ids are predicted from, [N, D].
     slot_N: Segment of the call that each id belongs to, [N] int32.
     offset_N: Position of each id within its segment, [N] int32.
+    base_NV: Logits of the entropy model that the expander adds to, [N, V]
+      float32; None without.
   """
 
   expander: DecoderOnlyExpanderRVQ
@@ -79,6 +160,19 @@ class NextIds:
   x_ND: Array
   slot_N: Array
   offset_N: Array
+  base_NV: Array | None = None
+
+  def predict(self, ids_N: Array | None = None) -> IdLogits:
+    """Returns `Vocabulary.predict` of the states."""
+    return self.expander.vocabulary.predict(
+      self.x_ND, ids_N, self.codebooks, self.base_NV
+    )
+
+  def draw(self, choose: ChooseDigit) -> Array:
+    """Returns ids whose digits a function chooses, [N] int32."""
+    return self.expander.vocabulary.draw(
+      self.x_ND, choose, self.codebooks, self.base_NV
+    )[0]
 
 
 @flax.struct.dataclass

@@ -5,8 +5,10 @@ import dataclasses
 import flax.struct
 import jax.numpy as jnp
 
+from abstractinator.decoding import stream
 from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.prompt import LevelPrompt
+from abstractinator.decoding.stream import ChooseCodes, StreamState
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.cache import Cache
@@ -34,19 +36,24 @@ class TopState:
   Without a top LM every slot to come has the codes in `forced_BQ`.
 
   Attributes:
-    top_lm: State of the top LM; None without one.
+    top_lm: State of the top LM; None without one, and where codes come as a
+      stream.
+    stream: State of the stream of codes; None where they do not.
     number_B: Codes so far that the top LM has read, [B] int32.
     forced_BQ: Codes of the next slot, [B, Q] int32.
     is_forced_B: Rows whose next slot has these codes, [B] bool.
   """
 
   top_lm: TopLMState | None
+  stream: StreamState | None
   number_B: Array
   forced_BQ: Array
   is_forced_B: Array
 
 
-def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
+def start(
+  pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int
+) -> tuple[TopState, Array | None]:
   """Returns the state after the whole segments of a prompt.
 
   Without a top LM the codes of the prompt's last segment are forced from here
@@ -56,6 +63,10 @@ def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
     pyramid: A bound pyramid.
     prompt: Prompts at the top level.
     capacity: Codes that a row may come to.
+
+  Returns:
+    The state; and, where codes come as a stream, the states from which those of
+    the prompt are predicted, [B, U, Y].
   """
   batch, size = prompt.codes_BU.shape
   queries = pyramid.config.levels[-1].pooling.num_queries
@@ -65,7 +76,11 @@ def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
     last_BQ = jnp.maximum(prompt.segments.count_B - 1, 0)[:, None] * queries
     last_BQ += jnp.arange(queries)
     forced_BQ = jnp.take_along_axis(prompt.codes_BU, last_BQ, axis=1)
-    return TopState(None, number_B, forced_BQ, ~none_B)
+    return TopState(None, None, number_B, forced_BQ, ~none_B), None
+  forced_BQ = jnp.zeros((batch, queries), jnp.int32)
+  if pyramid.config.streams:
+    state, states_BUY = stream.after_prompt(pyramid, prompt, capacity)
+    return TopState(None, state, number_B, forced_BQ, none_B), states_BUY
   document_BU = jnp.where(jnp.arange(size) < number_B[:, None], 0, -1)
   states_BUY, cache = pyramid.top_lm.prefill(
     prompt.vectors_BUD,
@@ -76,8 +91,8 @@ def start(pyramid: Pyramid, prompt: LevelPrompt, *, capacity: int) -> TopState:
   hidden_BY = jnp.where(
     number_B[:, None] > 0, last_BY, pyramid.top_lm.start_state(batch)
   )
-  forced_BQ = jnp.zeros((batch, queries), jnp.int32)
-  return TopState(TopLMState(cache, hidden_BY), number_B, forced_BQ, none_B)
+  top_lm = TopLMState(cache, hidden_BY)
+  return TopState(top_lm, None, number_B, forced_BQ, none_B), None
 
 
 def extend(
@@ -113,9 +128,8 @@ def extend(
     of_slot, number_B = number % queries, state.number_B + number
     is_forced_B = state.is_forced_B & (number < queries)
     of_code = draws.fold(number_B)
-    log_odds_B = pyramid.top_lm.end_logits(top_lm.hidden_BY)
     asks_end_B = (of_slot == 0) & (number_B > 0) & ~is_forced_B
-    active_B &= ~(asks_end_B & draw_bools(of_code.fold(0), log_odds_B))
+    active_B &= ~(asks_end_B & draw_end(pyramid, top_lm.hidden_BY, of_code))
     codes_B = jnp.where(
       is_forced_B,
       state.forced_BQ[:, of_slot],
@@ -167,6 +181,35 @@ def step(
   )
   hidden_BY = jnp.where(active_B[:, None], hidden_BY, state.hidden_BY)
   return TopLMState(cache, hidden_BY)
+
+
+def draw_streamed(state: TopState, draws: Draws) -> ChooseCodes:
+  """Returns the function that draws the codes of a stream.
+
+  Args:
+    state: State before the call, which may force the first code.
+    draws: Random keys and filters of top codes.
+  """
+
+  def choose(
+    pyramid: Pyramid, opened: StreamState, slot_B: Array
+  ) -> tuple[Array, Array]:
+    of_code = draws.fold(opened.number_B)
+    is_forced_B = state.is_forced_B & (slot_B == 0)
+    is_over_B = draw_end(pyramid, opened.hidden_BY, of_code)
+    codes_B = jnp.where(
+      is_forced_B,
+      state.forced_BQ[:, 0],
+      draw_code(pyramid, opened.predicted_BY, of_code),
+    )
+    return codes_B, is_over_B & (opened.number_B > 0) & ~is_forced_B
+
+  return choose
+
+
+def draw_end(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:
+  """Draws whether documents end after states of the top LM, [B] bool."""
+  return draw_bools(draws.fold(0), pyramid.top_lm.end_logits(hidden_BY))
 
 
 def draw_code(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:

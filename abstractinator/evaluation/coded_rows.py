@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.evaluation.likelihood import row_bits
-from abstractinator.model.pyramid import DecodedRows, PyramidOutput
+from abstractinator.model.pyramid import DecodedRows, PyramidCodes
 from abstractinator.ops import segmentation
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Batch, PyTree
@@ -89,16 +89,16 @@ def code_rows(
   Returns:
     The coded rows.
   """
-  output, bits = cast(
-    tuple[PyramidOutput, tuple[dict[str, Array], ...]],
+  codes, bits = cast(
+    tuple[PyramidCodes, tuple[dict[str, Array], ...]],
     model.apply(variables, batch, substitutes, method=_compress_and_score),
   )
   return CodedRows(
     ids_BS=batch.ids_BS,
-    levels=coded_levels(output),
+    levels=coded_levels(codes),
     bits=bits,
-    top_document_BU=output.top_codes.document_BP,
-    decoded=_decode(variables, output, model) if decode else None,
+    top_document_BU=codes.top_codes.document_BP,
+    decoded=_decode(variables, codes, model) if decode else None,
   )
 
 
@@ -106,15 +106,14 @@ def code_levels(
   variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
 ) -> tuple[CodedLevel, ...]:
   """Encodes rows, without the rest of `code_rows`."""
-  output = model.apply(variables, batch, method='compress_all')
-  return coded_levels(cast(PyramidOutput, output))
+  codes = model.apply(variables, batch, method='compress_all')
+  return coded_levels(cast(PyramidCodes, codes))
 
 
-def coded_levels(output: PyramidOutput) -> tuple[CodedLevel, ...]:
+def coded_levels(codes: PyramidCodes) -> tuple[CodedLevel, ...]:
   """Returns the segments and codes of all levels, bottom first."""
   found: list[CodedLevel] = []
-  for level in output.levels:
-    compressed = level.compressed
+  for compressed in codes.levels:
     index_BS = compressed.segments.index_BS
     byte_slot_BS = index_BS
     if found:
@@ -175,14 +174,18 @@ def substitute(
 
 def _compress_and_score(
   pyramid: AbstractinatorPyramid, batch: Batch, substitutes: Sequence[str]
-) -> tuple[PyramidOutput, tuple[dict[str, Array], ...]]:
+) -> tuple[PyramidCodes, tuple[dict[str, Array], ...]]:
   """Encodes rows and computes `CodedRows.bits`; a method of the pyramid."""
-  output = pyramid.compress_all(batch)
-  found, codebooks = [], None
-  for level, coded, ids in zip(
-    pyramid.levels, output.levels, output.batches, strict=True
+  codes = pyramid.compress_all(batch)
+  # All substitutes form one batch: one expander to compile.
+  repeated, top_lm = jax.tree.map(
+    lambda x: jnp.concatenate([x] * len(substitutes)),
+    (codes, pyramid.predict_top(codes)),
+  )
+  found = []
+  for number, (level, compressed) in enumerate(
+    zip(pyramid.levels, codes.levels, strict=True)
   ):
-    compressed = coded.compressed
     vectors_NUD = jnp.concatenate(
       [
         substitute(
@@ -194,28 +197,20 @@ def _compress_and_score(
         for name in substitutes
       ]
     )
-    # All substitutes form one batch: one expander to compile.
-    ids, segments = jax.tree.map(
-      lambda x: jnp.concatenate([x] * len(substitutes)),
-      (ids, compressed.segments),
-    )
-    expanded = level.expander(
-      ids.ids_BS, ids.document_BS, segments, vectors_NUD, codebooks=codebooks
-    )
-    bits_N = row_bits(expanded.nats_BS, ids.document_BS >= 0)
-    parts = jnp.split(bits_N, len(substitutes))
+    expanded = pyramid.expand(repeated, top_lm, number, vectors_NUD)
+    is_id_NS = repeated.batches[number].document_BS >= 0
+    parts = jnp.split(row_bits(expanded.nats_BS, is_id_NS), len(substitutes))
     found.append(dict(zip(substitutes, parts, strict=True)))
-    codebooks = level.compressor.quantizer.codebooks()
-  return output, tuple(found)
+  return codes, tuple(found)
 
 
 def _decode(
-  variables: PyTree, output: PyramidOutput, model: AbstractinatorPyramid
+  variables: PyTree, codes: PyramidCodes, model: AbstractinatorPyramid
 ) -> DecodedRows:
   """Decodes encoded rows from their top codes alone."""
-  top = output.levels[-1].compressed
+  top = codes.levels[-1]
   lowest_BP = segmentation.per_slot(
-    segmentation.first_slots(top.segments, output.batches[-1].document_BS),
+    segmentation.first_slots(top.segments, codes.batches[-1].document_BS),
     top.segments,
     top.is_valid_BP.shape[1],
   )
@@ -224,7 +219,7 @@ def _decode(
     top.quantized.codes_BP,
     top.is_valid_BP,
     lowest_BP,
-    sequence_length=output.batches[0].ids_BS.shape[1],
+    sequence_length=codes.batches[0].ids_BS.shape[1],
     method='decode_all',
   )
   return cast(DecodedRows, decoded)

@@ -21,6 +21,7 @@ from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.evaluation.windows import Passage, WindowBatch
 from abstractinator.model.pyramid import DecodedRows
 from abstractinator.objective.by_level import ByLevel
+from abstractinator.objective.metrics import price_of_codes
 from abstractinator.types import NUM_BYTES, PyTree
 
 Figure = float | str
@@ -114,11 +115,13 @@ def _likelihood_figures(
     return ByLevel(per_byte, whole), num_bytes
   parts = [bits / num_bytes for bits in top_lm_bits(sums)]
   code = sum(parts) if parts else counts.bits() / num_bytes
+  total = code + sum(bits / num_bytes for bits in expansion_bits(sums))
+  flat = sums.levels[0]['entropy_model_bits'] / num_bytes
   whole |= {
     'code_bits_per_byte': code,
     'code_model': 'top_lm' if parts else 'unigram',
-    'total_bits_per_byte': code
-    + sum(bits / num_bytes for bits in expansion_bits(sums)),
+    'total_bits_per_byte': total,
+    **price_of_codes(flat, total, code),
     'teacher_forced_byte_accuracy': accuracy,
   }
   return ByLevel(per_byte, whole), num_bytes

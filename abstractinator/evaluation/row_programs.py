@@ -11,7 +11,11 @@ import numpy as np
 from abstractinator.codes import codes as codes_lib
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.evaluation.coded_rows import CodedLevel, coded_levels
-from abstractinator.model.pyramid import DecodedRows, PyramidOutput
+from abstractinator.model.pyramid import (
+  DecodedRows,
+  PyramidCodes,
+  PyramidOutput,
+)
 from abstractinator.objective import losses
 from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.types import Array, Batch, PyTree, Segments
@@ -27,10 +31,10 @@ def compress_rows(
   number: int,
 ) -> tuple[Segments, Array, Array]:
   """Returns segments of the first level, and counts and codes of a level."""
-  output = model.apply(
+  codes = model.apply(
     variables, _batch(ids_BS, document_BS), method='compress_all'
   )
-  return _codes(cast(PyramidOutput, output), number)
+  return _codes(cast(PyramidCodes, codes), number)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -45,8 +49,8 @@ def predict_rows(
     PyramidOutput, model.apply(variables, _batch(ids_BS, document_BS))
   )
   predicted_BS = output.levels[0].expanded.best_BS
-  top_BS = coded_levels(output)[-1].byte_slot_BS
-  return *_codes(output, -1), predicted_BS, top_BS
+  top_BS = coded_levels(output.codes)[-1].byte_slot_BS
+  return *_codes(output.codes, -1), predicted_BS, top_BS
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -72,7 +76,7 @@ def inspect_rows(
   if top_lm is not None and top_lm.logits is not None:
     nats_BU = losses.code_nats(top_lm, output.top_codes.codes_BP)
     top_bits_BU = BITS_PER_NAT * nats_BU
-  levels = coded_levels(output)
+  levels = coded_levels(output.codes)
   return (
     levels,
     tuple(BITS_PER_NAT * level.expanded.nats_BS for level in output.levels),
@@ -110,10 +114,13 @@ def decode_codes(
   return cast(DecodedRows, decoded)
 
 
-def _codes(output: PyramidOutput, number: int) -> tuple[Segments, Array, Array]:
-  level = output.levels[number].compressed
-  segments = output.levels[0].compressed.segments
-  return segments, level.segments.count_B, level.quantized.codes_BP
+def _codes(codes: PyramidCodes, number: int) -> tuple[Segments, Array, Array]:
+  level = codes.levels[number]
+  return (
+    codes.levels[0].segments,
+    level.segments.count_B,
+    level.quantized.codes_BP,
+  )
 
 
 def _batch(ids_BS: Array, document_BS: Array) -> Batch:

@@ -11,6 +11,7 @@ from abstractinator.model.entropy_model import (
   EntropyCache,
   EntropyModel,
   EntropyOutput,
+  Prior,
   predictive_entropy_bits,
 )
 from abstractinator.model.pooling import LearnedQueryAttention
@@ -23,6 +24,7 @@ from abstractinator.ops import (
   segmentation,
   segmentation_stream,
 )
+from abstractinator.ops.cache import Cache
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation_rules import (
   RULES,
@@ -59,6 +61,8 @@ class CompressorOutput:
     entropy_logits_BSV: Logits by which the entropy model predicts each id from
       the ids before it, [B, S, V] float32; if ids are codes, those of their
       first digit.
+    entropy_states_BSD: States from which the entropy model predicts each id,
+      [B, S, D].
     entropy_nats_BS: -log p of each id in that prediction, all digits together,
       [B, S] float32.
     entropy_bits_BS: Entropy of the prediction, which decided where segments
@@ -70,9 +74,12 @@ class CompressorOutput:
     is_code_BU: True for the codes of such slots, [B, U] bool.
     pooled_BUD: Vectors of the segments before quantization, [B, U, D].
     quantized: Codes and their vectors.
+    soft_digits: Soft assignment of segments to digits, M arrays [B, U, K]
+      float32; None without `quantizer.rate_temperature`.
   """
 
   entropy_logits_BSV: Array
+  entropy_states_BSD: Array
   entropy_nats_BS: Array
   entropy_bits_BS: Array
   gaussian_nats_BS: Array | None
@@ -81,6 +88,14 @@ class CompressorOutput:
   is_code_BU: Array
   pooled_BUD: Array
   quantized: QuantizerOutput
+  soft_digits: tuple[Array, ...] | None = None
+
+  @property
+  def prior(self) -> Prior:
+    """Predictions of the ids without their codes, without gradient."""
+    return Prior(
+      *lax.stop_gradient((self.entropy_states_BSD, self.entropy_logits_BSV))
+    )
 
 
 @flax.struct.dataclass
@@ -283,6 +298,71 @@ class SegmentCompressor(nn.Module):
     predicted = self.entropy_model(ids_BS, document_BS)
     return predicted, *self._nats(ids_BS, predicted, None)
 
+  def read(
+    self,
+    ids_BS: Array,
+    document_BS: Array,
+    segments: Segments,
+    cache: Cache,
+    below: Below | None = None,
+  ) -> Cache:
+    """Runs the encoder alone over rows, for `read_next` to go on from there.
+
+    Args:
+      ids_BS: Ids, [B, S] int32.
+      document_BS: Document of each id, [B, S] int32; -1 on padding, which only
+        ends a row.
+      segments: Division of the ids.
+      cache: Cache of the encoder; its content is replaced.
+      below: Vectors and codebooks of the level below, if ids are its codes.
+
+    Returns:
+      The cache after the last id of each row.
+    """
+    group_BS = document_BS
+    if self.config.encoder_context == 'segment':
+      group_BS = jnp.where(document_BS >= 0, segments.index_BS, -1)
+    x_BSD = self._encoder_inputs(ids_BS, below)
+    return self.encoder.prefill(x_BSD, group_BS, cache)[1]
+
+  def read_next(
+    self,
+    ids_B: Array,
+    group_B: Array,
+    cache: Cache,
+    active_B: Array,
+    below: Below | None = None,
+  ) -> tuple[Array, Cache]:
+    """Runs the encoder over the next id of each row.
+
+    Args:
+      ids_B: Ids, [B] int32.
+      group_B: Document of each id, or its segment with `encoder_context`
+        'segment', [B] int32.
+      cache: Cache of the encoder after the ids before.
+      active_B: True for rows that have an id, [B] bool; see `Stack.step`.
+      below: Vectors of the ids, [B, 1, D], if they are codes.
+
+    Returns:
+      States, [B, D], and the cache.
+    """
+    x_B1D = self._encoder_inputs(ids_B[:, None], below)
+    return self.encoder.step(x_B1D[:, 0], group_B, cache, active_B)
+
+  def pool(self, states_BLD: Array, length_B: Array) -> Array:
+    """Pools one segment of each row, as the call does with Q = 1.
+
+    Args:
+      states_BLD: States of the encoder for the ids of the segment, [B, L, D].
+      length_B: Number of these ids, [B] int32.
+
+    Returns:
+      Vectors before quantization, [B, D].
+    """
+    is_id_BL = jnp.arange(states_BLD.shape[1]) < length_B[:, None]
+    index_BL = jnp.where(is_id_BL, 0, -1)
+    return self.pooling(states_BLD, index_BL, 1)[:, 0]
+
   def segmentation_policy(self) -> Policy:
     """Returns the settings of the segmentation, with the current threshold."""
     c = self.config.segmentation
@@ -324,12 +404,18 @@ class SegmentCompressor(nn.Module):
       max_length=policy.max_length,
       num_slots=num_slots,
     )
-    states_BSD = self.encoder(self._encoder_inputs(ids_BS, below), document_BS)
-    pooled_BUD = by_rows(self.pooling(states_BSD, segments.index_BS, num_slots))
+    index_BS = segments.index_BS
+    states_BSD = self.encoder(
+      self._encoder_inputs(ids_BS, below),
+      index_BS if self.config.encoder_context == 'segment' else document_BS,
+    )
+    pooled_BUD = by_rows(self.pooling(states_BSD, index_BS, num_slots))
     is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
     is_code_BU = jnp.repeat(is_valid_BP, self.pooling.num_queries, axis=1)
+    temperature = self.config.quantizer.rate_temperature
     output = CompressorOutput(
       entropy_logits_BSV=predicted.logits,
+      entropy_states_BSD=predicted.states,
       entropy_nats_BS=nats_BS,
       entropy_bits_BS=entropy_bits_BS,
       gaussian_nats_BS=gaussian_nats_BS,
@@ -338,6 +424,9 @@ class SegmentCompressor(nn.Module):
       is_code_BU=is_code_BU,
       pooled_BUD=pooled_BUD,
       quantized=self.quantizer(pooled_BUD, is_code_BU, row_B),
+      soft_digits=None
+      if temperature is None
+      else self.quantizer.soft_digits(pooled_BUD, temperature),
     )
     return output, known, wish
 

@@ -45,14 +45,33 @@ class EntropyOutput:
       without a Gaussian head.
     further_logits: Logits of each further digit of a code, given the best
       digits before it, M - 1 arrays [..., K] float32; empty for bytes.
-    states: States that codes are predicted from, [..., D]; `EntropyModel.nats`
-      scores digits given the true ones with them. None for bytes.
+    states: States that ids are predicted from, [..., D].
   """
 
   logits: Array
   mixture: Mixture | None
+  states: Array
   further_logits: tuple[Array, ...] = ()
-  states: Array | None = None
+
+
+@flax.struct.dataclass
+class Prior:
+  """Prediction of ids without their codes, on which other parts build.
+
+  No gradient reaches the entropy model through it.
+
+  Attributes:
+    states: States that the ids are predicted from, [..., D].
+    logits: Logits of the ids, [..., V] float32.
+  """
+
+  states: Array
+  logits: Array
+
+  @classmethod
+  def of(cls, output: EntropyOutput) -> 'Prior':
+    """Returns the prior that an entropy model's output is."""
+    return cls(*lax.stop_gradient((output.states, output.logits)))
 
 
 def predictive_entropy_bits(
@@ -364,7 +383,7 @@ class EntropyModel(nn.Module):
 
     It is infinite for padding among codes, which no prediction allows.
     """
-    if output.states is None:
+    if self.child is None:
       return cross_entropy(output.logits, ids)
     told = self.vocabulary.predict(output.states, ids, codebooks)
     return self.vocabulary.nats(told, ids)
@@ -431,8 +450,8 @@ class EntropyModel(nn.Module):
     if self.child is not None:
       predicted = self.vocabulary.predict(x, None, codebooks)
       first, *further = predicted.logits
-      return EntropyOutput(first, mixture, tuple(further), states=x)
+      return EntropyOutput(first, mixture, x, tuple(further))
     logits = self.head(x)
     if self.heads.tie_to_embedding:
       logits = self.table.attend(logits) * self.d_model**-0.5
-    return EntropyOutput(logits.astype(jnp.float32), mixture)
+    return EntropyOutput(logits.astype(jnp.float32), mixture, x)

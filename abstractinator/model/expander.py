@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from abstractinator.config import LevelConfig
 from abstractinator.model import layers, transformer
 from abstractinator.model.attention import CodeKeyValues
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.transformer import CodeMemory, StepCodes
 from abstractinator.model.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops.cache import Cache
@@ -54,6 +55,12 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   segment starts from BOS. With 'window' it sees the last `window` ids of its
   document, with 'full' all of them.
 
+  With `base='entropy_model'` it builds on the entropy model, which knows the
+  ids before but not the code: the state that predicts an id is added to the
+  input at that id, and its logits are those of the entropy model plus a learned
+  difference that starts at 0. So ids given codes first cost what the entropy
+  model charges, and the expander only learns what codes say beyond it.
+
   Attributes:
     config: Sizes and settings of the level.
     sizes: Number of values of each digit of an ordinary id, M of them; the
@@ -70,6 +77,10 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       [L, D].
     block_0 and so on: Parameters of each `TransformerBlock`.
     norm/scale: [D].
+    condition/kernel: Map from the states of the top LM to codes, [Y, D], which
+      starts at 0; with `conditioning='top_lm'` only.
+    prior/kernel: Map from the states of the entropy model to the input, [D, D];
+      with `base='entropy_model'` only.
     end_hidden/kernel: [2 D, D], and end_head/kernel: [D, 1]; with `ends='head'`
       only.
   """
@@ -92,6 +103,11 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     return self.config.expander.context == 'segment'
 
   @property
+  def has_prior(self) -> bool:
+    """True if calls are given the predictions of the entropy model."""
+    return self.config.expander.base == 'entropy_model'
+
+  @property
   def window(self) -> int | None:
     """Number of ids before itself that an id may see; None for all."""
     return {
@@ -111,7 +127,10 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       self.dtype,
       has_tables=self.has_tables,
       has_eos=self.has_eos,
+      has_base=self.has_prior,
     )
+    if self.has_prior:
+      self.prior = nn.Dense(width, use_bias=False, dtype=self.dtype)
     self.offset_embed = layers.embed(
       self.config.segmentation.max_length, width, self.dtype
     )
@@ -126,6 +145,13 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       rows_per_slot=self.config.pooling.num_queries,
     )
     self.norm = layers.RMSNorm(self.dtype)
+    if c.conditioning == 'top_lm':
+      self.condition = nn.Dense(
+        width,
+        use_bias=False,
+        dtype=self.dtype,
+        kernel_init=nn.initializers.zeros,
+      )
     if c.ends == 'head':
       self.end_hidden = nn.Dense(width, use_bias=False, dtype=self.dtype)
       self.end_head = layers.logits(1, self.dtype)
@@ -138,6 +164,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     memory_BUD: Array,
     hidden_BS: Array | None = None,
     codebooks: Codebooks | None = None,
+    prior: Prior | None = None,
   ) -> ExpanderOutput:
     """Predicts the ids of rows, teacher-forced.
 
@@ -149,15 +176,18 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       hidden_BS: True for ids that are fed PAD in place of the id before, unless
         that is BOS, [B, S] bool; None for no ids.
       codebooks: Codebooks of the level below, if ids are its codes.
+      prior: Predictions of the ids by the entropy model, [B, S], with
+        `has_prior`.
 
     Returns:
       The predictions.
     """
     inputs = self._inputs(
-      ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks
+      ids_BS, document_BS, segments, memory_BUD, hidden_BS, codebooks, prior
     )
     x_BSD = self.norm(transformer.run_blocks(self.blocks, *inputs)[0])
-    predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks)
+    base_BSV = prior.logits if prior is not None else None
+    predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks, base_BSV)
     return ExpanderOutput(
       logits=predicted.logits,
       nats_BS=self.vocabulary.nats(predicted, ids_BS),
@@ -176,6 +206,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     memory_BUD: Array,
     cache: Cache,
     codebooks: Codebooks | None = None,
+    prior: Prior | None = None,
   ) -> tuple[Array, Cache]:
     """Computes the states of whole rows, and stores them in a cache for `step`.
 
@@ -189,6 +220,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       memory_BUD: Vectors of the codes, [B, U, D].
       cache: Cache from `init_cache`; its content is replaced.
       codebooks: Codebooks of the level below, if ids are its codes.
+      prior: Predictions of the ids by the entropy model, [B, S].
 
     Returns:
       Normalised states from which the ids are predicted, [B, S, D], and the
@@ -198,7 +230,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       ValueError: With context 'full' if rows are longer than the cache.
     """
     x_BSD, group_BS, memory = self._inputs(
-      ids_BS, document_BS, segments, memory_BUD, None, codebooks
+      ids_BS, document_BS, segments, memory_BUD, None, codebooks, prior
     )
     x_BSD, cache = transformer.prefill_blocks(
       self.blocks, x_BSD, group_BS, cache, memory
@@ -225,6 +257,28 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       self.dtype,
     )
 
+  def memory(self, vectors_BUD: Array, states_BUY: Array | None) -> Array:
+    """Returns what ids attend to: codes and the states that predicted them.
+
+    Args:
+      vectors_BUD: Vectors of the codes, [B, U, D].
+      states_BUY: States from which the top LM predicts them, [B, U, Y]; only
+        read with `conditioning='top_lm'`.
+
+    Returns:
+      [B, U, D].
+
+    Raises:
+      ValueError: If states are needed and not given.
+    """
+    if self.config.expander.conditioning == 'none':
+      return vectors_BUD
+    if states_BUY is None:
+      raise ValueError(
+        "expander.conditioning: got 'top_lm' without a top LM, allowed: 'none'"
+      )
+    return vectors_BUD + self.condition(states_BUY)
+
   def remember(self, memory_BUD: Array) -> list[CodeKeyValues]:
     """Computes what `step` reads of codes, [B, U, D], for each block."""
     return [block.remember(memory_BUD) for block in self.blocks]
@@ -238,6 +292,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     active_B: Array,
     codes: StepCodes,
     codebooks: Codebooks | None = None,
+    prior: Prior | None = None,
   ) -> tuple[Array, Cache]:
     """Computes the state from which the next id of each row is predicted.
 
@@ -250,20 +305,19 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       active_B: True for rows that have a next id, [B] bool.
       codes: Keys and values from `remember`, and the segments that ids see.
       codebooks: Codebooks of the level below, if ids are its codes.
+      prior: Predictions of the next ids by the entropy model, [B].
 
     Returns:
       Normalised states, [B, D], NaN beyond the capacity of the cache with
       context 'full', and the cache.
     """
     x_BD = self.vocabulary.embed(fed_B, codebooks) + self.offset_embed(offset_B)
+    if prior is not None:
+      x_BD += self.prior(prior.states)
     x_BD, cache = transformer.step_blocks(
       self.blocks, x_BD, group_B, cache, active_B, codes
     )
     return self.norm(x_BD), cache
-
-  def greedy(self, x_BD: Array, codebooks: Codebooks | None = None) -> Array:
-    """Returns the likeliest ids of states, digit by digit, [B] int32."""
-    return self.vocabulary.predict(x_BD, None, codebooks).best
 
   def is_end(
     self,
@@ -306,6 +360,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     memory_BUD: Array,
     hidden_BS: Array | None,
     codebooks: Codebooks | None,
+    prior: Prior | None,
   ) -> tuple[Array, Array, CodeMemory]:
     """Returns the arguments of `run_blocks`: vectors, groups and codes."""
     lowest_BS = first_slots(segments, document_BS)
@@ -319,4 +374,6 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       )
     x_BSD = self.vocabulary.embed(fed_BS, codebooks)
     x_BSD += self.offset_embed(segments.offset_BS)
+    if prior is not None:
+      x_BSD += self.prior(prior.states)
     return x_BSD, group_BS, CodeMemory(memory_BUD, segments.index_BS, lowest_BS)

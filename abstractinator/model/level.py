@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
@@ -12,10 +13,12 @@ from abstractinator.model.compressor import (
   CompressorOutput,
   SegmentCompressor,
 )
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ, ExpanderOutput
+from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.sampling import hidden_ids
-from abstractinator.types import Batch
+from abstractinator.types import Array, Batch
 
 
 @flax.struct.dataclass
@@ -85,9 +88,6 @@ class Abstractinator(nn.Module):
   def __call__(self, batch: Batch, below: Below | None = None) -> LevelOutput:
     """Compresses rows and predicts them back, teacher-forced.
 
-    With an rng `byte_dropout`, as in training, `ExpanderConfig.byte_dropout` of
-    the ids are hidden from the expander.
-
     Args:
       batch: Rows of ids.
       below: Vectors and codebooks of the level below, if ids are its codes.
@@ -96,6 +96,42 @@ class Abstractinator(nn.Module):
       Codes and predictions.
     """
     compressed = self.compress(batch, below)
+    codebooks = None if below is None else below.codebooks
+    return LevelOutput(compressed, self.expand(batch, compressed, codebooks))
+
+  def compress(
+    self, batch: Batch, below: Below | None = None
+  ) -> CompressorOutput:
+    """Compresses rows; the arguments are those of a call."""
+    return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B, below)
+
+  def expand(
+    self,
+    batch: Batch,
+    compressed: CompressorOutput,
+    codebooks: Codebooks | None = None,
+    *,
+    vectors_BUD: Array | None = None,
+    states_BUY: Array | None = None,
+  ) -> ExpanderOutput:
+    """Predicts rows from codes, teacher-forced.
+
+    With an rng `byte_dropout`, as in training, `ExpanderConfig.byte_dropout` of
+    the ids are hidden from the expander, and the prior of `base_dropout` of the
+    segments.
+
+    Args:
+      batch: Rows of ids.
+      compressed: Their segments and codes.
+      codebooks: Codebooks of the level below, if ids are its codes.
+      vectors_BUD: Vectors in place of those of the codes, [B, U, D]; None for
+        the codes.
+      states_BUY: States from which the top LM predicts the codes, [B, U, Y];
+        see `DecoderOnlyExpanderRVQ.memory`.
+
+    Returns:
+      Predictions of the ids.
+    """
     hidden_BS, rate = None, self.config.expander.byte_dropout
     if rate > 0 and self.has_rng('byte_dropout'):
       hidden_BS = hidden_ids(
@@ -104,18 +140,31 @@ class Abstractinator(nn.Module):
         batch.ids_BS.shape[1],
         rate,
       )
-    expanded = self.expander(
+    prior = compressed.prior if self.expander.has_prior else None
+    if prior is not None:
+      prior = self._without_some(prior, batch.row_B, compressed)
+    if vectors_BUD is None:
+      vectors_BUD = compressed.quantized.vectors_BPD
+    return self.expander(
       batch.ids_BS,
       batch.document_BS,
       compressed.segments,
-      compressed.quantized.vectors_BPD,
+      self.expander.memory(vectors_BUD, states_BUY),
       hidden_BS,
-      None if below is None else below.codebooks,
+      codebooks,
+      prior,
     )
-    return LevelOutput(compressed=compressed, expanded=expanded)
 
-  def compress(
-    self, batch: Batch, below: Below | None = None
-  ) -> CompressorOutput:
-    """Compresses rows; the arguments are those of a call."""
-    return self.compressor(batch.ids_BS, batch.document_BS, batch.row_B, below)
+  def _without_some(
+    self, prior: Prior, row_B: Array, compressed: CompressorOutput
+  ) -> Prior:
+    """Clears the prior of some segments in training; see `base_dropout`."""
+    rate = self.config.expander.base_dropout
+    if rate == 0 or not self.has_rng('byte_dropout'):
+      return prior
+    slots = compressed.is_valid_BP.shape[1]
+    key = self.make_rng('byte_dropout')
+    hidden_BP = hidden_ids(key, row_B, slots, rate)
+    at_BS = jnp.maximum(compressed.segments.index_BS, 0)
+    hidden_BS = jnp.take_along_axis(hidden_BP, at_BS, axis=1)
+    return jax.tree.map(lambda x: jnp.where(hidden_BS[..., None], 0, x), prior)

@@ -1,6 +1,5 @@
 """Pyramid: levels on top of each other, and a language model over top codes."""
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -32,13 +31,27 @@ from abstractinator.types import Array, Batch, PyTree, Special
 
 
 @flax.struct.dataclass
+class PyramidCodes:
+  """Codes of all levels; tuples are bottom first.
+
+  Attributes:
+    batches: Ids of each level: the bytes, then the codes of the level below.
+    levels: Segments and codes of each level.
+    top_codes: Codes of the top level.
+  """
+
+  batches: tuple[Batch, ...]
+  levels: tuple[CompressorOutput, ...]
+  top_codes: CodeSequence
+
+
+@flax.struct.dataclass
 class PyramidOutput:
   """Outputs of all levels and of the top LM; tuples are bottom first.
 
   Attributes:
     batches: Ids of each level: the bytes, then the codes of the level below.
-    levels: Output of each level; `expanded` is None in the output of
-      `compress_all`.
+    levels: Output of each level.
     top_codes: Codes of the top level.
     top_lm: Predictions of the top codes; None without a top LM.
     top_lm_expanded: Predictions of the ids of the top level from the codes that
@@ -51,6 +64,12 @@ class PyramidOutput:
   top_codes: CodeSequence
   top_lm: CodeSequenceOutput | None
   top_lm_expanded: ExpanderOutput | None = None
+
+  @property
+  def codes(self) -> PyramidCodes:
+    """Codes of all levels, as `Pyramid.compress_all` returns them."""
+    compressed = tuple(level.compressed for level in self.levels)
+    return PyramidCodes(self.batches, compressed, self.top_codes)
 
 
 @flax.struct.dataclass
@@ -165,15 +184,55 @@ class Pyramid(nn.Module):
     ids before, the top LM the codes before. See `Abstractinator` for the rng
     `byte_dropout`.
     """
-    output = self._climb(batch, Abstractinator.__call__)
-    if self.config.top_lm is None:
-      return output
-    predicted = self.top_lm(output.top_codes)
+    codes = self.compress_all(batch)
+    top_lm = self.predict_top(codes)
+    levels = tuple(
+      LevelOutput(compressed, self.expand(codes, top_lm, number))
+      for number, compressed in enumerate(codes.levels)
+    )
     expanded = None
-    if self.config.top_lm.expand:
-      expanded = self._expand_predicted(output, predicted)
-    return dataclasses.replace(
-      output, top_lm=predicted, top_lm_expanded=expanded
+    if top_lm is not None and self.top_lm.config.expand:
+      vectors_BUD = self._predicted_vectors(codes, top_lm)
+      expanded = self.expand(codes, top_lm, len(levels) - 1, vectors_BUD)
+    return PyramidOutput(
+      codes.batches, levels, codes.top_codes, top_lm, expanded
+    )
+
+  def predict_top(self, codes: PyramidCodes) -> CodeSequenceOutput | None:
+    """Predicts the top codes; None without a top LM."""
+    if self.config.top_lm is None:
+      return None
+    return self.top_lm(codes.top_codes)
+
+  def expand(
+    self,
+    codes: PyramidCodes,
+    top_lm: CodeSequenceOutput | None,
+    number: int,
+    vectors_BUD: Array | None = None,
+  ) -> ExpanderOutput:
+    """Predicts the ids of one level from codes, teacher-forced.
+
+    Args:
+      codes: Codes of all levels.
+      top_lm: Predictions of the top codes; None without a top LM.
+      number: Number of the level, counted from 0 at the bottom.
+      vectors_BUD: Vectors in place of those of the codes, [B, U, D]; None for
+        the codes.
+
+    Returns:
+      Predictions of the ids.
+    """
+    is_top = number == len(self.levels) - 1
+    codebooks = None
+    if number > 0:
+      codebooks = self.levels[number - 1].compressor.quantizer.codebooks()
+    return self.levels[number].expand(
+      codes.batches[number],
+      codes.levels[number],
+      codebooks,
+      vectors_BUD=vectors_BUD,
+      states_BUY=top_lm.states_BPY if is_top and top_lm is not None else None,
     )
 
   def predict_bytes(self, batch: Batch) -> BytePredictions:
@@ -204,18 +263,27 @@ class Pyramid(nn.Module):
     )
     return CodePredictions(sequence, self.top_lm(sequence))
 
-  def compress_all(self, batch: Batch) -> PyramidOutput:
-    """Compresses rows of bytes to the codes of every level."""
-
-    def compress(
-      level: Abstractinator, batch: Batch, below: Below | None
-    ) -> LevelOutput:
-      return LevelOutput(
-        compressed=level.compress(batch, below),
-        expanded=None,  # type: ignore[arg-type]  # Only of this method's output.
+  def compress_all(self, batch: Batch) -> PyramidCodes:
+    """Compresses rows of bytes to the codes of every level, bottom first."""
+    # The last byte of a document says that it is; codes hand that on.
+    is_last_BS = batch.ids_BS == self.num_ids + Special.EOS
+    below, batches, outputs = None, [], []
+    for level in self.levels:
+      compressed = level.compress(batch, below)
+      batches.append(batch)
+      outputs.append(compressed)
+      codes = code_sequence(
+        compressed, batch, is_last_BS, level.config.pooling.num_queries
       )
-
-    return self._climb(batch, compress)
+      pad = level.config.quantizer.num_codes + Special.PAD
+      batch = Batch(
+        ids_BS=jnp.where(codes.document_BP >= 0, codes.codes_BP, pad),
+        document_BS=codes.document_BP,
+        row_B=batch.row_B,
+      )
+      is_last_BS = codes.is_end_BP
+      below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
+    return PyramidCodes(tuple(batches), tuple(outputs), codes)
 
   def nearest_codes(
     self, vectors_BUD: Array, is_code_BU: Array, row_B: Array
@@ -245,68 +313,31 @@ class Pyramid(nn.Module):
     )
     return nearest, scored.logits[0]
 
-  def _expand_predicted(
-    self, output: PyramidOutput, predicted: CodeSequenceOutput
-  ) -> ExpanderOutput:
-    """Expands predicted top codes to ids, with a gradient to the predictions.
+  def _predicted_vectors(
+    self, codes: PyramidCodes, predicted: CodeSequenceOutput
+  ) -> Array:
+    """Returns vectors of predicted top codes, with a gradient to them.
 
     The codes are the most likely ones of a discrete top LM, with the gradient
     of the mean vector under its probabilities (straight-through), or the
     nearest ones of the vectors of a continuous top LM, likewise.
     """
-    compressed, batch = output.levels[-1].compressed, output.batches[-1]
+    compressed, batch = codes.levels[-1], codes.batches[-1]
     use = read_only(self.levels[-1].compressor.quantizer)
     if predicted.logits is None:
-      vectors_BUD = use(
+      return use(
         predicted.vectors_BPD, compressed.is_code_BU, batch.row_B
       ).vectors_BPD
-    else:
-      digits_BUM = jnp.stack(
-        [jnp.argmax(logits, axis=-1) for logits in predicted.logits], axis=-1
-      )
-      sizes = self.config.levels[-1].quantizer.stage_sizes
-      best_BUD = use(digits.compose(digits_BUM, sizes), method='lookup')
-      mean_BUD = use(
-        tuple(jax.nn.softmax(logits) for logits in predicted.logits),
-        method='expected',
-      )
-      vectors_BUD = mean_BUD + lax.stop_gradient(best_BUD - mean_BUD)
-    codebooks = None
-    if len(self.levels) > 1:
-      codebooks = self.levels[-2].compressor.quantizer.codebooks()
-    return self.levels[-1].expander(
-      batch.ids_BS,
-      batch.document_BS,
-      compressed.segments,
-      vectors_BUD,
-      codebooks=codebooks,
+    digits_BUM = jnp.stack(
+      [jnp.argmax(logits, axis=-1) for logits in predicted.logits], axis=-1
     )
-
-  def _climb(
-    self,
-    batch: Batch,
-    run: Callable[[Abstractinator, Batch, Below | None], LevelOutput],
-  ) -> PyramidOutput:
-    """Runs each level on the codes of the level below, bottom first."""
-    # The last byte of a document says that it is; codes hand that on.
-    is_last_BS = batch.ids_BS == self.num_ids + Special.EOS
-    below, batches, outputs = None, [], []
-    for level in self.levels:
-      output = run(level, batch, below)
-      batches.append(batch)
-      outputs.append(output)
-      codes = _code_sequence(
-        output.compressed, batch, is_last_BS, level.config.pooling.num_queries
-      )
-      pad = level.config.quantizer.num_codes + Special.PAD
-      batch = Batch(
-        ids_BS=jnp.where(codes.document_BP >= 0, codes.codes_BP, pad),
-        document_BS=codes.document_BP,
-        row_B=batch.row_B,
-      )
-      is_last_BS = codes.is_end_BP
-      below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
-    return PyramidOutput(tuple(batches), tuple(outputs), codes, top_lm=None)
+    sizes = self.config.levels[-1].quantizer.stage_sizes
+    best_BUD = use(digits.compose(digits_BUM, sizes), method='lookup')
+    mean_BUD = use(
+      tuple(jax.nn.softmax(logits) for logits in predicted.logits),
+      method='expected',
+    )
+    return mean_BUD + lax.stop_gradient(best_BUD - mean_BUD)
 
 
 def _share_random_keys(pyramid: Pyramid, level: Abstractinator) -> None:
@@ -319,7 +350,7 @@ def _share_random_keys(pyramid: Pyramid, level: Abstractinator) -> None:
     level.scope.rngs = pyramid.scope.rngs
 
 
-def _code_sequence(
+def code_sequence(
   compressed: CompressorOutput,
   batch: Batch,
   is_last_BS: Array,
@@ -342,6 +373,11 @@ def _code_sequence(
     is_last_BS, compressed.segments, num_slots
   )
   document_BP = jnp.where(is_valid_BP, document_BP, -1)
+  at_S = jnp.broadcast_to(jnp.arange(batch.ids_BS.shape[1]), batch.ids_BS.shape)
+  first_BP = segmentation.per_slot(at_S, compressed.segments, num_slots)
+  prior_BPD = jnp.take_along_axis(
+    compressed.prior.states, first_BP[..., None], axis=1
+  )
   is_last_U = jnp.arange(num_slots * num_queries) % num_queries
   is_last_U = is_last_U == num_queries - 1
   return CodeSequence(
@@ -349,6 +385,8 @@ def _code_sequence(
     vectors_BPD=compressed.quantized.vectors_BPD,
     document_BP=jnp.repeat(document_BP, num_queries, axis=1),
     is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
+    segments_BPD=compressed.pooled_BUD,
+    prior_BPD=jnp.repeat(prior_BPD, num_queries, axis=1),
   )
 
 

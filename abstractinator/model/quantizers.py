@@ -14,11 +14,12 @@ from typing import Any
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.config import QuantizerConfig
-from abstractinator.ops import codebook, fsq
+from abstractinator.ops import codebook, fsq, stage_logits
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.nearest_code import nearest_code
@@ -98,6 +99,22 @@ class Quantizer(nn.Module):
 
     Returns:
       [B, P, D] of the compute type.
+    """
+    raise NotImplementedError
+
+  def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
+    """Assigns vectors to digits softly: softmax(-squared distance / t).
+
+    A digit after the first is that of the residual which the nearest digits
+    before it leave. Entries get no gradient.
+
+    Args:
+      x_BPD: Vectors, [B, P, D].
+      temperature: Temperature t, in squared distances; with kind 'fsq' the
+        distance of neighboring values is 1.
+
+    Returns:
+      Probabilities of the values of each digit, M arrays [B, P, K] float32.
     """
     raise NotImplementedError
 
@@ -271,6 +288,18 @@ class VectorQuantizer(Quantizer):
       entries_KC = self.state.value.codebook_KC
     return unit(entries_KC) if self.config.cosine else entries_KC
 
+  def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
+    (scored,) = stage_logits.stage_logits(
+      self.to_code_space(x_BPD),
+      (lax.stop_gradient(self.entries()),),
+      None,
+      residual_conditioning=False,
+      distance='squared',
+    ).logits
+    if self.config.forbidden:
+      scored = scored.at[..., jnp.array(self.config.forbidden)].set(-jnp.inf)
+    return (jax.nn.softmax(scored / temperature),)
+
   def codebooks(self) -> tuple[Array, ...]:
     return (self.entries(),)
 
@@ -342,6 +371,15 @@ class ResidualVectorQuantizer(Quantizer):
       stage.lookup(digits_BPM[..., i]) for i, stage in enumerate(self.stages)
     )
 
+  def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
+    rest_BPC, found = self.to_code_space(x_BPD), []
+    for stage in self.stages:
+      (p_BPK,) = stage.soft_digits(rest_BPC, temperature)
+      found.append(p_BPK)
+      nearest_BPC = stage.lookup(jnp.argmax(p_BPK, axis=-1))
+      rest_BPC = rest_BPC - lax.stop_gradient(nearest_BPC)
+    return tuple(found)
+
   def codebooks(self) -> tuple[Array, ...]:
     return tuple(stage.entries() for stage in self.stages)
 
@@ -385,6 +423,17 @@ class FiniteScalarQuantizer(Quantizer):
       vectors_BPD=self.to_model(value_BPC),
       distance_BP=zeros_BP,
       codebook_distance_BP=zeros_BP,
+    )
+
+  def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
+    levels = self.config.levels
+    value_BPM = fsq.bound(self.to_code_space(x_BPD), levels)
+    return tuple(
+      jax.nn.softmax(
+        -jnp.square(value_BPM[..., m, None] + size // 2 - jnp.arange(size))
+        / temperature
+      )
+      for m, size in enumerate(levels)
     )
 
   def codebooks(self) -> None:

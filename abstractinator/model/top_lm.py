@@ -112,12 +112,18 @@ class CodeSequence:
       slots, which only end a row.
     is_end_BP: True for the last code of a document, [B, P] bool; a document
       that the row cuts off has no such code.
+    segments_BPD: Segments as vectors before quantization, [B, P, D], with a
+      gradient to the encoder; None where there are only codes.
+    prior_BPD: States of the entropy model of the level where it predicts the
+      first id of each segment, [B, P, D], without gradient; None likewise.
   """
 
   codes_BP: Array
   vectors_BPD: Array
   document_BP: Array
   is_end_BP: Array
+  segments_BPD: Array | None = None
+  prior_BPD: Array | None = None
 
 
 @flax.struct.dataclass
@@ -132,11 +138,13 @@ class CodeSequenceOutput:
       P, D] float32; None with mode 'discrete'.
     end_logits_BP: Log-odds that the document ends after the code, given it and
       the codes before it, [B, P] float32.
+    states_BPY: States from which the codes are predicted, [B, P, Y].
   """
 
   logits: tuple[Array, ...] | None
   vectors_BPD: Array | None
   end_logits_BP: Array
+  states_BPY: Array
 
 
 class CodeSequenceTransformer(nn.Module):
@@ -153,7 +161,14 @@ class CodeSequenceTransformer(nn.Module):
 
   With mode 'discrete' a code is predicted digit by digit. With 'continuous' its
   vector is predicted, and generation takes the nearest code. The quantizer is
-  not a part of this model, which is given vectors; no gradient reaches them.
+  not a part of this model, which is given vectors.
+
+  With `inputs='codes'` it reads the vectors of codes, which get no gradient.
+  With 'segments' it reads the vectors of segments before quantization, and its
+  gradient reaches the encoder: a code need not say what the decoded text tells.
+  With `base='entropy_model'` the state from which the level's entropy model
+  predicts the first id of a segment is added to the state that predicts its
+  code.
 
   Attributes:
     config: Mode and sizes.
@@ -164,7 +179,10 @@ class CodeSequenceTransformer(nn.Module):
     dtype: Type of activations and matrix products; parameters are float32.
 
   Parameters:
+    segment_norm/scale: [D], with `inputs='segments'` only.
     project/kernel: Map from vectors to the stack, [D, Y].
+    prior/kernel: Map from states of the entropy model, [D, Y], with
+      `base='entropy_model'` only.
     stack: Parameters of a `Stack`.
     start: State before the first code, [Y] float32.
     code_head: Parameters of a `CodeHead`, with mode 'discrete' only.
@@ -182,7 +200,11 @@ class CodeSequenceTransformer(nn.Module):
 
   def setup(self) -> None:
     c, width = self.config, self.config.d_model
+    if c.inputs == 'segments':
+      self.segment_norm = layers.RMSNorm(self.dtype)
     self.project = nn.Dense(width, use_bias=False, dtype=self.dtype)
+    if c.base == 'entropy_model':
+      self.prior = nn.Dense(width, use_bias=False, dtype=self.dtype)
     self.stack = Stack(c.stack, width, self.implementation, self.dtype)
     # As long as the states it stands for, which a norm makes.
     self.start = self.param('start', nn.initializers.normal(1.0), (width,))
@@ -198,13 +220,13 @@ class CodeSequenceTransformer(nn.Module):
 
   def __call__(self, sequence: CodeSequence) -> CodeSequenceOutput:
     """Predicts every code of every row, given the true codes before it."""
-    state_BPY = self.stack(
-      self._embed(sequence.vectors_BPD), sequence.document_BP
+    is_read = self.config.inputs == 'segments'
+    read_BPD = sequence.segments_BPD if is_read else sequence.vectors_BPD
+    assert read_BPD is not None, 'there are only codes'
+    state_BPY = self.stack(self._embed(read_BPD), sequence.document_BP)
+    before_BPY = self.before(
+      state_BPY, document_starts(sequence.document_BP), sequence.prior_BPD
     )
-    before_BPY = jnp.pad(state_BPY, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    is_first_BP = document_starts(sequence.document_BP)
-    start_Y = self.start.astype(self.dtype)
-    before_BPY = jnp.where(is_first_BP[..., None], start_Y, before_BPY)
     is_discrete = self.config.mode == 'discrete'
     return CodeSequenceOutput(
       logits=self.code_head(
@@ -214,6 +236,7 @@ class CodeSequenceTransformer(nn.Module):
       else None,
       vectors_BPD=None if is_discrete else self.next_vector(before_BPY),
       end_logits_BP=self.end_logits(state_BPY),
+      states_BPY=before_BPY,
     )
 
   @nn.nowrap
@@ -238,7 +261,7 @@ class CodeSequenceTransformer(nn.Module):
     """Computes the states after given codes, and stores them for `step`.
 
     Args:
-      vectors_BPD: Vectors of the codes, [B, P, D].
+      vectors_BPD: Vectors of the codes or segments, [B, P, D].
       document_BP: Document of each code, [B, P] int32; -1 in empty slots, which
         only end a row.
       cache: Cache from `init_cache`; its content is replaced.
@@ -257,7 +280,7 @@ class CodeSequenceTransformer(nn.Module):
     """Computes the state after one more code of each row.
 
     Args:
-      vectors_BD: Vectors of the codes, [B, D].
+      vectors_BD: Vectors of the codes or segments, [B, D].
       document_B: Document of each code, [B] int32.
       cache: Cache from `init_cache`, `prefill` or the step before.
       active_B: True for rows that have a code, [B] bool; see `Stack.step`.
@@ -271,6 +294,46 @@ class CodeSequenceTransformer(nn.Module):
     """Returns the state before the first code of a document, [B, Y]."""
     start_Y = self.start.astype(self.dtype)
     return jnp.broadcast_to(start_Y, (batch_size, self.config.d_model))
+
+  def before(
+    self, state_BPY: Array, is_first_BP: Array, prior_BPD: Array | None
+  ) -> Array:
+    """Returns the states from which codes are predicted.
+
+    Args:
+      state_BPY: State after each code, [B, P, Y].
+      is_first_BP: True for the first code of a document, [B, P] bool.
+      prior_BPD: See `CodeSequence`.
+
+    Returns:
+      [B, P, Y].
+    """
+    before_BPY = jnp.pad(state_BPY, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+    start_Y = self.start.astype(self.dtype)
+    before_BPY = jnp.where(is_first_BP[..., None], start_Y, before_BPY)
+    return self.with_prior(before_BPY, prior_BPD)
+
+  def with_prior(self, state: Array, prior: Array | None) -> Array:
+    """Adds what the entropy model knows to states that predict codes.
+
+    Args:
+      state: States after the codes before, [..., Y].
+      prior: States of the entropy model before the first ids of the segments,
+        [..., D]; only read with `base='entropy_model'`.
+
+    Returns:
+      [..., Y].
+
+    Raises:
+      ValueError: If these states are needed and not given.
+    """
+    if self.config.base == 'none':
+      return state
+    if prior is None:
+      raise ValueError(
+        "top_lm.base: got 'entropy_model' for codes alone, allowed: 'none'"
+      )
+    return state + self.prior(prior)
 
   def end_logits(self, state: Array) -> Array:
     """Computes log-odds that documents end after states, [..., Y] to [...]."""
@@ -293,4 +356,6 @@ class CodeSequenceTransformer(nn.Module):
     return self.vector_head(state).astype(jnp.float32)
 
   def _embed(self, vectors: Array) -> Array:
+    if self.config.inputs == 'segments':
+      return self.project(self.segment_norm(vectors))
     return self.project(lax.stop_gradient(vectors))

@@ -46,7 +46,7 @@ class Vocabulary(nn.Module):
   There are two forms:
 
   Untied, for ids of one digit without `code_dim`: a table of embeddings, and a
-  linear head for the logits.
+  linear head for the logits, or for the difference to given ones.
 
   Tied, otherwise: a table of entries in C dimensions for each digit, where C is
   D if `code_dim` is None; else a matrix W [C, D] connects the two spaces. An id
@@ -73,6 +73,8 @@ class Vocabulary(nn.Module):
     has_tables: Whether tables are parameters.
     has_eos: Whether EOS can be a next id. If not, no special id can, and
       predictions give all of them a logit of -inf.
+    has_base: Whether calls that predict are given logits, to which the head
+      adds a difference that starts at 0. Only for the untied form.
 
   Parameters:
     Untied: embed/embedding [V, D] and head/kernel [D, V].
@@ -91,6 +93,7 @@ class Vocabulary(nn.Module):
   dtype: jnp.dtype
   has_tables: bool = True
   has_eos: bool = True
+  has_base: bool = False
 
   @property
   def num_ids(self) -> int:
@@ -111,7 +114,7 @@ class Vocabulary(nn.Module):
     if not self.is_tied:
       vocab = self.num_ids + len(Special)
       self.table = layers.embed(vocab, self.d_model, self.dtype, name='embed')
-      self.head = layers.logits(vocab, self.dtype)
+      self.head = layers.logits(vocab, self.dtype, is_zero=self.has_base)
       return
     width = self.d_model if self.code_dim is None else self.code_dim
     self.special = layers.embed(len(Special), width, jnp.float32)
@@ -155,6 +158,7 @@ class Vocabulary(nn.Module):
     h_D: Array,
     ids: Array | None = None,
     codebooks: Codebooks | None = None,
+    base_V: Array | None = None,
   ) -> IdLogits:
     """Computes the logits of every value of every digit.
 
@@ -164,6 +168,7 @@ class Vocabulary(nn.Module):
         None to condition on the best digits; then BOS and PAD, which are never
         a next id, have logits of -inf.
       codebooks: Tables of entries, if they are not parameters.
+      base_V: Logits that the head adds to, [..., V] float32, with `has_base`.
 
     Returns:
       The predictions.
@@ -171,7 +176,7 @@ class Vocabulary(nn.Module):
     allowed_K = None
     if ids is None or not self.has_eos:
       allowed_K = self._allowed()
-    predicted = self._scores(h_D, ids, codebooks, allowed_K)
+    predicted = self._scores(h_D, ids, codebooks, base_V, allowed_K)
     return _restrict(predicted, allowed_K)
 
   def draw(
@@ -179,6 +184,7 @@ class Vocabulary(nn.Module):
     h_D: Array,
     choose: ChooseDigit,
     codebooks: Codebooks | None = None,
+    base_V: Array | None = None,
   ) -> tuple[Array, Array]:
     """Chooses ids, digit by digit.
 
@@ -186,12 +192,13 @@ class Vocabulary(nn.Module):
       h_D: Normalised states, [..., D] of the compute type.
       choose: Function that chooses digits by their logits.
       codebooks: Tables of entries, if they are not parameters.
+      base_V: Logits that the head adds to, as in `predict`.
 
     Returns:
       Ids [...] int32, and their `nats` in `predict` of the same ids.
     """
     allowed_K = self._allowed()
-    drawn = self._scores(h_D, None, codebooks, allowed_K, choose)
+    drawn = self._scores(h_D, None, codebooks, base_V, allowed_K, choose)
     if not self.has_eos:
       drawn = _restrict(drawn, allowed_K)
     return drawn.best, self.nats(drawn, drawn.best)
@@ -225,12 +232,15 @@ class Vocabulary(nn.Module):
     h_D: Array,
     ids: Array | None,
     codebooks: Codebooks | None,
+    base_V: Array | None,
     allowed_K: Array | None,
     choose: ChooseDigit | None = None,
   ) -> IdLogits:
     """Computes logits of all values, and the best or chosen allowed ids."""
     if not self.is_tied:
       logits = self.head(h_D).astype(jnp.float32)
+      if base_V is not None:
+        logits += base_V
       choice = _allow(logits, allowed_K)
       best = likeliest(choice) if choose is None else choose(0, choice)
       return IdLogits((logits,), best)

@@ -29,7 +29,8 @@ class Learning:
   step i * `curriculum_steps` on, the top LM as if it were the level after the
   last one. With `loss.curriculum_stops` each stops when the next one starts,
   and the last of all learns to the end. The terms of a level that does not
-  learn are 0.
+  learn are 0. The term `rate` rises to its full size in the first
+  `loss.rate_warmup_steps` steps.
 
   Parameters and collections of what does not learn are restored after a step,
   and so stay bit-identical.
@@ -42,6 +43,7 @@ class Learning:
     )
     self._interval = weights.curriculum_steps
     self._stops = weights.curriculum_stops
+    self._warmup = weights.rate_warmup_steps
     names = [f'level_{number}' for number in range(len(config.levels))]
     self._places = [*names, 'top_lm']
     self._last = len(names) - (config.top_lm is None)
@@ -91,6 +93,12 @@ class Learning:
       learns = self._learns(number, step)
       return {k: jnp.where(learns, x, 0.0) for k, x in of_level.items()}
 
+    def warmed(of_level: dict[str, Array]) -> dict[str, Array]:
+      if step is None or not self._warmup or 'rate' not in of_level:
+        return of_level
+      share = jnp.minimum(step / self._warmup, 1.0)
+      return of_level | {'rate': share * of_level['rate']}
+
     levels = []
     for number, of_level in enumerate(terms.levels):
       config = self._levels[number]
@@ -100,7 +108,7 @@ class Learning:
         of_level = {
           k: x for k, x in of_level.items() if k not in _ENTROPY_TERMS
         }
-      levels.append(joined(of_level, number))
+      levels.append(joined(warmed(of_level), number))
     return ByLevel(tuple(levels), joined(terms.whole, len(self._levels)))
 
   def restore(

@@ -1,5 +1,6 @@
 """Loss terms of levels, of a pyramid and of its top LM, and their weighting."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from optax.losses import (
@@ -38,12 +39,18 @@ def is_byte(batch: Batch, vocab_size: int = NUM_BYTES) -> Array:
   return (batch.document_BS >= 0) & (batch.ids_BS < vocab_size)
 
 
-def level_terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
+def level_terms(
+  output: LevelOutput,
+  batch: Batch,
+  code_logits: tuple[Array, ...] | None = None,
+) -> dict[str, Array]:
   """Computes the unweighted terms of a level, sums over its ids or segments.
 
   Args:
     output: Output of the level.
     batch: Ids that the level was given.
+    code_logits: Predictions of the digits of the codes, M arrays [B, U, K]
+      float32; None if nothing predicts them.
 
   Returns:
     [] float32 each, named as their weights in `LossConfig`.
@@ -56,6 +63,8 @@ def level_terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     commitment: Squared distance of segments to their codes, whose gradient
       moves the segments.
     codebook: Equal to `commitment`; its gradient moves a learned codebook.
+    rate: See `rate_term`; only with a prediction of the codes and a soft
+      assignment to them.
   """
   is_valid_BS = batch.document_BS >= 0
   compressed, expanded = output.compressed, output.expanded
@@ -76,7 +85,51 @@ def level_terms(output: LevelOutput, batch: Batch) -> dict[str, Array]:
     ('codebook', quantized.codebook_distance_BP),
   ):
     terms[name] = jnp.sum(distance_BP, where=compressed.is_code_BU)
+  if compressed.soft_digits is not None and code_logits is not None:
+    terms['rate'] = rate_term(
+      compressed.soft_digits, code_logits, compressed.is_code_BU
+    )
   return terms
+
+
+def rate_term(
+  soft_digits: tuple[Array, ...],
+  code_logits: tuple[Array, ...],
+  is_code_BU: Array,
+) -> Array:
+  """Computes what codes cost under their soft assignment, less its spread.
+
+  For the digit of each stage, with q(k) the probability that a segment is
+  assigned to k and p(k) the prediction of k, which gets no gradient:
+
+    sum over segments of sum over k of q(k) (-log p(k))
+      - number of segments * entropy of the mean of q over segments
+
+  The first part moves segments towards codes that are expected; the second
+  keeps all codes in use.
+
+  Args:
+    soft_digits: Probabilities q, M arrays [B, U, K] float32.
+    code_logits: Logits of p, M arrays [B, U, K] float32; values after the K of
+      q, of special ids, are left out.
+    is_code_BU: True for slots that hold a segment, [B, U] bool.
+
+  Returns:
+    [] float32, nats.
+
+  Source: after the soft rate of RDVQ, arXiv:2604.10546.
+  """
+  total, count = jnp.zeros(()), jnp.sum(is_code_BU, dtype=jnp.float32)
+  mask_BU1 = is_code_BU[..., None]
+  for q_BUK, logits in zip(soft_digits, code_logits, strict=True):
+    log_p_BUK = jax.nn.log_softmax(lax.stop_gradient(logits))
+    log_p_BUK = log_p_BUK[..., : q_BUK.shape[-1]]
+    # Forbidden digits have no probability, and no cost.
+    cost_BUK = jnp.where(q_BUK > 0, -q_BUK * log_p_BUK, 0.0)
+    total += jnp.sum(cost_BUK, where=mask_BU1)
+    mean_K = jnp.sum(q_BUK, (0, 1), where=mask_BU1) / jnp.maximum(count, 1.0)
+    total -= count * jnp.sum(jax.scipy.special.entr(mean_K))
+  return total
 
 
 def entropy_terms(
@@ -147,7 +200,11 @@ def pyramid_terms(output: PyramidOutput) -> Terms:
     `top_lm_expander` if it expands: cross-entropy of the ids of the top level
     given the predicted codes, nats, [] float32.
   """
-  levels = tuple(map(level_terms, output.levels, output.batches))
+  predicted = [level.expanded.logits for level in output.levels[1:]]
+  top_logits = output.top_lm.logits if output.top_lm is not None else None
+  levels = tuple(
+    map(level_terms, output.levels, output.batches, [*predicted, top_logits])
+  )
   whole: dict[str, Array] = {}
   if output.top_lm is not None:
     whole = top_lm_terms(output.top_lm, output.top_codes)

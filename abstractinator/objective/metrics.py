@@ -349,8 +349,48 @@ def num_bytes(metrics: Metrics) -> float:
 
 
 def summarize(metrics: Metrics) -> Summary:
-  """Divides sums by counts, on the host; see `summarize_level`."""
-  return metrics.apply(summarize_level)
+  """Divides sums by counts, on the host.
+
+  Args:
+    metrics: Metrics on the host.
+
+  Returns:
+    The figures of `summarize_level`, and those of `price_of_codes` if the run
+    has a total.
+  """
+  found = metrics.apply(summarize_level)
+  total = found.whole.get('total_bits_per_byte')
+  if total is None or not found.levels:
+    return found
+  codes = sum(
+    found.whole[f'top_lm_{part}_bits_per_byte'] for part in ('code', 'end')
+  )
+  flat = found.levels[0]['entropy_model_bits_per_byte']
+  return ByLevel(found.levels, found.whole | price_of_codes(flat, total, codes))
+
+
+def price_of_codes(flat: float, total: float, codes: float) -> dict[str, float]:
+  """Compares what codes cost with what they save.
+
+  Args:
+    flat: Cost of the bytes under the entropy model of the first level, which
+      uses no codes, bits/byte.
+    total: Cost of codes, of bytes given codes, and of ends, bits/byte.
+    codes: Cost of the codes alone, bits/byte.
+
+  Returns:
+    total_over_flat: total / flat.
+    code_efficiency: What codes save in the cost of the bytes and of ends, over
+      what they cost: (flat - (total - codes)) / codes. Below 1 the total is
+      above that of the flat model.
+
+  Source: the efficiency of discrete latents of Kaiser and Bengio,
+    arXiv:1801.09797, section 2.
+  """
+  return {
+    'total_over_flat': total / max(flat, 1e-9),
+    'code_efficiency': (flat - (total - codes)) / max(codes, 1e-9),
+  }
 
 
 def summarize_level(metrics: dict[str, Mean]) -> dict[str, float]:

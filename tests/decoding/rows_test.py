@@ -93,7 +93,9 @@ def is_valid():
 def decoder(level):
   decode = jit(
     level.model.apply,
-    method=lambda m, *args: decode_greedily(m, *args, sequence_length=SIZE),
+    method=lambda m, memory, valid, lowest: decode_greedily(
+      m, SegmentCodes(m.expander.remember(memory), lowest), valid, SIZE
+    ),
   )
 
   def run(variables, memory_BUD):
@@ -280,7 +282,9 @@ def test_slots_below_the_lowest_are_not_looked_at(tiny_level):
   level = tiny_level(expander__context='full', expander__lookback=2)
   decode = jit(
     level.model.apply,
-    method=lambda m, *args: decode_greedily(m, *args, sequence_length=SIZE),
+    method=lambda m, memory, valid, lowest: decode_greedily(
+      m, SegmentCodes(m.expander.remember(memory), lowest), valid, SIZE
+    ),
   )
   memory = memories(level)
   own = jnp.broadcast_to(jnp.arange(SLOTS), (len(COUNTS), SLOTS))

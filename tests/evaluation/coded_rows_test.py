@@ -16,10 +16,10 @@ def test_shuffled_codes_are_those_of_other_segments():
 
 
 def level(index_S, num_slots, num_queries):
-  """Output of a level whose other values do not matter here."""
+  """Codes of a level whose other values do not matter here."""
   index_BS = np.array([index_S])
   codes_BU = np.zeros((1, num_slots * num_queries), np.int32)
-  compressed = SimpleNamespace(
+  return SimpleNamespace(
     segments=SimpleNamespace(
       index_BS=index_BS, is_capacity_bound_BS=np.zeros(index_BS.shape, bool)
     ),
@@ -29,7 +29,6 @@ def level(index_S, num_slots, num_queries):
     is_code_BU=codes_BU == 0,
     quantized=SimpleNamespace(codes_BP=codes_BU),
   )
-  return SimpleNamespace(compressed=compressed)
 
 
 def test_bytes_follow_the_first_codes_of_their_segments_upwards():

@@ -105,7 +105,7 @@ class Decoder:
     found, known = {}, counted_from
     ids = list(map(int, ids))
     for number, level in enumerate(output.levels):
-      c = level.compressed
+      c = level
       queries = c.is_code_BU.shape[1] // c.is_valid_BP.shape[1]
       index = c.segments.index_BS[0][: len(ids)].tolist()
       short = bool(c.segments.is_capacity_bound_BS[0].any())

@@ -293,7 +293,9 @@ def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
     document_BP=document,
     is_end_BP=document > 0,
   )
-  output = CodeSequenceOutput(None, vectors, jnp.zeros(document.shape))
+  output = CodeSequenceOutput(
+    None, vectors, jnp.zeros(document.shape), jnp.zeros(())
+  )
   terms = losses.top_lm_terms(output, sequence)
   quantizer, _ = quantizer_of(golden, 'levels.0.hi_quantizer.')
   quantize = read_only(quantizer)

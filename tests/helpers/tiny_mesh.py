@@ -107,14 +107,13 @@ def train(
   of_batch = sharding.batch_sharding(mesh)
 
   def step_and_codes(state, batch):
-    output = program.model.apply(
+    found = program.model.apply(
       variables_of(state), batch, method='compress_all'
     )
-    compressed = [level.compressed for level in output.levels]
     codes = [
       # The codes of empty slots mean nothing.
       jnp.where(c.is_code_BU, c.quantized.codes_BP, -1)
-      for c in compressed
+      for c in found.levels
     ]
     return *program.step(state, batch), codes
 

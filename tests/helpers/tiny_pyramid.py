@@ -43,19 +43,26 @@ _TINY = {
 }
 
 
-def make_config(*changes, top_lm='discrete') -> ModelConfig:
-  """Returns a config with a level per dictionary of changed settings."""
+def make_config(*changes, top_lm='discrete', top=None) -> ModelConfig:
+  """Returns a config with a level per dictionary of changed settings.
+
+  Args:
+    *changes: Changed settings of each level, bottom first.
+    top_lm: Mode of the top LM; None for none.
+    top: Changed settings of the top LM.
+  """
   levels = []
   for number, edits in enumerate(changes):
     level = _DEFAULT['get_upper_level' if number else 'get_level']()
     level.update_from_flattened_dict(_TINY | edits)
     levels.append(json.loads(level.to_json_best_effort()))
-  top = None
+  changed, top = top or {}, None
   if top_lm is not None:
     top = _DEFAULT['get_top_lm']()
     top.update_from_flattened_dict(
       {'mode': top_lm, 'd_model': 16}
       | {f'stack.{name}': value for name, value in _STACK.items()}
+      | changed
     )
     top = json.loads(top.to_json_best_effort())
   return ModelConfig.from_dict(

@@ -89,7 +89,9 @@ def test_right_predictions_expand_as_the_true_codes_do(
       30.0 * jax.nn.one_hot(digits_BPM[..., m], size)
       for m, size in enumerate(sizes)
     )
-    return CodeSequenceOutput(logits, None, jnp.zeros(sequence.codes_BP.shape))
+    return CodeSequenceOutput(
+      logits, None, jnp.zeros(sequence.codes_BP.shape), jnp.zeros(())
+    )
 
   top_lm = 'abstractinator.model.top_lm'
   monkeypatch.setattr(f'{top_lm}.CodeSequenceTransformer.__call__', knowing)

@@ -190,7 +190,7 @@ def test_statistics_after_microbatches_are_those_of_the_batch():
       functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), a, b
     )
   state = whole['vq']['level_1']['compressor']['quantizer']['state']
-  counts = output.levels[1].compressed.segments.count_B
+  counts = output.levels[1].segments.count_B
   assert float(state.hits_K.sum()) == float(counts.sum()) > 0
   moved = advance_collections(whole)['vq']['level_1']['compressor'][
     'quantizer'

@@ -29,7 +29,10 @@ def one_hot(digits, size, scale):
 
 def discrete(logits0, logits1, ends):
   output = CodeSequenceOutput(
-    (jnp.asarray(logits0), jnp.asarray(logits1)), None, jnp.asarray(ends)
+    (jnp.asarray(logits0), jnp.asarray(logits1)),
+    None,
+    jnp.asarray(ends),
+    jnp.zeros(()),
   )
   terms = losses.top_lm_terms(output, sequence())
   return terms, metrics.summarize_level(
@@ -110,7 +113,9 @@ def test_ranks_of_the_true_digit(rank, top5, top10):
 
 
 def test_the_only_digit_there_is_has_no_margin():
-  output = CodeSequenceOutput((jnp.zeros((2, 4, 1)),), None, jnp.zeros((2, 4)))
+  output = CodeSequenceOutput(
+    (jnp.zeros((2, 4, 1)),), None, jnp.zeros((2, 4)), jnp.zeros(())
+  )
   alone = sequence().replace(codes_BP=jnp.zeros_like(CODES))
   terms = losses.top_lm_terms(output, alone)
   found = metrics.summarize_level(
@@ -124,7 +129,9 @@ def test_the_only_digit_there_is_has_no_margin():
 def test_a_continuous_guess(has_scores):
   """Predictions are 2 from the true vectors and 1 from the nearest ones."""
   true = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)))
-  output = CodeSequenceOutput(None, true + 2.0, jnp.zeros((2, 4)))
+  output = CodeSequenceOutput(
+    None, true + 2.0, jnp.zeros((2, 4)), jnp.zeros(())
+  )
   output = output.replace(vectors_BPD=output.vectors_BPD.at[1, 2:].set(jnp.nan))
   # One code is right, another one in its digit of stage 0 alone.
   digits = np.stack([(DIGIT0 + 1) % 6, DIGIT1], axis=-1)

@@ -123,7 +123,7 @@ def test_a_code_reaches_its_segment_and_those_that_look_back_at_it(name):
   @jax.jit
   def encoded():
     output = model.apply(variables, batch, method='compress_all')
-    compressed = output.levels[0].compressed
+    compressed = output.levels[0]
     codes_BP = compressed.quantized.codes_BP
     lowest_BS = segmentation.first_slots(compressed.segments, batch.document_BS)
     lowest_BP = segmentation.per_slot(
