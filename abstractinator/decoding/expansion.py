@@ -176,8 +176,8 @@ def expand_stream(
   top: TopState,
   count_B: Array,
   num_slots: int,
-  draws: Draws,
   draws_of_top: Draws,
+  draws: Draws,
   limit_B: Array,
 ) -> tuple[Expanded, ExpansionState, TopState, Array]:
   """Draws the next top codes one by one, and decodes the ids of each.
@@ -188,8 +188,8 @@ def expand_stream(
     top: State of the top codes.
     count_B: Segments that a row gets at most, [B] int32.
     num_slots: Most segments of any row, P.
-    draws: Random keys and filters of the level.
     draws_of_top: Random keys and filters of top codes.
+    draws: Random keys and filters of the level.
     limit_B: New ids after which a row may stop, [B] int32.
 
   Returns:

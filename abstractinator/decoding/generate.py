@@ -136,22 +136,17 @@ def extend(
     codes_BU, count_B, going_B, top = top_codes.extend(
       pyramid, top, num_slots, active_B, draws
     )
-  limit_B = request.limit_B - state.num_bytes_B
   levels, rest = list(state.levels), list(state.rest)
   for number in reversed(range(len(levels))):
     num_known_B = levels[number].known.num_known_B
-    of_level = request.draws_of_level(number)
-    limit_of_B = limit_B if number == 0 else jnp.full_like(limit_B, _NO_LIMIT)
+    limit_B = jnp.full_like(request.limit_B, _NO_LIMIT)
+    if number == 0:
+      limit_B = request.limit_B - state.num_bytes_B
+    limits = (request.draws_of_level(number), limit_B)
     if is_stream and number == len(levels) - 1:
+      count_B = jnp.where(active_B, num_slots, 0)
       expanded, levels[number], top, going_B = expansion.expand_stream(
-        pyramid,
-        levels[number],
-        top,
-        jnp.where(active_B, num_slots, 0),
-        num_slots,
-        of_level,
-        draws,
-        limit_of_B,
+        pyramid, levels[number], top, count_B, num_slots, draws, *limits
       )
       going_B &= active_B
     else:
@@ -160,8 +155,7 @@ def extend(
         levels[number],
         codes_BU,
         count_B,
-        of_level,
-        limit_of_B,
+        *limits,
         prompt_lib.codebooks_below(pyramid, number),
       )
     ids_BN, count_B = new_ids(expanded, num_known_B)

@@ -180,35 +180,19 @@ def decode_rows(
     level = codes.level(module)
     is_active_B = is_active(loop)
     loop = _next_position(loop, is_active_B)
-    slot_B = jnp.clip(loop.slot_B, 0, slots - 1)
-    opens_B = is_active_B & loop.opens_B
-    if has_documents and not level.expander.has_eos:
-      own_B = codes.lowest_BP[row_B, slot_B] == codes.num_before + slot_B
-      loop = _open_document(level, loop, opens_B & own_B)
-    prior = None if loop.entropy is None else loop.entropy.prior
-    stream, is_over_B = codes.open(module, stream, loop, prior, opens_B)
-    loop = dataclasses.replace(loop, is_done_B=loop.is_done_B | is_over_B)
-    is_active_B &= ~is_over_B
-    seen = codes.seen(stream, slot_B)
-    x_BD, cache = _expander_step(
-      level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
+    loop, stream = _open(
+      module, loop, stream, codes, is_active_B, has_documents
     )
-    prior = _prior(level, loop)
-    at = NextIds(
-      level.expander,
-      codebooks,
-      x_BD,
-      loop.slot_B,
-      loop.offset_B,
-      None if prior is None else prior.logits,
+    is_active_B &= ~loop.is_done_B
+    seen = codes.seen(stream, jnp.clip(loop.slot_B, 0, slots - 1))
+    at, cache = _expander_step(
+      level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
     )
     ids_B = choice.ids(at)
     where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
     out = out.record(where, ids_B, choice.nats(at, ids_B))
     stream = codes.read(module, stream, loop, ids_B, is_active_B)
-    loop = dataclasses.replace(
-      loop, x_BD=jnp.where(is_active_B[:, None], x_BD, loop.x_BD), cache=cache
-    )
+    loop = dataclasses.replace(loop, cache=cache)
     loop = _take(
       level, loop, is_active_B, at, ids_B, limit_B, choice, has_documents
     )
@@ -300,6 +284,28 @@ def _next_position(loop: _RowsLoop, is_active_B: Array) -> _RowsLoop:
   )
 
 
+def _open(
+  module: Module,
+  loop: _RowsLoop,
+  stream: StreamState | None,
+  codes: CodeSource,
+  is_active_B: Array,
+  has_documents: bool,
+) -> tuple[_RowsLoop, StreamState | None]:
+  """Takes the codes of segments that open; rows may be done without one."""
+  level, slots = codes.level(module), codes.lowest_BP.shape[1]
+  opens_B = is_active_B & loop.opens_B
+  if has_documents and not level.expander.has_eos:
+    slot_B = jnp.clip(loop.slot_B, 0, slots - 1)
+    lowest_B = codes.lowest_BP[jnp.arange(len(slot_B)), slot_B]
+    is_first_B = lowest_B == codes.num_before + slot_B
+    loop = _open_document(level, loop, opens_B & is_first_B)
+  prior = None if loop.entropy is None else loop.entropy.prior
+  stream, is_over_B = codes.open(module, stream, loop, prior, opens_B)
+  is_done_B = loop.is_done_B | is_over_B
+  return dataclasses.replace(loop, is_done_B=is_done_B), stream
+
+
 def _open_document(
   level: Abstractinator, loop: _RowsLoop, is_first_B: Array
 ) -> _RowsLoop:
@@ -323,8 +329,8 @@ def _expander_step(
   seen: StepCodes,
   number_B: Array,
   codebooks: Codebooks | None,
-) -> tuple[Array, Cache]:
-  """Computes the states [B, D] that the next ids are predicted from.
+) -> tuple[NextIds, Cache]:
+  """Computes what the next ids are predicted from.
 
   `number_B` tells segments of a row apart where they see no ids of each other.
   """
@@ -333,7 +339,11 @@ def _expander_step(
     bos = level.expander.num_ids + Special.BOS
     fed_B = jnp.where(loop.opens_B, bos, fed_B)
     group_B = number_B
-  return level.expander.step(
+  prior = base_BV = None
+  if level.expander.has_prior:
+    assert loop.entropy is not None, "base 'entropy_model': no ends 'entropy'"
+    prior, base_BV = loop.entropy.prior, loop.entropy.prior.logits
+  x_BD, cache = level.expander.step(
     fed_B,
     loop.offset_B,
     group_B,
@@ -341,16 +351,12 @@ def _expander_step(
     is_active_B,
     seen,
     codebooks,
-    _prior(level, loop),
+    prior,
   )
-
-
-def _prior(level: Abstractinator, loop: _RowsLoop) -> Prior | None:
-  """Returns the predictions of the next ids, if the expander uses them."""
-  if not level.expander.has_prior:
-    return None
-  assert loop.entropy is not None, "base 'entropy_model' needs ends 'entropy'"
-  return loop.entropy.prior
+  at = NextIds(
+    level.expander, codebooks, x_BD, loop.slot_B, loop.offset_B, base_BV
+  )
+  return at, cache
 
 
 def _take(
@@ -385,6 +391,7 @@ def _take(
     opens_B &= choice.may_end(at)
   return dataclasses.replace(
     loop,
+    x_BD=jnp.where(is_active_B[:, None], at.x_ND, loop.x_BD),
     fed_B=jnp.where(is_active_B, fed_B, loop.fed_B),
     document_B=jnp.where(is_active_B, document_B, loop.document_B),
     opens_B=jnp.where(is_active_B, opens_B | is_eos_B, loop.opens_B),

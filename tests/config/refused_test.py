@@ -111,7 +111,11 @@ from tests.helpers.config_values import (
     ),
     (
       {'model.top_lm': TOP_LM | {'width': 6}},
-      ('model.top_lm.width', 'unknown setting', 'mode, d_model, stack, expand'),
+      (
+        'model.top_lm.width',
+        'unknown setting',
+        'mode, d_model, stack, inputs, base, expand',
+      ),
     ),
     (
       {'objective': 'top_lm', 'model.top_lm': TOP_LM},

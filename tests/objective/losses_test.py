@@ -36,6 +36,7 @@ def make_output(seed=0):
       gaussian_nats_BS=normal(2, 4),
       segments=segments,
       is_code_BU=jnp.array([[True, True, False], [True, False, False]]),
+      soft_digits=None,
       quantized=types.SimpleNamespace(
         distance_BP=jnp.abs(normal(2, SLOTS)),
         codebook_distance_BP=jnp.abs(normal(2, SLOTS)),
@@ -132,6 +133,8 @@ def test_the_objective_weighs_terms_per_id():
     end=2.0,
     commitment=8.0,
     codebook=4.0,
+    rate=0.0,
+    rate_warmup_steps=0,
     top_lm_code=0.0,
     top_lm_vector=0.0,
     top_lm_end=0.0,
@@ -148,7 +151,15 @@ def test_the_objective_weighs_terms_per_id():
 
 def test_what_predicts_ids_back_is_averaged_over_levels():
   names = dict.fromkeys(
-    ('entropy_model', 'gaussian', 'expander', 'end', 'commitment', 'codebook')
+    (
+      'entropy_model',
+      'gaussian',
+      'expander',
+      'end',
+      'commitment',
+      'codebook',
+      'rate',
+    )
   )
   tops = ('top_lm_code', 'top_lm_vector', 'top_lm_end', 'top_lm_expander')
   level = dict.fromkeys(names, 1.0)
@@ -156,7 +167,12 @@ def test_what_predicts_ids_back_is_averaged_over_levels():
   powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
   value = losses.objective(
     terms,
-    LossConfig(**powers, curriculum_steps=0, curriculum_stops=False),
+    LossConfig(
+      **powers,
+      rate_warmup_steps=0,
+      curriculum_steps=0,
+      curriculum_stops=False,
+    ),
     jnp.float32(2.0),
   )
   want = sum(
