@@ -295,10 +295,6 @@ def get_top_lm() -> ml_collections.ConfigDict:
       # those of the segments so far before quantization, with a gradient to the
       # encoder; to go on after a code, its segment has to be decoded.
       inputs='codes',
-      # 'entropy_model' adds the state from which the entropy model of the last
-      # level predicts the first id of a segment to the state that predicts its
-      # code; 'none' does not. Only with one level.
-      base='none',
       # True trains the expander of the last level on the codes that the top LM
       # predicts as well as on the true ones.
       expand=False,

@@ -47,7 +47,6 @@ class TopLMConfig(Section):
   d_model: PositiveInt
   stack: StackConfig
   inputs: Literal['codes', 'segments']
-  base: Literal['none', 'entropy_model']
   expand: bool
 
   def check(self) -> None:
@@ -98,14 +97,6 @@ class ModelConfig(Section):
         f'{name}.quantizer.rate_temperature',
         "None without a top_lm of mode 'discrete', which predicts the codes",
       )
-    if self.top_lm is None:
-      return
-    self.require(
-      self.top_lm.base == 'none'
-      or (len(self.levels) == 1 and top.expander.ends == 'entropy'),
-      'top_lm.base',
-      "'none' with several levels, and without expander.ends 'entropy'",
-    )
     if self.streams:
       for name, value, only in (
         ('pooling.num_queries', top.pooling.num_queries, 1),
@@ -114,8 +105,8 @@ class ModelConfig(Section):
         self.require(
           value == only,
           f'{last}.{name}',
-          f"{only} with expander.conditioning 'top_lm', top_lm.inputs"
-          " 'segments' or top_lm.base 'entropy_model'",
+          f"{only} with expander.conditioning 'top_lm' or top_lm.inputs"
+          " 'segments'",
         )
 
   @property
@@ -128,7 +119,6 @@ class ModelConfig(Section):
     return self.top_lm is not None and (
       self.levels[-1].expander.conditioning == 'top_lm'
       or self.top_lm.inputs == 'segments'
-      or self.top_lm.base == 'entropy_model'
     )
 
   def _check_upper_level(

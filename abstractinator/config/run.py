@@ -249,6 +249,6 @@ class RunConfig(Section):
         and levels[-1].freeze,
         'objective',
         "'all' without frozen model.levels and a model.top_lm of mode"
-        " 'discrete' that has expand False, inputs 'codes' and base 'none'",
+        " 'discrete' that has expand False and inputs 'codes'",
       )
       self.require(bool(self.data.train), 'data.train', 'a directory of codes')

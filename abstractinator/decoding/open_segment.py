@@ -113,16 +113,13 @@ def _last_code(
   batch, queries = top.forced_BQ.shape
   everywhere_B = jnp.ones((batch,), bool)
   if top.stream is not None:
-    rows = state.levels[-1].rows
-    prior = None if rows is None or rows.entropy is None else rows.entropy.prior
     opened = stream.predict(
       pyramid,
       top.stream,
       jnp.zeros((batch,), jnp.int32),
-      prior,
       everywhere_B,
     )
-    return opened.predicted_BY, opened.number_B, codes
+    return opened.hidden_BY, opened.number_B, codes
   top_lm, number_B = top.top_lm, top.number_B
   assert top_lm is not None, 'the pyramid has no top LM'
   for _ in range(queries - 1):

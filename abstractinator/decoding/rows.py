@@ -300,8 +300,7 @@ def _open(
     lowest_B = codes.lowest_BP[jnp.arange(len(slot_B)), slot_B]
     is_first_B = lowest_B == codes.num_before + slot_B
     loop = _open_document(level, loop, opens_B & is_first_B)
-  prior = None if loop.entropy is None else loop.entropy.prior
-  stream, is_over_B = codes.open(module, stream, loop, prior, opens_B)
+  stream, is_over_B = codes.open(module, stream, loop, opens_B)
   is_done_B = loop.is_done_B | is_over_B
   return dataclasses.replace(loop, is_done_B=is_done_B), stream
 

@@ -36,7 +36,7 @@ class SegmentCodes:
     return module
 
   def open(
-    self, module: Any, state: Any, place: Any, prior: Any, opens_B: Array
+    self, module: Any, state: Any, place: Any, opens_B: Array
   ) -> tuple[Any, Array]:
     """Returns that no row ends as segments open: all codes are given."""
     return state, jnp.zeros_like(opens_B)
@@ -84,7 +84,7 @@ class CodeSource(Protocol):
     ...
 
   def open(
-    self, module: Any, state: Any, place: Any, prior: Any, opens_B: Array
+    self, module: Any, state: Any, place: Any, opens_B: Array
   ) -> tuple[Any, Array]:
     """Takes the codes of segments that open.
 
@@ -92,7 +92,6 @@ class CodeSource(Protocol):
       module: The module of the loop.
       state: State of the source.
       place: Place of the next ids: `document_B`, `slot_B` and `offset_B`.
-      prior: Predictions of the next ids by the entropy model; None without.
       opens_B: Rows whose next id opens a segment, [B] bool.
 
     Returns:

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 
 from abstractinator.decoding.prompt import LevelPrompt, below_of
 from abstractinator.model.attention import CodeKeyValues
-from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.model.transformer import StepCodes
 from abstractinator.ops.cache import Cache
-from abstractinator.ops.segmentation import document_starts
 from abstractinator.types import Array
 
 
@@ -30,9 +28,8 @@ class StreamState:
 
   Attributes:
     cache: KV cache of the top LM.
-    hidden_BY: State after the last segment that it has read, [B, Y].
-    predicted_BY: State from which the code of the open segment is predicted,
-      [B, Y].
+    hidden_BY: State after the last segment that it has read, from which the
+      code of the open segment is predicted, [B, Y].
     code_B: Code of the open segment, [B] int32.
     document_B: Document of the open segment, [B] int32; -1 before the first.
     number_B: Number of the open segment in its document, [B] int32.
@@ -48,7 +45,6 @@ class StreamState:
 
   cache: Cache
   hidden_BY: Array
-  predicted_BY: Array
   code_B: Array
   document_B: Array
   number_B: Array
@@ -88,7 +84,6 @@ class StreamCodes:
     pyramid: Pyramid,
     state: StreamState,
     place: Any,
-    prior: Prior | None,
     opens_B: Array,
   ) -> tuple[StreamState, Array]:
     """Chooses the codes of segments that open.
@@ -97,7 +92,6 @@ class StreamCodes:
       pyramid: A bound pyramid.
       state: State after the ids before.
       place: Place of the next ids; see `CodeSource`.
-      prior: Predictions of the next ids by the entropy model; None without.
       opens_B: Rows whose next id opens a segment, [B] bool.
 
     Returns:
@@ -105,7 +99,7 @@ class StreamCodes:
     """
 
     def run(pyramid: Pyramid, state: StreamState) -> tuple[StreamState, Array]:
-      predicted = predict(pyramid, state, place.document_B, prior, opens_B)
+      predicted = predict(pyramid, state, place.document_B, opens_B)
       codes_B, is_over_B = self.choose(pyramid, predicted, place.slot_B)
       return take(pyramid, predicted, codes_B, opens_B), opens_B & is_over_B
 
@@ -141,12 +135,10 @@ def empty(pyramid: Pyramid, batch_size: int, capacity: int) -> StreamState:
   """
   level, top_lm = pyramid.levels[-1], pyramid.top_lm
   zero_B = jnp.zeros((batch_size,), jnp.int32)
-  start_BY = top_lm.start_state(batch_size)
   longest, width = level.config.segmentation.max_length, level.config.d_model
   return StreamState(
     cache=top_lm.init_cache(batch_size, capacity),
-    hidden_BY=start_BY,
-    predicted_BY=start_BY,
+    hidden_BY=top_lm.start_state(batch_size),
     code_B=zero_B,
     document_B=zero_B - 1,
     number_B=zero_B,
@@ -196,15 +188,7 @@ def after_prompt(
       encoder_cache,
       below_of(pyramid, len(pyramid.levels) - 1, prompt.ids_BS),
     )
-  first_BU = jnp.argmax(
-    prompt.segments.index_BS[:, None] == jnp.arange(size)[:, None], axis=-1
-  )
-  prior_BUD = jnp.take_along_axis(
-    prompt.prior.states, first_BU[..., None], axis=1
-  )
-  before_BUY = top_lm.before(
-    hidden_BUY, document_starts(document_BU), prior_BUD
-  )
+  before_BUY = top_lm.before(hidden_BUY, document_BU)
   last_BY = hidden_BUY[
     jnp.arange(batch), jnp.maximum(prompt.num_whole_B - 1, 0)
   ]
@@ -224,7 +208,6 @@ def predict(
   pyramid: Pyramid,
   state: StreamState,
   document_B: Array,
-  prior: Prior | None,
   opens_B: Array,
 ) -> StreamState:
   """Reads the segments before, and predicts the codes of those that open.
@@ -233,12 +216,11 @@ def predict(
     pyramid: A bound pyramid with a top LM.
     state: State after all ids before.
     document_B: Document of the next ids, [B] int32.
-    prior: Predictions of the next ids by the entropy model; None without.
     opens_B: Rows whose next id opens a segment; the others keep their state,
       [B] bool.
 
   Returns:
-    The state, `predicted_BY` that of the new segments.
+    The state, `hidden_BY` that from which the new codes are predicted.
   """
   level, top_lm = pyramid.levels[-1], pyramid.top_lm
   if top_lm.config.inputs == 'segments':
@@ -255,14 +237,10 @@ def predict(
   start_BY = top_lm.start_state(len(opens_B))
   hidden_BY = jnp.where(is_first_B[:, None], start_BY, hidden_BY)
   number_B = jnp.where(is_first_B, 0, state.number_B + opens_B)
-  predicted_BY = top_lm.with_prior(
-    hidden_BY, None if prior is None else prior.states
-  )
   return dataclasses.replace(
     state,
     cache=cache,
     hidden_BY=hidden_BY,
-    predicted_BY=jnp.where(opens_B[:, None], predicted_BY, state.predicted_BY),
     document_B=jnp.where(opens_B, document_B, state.document_B),
     number_B=number_B,
     is_unread_B=state.is_unread_B & ~opens_B,
@@ -287,7 +265,7 @@ def take(
   level = pyramid.levels[-1]
   memory_B1D = level.expander.memory(
     level.compressor.quantizer.lookup(codes_B[:, None]),
-    state.predicted_BY[:, None],
+    state.hidden_BY[:, None],
   )
 
   def where_open(new: Array, old: Array) -> Array:

@@ -200,7 +200,7 @@ def draw_streamed(state: TopState, draws: Draws) -> ChooseCodes:
     codes_B = jnp.where(
       is_forced_B,
       state.forced_BQ[:, 0],
-      draw_code(pyramid, opened.predicted_BY, of_code),
+      draw_code(pyramid, opened.hidden_BY, of_code),
     )
     return codes_B, is_over_B & (opened.number_B > 0) & ~is_forced_B
 

@@ -373,11 +373,6 @@ def code_sequence(
     is_last_BS, compressed.segments, num_slots
   )
   document_BP = jnp.where(is_valid_BP, document_BP, -1)
-  at_S = jnp.broadcast_to(jnp.arange(batch.ids_BS.shape[1]), batch.ids_BS.shape)
-  first_BP = segmentation.per_slot(at_S, compressed.segments, num_slots)
-  prior_BPD = jnp.take_along_axis(
-    compressed.prior.states, first_BP[..., None], axis=1
-  )
   is_last_U = jnp.arange(num_slots * num_queries) % num_queries
   is_last_U = is_last_U == num_queries - 1
   return CodeSequence(
@@ -386,7 +381,6 @@ def code_sequence(
     document_BP=jnp.repeat(document_BP, num_queries, axis=1),
     is_end_BP=jnp.repeat(is_end_BP, num_queries, axis=1) & is_last_U,
     segments_BPD=compressed.pooled_BUD,
-    prior_BPD=jnp.repeat(prior_BPD, num_queries, axis=1),
   )
 
 

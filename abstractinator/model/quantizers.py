@@ -144,7 +144,13 @@ class Quantizer(nn.Module):
     return unit(y_BPC) if self.config.cosine else y_BPC
 
   def to_model(self, y_BPC: Array) -> Array:
-    """Maps [B, P, C] to [B, P, D] of the compute type."""
+    """Maps [B, P, C] to [B, P, D] of the compute type.
+
+    With `cosine`, vectors are made sqrt(C) long: as long as others are, or
+    codes would say little beside the ids that a decoder reads.
+    """
+    if self.config.cosine:
+      y_BPC = y_BPC * self.width**0.5
     y_BPC = y_BPC.astype(self.dtype)
     return by_rows(self.up(y_BPC)) if self.is_projected else y_BPC
 
@@ -353,7 +359,7 @@ class ResidualVectorQuantizer(Quantizer):
     outputs = []
     for stage in self.stages:
       outputs.append(stage(rest_BPC, is_valid_BP, row_B))
-      entry_BPC = stage.lookup(outputs[-1].codes_BP)
+      entry_BPC = stage.entries()[outputs[-1].codes_BP]
       rest_BPC = rest_BPC - lax.stop_gradient(entry_BPC)
     digits_BPM = jnp.concatenate([o.digits_BPM for o in outputs], axis=-1)
     # The sum of the entries, in the order of `lookup`.
@@ -368,7 +374,7 @@ class ResidualVectorQuantizer(Quantizer):
 
   def _sum_entries(self, digits_BPM: Array) -> Array:
     return _sum(
-      stage.lookup(digits_BPM[..., i]) for i, stage in enumerate(self.stages)
+      stage.entries()[digits_BPM[..., i]] for i, stage in enumerate(self.stages)
     )
 
   def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
@@ -376,7 +382,7 @@ class ResidualVectorQuantizer(Quantizer):
     for stage in self.stages:
       (p_BPK,) = stage.soft_digits(rest_BPC, temperature)
       found.append(p_BPK)
-      nearest_BPC = stage.lookup(jnp.argmax(p_BPK, axis=-1))
+      nearest_BPC = stage.entries()[jnp.argmax(p_BPK, axis=-1)]
       rest_BPC = rest_BPC - lax.stop_gradient(nearest_BPC)
     return tuple(found)
 
@@ -389,7 +395,7 @@ class ResidualVectorQuantizer(Quantizer):
 
   def expected(self, probabilities: tuple[Array, ...]) -> Array:
     pairs = zip(self.stages, probabilities, strict=True)
-    return self.to_model(_sum(stage.expected((p,)) for stage, p in pairs))
+    return self.to_model(_sum(p @ stage.entries() for stage, p in pairs))
 
 
 _sum = functools.partial(functools.reduce, operator.add)

@@ -114,8 +114,6 @@ class CodeSequence:
       that the row cuts off has no such code.
     segments_BPD: Segments as vectors before quantization, [B, P, D], with a
       gradient to the encoder; None where there are only codes.
-    prior_BPD: States of the entropy model of the level where it predicts the
-      first id of each segment, [B, P, D], without gradient; None likewise.
   """
 
   codes_BP: Array
@@ -123,7 +121,6 @@ class CodeSequence:
   document_BP: Array
   is_end_BP: Array
   segments_BPD: Array | None = None
-  prior_BPD: Array | None = None
 
 
 @flax.struct.dataclass
@@ -166,9 +163,6 @@ class CodeSequenceTransformer(nn.Module):
   With `inputs='codes'` it reads the vectors of codes, which get no gradient.
   With 'segments' it reads the vectors of segments before quantization, and its
   gradient reaches the encoder: a code need not say what the decoded text tells.
-  With `base='entropy_model'` the state from which the level's entropy model
-  predicts the first id of a segment is added to the state that predicts its
-  code.
 
   Attributes:
     config: Mode and sizes.
@@ -181,8 +175,6 @@ class CodeSequenceTransformer(nn.Module):
   Parameters:
     segment_norm/scale: [D], with `inputs='segments'` only.
     project/kernel: Map from vectors to the stack, [D, Y].
-    prior/kernel: Map from states of the entropy model, [D, Y], with
-      `base='entropy_model'` only.
     stack: Parameters of a `Stack`.
     start: State before the first code, [Y] float32.
     code_head: Parameters of a `CodeHead`, with mode 'discrete' only.
@@ -203,8 +195,6 @@ class CodeSequenceTransformer(nn.Module):
     if c.inputs == 'segments':
       self.segment_norm = layers.RMSNorm(self.dtype)
     self.project = nn.Dense(width, use_bias=False, dtype=self.dtype)
-    if c.base == 'entropy_model':
-      self.prior = nn.Dense(width, use_bias=False, dtype=self.dtype)
     self.stack = Stack(c.stack, width, self.implementation, self.dtype)
     # As long as the states it stands for, which a norm makes.
     self.start = self.param('start', nn.initializers.normal(1.0), (width,))
@@ -224,9 +214,7 @@ class CodeSequenceTransformer(nn.Module):
     read_BPD = sequence.segments_BPD if is_read else sequence.vectors_BPD
     assert read_BPD is not None, 'there are only codes'
     state_BPY = self.stack(self._embed(read_BPD), sequence.document_BP)
-    before_BPY = self.before(
-      state_BPY, document_starts(sequence.document_BP), sequence.prior_BPD
-    )
+    before_BPY = self.before(state_BPY, sequence.document_BP)
     is_discrete = self.config.mode == 'discrete'
     return CodeSequenceOutput(
       logits=self.code_head(
@@ -295,45 +283,20 @@ class CodeSequenceTransformer(nn.Module):
     start_Y = self.start.astype(self.dtype)
     return jnp.broadcast_to(start_Y, (batch_size, self.config.d_model))
 
-  def before(
-    self, state_BPY: Array, is_first_BP: Array, prior_BPD: Array | None
-  ) -> Array:
+  def before(self, state_BPY: Array, document_BP: Array) -> Array:
     """Returns the states from which codes are predicted.
 
     Args:
       state_BPY: State after each code, [B, P, Y].
-      is_first_BP: True for the first code of a document, [B, P] bool.
-      prior_BPD: See `CodeSequence`.
+      document_BP: Document of each code, [B, P] int32; -1 in empty slots.
 
     Returns:
       [B, P, Y].
     """
     before_BPY = jnp.pad(state_BPY, ((0, 0), (1, 0), (0, 0)))[:, :-1]
     start_Y = self.start.astype(self.dtype)
-    before_BPY = jnp.where(is_first_BP[..., None], start_Y, before_BPY)
-    return self.with_prior(before_BPY, prior_BPD)
-
-  def with_prior(self, state: Array, prior: Array | None) -> Array:
-    """Adds what the entropy model knows to states that predict codes.
-
-    Args:
-      state: States after the codes before, [..., Y].
-      prior: States of the entropy model before the first ids of the segments,
-        [..., D]; only read with `base='entropy_model'`.
-
-    Returns:
-      [..., Y].
-
-    Raises:
-      ValueError: If these states are needed and not given.
-    """
-    if self.config.base == 'none':
-      return state
-    if prior is None:
-      raise ValueError(
-        "top_lm.base: got 'entropy_model' for codes alone, allowed: 'none'"
-      )
-    return state + self.prior(prior)
+    is_first_BP1 = document_starts(document_BP)[..., None]
+    return jnp.where(is_first_BP1, start_Y, before_BPY)
 
   def end_logits(self, state: Array) -> Array:
     """Computes log-odds that documents end after states, [..., Y] to [...]."""

@@ -114,7 +114,7 @@ from tests.helpers.config_values import (
       (
         'model.top_lm.width',
         'unknown setting',
-        'mode, d_model, stack, inputs, base, expand',
+        'mode, d_model, stack, inputs, expand',
       ),
     ),
     (

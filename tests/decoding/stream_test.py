@@ -27,7 +27,7 @@ BASE = {
   'expander.ends': 'entropy',
   'expander.conditioning': 'top_lm',
 }
-SEGMENTS = {'inputs': 'segments', 'base': 'entropy_model'}
+SEGMENTS = {'inputs': 'segments'}
 # Settings of the levels, and of the top LM.
 WIRINGS = {
   'all': ((BASE | {'expander.context': 'window'},), SEGMENTS),
@@ -44,7 +44,7 @@ WIRINGS = {
         'expander.ends': 'entropy',
       },
     ),
-    {'base': 'entropy_model'},
+    {},
   ),
   'rvq': (
     (BASE | {'quantizer.kind': 'rvq', 'quantizer.codebook_size': 4},),

@@ -72,7 +72,8 @@ def test_the_gradient_is_that_of_the_projections_alone(variant):
       params = variables['params']
       x = x @ params['down']['kernel']
     if model.config.cosine:
-      x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+      length = jnp.linalg.norm(x, axis=-1, keepdims=True)
+      x = x * np.sqrt(x.shape[-1]) / length
     if model.config.kind == 'fsq':
       size = np.array(model.config.levels)
       half = (size - 1) * (1 - 1e-3) / 2

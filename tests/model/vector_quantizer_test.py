@@ -35,7 +35,9 @@ def test_cosine_codes_are_the_entries_of_the_nearest_direction():
   cosine = np.einsum('bpd,kd->bpk', x, entries)
   np.testing.assert_array_equal(output.codes_BP, cosine.argmax(-1))
   np.testing.assert_allclose(
-    output.vectors_BPD, entries[output.codes_BP], atol=1e-6
+    output.vectors_BPD,
+    entries[output.codes_BP] * np.sqrt(x.shape[-1]),
+    atol=1e-5,
   )
   # The mean of unit vectors enters the moving average.
   _, collections = model.apply(variables, x, is_valid, row, mutable=['vq'])
