@@ -243,6 +243,7 @@ class TrainedPyramid:
       total_B=total_B,
       forced_B=forced_B,
       num_segments_B=segments.count_B,
+      num_codes_B=count_B * self._queries(number),
     )
 
   def inspect(self, data: bytes) -> Inspection:

@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from abstractinator.data.whole_files import write_whole
@@ -59,6 +59,10 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     'action': 'store_true',
     'help': 'print JSON in place of plain text',
   },
+  '--force': {
+    'action': 'store_true',
+    'help': 'replace a file that exists; default: it is an error',
+  },
   '--entropy_model_only': {
     'action': 'store_true',
     'help': 'use the entropy model of the first level alone, without codes',
@@ -84,7 +88,8 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
 def add_files(parser: argparse.ArgumentParser) -> None:
   """Adds the file that a command reads and the one it writes."""
   parser.add_argument('file', help='file to read')
-  parser.add_argument('out', help='file to write; it must not exist')
+  parser.add_argument('out', help='file to write')
+  add(parser, '--force')
 
 
 def read_text(args: argparse.Namespace) -> bytes:
@@ -108,14 +113,21 @@ def read_bytes(path: str) -> bytes:
   return pathlib.Path(path).read_bytes()
 
 
-def require_new(path: str) -> None:
+def require_new(path: str, *, force: bool = False) -> None:
   """Makes sure, before any work is done, that a new file can have a path.
+
+  Args:
+    path: Path of the file.
+    force: Whether it may replace a file.
 
   Raises:
     ValueError: If the path exists, or its directory does not.
   """
-  if os.path.lexists(path):
-    raise ValueError(f'{path}: exists, allowed: a path with nothing there')
+  if os.path.isdir(path) or (os.path.lexists(path) and not force):
+    raise ValueError(
+      f'{path}: exists, allowed: a path with nothing there, or --force to'
+      ' replace a file'
+    )
   directory = os.path.dirname(path) or '.'
   if not os.path.isdir(directory):
     raise ValueError(
@@ -124,10 +136,15 @@ def require_new(path: str) -> None:
     )
 
 
-def write_new(path: str, content: bytes) -> None:
+def write_new(path: str, content: bytes, *, force: bool = False) -> None:
   """Writes a new file, which appears whole or not at all; see `require_new`."""
-  require_new(path)
+  require_new(path, force=force)
   write_whole(path, content)
+
+
+def say(text: str) -> None:
+  """Tells on standard error what a command does or waits for."""
+  sys.stderr.write(f'{text}\n')
 
 
 def be_quiet() -> None:
@@ -140,9 +157,14 @@ def be_quiet() -> None:
 def load(args: argparse.Namespace) -> 'TrainedPyramid':
   """Opens the pyramid of `workdir` and `--step`, as `inference.load` does."""
   be_quiet()
+  say(f'loading {args.workdir}')
   from abstractinator.inference import load
 
-  return load(args.workdir, args.step)
+  pyramid = load(args.workdir, args.step)
+  say(
+    f'{pyramid.num_parameters:,} parameters of step {pyramid.step}, compiling'
+  )
+  return pyramid
 
 
 def show(data: bytes) -> str:
@@ -153,14 +175,3 @@ def show(data: bytes) -> str:
 def answer(args: argparse.Namespace, values: Any, text: str) -> str:
   """Returns values as JSON with `--json`, a text without."""
   return json.dumps(values) if args.json else text
-
-
-def table(figures: Mapping[str, Any]) -> str:
-  """Returns figures as text, one a line."""
-  width = max(map(len, figures))
-  return '\n'.join(
-    f'{name:{width}}  {value:.4f}'
-    if isinstance(value, float)
-    else f'{name:{width}}  {value}'
-    for name, value in figures.items()
-  )

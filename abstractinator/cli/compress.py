@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
   """Compresses a file without loss under the models of a run."""
-  common.require_new(args.out)
+  common.require_new(args.out, force=args.force)
   is_hierarchy = args.model == 'hierarchy'
   if is_hierarchy and args.lanes is not None:
     raise ValueError(
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> str:
   from abstractinator.compression import codec
 
   content = codec.compress(model, data, args.lanes)
-  common.write_new(args.out, content)
+  common.write_new(args.out, content, force=args.force)
   bits = 8 * len(content) / max(len(data), 1)
   return f'{len(data)} bytes in {len(content)}, {bits:.3f} bits/byte'
 
@@ -58,6 +58,7 @@ def open_model(
 ) -> 'ByteModel | HierarchyModel':
   """Opens the model of `workdir` and `--step` that predicts a text."""
   common.be_quiet()
+  common.say(f'loading {args.workdir}')
   from abstractinator.compression.byte_model import ByteModel
   from abstractinator.compression.hierarchy_model import HierarchyModel
   from abstractinator.runs.load import read_trained

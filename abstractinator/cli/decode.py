@@ -9,11 +9,11 @@ EXAMPLE = 'abstractinator decode RUN notes.npz'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator decode`."""
-  common.add(parser, 'workdir', '--step', '--json')
+  common.add(parser, 'workdir', '--step', '--json', '--force')
   parser.add_argument('codes', help='file of codes, .npz or .parquet')
   parser.add_argument(
     '--out',
-    help='file to write the bytes of all texts to; it must not exist; default:'
+    help='file to write the bytes of all texts to; default:'
     ' the texts are printed',
   )
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
   """Decodes a file of codes and prints the texts or writes their bytes."""
   if args.out is not None:
-    common.require_new(args.out)
+    common.require_new(args.out, force=args.force)
   from abstractinator.codes import files
 
   codes = files.read_codes(args.codes)
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> str:
     return common.answer(
       args, [common.show(text) for text in texts], common.show(joined)
     )
-  common.write_new(args.out, joined)
+  common.write_new(args.out, joined, force=args.force)
   return common.answer(
     args,
     {'num_texts': len(texts), 'num_bytes': len(joined)},

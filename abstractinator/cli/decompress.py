@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
   """Restores a file that `compress` wrote, byte for byte."""
-  common.require_new(args.out)
+  common.require_new(args.out, force=args.force)
   content = pathlib.Path(args.file).read_bytes()
   common.be_quiet()
   from abstractinator.compression import codec, container
@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> str:
     data = codec.decompress(model, content)
   except ValueError as error:
     raise ValueError(f'{args.file}: {error}') from error
-  common.write_new(args.out, data)
-  return f'{len(content)} bytes were {len(data)}'
+  common.write_new(args.out, data, force=args.force)
+  return f'{len(data)} bytes restored from {len(content)}'

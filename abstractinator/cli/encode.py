@@ -12,7 +12,7 @@ _FORMAT = 'parquet'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator encode`."""
-  common.add(parser, 'workdir', '--step', 'file', '--json')
+  common.add(parser, 'workdir', '--step', 'file', '--json', '--force')
   parser.add_argument(
     '--level',
     type=int,
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--out',
-    help='file of codes to write, .npz or .parquet, which must not exist;'
+    help='file of codes to write, .npz or .parquet;'
     ' default: the codes are printed; with --data a directory of such files,'
     ' which is continued if it exists',
   )
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
         f'--{name}: got {getattr(args, name)}, allowed: only with --data'
       )
   if args.out is not None:
-    common.require_new(args.out)
+    common.require_new(args.out, force=args.force)
   data = common.read_text(args)
   codes = common.load(args).encode(data, args.level)
   if args.out is None:
@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
     )
   from abstractinator.codes import files
 
-  common.write_new(args.out, files.to_bytes(args.out, [codes]))
+  common.write_new(
+    args.out, files.to_bytes(args.out, [codes]), force=args.force
+  )
   num_codes, num_segments = len(codes.codes_N), int(codes.count_B.sum())
   return common.answer(
     args,
@@ -89,6 +91,8 @@ def _encode_corpus(args: argparse.Namespace) -> Iterator[str]:
     raise ValueError(f'--data: got {args.file} as well, allowed: one of them')
   if args.out is None:
     raise ValueError('--out: got none, allowed: a directory, with --data')
+  if args.force:
+    raise ValueError('--force: allowed: only without --data')
   from abstractinator.codes import corpus
   from abstractinator.data.sources import find_documents
 

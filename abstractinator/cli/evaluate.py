@@ -1,15 +1,25 @@
 """Command `abstractinator evaluate`."""
 
 import argparse
-from typing import TYPE_CHECKING
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from abstractinator.cli import common
 from abstractinator.config import DataConfig
+from abstractinator.evaluation import units
 
 if TYPE_CHECKING:
-  from abstractinator.evaluation.windows import DocumentPassages
+  from abstractinator.evaluation.evaluate import Figure
+  from abstractinator.evaluation.windows import DocumentPassages, Passage
+  from abstractinator.objective.by_level import ByLevel
 
 EXAMPLE = "abstractinator evaluate RUN --data='texts/*.txt'"
+
+
+# Least time between two lines that count documents.
+_INTERVAL_SECONDS = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
   """Measures a run on held-out or other documents."""
   common.be_quiet()
+  common.say(f'loading {args.workdir}')
   from abstractinator.evaluation.evaluate import evaluate
   from abstractinator.evaluation.evaluator import open_run
 
@@ -59,14 +70,15 @@ def run(args: argparse.Namespace) -> str:
       ' from codes and held out no text'
     )
   passages = _open_documents(args, evaluator.config.data)
+  common.say(f'evaluating {len(passages.documents):,} documents, compiling')
   decode = not args.no_decode
-  found = evaluate(evaluator, passages, decode=decode)
-  # The table begins with the figures of the whole.
-  figures = found.whole | found.flattened()
+  found = evaluate(evaluator, _Counted(passages), decode=decode)
+  more: dict[str, Any] = {}
   if args.noise:
     from abstractinator.evaluation.robustness import noise_figures
 
-    figures |= noise_figures(evaluator, passages.documents, decode=decode)
+    common.say('evaluating disturbed text')
+    more |= noise_figures(evaluator, passages.documents, decode=decode)
   if args.drift:
     from abstractinator.evaluation.robustness import drift_figures
 
@@ -74,8 +86,58 @@ def run(args: argparse.Namespace) -> str:
       raise ValueError(
         '--drift: got a run of an entropy model, allowed: a run with codes'
       )
-    figures |= drift_figures(evaluator, passages.documents)
-  return common.answer(args, figures, common.table(figures))
+    common.say('evaluating repetitive text')
+    more |= drift_figures(evaluator, passages.documents)
+  return common.answer(
+    args, found.whole | found.flattened() | more, grouped(found, more)
+  )
+
+
+# Figures that come first, in this order.
+_HEADLINE = (
+  'total_bits_per_byte',
+  'code_bits_per_byte',
+  'code_model',
+  'free_running_byte_accuracy',
+  'exact_document_fraction',
+  'teacher_forced_byte_accuracy',
+)
+
+
+def grouped(found: 'ByLevel[Figure]', more: dict[str, Any]) -> str:
+  """Returns figures as text with units: the headline, then each level.
+
+  Args:
+    found: Figures of each level and of the whole.
+    more: Other figures, a group for the first part of their names.
+  """
+  first = {name: found.whole[name] for name in _HEADLINE if name in found.whole}
+  groups: dict[str, dict[str, Any]] = {'whole': first | found.whole}
+  for number, of_level in enumerate(found.levels):
+    groups[f'level {number}'] = of_level
+  for name, value in more.items():
+    group, _, rest = name.rpartition('/')
+    groups.setdefault(group or 'other', {})[rest] = value
+  lines = []
+  for group, figures in groups.items():
+    rows = {k: units.with_unit(k, value) for k, value in figures.items()}
+    lines += [group, *units.table(rows, indent='  ')]
+  return '\n'.join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+  """Passages that tell on standard error how many were read."""
+
+  passages: 'DocumentPassages'
+
+  def __iter__(self) -> 'Iterator[Passage]':
+    last, total = time.monotonic(), len(self.passages.documents)
+    for number, passage in enumerate(self.passages, start=1):
+      if time.monotonic() - last >= _INTERVAL_SECONDS:
+        common.say(f'document {number:,} of {total:,}')
+        last = time.monotonic()
+      yield passage
 
 
 def _open_documents(

@@ -88,6 +88,12 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
   prompts = _prompts(args)
   pyramid = common.load(args)
   warnings.showwarning = _warn
+  if pyramid.config.model.top_lm is None and not args.entropy_model_only:
+    _warn(
+      'this run has no top LM, so the last code of the prompt repeats; train a'
+      ' config with one, such as tiny_2level, or generate with'
+      ' --entropy_model_only'
+    )
   if args.num_samples == len(prompts) == 1 and not args.json:
     return _stream(pyramid, prompts[0], options)
   samples = pyramid.generate(prompts, **options)

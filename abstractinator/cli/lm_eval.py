@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> str:
       f'--include_path: got {args.include_path!r}, allowed: a directory'
     )
   common.be_quiet()
+  common.say(f'loading {args.workdir}')
   import lm_eval
+  from lm_eval.utils import make_table
 
   from abstractinator.cli.lm_eval_model import HarnessModel
   from abstractinator.evaluation.evaluator import open_run
@@ -77,19 +79,14 @@ def run(args: argparse.Namespace) -> str:
     for task, metrics in found['results'].items()
   }
   is_bound = evaluator.has_codes and not args.entropy_model_only
+  likelihood = 'hierarchy' if is_bound else 'entropy_model'
   return common.answer(
     args,
     {
-      'likelihood': 'hierarchy' if is_bound else 'entropy_model',
+      'likelihood': likelihood,
       'results': results,
     },
-    common.table(
-      {
-        f'{task}/{name}': value
-        for task, metrics in results.items()
-        for name, value in metrics.items()
-      }
-    ),
+    f'{make_table(found).rstrip()}\nlikelihoods of the {likelihood}',
   )
 
 

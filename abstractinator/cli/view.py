@@ -10,15 +10,13 @@ EXAMPLE = 'abstractinator view RUN notes.txt --html=notes.html'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator view`."""
-  common.add(parser, 'workdir', '--step', 'file')
-  parser.add_argument(
-    '--html', required=True, help='HTML file to write; it must not exist'
-  )
+  common.add(parser, 'workdir', '--step', 'file', '--force')
+  parser.add_argument('--html', required=True, help='HTML file to write')
 
 
 def run(args: argparse.Namespace) -> str:
   """Writes an HTML page that shows a text, its segments and its codes."""
-  common.require_new(args.html)
+  common.require_new(args.html, force=args.force)
   data = common.read_text(args)
   pyramid = common.load(args)
   from abstractinator.view.page import page
@@ -34,7 +32,7 @@ def run(args: argparse.Namespace) -> str:
     run=common.show(os.fsencode(args.workdir)),
     step=pyramid.step,
   )
-  common.write_new(args.html, content)
+  common.write_new(args.html, content, force=args.force)
   counts = ' and '.join(str(len(x.lengths_P)) for x in inspection.levels)
   return (
     f'{args.html}: {len(data)} bytes in {counts} segments,'

@@ -99,13 +99,20 @@ class HeldOut:
     is_decoded &= model.num_ids == NUM_BYTES
     self._num_decoded = _DECODED_BATCHES if is_decoded else 0
 
-  def evaluate(self, variables: PyTree, max_batches: int | None) -> Evaluation:
+  def evaluate(
+    self,
+    variables: PyTree,
+    max_batches: int | None,
+    after_batch: Callable[[int], None] = lambda done: None,
+  ) -> Evaluation:
     """Averages metrics over held-out batches.
 
     Args:
       variables: Parameters and collections of the model.
       max_batches: Number of batches; None for all. The first 8 of them are
         also decoded.
+      after_batch: Function that is called after each batch, with the number of
+        batches done.
 
     Returns:
       The evaluation.
@@ -124,6 +131,7 @@ class HeldOut:
         decoded = metrics.merge(decoded, _decoded_metrics(rows, scored))
         segments.add(rows.levels)
       total = metrics.merge(total, jax.device_get(scored))
+      after_batch(number + 1)
     found = (total or ByLevel()) | (decoded or ByLevel())
     histograms = metrics.histograms(found).apply(
       lambda counts: {name: Histogram(x) for name, x in counts.items()}

@@ -139,6 +139,7 @@ class Reconstruction:
       codes and the true bytes before them.
     num_segments: Number of segments of the first level.
     bytes_per_segment: Bytes of the original text over `num_segments`.
+    num_codes: Number of top codes, from which alone the text was decoded.
     exact: Whether `text` is the original.
   """
 
@@ -147,6 +148,7 @@ class Reconstruction:
   teacher_forced_byte_accuracy: float
   num_segments: int
   bytes_per_segment: float
+  num_codes: int
   exact: bool
 
 
@@ -159,6 +161,7 @@ def reconstructions(
   total_B: np.ndarray,
   forced_B: np.ndarray,
   num_segments_B: np.ndarray,
+  num_codes_B: np.ndarray,
 ) -> list[Reconstruction]:
   """Sums the counts of rows over the rows of each text.
 
@@ -170,15 +173,16 @@ def reconstructions(
     total_B: Number of bytes that count for it, [B] int.
     forced_B: Number of bytes right under teacher forcing, [B] int.
     num_segments_B: Number of segments of the first level, [B] int.
+    num_codes_B: Number of top codes, [B] int.
 
   Returns:
     The reconstruction of each text.
   """
   results, begin = [], 0
   for original, text, count in zip(originals, texts, num_rows_T, strict=True):
-    right, total, forced, segments = (
+    right, total, forced, segments, codes = (
       int(x[begin : begin + count].sum())
-      for x in (right_B, total_B, forced_B, num_segments_B)
+      for x in (right_B, total_B, forced_B, num_segments_B, num_codes_B)
     )
     results.append(
       Reconstruction(
@@ -187,6 +191,7 @@ def reconstructions(
         teacher_forced_byte_accuracy=forced / len(original),
         num_segments=segments,
         bytes_per_segment=len(original) / segments,
+        num_codes=codes,
         exact=text == original,
       )
     )

@@ -202,12 +202,12 @@ class Run:
           continue
         report.add(step, pending)
         pending = None
-        report.steps.pause()
+        report.pause()
         found = self._interrupt(due, step, state, batches, report, saver)
         held_out = found or held_out
         if is_told:
           raise processes.Preempted(f'stopped at step {step}, saved')
-        report.steps.resume()
+        report.resume()
     report.progress.close()
     return held_out
 
@@ -256,12 +256,32 @@ class Run:
     self, state: TrainState, step: int, report: Reporter
   ) -> Evaluation:
     """Computes held-out metrics, of more rows at the end of the run."""
-    report.progress.message(f'step {step}: evaluating on held-out documents')
-    c, is_last = self.config, step == self.total_steps
+    limit = self._evaluation_limit(step)
+    total = self._num_batches(limit)
+    report.progress.evaluated(0, total)
     return self._held_out.evaluate(
       averaged_variables_of(state),
-      c.final_eval_batches if is_last else c.eval_batches,
+      limit,
+      lambda done: report.progress.evaluated(done, total),
     )
+
+  def _evaluation_limit(self, step: int) -> int | None:
+    c, is_last = self.config, step == self.total_steps
+    return c.final_eval_batches if is_last else c.eval_batches
+
+  def _num_batches(self, limit: int | None) -> int:
+    """Returns the batches of an evaluation of at most `limit` batches."""
+    there = math.ceil(len(self._validation_rows) / self.config.data.batch_size)
+    return there if limit is None else min(limit, there)
+
+  def _batches_after(self, step: int) -> int:
+    """Returns the batches of all evaluations after a step."""
+    if step >= self.total_steps:
+      return 0
+    interval = self.config.eval_interval
+    often = (self.total_steps - 1) // interval - step // interval
+    last = self._num_batches(self._evaluation_limit(self.total_steps))
+    return often * self._num_batches(self.config.eval_batches) + last
 
   def _reporter(self, state: TrainState) -> Reporter:
     """Opens the reports of this process and describes the run in a line."""
@@ -273,6 +293,7 @@ class Run:
       self.total_steps,
       devices,
       begun=self._begun,
+      batches_after=self._batches_after,
       enabled=processes.is_main(),
     )
     num_params = sum(x.size for x in jax.tree.leaves(state.params))

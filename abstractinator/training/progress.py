@@ -7,22 +7,30 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-_BAR_WIDTH = 24
+_BAR_WIDTH = 10
+_LOG_COLUMNS = 80
 # Least time between two lines of a log file, and two states of a terminal.
 _LOG_INTERVAL_SECONDS, _TERMINAL_INTERVAL_SECONDS = 5.0, 0.1
+# Time of a batch of an evaluation, in training steps, before one is measured.
+_STEPS_PER_BATCH = 0.5
 
 
 class Progress:
-  """Progress line: step, values and time left.
+  """Progress line: time left, step and values.
 
-  On a terminal it is one line with a bar, rewritten in place; in a log file it
-  is one plain line every few seconds.
+  On a terminal it is one line, rewritten in place; in a log file it is one
+  plain line every few seconds. Values that do not fit into the line are left
+  out, those at the end first.
+
+  The time left is that of the steps and of the batches of evaluations to come.
+  Compilation does not count: it is over after the first step, and after the
+  first batch of an evaluation.
   """
 
   def __init__(
     self,
     total_steps: int,
-    start_step: int = 0,
+    batches_after: Callable[[int], int] = lambda step: 0,
     stream: TextIO | None = None,
     enabled: bool = True,
     clock: Callable[[], float] = time.monotonic,
@@ -31,21 +39,24 @@ class Progress:
 
     Args:
       total_steps: Number of optimizer steps of the run.
-      start_step: Optimizer steps done before this process began.
+      batches_after: Function from a step to the number of batches of all
+        evaluations after that step.
       stream: Output stream, standard error by default.
       enabled: Whether to show anything: true on one process of a run.
       clock: Returns the time, seconds since any moment.
     """
     self._enabled = enabled
     self._total_steps = total_steps
+    self._batches_after = batches_after
     self._stream = sys.stderr if stream is None else stream
     self._is_terminal = self._stream.isatty()
     self._interval_seconds = (
       _TERMINAL_INTERVAL_SECONDS if self._is_terminal else _LOG_INTERVAL_SECONDS
     )
     self._clock = clock
-    self._start = (start_step, clock())
-    self._is_first = True
+    self._steps = _Rate(clock)
+    self._batches = _Rate(clock)
+    self._step = 0
     self._last_shown = -math.inf
     self._line = ''
     self._is_line_shown = True
@@ -55,22 +66,44 @@ class Progress:
 
     Args:
       step: Optimizer steps done in the run, also by earlier processes.
-      values: Values to show, by label, in the order of the line.
+      values: Values to show, by label, the most important ones first.
     """
     if not self._enabled:
       return
-    now = self._clock()
-    if self._is_first:
-      # The first step includes the compilation: the time left is estimated
-      # from the steps after it.
-      self._start = (step, now)
-      self._is_first = False
-    self._line = self._format(step, values, now)
-    self._is_line_shown = False
-    is_last = step >= self._total_steps
-    if is_last or now - self._last_shown >= self._interval_seconds:
-      self._last_shown = now
-      self._show()
+    self._step = step
+    self._steps.count()
+    parts = [f'step {step}/{self._total_steps}']
+    parts += [f'{name} {_short(value)}' for name, value in values.items()]
+    # An evaluation after this step is still to come.
+    batches = self._batches_after(step - 1)
+    self._set_line(parts, batches, at_once=step >= self._total_steps)
+
+  def evaluated(self, done: int, total: int) -> None:
+    """Takes the state after a batch of an evaluation, while steps are paused.
+
+    Args:
+      done: Batches done; 0 is shown at once, since compilation may follow.
+      total: Batches of the evaluation.
+    """
+    if not self._enabled:
+      return
+    if done <= 1:
+      # The first batch includes compilation; time counts from its end.
+      self._batches.pause()
+    if done:
+      self._batches.count()
+    parts = [f'step {self._step}/{self._total_steps}']
+    parts.append(f'evaluating, batch {done}/{total}')
+    batches = self._batches_after(self._step) + total - done
+    self._set_line(parts, batches, at_once=not done)
+
+  def pause(self) -> None:
+    """Stops the clock of steps, for what is not training."""
+    self._steps.pause()
+
+  def resume(self) -> None:
+    """Starts the clock of steps again."""
+    self._steps.resume()
 
   def message(self, text: str) -> None:
     """Prints a line of text, on a terminal above the progress line."""
@@ -92,28 +125,93 @@ class Progress:
       self._stream.write('\n')
       self._stream.flush()
 
+  def _set_line(self, parts: list[str], batches: int, at_once: bool) -> None:
+    """Makes the line of its parts and shows it if it is time to.
+
+    Args:
+      parts: Parts of the line after the time left.
+      batches: Batches of evaluations to come.
+      at_once: Whether to show it in any case.
+    """
+    left = self._seconds_left(batches)
+    if self._is_terminal:
+      done = min(_BAR_WIDTH * self._step // self._total_steps, _BAR_WIDTH)
+      parts.insert(0, '[' + '#' * done + '.' * (_BAR_WIDTH - done) + ']')
+    if left is not None:
+      parts.insert(0, f'{_duration(left)} left')
+    self._line = '  '.join(_fitting(parts, self._columns()))
+    self._is_line_shown = False
+    now = self._clock()
+    if at_once or now - self._last_shown >= self._interval_seconds:
+      self._last_shown = now
+      self._show()
+
+  def _seconds_left(self, batches: int) -> float | None:
+    """Returns the time to the end of the run; None before it can be known."""
+    per_step = self._steps.seconds()
+    if per_step is None:
+      return None
+    per_batch = self._batches.seconds()
+    if per_batch is None:
+      per_batch = _STEPS_PER_BATCH * per_step
+    steps = max(self._total_steps - self._step, 0)
+    return steps * per_step + batches * per_batch
+
+  def _columns(self) -> int:
+    if not self._is_terminal:
+      return _LOG_COLUMNS
+    # The last column stays free: a full line would wrap.
+    return shutil.get_terminal_size().columns - 1
+
   def _show(self) -> None:
     self._is_line_shown = True
     if self._is_terminal:
-      # The last column stays free: a full line would wrap.
-      width = shutil.get_terminal_size().columns - 1
-      self._stream.write(f'\r\x1b[K{self._line[:width]}')
+      self._stream.write(f'\r\x1b[K{self._line[: self._columns()]}')
     else:
       self._stream.write(f'{self._line}\n')
     self._stream.flush()
 
-  def _format(self, step: int, values: Mapping[str, float], now: float) -> str:
-    parts = [f'step {step}/{self._total_steps}']
-    if self._is_terminal:
-      done = min(_BAR_WIDTH * step // self._total_steps, _BAR_WIDTH)
-      parts.append('[' + '#' * done + '.' * (_BAR_WIDTH - done) + ']')
-    parts += [f'{name} {_short(value)}' for name, value in values.items()]
-    start_step, start = self._start
-    if step > start_step:
-      seconds_per_step = (now - start) / (step - start_step)
-      left = max(self._total_steps - step, 0) * seconds_per_step
-      parts.append(f'{_duration(left)} left')
-    return '  '.join(parts)
+
+class _Rate:
+  """Mean time of what is counted, without the first one and without pauses."""
+
+  def __init__(self, clock: Callable[[], float]):
+    self._clock = clock
+    self._has_begun = False
+    self._since: float | None = None
+    self._seconds, self._number = 0.0, 0
+
+  def count(self) -> None:
+    """Counts one if the clock runs; starts the clock otherwise."""
+    now = self._clock()
+    if self._since is not None:
+      self._seconds += now - self._since
+      self._number += 1
+    self._since, self._has_begun = now, True
+
+  def pause(self) -> None:
+    """Stops the clock."""
+    self._since = None
+
+  def resume(self) -> None:
+    """Starts the clock again, if it has run."""
+    self._since = self._clock() if self._has_begun else None
+
+  def seconds(self) -> float | None:
+    """Returns the seconds of one; None before one was counted."""
+    return self._seconds / self._number if self._number else None
+
+
+def _fitting(parts: list[str], columns: int) -> list[str]:
+  """Returns the first of some parts: those that fit into a line together."""
+  length = -2
+  found: list[str] = []
+  for part in parts:
+    length += 2 + len(part)
+    if found and length > columns:
+      break
+    found.append(part)
+  return found
 
 
 def _short(value: float) -> str:

@@ -1,7 +1,7 @@
 """Reports of a run: metric files, alarms, progress and the closing summary."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Reporter:
     devices: Sequence[jax.Device],
     *,
     begun: dict[str, Any] | None,
+    batches_after: Callable[[int], int],
     enabled: bool,
   ):
     """Opens the files.
@@ -51,17 +52,29 @@ class Reporter:
       devices: All devices of the run.
       begun: Metrics of steps since the last log line of an earlier process;
         see `StepMetrics`.
+      batches_after: Function from a step to the number of batches of all
+        evaluations after that step.
       enabled: Whether to report anything: true on one process of a run.
     """
     self._config, self._workdir = config, workdir
     self._schedule = make_schedule(config.optimizer, total_steps)
     self.writer = MetricWriter(workdir, step, enabled=enabled)
-    self.progress = Progress(total_steps, step, enabled=enabled)
+    self.progress = Progress(total_steps, batches_after, enabled=enabled)
     self._alarms = health.AlarmLog(config, self.writer, self.progress.message)
     self._devices = DeviceMetrics(
       devices, functools.partial(model_flops, config)
     )
     self.steps = StepMetrics(begun)
+
+  def pause(self) -> None:
+    """Stops the clocks, for what is not training."""
+    self.steps.pause()
+    self.progress.pause()
+
+  def resume(self) -> None:
+    """Starts the clocks again."""
+    self.steps.resume()
+    self.progress.resume()
 
   def add(self, step: int, fetched: Metrics) -> None:
     """Adds the metrics of a step and shows its progress.

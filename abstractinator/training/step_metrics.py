@@ -11,10 +11,13 @@ from abstractinator.objective import metrics
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.types import Mean
 
-# Labels on the progress line, for a run of one level.
-_SHOWN_OF_ONE_LEVEL = {
+# Labels on the progress line, for a run of one level: what matters most, and
+# what only a wide terminal has room for.
+_FIRST_OF_ONE_LEVEL = {
   'entropy_model_bits_per_byte': 'entropy bpb',
   'expander_bits_per_byte': 'expander bpb',
+}
+_LAST_OF_ONE_LEVEL = {
   'bytes_per_segment': 'bytes/seg',
   'live_code_fraction': 'live',
 }
@@ -157,24 +160,33 @@ class StepMetrics:
   def _current(self) -> dict[str, float]:
     summary = self.summary()
     levels, whole = summary.levels, summary.whole
-    places = [('loss', whole, 'loss_total')]
+    places = [
+      ('loss', whole, 'loss_total'),
+      ('total bpb', whole, 'total_bits_per_byte'),
+    ]
+    last = [('codes bpb', whole, 'top_lm_code_bits_per_byte')]
     if len(levels) == 1:
-      places += [
-        (label, levels[0], name) for name, label in _SHOWN_OF_ONE_LEVEL.items()
-      ]
+      places += [(x, levels[0], k) for k, x in _FIRST_OF_ONE_LEVEL.items()]
+      last += [(x, levels[0], k) for k, x in _LAST_OF_ONE_LEVEL.items()]
     else:
       places += [
         (f'expander bpb {number}', of_level, 'expander_bits_per_byte')
         for number, of_level in enumerate(levels[:_MAX_SHOWN_LEVELS])
       ]
-    places += [
-      ('codes bpb', whole, 'top_lm_code_bits_per_byte'),
-      ('total bpb', whole, 'total_bits_per_byte'),
-    ]
-    shown = {
-      label: values[name] for label, values, name in places if name in values
+    return {
+      **_found(places),
+      'bytes/s': self.bytes_per_second(),
+      **_found(last),
     }
-    return shown | {'bytes/s': self.bytes_per_second()}
+
+
+def _found(
+  places: list[tuple[str, dict[str, float], str]],
+) -> dict[str, float]:
+  """Returns values by label, those that are there."""
+  return {
+    label: values[name] for label, values, name in places if name in values
+  }
 
 
 def _to_json(metrics: dict[str, Mean]) -> dict[str, Any]:

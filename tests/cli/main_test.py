@@ -20,6 +20,8 @@ from abstractinator.cli.main import main
 from abstractinator.codes.codes import Codes
 from tests.helpers import tiny_run
 
+# Lines of a command on standard error.
+WAITS = 'loading RUN\n82,304 parameters of step 3, compiling\n'
 TEXT = 'Grüße: ein Text, geteilt.\nZweite Zeile\x00'.encode()
 
 
@@ -45,7 +47,10 @@ def file(tmp_path):
 def test_segment_prints_the_text_divided(workdir, pyramid, file, capsys):
   segments = list(map(show, pyramid.segment(TEXT)))
   assert main(['segment', workdir, file]) == 0
-  assert capsys.readouterr() == ('|'.join(segments) + '\n', '')
+  assert capsys.readouterr() == (
+    '|'.join(segments) + '\n',
+    WAITS.replace('RUN', workdir),
+  )
   assert main(['segment', workdir, file, '--separator=<>']) == 0
   assert capsys.readouterr().out == '<>'.join(segments) + '\n'
 
@@ -65,11 +70,19 @@ def test_reconstruct_prints_text_and_accuracy(workdir, pyramid, file, capsys):
   assert main(['reconstruct', workdir, file]) == 0
   out = capsys.readouterr().out
   assert out.startswith(show(result.text) + '\n')
-  assert out.splitlines()[-1] == (
-    f'byte accuracy {result.byte_accuracy:.2%} free-running,'
-    f' {result.teacher_forced_byte_accuracy:.2%} teacher-forced; {len(TEXT)}'
-    f' bytes in {result.num_segments} segments,'
+  # The codes of this run have 6 bits, one for each segment.
+  assert result.num_codes == len(pyramid.encode(TEXT).codes_N)
+  rate = 6 * result.num_codes / len(TEXT)
+  lines = dict(
+    re.split('  +', line, maxsplit=1) for line in out.splitlines()[-4:]
+  )
+  assert lines['bytes right, from codes alone'] == f'{result.byte_accuracy:.2%}'
+  assert lines['segments'] == (
+    f'{result.num_segments} of {len(TEXT)} bytes,'
     f' {result.bytes_per_segment:.2f} bytes/segment'
+  )
+  assert lines['codes'].startswith(
+    f'{result.num_codes} of 6 bits, at most {rate:.3f} bits/byte: lossy, '
   )
   assert main(['reconstruct', workdir, file, '--json']) == 0
   assert json.loads(capsys.readouterr().out) == {
@@ -79,6 +92,8 @@ def test_reconstruct_prints_text_and_accuracy(workdir, pyramid, file, capsys):
     'num_bytes': len(TEXT),
     'num_segments': result.num_segments,
     'bytes_per_segment': result.bytes_per_segment,
+    'num_codes': result.num_codes,
+    'code_capacity_bits_per_byte': pytest.approx(rate),
     'exact': result.exact,
   }
 
@@ -200,6 +215,37 @@ def test_a_page_of_a_file_whose_name_is_not_utf8(workdir, tmp_path):
   assert b'a\\\\xff.txt' in page.read_bytes()
 
 
+def test_a_file_is_replaced_by_force_alone(
+  workdir, pyramid, file, tmp_path, capsys
+):
+  out, codes = tmp_path / 'out', tmp_path / 'codes.npz'
+  assert main(['encode', workdir, file, f'--out={codes}']) == 0
+  for args in (
+    ['decode', workdir, str(codes), f'--out={out}'],
+    ['view', workdir, file, f'--html={out}'],
+  ):
+    out.write_bytes(b'kept')
+    assert main(args) == 2
+    assert 'or --force to replace a file' in capsys.readouterr().err
+    assert out.read_bytes() == b'kept'
+    assert main([*args, '--force']) == 0
+    assert out.read_bytes() != b'kept'
+  assert main(['encode', workdir, file, f'--out={codes}', '--force']) == 0
+  (read,) = abstractinator.read_codes(str(codes))
+  assert read.codes_N.tolist() == pyramid.encode(TEXT).codes_N.tolist()
+  # A directory is never replaced.
+  assert main(['view', workdir, file, f'--html={tmp_path}', '--force']) == 2
+
+
+def test_generation_without_a_top_lm_says_that_it_repeats(workdir, capsys):
+  args = ['generate', workdir, '--prompt=ab', '--max_bytes=4']
+  line = 'no top LM, so the last code of the prompt repeats; train a config'
+  assert main(args) == 0
+  assert line in capsys.readouterr().err
+  assert main([*args, '--entropy_model_only']) == 0
+  assert line not in capsys.readouterr().err
+
+
 def run(*args, stdin=TEXT, **env):
   return subprocess.run(
     [sys.executable, '-m', 'abstractinator', *args],
@@ -209,12 +255,16 @@ def run(*args, stdin=TEXT, **env):
   )
 
 
-def test_process_reads_stdin_and_is_quiet(workdir, file, capsys, monkeypatch):
+def test_process_reads_stdin_and_says_what_it_waits_for(
+  workdir, file, capsys, monkeypatch
+):
   assert main(['segment', workdir, file]) == 0
   expected = capsys.readouterr().out
   process = run('segment', workdir)
   assert process.stdout == expected.encode()
-  assert (process.returncode, process.stderr) == (0, b'')
+  # Libraries say nothing.
+  waits = WAITS.replace('RUN', workdir).encode()
+  assert (process.returncode, process.stderr) == (0, waits)
   stdin = type('', (), {'buffer': io.BytesIO(TEXT)})
   monkeypatch.setattr(sys, 'stdin', stdin)
   assert main(['segment', workdir, '-']) == 0
@@ -280,7 +330,7 @@ def test_the_version(capsys):
 
 def test_a_terminal_without_the_characters(workdir):
   process = run('segment', workdir, PYTHONIOENCODING='ascii')
-  assert (process.returncode, process.stderr) == (0, b'')
+  assert process.returncode == 0
   assert b'Zweite' in process.stdout.replace(b'|', b'')
   assert process.stdout.isascii()
 
@@ -290,13 +340,15 @@ def test_a_reader_that_leaves_is_no_error(workdir):
   process = subprocess.run(
     ['bash', '-o', 'pipefail', '-c', command], input=TEXT, capture_output=True
   )
-  assert (process.returncode, process.stderr) == (0, b'')
+  assert process.returncode == 0
+  assert b'Error' not in process.stderr
 
 
 def test_bad_input_of_a_process(tmp_path):
   """jax and orbax print nothing before or after the line."""
   process = run('segment', str(tmp_path))
-  (line,) = process.stderr.decode().splitlines()
+  wait, line = process.stderr.decode().splitlines()
+  assert wait == f'loading {tmp_path}'
   assert line.startswith('abstractinator: error: ')
   assert 'no checkpoint there' in line
   assert (process.returncode, process.stdout) == (2, b'')
@@ -368,7 +420,8 @@ def test_bad_input_is_answered_in_one_line(
   status = main([paths.get(arg, arg) for arg in command.split()])
   out, err = capsys.readouterr()
   assert (status, out) == (2, '')
-  (line,) = err.splitlines()
+  *waits, line = err.splitlines()
+  assert all(wait.startswith(('loading ', 'evaluating ')) for wait in waits)
   assert line.startswith('abstractinator: error: ')
   assert message in line
 

@@ -1,5 +1,6 @@
 import dataclasses
 import lzma
+import os
 
 import jax
 import numpy as np
@@ -221,6 +222,10 @@ def test_commands(tmp_path, capsys):
   assert 'allowed: the checkpoint that wrote it' in capsys.readouterr().err
   assert not (tmp_path / 'back').exists()
   assert main(['decompress', run, small, back]) == 0
+  assert capsys.readouterr().out == (
+    f'{len(data)} bytes restored from {os.path.getsize(small)}\n'
+  )
   assert (tmp_path / 'back').read_bytes() == data
+  assert main(['decompress', run, small, back, '--force']) == 0
   assert main(['compress', run, text, back]) == 2
   assert 'exists, allowed' in capsys.readouterr().err

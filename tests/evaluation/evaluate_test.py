@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import abstractinator
+from abstractinator.cli import evaluate as evaluate_command
 from abstractinator.cli.main import main
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.evaluation.evaluate import evaluate
 from abstractinator.evaluation.evaluator import open_run
 from abstractinator.evaluation.robustness import KINDS
 from abstractinator.evaluation.windows import DocumentPassages
+from abstractinator.objective.by_level import ByLevel
 from tests.helpers import tiny_run
 
 LEVEL_FIGURES = {
@@ -152,6 +154,37 @@ def test_command_and_its_levels(pyramid, tmp_path, capsys):
     rebuilt.teacher_forced_byte_accuracy
   )
   assert figures['free_running_byte_accuracy'] == rebuilt.byte_accuracy
+
+
+def test_the_text_begins_with_the_headline_and_has_units():
+  level = {'expander_bits_per_byte': 1.5, 'bytes_per_segment': 4.25}
+  whole = {
+    'documents': 2,
+    'bytes': 12345,
+    'code_bits_per_byte': 0.5,
+    'code_model': 'unigram',
+    'total_bits_per_byte': 2.0,
+    'free_running_byte_accuracy': 0.125,
+  }
+  more = {'noise/drop/total_bits_per_byte': 3.0, 'edit_reach': 1.0}
+  text = evaluate_command.grouped(ByLevel((level, {}), whole), more)
+  assert [line.split() for line in text.splitlines()] == [
+    ['whole'],
+    ['total_bits_per_byte', '2.000', 'bits/byte'],
+    ['code_bits_per_byte', '0.500', 'bits/byte'],
+    ['code_model', 'unigram'],
+    ['free_running_byte_accuracy', '12.50%'],
+    ['documents', '2'],
+    ['bytes', '12,345'],
+    ['level', '0'],
+    ['expander_bits_per_byte', '1.500', 'bits/byte'],
+    ['bytes_per_segment', '4.25', 'bytes/segment'],
+    ['level', '1'],
+    ['noise/drop'],
+    ['total_bits_per_byte', '3.000', 'bits/byte'],
+    ['other'],
+    ['edit_reach', '1.0000'],
+  ]
 
 
 @pytest.mark.parametrize(

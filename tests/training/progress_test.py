@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -18,14 +19,17 @@ class Clock:
     return self.now
 
 
-def run(stream, steps, seconds_per_step, start_step=0, total_steps=100):
+VALUES = {'loss': 2.5, 'bytes/s': 12345.0}
+
+
+def run(stream, steps, seconds_per_step, total_steps=100, values=VALUES):
   """Reports steps, of which the first takes a minute longer, to compile."""
   clock = Clock()
-  progress = Progress(total_steps, start_step, stream, clock=clock)
+  progress = Progress(total_steps, stream=stream, clock=clock)
   clock.now += 60
   for step in steps:
     clock.now += seconds_per_step
-    progress.update(step, {'loss': 2.5, 'bytes/s': 12345.0})
+    progress.update(step, values)
   return progress, clock
 
 
@@ -35,8 +39,8 @@ def test_plain_lines_come_every_few_seconds():
   first, second, third = stream.getvalue().splitlines()
   # The first step includes the compilation, so it gives no estimate.
   assert first == 'step 1/100  loss 2.500  bytes/s 12.35k'
-  assert second == 'step 6/100  loss 2.500  bytes/s 12.35k  1m34s left'
-  assert third == 'step 11/100  loss 2.500  bytes/s 12.35k  1m29s left'
+  assert second == '1m34s left  step 6/100  loss 2.500  bytes/s 12.35k'
+  assert third == '1m29s left  step 11/100  loss 2.500  bytes/s 12.35k'
   progress.close()
   assert stream.getvalue().count('\n') == 3
 
@@ -46,29 +50,82 @@ def test_close_shows_what_was_held_back():
   progress, _ = run(stream, range(1, 4), 1.0)
   assert len(stream.getvalue().splitlines()) == 1
   progress.close()
-  assert stream.getvalue().splitlines()[-1].startswith('step 3/100 ')
+  assert '  step 3/100  ' in stream.getvalue().splitlines()[-1]
 
 
 def test_last_step_is_shown_at_once():
   stream = io.StringIO()
   run(stream, [98, 99, 100], 0.01)
-  lines = stream.getvalue().splitlines()
-  assert [line.split()[1] for line in lines] == ['98/100', '100/100']
-  assert lines[-1].endswith('0s left')
+  first, last = stream.getvalue().splitlines()
+  assert first.startswith('step 98/100  ')
+  assert last.startswith('0s left  step 100/100  ')
 
 
-def test_time_left_after_resumption():
+def test_lines_of_a_log_file_fit_into_80_columns():
   stream = io.StringIO()
-  run(stream, [910, 920], 5.0, start_step=900, total_steps=1000)
-  # 10 steps took 5 s, 80 are left; another process took the 900 before.
-  assert stream.getvalue().splitlines()[-1].endswith('  40s left')
+  values = {'loss': 12.5, **{f'a long label {i}': 1.0 for i in range(9)}}
+  run(stream, range(1, 12), 1000.0, total_steps=100000, values=values)
+  *_, last = stream.getvalue().splitlines()
+  assert last == (
+    '27774h43m left  step 11/100000  loss 12.50  a long label 0 1.000'
+  )
+  # One more value would not have fitted.
+  assert 80 - len('  a long label 1 1.000') < len(last) <= 80
 
 
-def test_estimate_counts_own_steps():
-  stream = io.StringIO()
-  run(stream, [910, 920], 40.0, start_step=900, total_steps=1000)
-  # 10 steps took 40 s, without the compilation.
-  assert stream.getvalue().endswith('  5m20s left\n')
+def evaluate(progress, clock, seconds_per_batch, total, compilation=0.0):
+  progress.pause()
+  progress.evaluated(0, total)
+  clock.now += compilation
+  for done in range(1, total + 1):
+    clock.now += seconds_per_batch
+    progress.evaluated(done, total)
+  progress.resume()
+
+
+def seconds_left(stream):
+  line = stream.getvalue().splitlines()[-1]
+  (minutes, seconds) = re.match(r'(?:(\d+)m)?(\d+)s left', line).groups()
+  return 60 * int(minutes or 0) + int(seconds)
+
+
+def test_time_left_does_not_jump_after_an_evaluation():
+  """Evaluations of 4 batches after each 20 steps, the last one of 10."""
+  stream, clock = io.StringIO(), Clock()
+
+  def batches_after(step):
+    return 0 if step >= 100 else 4 * (99 // 20 - step // 20) + 10
+
+  progress = Progress(100, batches_after, stream, clock=clock)
+  found = []
+  for step in range(1, 101):
+    clock.now += 6.0 + 60.0 * (step == 1)
+    progress.update(step, {})
+    if step > 1:
+      found.append(seconds_left(stream))
+    if step % 20 == 0 and step < 100:
+      evaluate(progress, clock, 3.0, 4, compilation=90.0 * (step == 20))
+  # Each step takes 6 s off, and the 4 batches 12 s more.
+  expected = [
+    6 * (100 - step) + 3 * batches_after(step - 1) for step in range(2, 101)
+  ]
+  assert found == expected
+
+
+def test_batches_of_an_evaluation_are_counted():
+  stream, clock = io.StringIO(), Clock()
+  progress = Progress(4, lambda step: 0, stream, clock=clock)
+  for step in (1, 2):
+    clock.now += 10.0
+    progress.update(step, {})
+  evaluate(progress, clock, 6.0, 3, compilation=50.0)
+  assert stream.getvalue().splitlines()[2:] == [
+    # Before one is measured, a batch counts as half a step of 10 s.
+    '35s left  step 2/4  evaluating, batch 0/3',
+    '30s left  step 2/4  evaluating, batch 1/3',
+    '26s left  step 2/4  evaluating, batch 2/3',
+    '20s left  step 2/4  evaluating, batch 3/3',
+  ]
 
 
 def test_messages_in_a_log_file():
@@ -96,8 +153,7 @@ def test_terminal_line_is_rewritten(monkeypatch):
   monkeypatch.setenv('COLUMNS', '200')
   stream = Terminal()
   progress, _ = run(stream, [25, 50], 1.0)
-  bar = '[' + '#' * 12 + '.' * 12 + ']'
-  line = f'step 50/100  {bar}  loss 2.500  bytes/s 12.35k  2s left'
+  line = '50s left  [#####.....]  step 50/100  loss 2.500  bytes/s 12.35k'
   assert shown(stream.getvalue()) == [line]
   progress.message('checkpoint 50')
   assert shown(stream.getvalue()) == ['checkpoint 50', line]
@@ -108,9 +164,9 @@ def test_terminal_line_is_rewritten(monkeypatch):
 def test_terminal_line_never_wraps(monkeypatch):
   monkeypatch.setenv('COLUMNS', '30')
   stream = Terminal()
-  run(stream, [25], 1.0)
+  run(stream, [25, 50], 1.0)
   (line,) = shown(stream.getvalue())
-  assert len(line) == 29
+  assert line == '50s left  [#####.....]'
 
 
 def test_terminal_is_not_redrawn_too_often():

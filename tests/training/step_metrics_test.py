@@ -108,8 +108,8 @@ def test_the_progress_line_shows_levels_and_the_whole():
   three = shown((level,) * 3, {'loss_total': 5.0, 'total_bits_per_byte': 9.0})
   assert list(three) == [
     'loss',
+    'total bpb',
     'expander bpb 0',
     'expander bpb 1',
-    'total bpb',
     'bytes/s',
   ]
