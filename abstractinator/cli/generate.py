@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
   prompts = _prompts(args)
   pyramid = common.load(args)
   warnings.showwarning = _warn
-  if pyramid.config.model.top_lm is None and not args.entropy_model_only:
+  has_first = pyramid.config.model.top_lm is not None or args.entropy_model_only
+  if all(prompts) and not has_first:
     _warn(
       'this run has no top LM, so the last code of the prompt repeats; train a'
       ' config with one, such as tiny_2level, or generate with'

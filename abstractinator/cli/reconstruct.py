@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> str:
             'segments': f'{result.num_segments} of {len(data)} bytes,'
             f' {result.bytes_per_segment:.2f} bytes/segment',
             'codes': f'{result.num_codes} of {bits:.4g} bits, at most'
-            f' {rate:.3f} bits/byte: lossy, bytes that the codes do not'
-            ' determine are guessed',
+            f' {rate:.3f} bits/byte',
           }
         ),
+        'codes are lossy: bytes that they do not determine are guessed',
       ]
     ),
   )

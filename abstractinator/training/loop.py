@@ -299,9 +299,9 @@ class Run:
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     rows, held_out = self._train_rows, self._validation_rows
     report.progress.message(
-      f'{self.workdir}: {num_params:,} parameters in {self.config.model.dtype},'
-      f' ops by {self._program.model.implementation}\n'
-      f'on {len(devices)} device(s) of kind {devices[0].device_kind}\n'
+      f'{self.workdir}: {num_params:,} parameters in {self.config.model.dtype}'
+      f' on {len(devices)} device(s) of kind {devices[0].device_kind}\n'
+      f'ops: {self._program.model.implementation}\n'
       f'{len(rows.documents):,} documents of {rows.num_ids:,} ids to train on,'
       f' {len(held_out.documents):,} held out\n'
       f'steps {int(state.step)} to {self.total_steps}'
@@ -310,8 +310,8 @@ class Run:
     warmup_steps = warmup_of(optimizer, self.total_steps)
     if warmup_steps < optimizer.warmup_steps:
       report.progress.message(
-        f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into the'
-        f' {self.total_steps} steps of the run, shortened to {warmup_steps}'
+        f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into'
+        f' {self.total_steps} steps, shortened to {warmup_steps}'
       )
     report.progress.message('compiling the training step')
     return report

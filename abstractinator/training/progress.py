@@ -96,6 +96,8 @@ class Progress:
     parts.append(f'evaluating, batch {done}/{total}')
     batches = self._batches_after(self._step) + total - done
     self._set_line(parts, batches, at_once=not done)
+    # At the end of a run the last step counts, not this.
+    self._is_line_shown = True
 
   def pause(self) -> None:
     """Stops the clock of steps, for what is not training."""

@@ -1,6 +1,7 @@
 """Reports of a run: metric files, alarms, progress and the closing summary."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -241,13 +242,9 @@ def headline(summary: Summary) -> str:
   unit = ' bits/byte' if summary.levels else ' bits/code'
   found = figures(summary)
   costs = [
-    f'{label.split(",")[0]} {value.removesuffix(unit)}'
+    f'{re.split(", | of ", label)[0]} {value.removesuffix(unit)}'
     for label, value in found.items()
     if value.endswith(unit)
   ]
-  rest = [
-    f'{value} {label.split(",")[0]}'
-    for label, value in found.items()
-    if value.endswith('%')
-  ]
+  rest = [f'{value} right' for k, value in found.items() if ' right' in k]
   return ', '.join([', '.join(costs[:3]) + unit, *rest[:1]])

@@ -114,6 +114,15 @@ def test_tasks_of_local_files(name, workdirs, tasks, capsys):
   assert figures['results']['local_choice']['acc'] == right / len(QUESTIONS)
 
 
+def test_the_text_is_the_table_of_the_harness(workdirs, tasks, capsys):
+  args = ['lm-eval', workdirs['level'], f'--include_path={tasks}']
+  assert main([*args, '--batch_size=4', '--tasks=local_choice']) == 0
+  header, _, row, *_, last = capsys.readouterr().out.splitlines()
+  assert header.split('|')[1].strip() == 'Tasks'
+  assert row.split('|')[1].strip() == 'local_choice'
+  assert last == 'likelihoods of the hierarchy'
+
+
 def bits(workdir, pairs, **options):
   passages = [
     Passage(bytes_to_ids((a + b).encode(), add_eos=False), len(a))

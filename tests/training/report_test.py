@@ -88,20 +88,18 @@ def test_hints_name_what_the_run_can_do():
   [
     (
       Summary((LEVEL,), WHOLE),
-      'entropy model 2.181, expander 1.500, ends of segments 0.250 bits/byte,'
-      ' 43.21% bytes right',
+      'entropy model 2.181, expander 1.500, ends 0.250 bits/byte, 43.21% right',
     ),
     (
       Summary((LEVEL, LEVEL), WHOLE | TOP),
-      'total 3.500, codes 1.250, ends of documents 0.125 bits/byte,'
-      ' 43.21% bytes right',
+      'total 3.500, codes 1.250, ends 0.125 bits/byte, 43.21% right',
     ),
     (
       Summary(
         (),
         {'top_lm_code_bits_per_code': 4.5, 'top_lm_code_accuracy': 0.125},
       ),
-      'top LM 4.500 bits/code, 12.50% codes right',
+      'top LM 4.500 bits/code, 12.50% right',
     ),
   ],
 )
