@@ -58,8 +58,10 @@ class DecoderOnlyExpanderRVQ(nn.Module):
   With `base='entropy_model'` it builds on the entropy model, which knows the
   ids before but not the code: the state that predicts an id is added to the
   input at that id, and its logits are those of the entropy model plus a learned
-  difference that starts at 0. So ids given codes first cost what the entropy
-  model charges, and the expander only learns what codes say beyond it.
+  difference, which starts small. So ids given codes first cost what the entropy
+  model charges, to about 0.01 bits, and the expander only learns what codes say
+  beyond it. A difference that starts at exactly 0 has no gradient to the codes
+  in the first steps: it learned half as fast, or the codes became one.
 
   Attributes:
     config: Sizes and settings of the level.
@@ -127,7 +129,6 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       self.dtype,
       has_tables=self.has_tables,
       has_eos=self.has_eos,
-      has_base=self.has_prior,
     )
     if self.has_prior:
       self.prior = nn.Dense(width, use_bias=False, dtype=self.dtype)

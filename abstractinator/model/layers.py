@@ -83,20 +83,13 @@ def embed(
   )
 
 
-def logits(
-  num: int, dtype: jnp.dtype, name: str | None = None, *, is_zero: bool = False
-) -> nn.Dense:
-  """Builds a head with small first logits, whose loss starts near ln(num).
-
-  With `is_zero` the first logits are 0.
-  """
+def logits(num: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
+  """Builds a head with small first logits, whose loss starts near ln(num)."""
   return nn.Dense(
     num,
     use_bias=False,
     dtype=dtype,
-    kernel_init=nn.initializers.zeros
-    if is_zero
-    else nn.initializers.variance_scaling(0.01, 'fan_in', 'normal'),
+    kernel_init=nn.initializers.variance_scaling(0.01, 'fan_in', 'normal'),
     name=name,
   )
 

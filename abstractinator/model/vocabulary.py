@@ -73,8 +73,6 @@ class Vocabulary(nn.Module):
     has_tables: Whether tables are parameters.
     has_eos: Whether EOS can be a next id. If not, no special id can, and
       predictions give all of them a logit of -inf.
-    has_base: Whether calls that predict are given logits, to which the head
-      adds a difference that starts at 0. Only for the untied form.
 
   Parameters:
     Untied: embed/embedding [V, D] and head/kernel [D, V].
@@ -93,7 +91,6 @@ class Vocabulary(nn.Module):
   dtype: jnp.dtype
   has_tables: bool = True
   has_eos: bool = True
-  has_base: bool = False
 
   @property
   def num_ids(self) -> int:
@@ -114,7 +111,7 @@ class Vocabulary(nn.Module):
     if not self.is_tied:
       vocab = self.num_ids + len(Special)
       self.table = layers.embed(vocab, self.d_model, self.dtype, name='embed')
-      self.head = layers.logits(vocab, self.dtype, is_zero=self.has_base)
+      self.head = layers.logits(vocab, self.dtype)
       return
     width = self.d_model if self.code_dim is None else self.code_dim
     self.special = layers.embed(len(Special), width, jnp.float32)
@@ -168,7 +165,8 @@ class Vocabulary(nn.Module):
         None to condition on the best digits; then BOS and PAD, which are never
         a next id, have logits of -inf.
       codebooks: Tables of entries, if they are not parameters.
-      base_V: Logits that the head adds to, [..., V] float32, with `has_base`.
+      base_V: Logits that the head adds to, [..., V] float32; only for the
+        untied form.
 
     Returns:
       The predictions.
