@@ -213,6 +213,11 @@ def unsupported(config: RunConfig) -> str | None:
   ends = config.model.levels[0].expander.ends
   if ends != 'head':
     return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
+  if config.model.streams:
+    return (
+      "model: got expander.conditioning 'top_lm' or top_lm.inputs 'segments',"
+      ' allowed: neither'
+    )
   for number, level in enumerate(config.model.levels):
     largest = max(level.quantizer.stage_sizes)
     if largest > _MOST_VALUES:
