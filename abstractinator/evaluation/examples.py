@@ -27,15 +27,10 @@ _RED = (214, 40, 57)
 
 
 def markdown(rows: CodedRows, num_rows: int) -> str:
-  """Returns rows as text, with a bar between segments.
+  """Returns the first rows as Markdown, with a bar between segments.
 
-  Args:
-    rows: Decoded rows, on the host.
-    num_rows: Number of rows to show.
-
-  Returns:
-    For each row its text, and below it the text that its codes alone decode to,
-    as Markdown.
+  Each row, on the host, has its text, and below it the text that its codes
+  alone decode to.
   """
   decoded = _decoded(rows)
   texts = []

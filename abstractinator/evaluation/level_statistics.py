@@ -19,11 +19,7 @@ class LevelStatistics:
   """Statistics of a level over rows that are added one batch at a time."""
 
   def __init__(self, config: LevelConfig):
-    """Starts without rows.
-
-    Args:
-      config: Config of the level.
-    """
+    """Starts without rows of the level that `config` describes."""
     self._capacity_bits = config.pooling.num_queries * math.log2(
       config.quantizer.num_codes
     )
@@ -134,11 +130,7 @@ class SegmentHistograms:
   """Histograms of the entropies of ids and the lengths of segments by level."""
 
   def __init__(self, configs: tuple[LevelConfig, ...]):
-    """Starts without rows.
-
-    Args:
-      configs: Configs of the levels, bottom first.
-    """
+    """Starts without rows of the levels, bottom first."""
     self._entropies: list[list[np.ndarray]] = [[] for _ in configs]
     self._lengths = [
       np.zeros(c.segmentation.max_length + 1, np.int64) for c in configs

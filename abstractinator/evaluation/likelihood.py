@@ -32,11 +32,8 @@ RowSums = ByLevel[Array]
 def expansion_bits(sums: ByLevel[T]) -> list[T]:
   """Returns the cost of a text given its top codes, part by part.
 
-  Args:
-    sums: Sums from `pyramid_bits`, of each row or over all rows.
-
-  Returns:
-    The bits of the ids and of the ends of segments, level by level.
+  The parts are the bits of the ids and of the ends of segments, level by level.
+  `sums` are those of `pyramid_bits`, of each row or over all rows.
   """
   return [
     of_level[name]
@@ -48,12 +45,8 @@ def expansion_bits(sums: ByLevel[T]) -> list[T]:
 def top_lm_bits(sums: ByLevel[T]) -> list[T]:
   """Returns the cost of the top codes under a discrete top LM, part by part.
 
-  Args:
-    sums: Sums from `pyramid_bits`, of each row or over all rows.
-
-  Returns:
-    The bits of the codes and of the ends of documents; none without a discrete
-    top LM.
+  The parts are the bits of the codes and of the ends of documents; there are
+  none without a discrete top LM. See `expansion_bits` for `sums`.
   """
   names = ('top_lm_code_bits', 'top_lm_end_bits')
   return [sums.whole[name] for name in names if name in sums.whole]
@@ -115,15 +108,7 @@ def entropy_model_bits(
 
 
 def row_bits(nats_BS: Array, mask_BS: Array) -> Array:
-  """Sums costs over the ids of each row that a mask selects.
-
-  Args:
-    nats_BS: Cost of each id, [B, S] float32, nats.
-    mask_BS: True for the ids that are summed, [B, S] bool.
-
-  Returns:
-    The sums, [B] float32, bits.
-  """
+  """Returns the bits of the masked ids of each row, [B], from nats [B, S]."""
   return BITS_PER_NAT * jnp.sum(nats_BS, axis=1, where=mask_BS)
 
 

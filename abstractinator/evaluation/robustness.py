@@ -81,9 +81,7 @@ def disturb(
 def disturbed_passages(documents: Documents, kind: str) -> DocumentPassages:
   """Returns whole documents, disturbed in the same way in each iteration.
 
-  Args:
-    documents: The documents.
-    kind: One of `KINDS`.
+  `kind` is one of `KINDS`.
   """
 
   def change(index: int, text: bytes) -> bytes:

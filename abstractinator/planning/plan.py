@@ -69,13 +69,7 @@ class MeshStep:
     devices: Sequence[jax.Device],
     platform: str,
   ):
-    """Lays the state out over devices.
-
-    Args:
-      config: The run.
-      mesh: Mesh that takes the place of the run's own.
-      devices: All devices of the mesh.
-      platform: 'gpu' or 'tpu'.
+    """Lays the state out over all devices of a mesh in place of the run's own.
 
     Raises:
       ValueError: If the mesh or the batch does not fit the devices.

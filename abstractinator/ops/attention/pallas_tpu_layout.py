@@ -122,6 +122,8 @@ def make_layout(
   value_width = v_BSGE.shape[3]
   block = 2 * _LANES if window is None or window > 2 * _LANES else _LANES
   block = min(block, -(-size // _LANES) * _LANES)
+  # One program has all heads that share keys or values, and sums the gradients
+  # of what they share.
   is_shared = heads > 1 and 1 in (k_BSGA.shape[2], v_BSGE.shape[2])
   layout = TpuLayout(
     size=-(-size // block) * block,
@@ -148,11 +150,7 @@ def make_layout(
 
 
 def _heads_per_program(heads: int, widths: tuple[int, int]) -> int:
-  """Returns the fewest heads that fill whole rows of lanes, or all heads.
-
-  Heads that share keys or values never come here: one program has them all, and
-  sums the gradients of what they share.
-  """
+  """Returns the fewest heads that fill whole rows of lanes, or all heads."""
   for count in range(1, heads):
     if heads % count == 0 and all(count * w % _LANES == 0 for w in widths):
       return count

@@ -84,16 +84,8 @@ def gradients(
   With w the weights and o the outputs, d value = sum over queries of
   w grad[slot], and d score = w grad[slot] . (value - o[slot]).
 
-  Args:
-    weight_NQH: Weights, [N, Q, H] float32, 0 without a slot; N is B x S.
-    score_BSQH: Scores, [B, S, Q, H].
-    value_BSHE: Values, [B, S, H, E].
-    slot_BS: Slots, [B, S] int32 in 0..P-1.
-    out_BPQHE: Outputs of pooling, [B, P, Q, H, E].
-    grad_BPQHE: Gradients of the outputs, [B, P, Q, H, E].
-
-  Returns:
-    Gradients of the scores and of the values, of their shapes and types.
+  Weights are [N, Q, H] float32, 0 without a slot, where N is B x S. The
+  gradients have the shapes and types of the scores and of the values.
   """
   bucket_N = buckets(slot_BS, out_BPQHE.shape[1])
 
