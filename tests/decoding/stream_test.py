@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from abstractinator.decoding.prompt import below_of
+from abstractinator.decoding.state import Request
+from abstractinator.evaluation.coded_rows import code_levels
 from abstractinator.model import pyramid as pyramid_lib
 from abstractinator.ops import code_rows, segmentation
 from abstractinator.types import Batch, Segments
 from tests.helpers import tiny_pyramid
-from tests.helpers.generation_rows import without_ends
+from tests.helpers.generation_rows import filters, without_ends
 from tests.helpers.jitted import jit
 
 JUMPS = {'segmentation.rule': 'entropy_delta', 'segmentation.threshold': 0.1}
@@ -169,3 +171,54 @@ def test_codes_decode_to_the_ids_that_a_whole_call_finds_likeliest(name):
   ids = np.concatenate([ids_BPL[0, p, :n] for p, n in enumerate(length_P)])
   found = whole_call(model, variables, ids, length_P, codes[0, :count])
   np.testing.assert_array_equal(found, ids)
+
+
+def continued(model, variables, prompt, count, temperature=0.0):
+  """Returns `count` new bytes after a prompt, as one row among two."""
+  ids = np.zeros((2, SIZE), np.int32)
+  ids[1, : len(prompt)] = prompt
+  request = Request(
+    key_B=jax.random.split(jax.random.key(0), 2),
+    # Random parameters draw the end of a document half of the time.
+    top=filters(2),
+    levels=filters(2, temperature=temperature),
+    limit_B=jnp.full(2, count),
+  )
+  generate = jit(
+    model.apply,
+    method=lambda m, *args: m.generate_bytes(*args, max_new_bytes=40),
+  )
+  counts = jnp.array([0, len(prompt)])
+  new_BN, num_B = generate(variables, jnp.asarray(ids), counts, request)
+  assert num_B[1] == count
+  return [*map(int, new_BN[1, :count])]
+
+
+def test_a_text_goes_on_as_if_its_beginning_had_been_a_prompt():
+  """Prompts that end with a segment, and one that ends within one.
+
+  Segments that stand alone do not see the codes of those before them, so that
+  it does not matter which code a prompt's segments have.
+  """
+  model, variables = make('alone')
+  begin = [7, 200]
+  text = begin + continued(model, variables, begin, 30)
+  levels = code_levels(
+    variables,
+    Batch(jnp.asarray(text)[None], jnp.zeros((1, 32), int), jnp.zeros(1, int)),
+    model=model,
+  )
+  starts = np.flatnonzero(np.diff(levels[0].index_BS[0], prepend=-1))
+  starts = [int(x) for x in starts if len(begin) < x < 20]
+  assert len(starts) > 2
+  for start in starts:
+    found = continued(model, variables, text[:start], 10)
+    assert found == text[start : start + 10], start
+
+
+def test_drawn_texts_do_not_depend_on_what_is_beside_them():
+  model, variables = make('all')
+  text = continued(model, variables, [3, 4, 5], 20, temperature=1.0)
+  other = continued(model, variables, [3, 4, 5], 12, temperature=1.0)
+  assert other == text[:12]
+  assert len(set(text)) > 4
