@@ -99,7 +99,7 @@ def get_run(
   The original's data set, fineweb-edu, is not downloaded: pass files by
   `--config.data.train`.
   """
-  config = default.get_config()
+  config = default.get_settings()
   config.model.levels = levels
   if top_lm is not None:
     config.model.top_lm = top_lm

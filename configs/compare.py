@@ -39,7 +39,7 @@ def get_config(
         f'{cell!r}: got {value!r}, allowed: {", ".join(allowed)}; cells are'
         ' RULE,QUANTIZER,CONTEXT'
       )
-  config = default.get_config()
+  config = default.get_settings()
   config.max_steps = 300
   config.eval_interval = 300
   config.final_eval_batches = 200

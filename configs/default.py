@@ -314,8 +314,8 @@ def get_top_lm() -> ml_collections.ConfigDict:
   return top_lm
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """The whole run."""
+def get_settings() -> ml_collections.ConfigDict:
+  """Every setting of a run, with the values that other configs start from."""
   config = ml_collections.ConfigDict()
   # Seed of every random choice; 0 or more.
   config.seed = 0
@@ -511,4 +511,38 @@ def get_config() -> ml_collections.ConfigDict:
       after_steps=100,
     )
   )
+  return config
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The main job: every part of the pyramid, codes that pay for themselves."""
+  config = get_settings()
+  config.max_steps = 1000
+  config.data.batch_size = 8
+  config.optimizer.kind = 'muon'
+  config.optimizer.learning_rate = 1e-2
+
+  (level,) = config.model.levels
+  # Most of the work predicts bytes; codes add little to it.
+  level.entropy_model.num_layers = 4
+  level.entropy_model.window = 64
+  level.encoder.num_layers = 1
+  # Few codes, which are cheap, and simple enough to be told by the bytes soon.
+  level.quantizer.codebook_size = 64
+  level.quantizer.cosine = True
+  level.quantizer.rate_temperature = 0.2
+  level.expander.context = 'window'
+  level.expander.window = 64
+  level.expander.ends = 'entropy'
+  level.expander.base = 'entropy_model'
+  level.expander.conditioning = 'top_lm'
+
+  top_lm = get_top_lm()
+  top_lm.inputs = 'segments'
+  top_lm.d_model = 128
+  top_lm.stack.num_layers = 3
+  top_lm.stack.num_heads = 4
+  top_lm.stack.ffn_dim = 384
+  top_lm.stack.window = 128
+  config.model.top_lm = top_lm
   return config

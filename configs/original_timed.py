@@ -13,7 +13,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = default.get_settings()
   config.data.batch_size = 8
   config.data.sequence_length = 512
 

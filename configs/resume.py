@@ -27,7 +27,7 @@ def get_config(workdir: str) -> ml_collections.ConfigDict:
     model['top_lm'] = _filled(
       default.get_top_lm(), model['top_lm'], f'{path}: model.top_lm.'
     )
-  return _filled(default.get_config(), values, f'{path}: ')
+  return _filled(default.get_settings(), values, f'{path}: ')
 
 
 def _filled(

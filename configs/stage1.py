@@ -13,7 +13,7 @@ from configs import default, tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = default.get_settings()
   tiny.make_small(config.model.levels[0], d_model=64)
   config.max_steps = 300
   config.eval_interval = 300

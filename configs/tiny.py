@@ -22,7 +22,7 @@ def make_small(level: ml_collections.ConfigDict, d_model: int) -> None:
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = default.get_settings()
   config.max_steps = 60
   config.log_interval = 10
   config.eval_interval = 30

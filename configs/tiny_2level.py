@@ -32,7 +32,7 @@ def make_small(level: ml_collections.ConfigDict, stride: float) -> None:
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = default.get_settings()
   config.max_steps = 3000
   config.eval_interval = 700
   config.eval_batches = 8

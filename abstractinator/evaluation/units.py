@@ -12,6 +12,8 @@ _FORMATS = {
   'perplexity': '{:.1f} codes',
   '_bits': '{:.2f} bits',
   'fraction': '{:.2%}',
+  'efficiency': '{:.2%}',
+  'over_flat': '{:.3f} x the entropy model',
   'accuracy': '{:.2%}',
   'precision': '{:.2%}',
   'recall': '{:.2%}',

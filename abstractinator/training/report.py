@@ -187,6 +187,8 @@ def _next_commands(workdir: str, config: RunConfig) -> list[str]:
 # Labels of the most important figures, in the order in which they are shown.
 _OF_WHOLE = {
   'total_bits_per_byte': 'total',
+  'total_over_flat': 'total, over the entropy model',
+  'code_efficiency': 'saved by codes, of what they cost',
   'top_lm_code_bits_per_byte': 'codes',
   'top_lm_end_bits_per_byte': 'ends of documents',
   'free_running_byte_accuracy': 'bytes right, from codes alone',

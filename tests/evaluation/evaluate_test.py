@@ -43,6 +43,8 @@ FIGURES = LEVEL_FIGURES | {
   'code_bits_per_byte',
   'code_model',
   'total_bits_per_byte',
+  'total_over_flat',
+  'code_efficiency',
   'teacher_forced_byte_accuracy',
   'free_running_byte_accuracy',
   'exact_document_fraction',

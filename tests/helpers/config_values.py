@@ -23,7 +23,7 @@ def plain(config):
 _DEFAULT = runpy.run_path(str(ROOT / 'configs' / 'default.py'))
 DEFAULT, UPPER, TOP_LM = (
   plain(_DEFAULT[name]())
-  for name in ('get_config', 'get_upper_level', 'get_top_lm')
+  for name in ('get_settings', 'get_upper_level', 'get_top_lm')
 )
 
 

@@ -47,6 +47,16 @@ def make_values(levels=2):
     level.segmentation.threshold = 3.0
     level.segmentation.capacity_length = 2.5
   top_lm = values.model.top_lm
+  if levels == 1:
+    # As in the main job: vectors go up, and states go down.
+    level.expander.update(
+      base='entropy_model',
+      base_dropout=0.2,
+      ends='entropy',
+      conditioning='top_lm',
+    )
+    level.quantizer.update(cosine=True, rate_temperature=0.5)
+    top_lm.inputs = 'segments'
   top_lm.d_model = 16
   top_lm.stack.update(num_layers=2, num_heads=2, ffn_dim=32)
   return values

@@ -135,12 +135,13 @@ LEVELS = {
   'code_dim': {'expander.code_dim': 8, 'expander.distance': 'squared'},
   'lookback': {'expander.context': 'full', 'expander.lookback': 2},
   'queries': {'pooling.num_queries': 2},
+  'base': {'expander.base': 'entropy_model', 'expander.ends': 'entropy'},
 }
 
 
 @pytest.mark.parametrize('changes', LEVELS.values(), ids=LEVELS)
 def test_every_leaf_of_a_level_has_a_rule(changes):
-  config = default.get_config()
+  config = default.get_settings()
   config.model.levels[0].update_from_flattened_dict(changes)
   config = RunConfig.from_dict(json.loads(config.to_json_best_effort()))
   state = jax.eval_shape(
