@@ -347,7 +347,8 @@ def get_settings() -> ml_collections.ConfigDict:
   # Checkpoints that are kept, the latest ones; 1 or more.
   config.max_to_keep = 2
   # Parts of a batch that a step processes one after the other; a divisor of
-  # data.batch_size. More parts take less memory and make the same step.
+  # data.batch_size. More parts take less memory and make the same step, but for
+  # the loss term `rate`, whose mean assignment is that of a part.
   config.microbatches = 1
 
   config.data = ml_collections.ConfigDict(

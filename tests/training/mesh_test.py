@@ -39,7 +39,7 @@ DOTS = {'remat': 'dots', 'scan_layers': True}
   [
     # Each mesh costs a compilation, and a second level doubles it: every run
     # has one mesh, with all axes.
-    (1, 'all', 2, {}),
+    (1, 'all', 1, {}),
     *(
       pytest.param(2, *case, marks=pytest.mark.nightly)
       for case in [
