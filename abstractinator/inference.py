@@ -1,7 +1,8 @@
 """A trained pyramid for use on bytes: segments, codes, texts, continuations."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -133,14 +134,12 @@ class TrainedPyramid:
     Raises:
       ValueError: If there are no bytes.
     """
-    compress = functools.partial(row_programs.compress_rows, number=0)
-    segments, *_ = self._in_batches(compress, *self._rows([data])[:2])
+    batches = self._text_batches([data])
+    is_start_BS = self._joined(row_programs.segment_rows, batches)
     # A segment of EOS alone starts behind the text.
-    starts = np.flatnonzero(segments.is_start_BS.reshape(-1)[: len(data)])
-    return [
-      data[start:stop]
-      for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)
-    ]
+    starts = np.flatnonzero(is_start_BS.reshape(-1)[: len(data)])
+    bounds = itertools.pairwise(np.append(starts, len(data)))
+    return [data[start:stop] for start, stop in bounds]
 
   def encode(self, data: bytes, level: int | None = None) -> Codes:
     """Turns a text into codes, `pooling.num_queries` a segment.
@@ -166,14 +165,19 @@ class TrainedPyramid:
     number = self.level_number(level)
     if not texts:
       return []
-    ids_BS, document_BS, num_rows_T = self._rows(texts)
-    compress = functools.partial(row_programs.compress_rows, number=number)
-    segments, count_B, codes_BU = self._in_batches(
-      compress, ids_BS, document_BS
+    encode = functools.partial(row_programs.encode_rows, number=number)
+    parts, num_short = [], 0
+    for count_B, codes_BU, is_short_B in self._each(
+      encode, self._text_batches(texts)
+    ):
+      # Empty slots are left out at once: they may be most of a row.
+      parts.append(self._from_slots(codes_BU, count_B, number))
+      num_short += int(is_short_B.sum())
+    self._require_reproducible(num_short)
+    num_rows_T = self._num_rows(texts)
+    return codes_lib.split(
+      codes_lib.join(parts), num_rows_T, self._queries(number)
     )
-    self._require_reproducible(segments.is_capacity_bound_BS)
-    codes = self._from_slots(codes_BU, count_B, number)
-    return codes_lib.split(codes, num_rows_T, self._queries(number))
 
   def decode(self, codes: Codes) -> bytes:
     """Turns codes into a text, greedily.
@@ -226,11 +230,12 @@ class TrainedPyramid:
     """Reconstructs several texts as `reconstruct` does one."""
     if not texts:
       return []
-    ids_BS, document_BS, num_rows_T = self._rows(texts)
-    segments, count_B, codes_BU, predicted_BS, top_BS = self._in_batches(
-      row_programs.predict_rows, ids_BS, document_BS
+    ids_BS, document_BS = self._rows(texts)
+    count_B, codes_BU, is_short_B, num_segments_B, predicted_BS, top_BS = (
+      self._in_batches(row_programs.predict_rows, ids_BS, document_BS)
     )
-    self._require_reproducible(segments.is_capacity_bound_BS)
+    self._require_reproducible(int(is_short_B.sum()))
+    num_rows_T = self._num_rows(texts)
     number = self.level_number(None)
     decoded = self._decode(self._from_slots(codes_BU, count_B, number))
     right_B, total_B = free_running_counts(decoded, ids_BS, top_BS)
@@ -242,7 +247,7 @@ class TrainedPyramid:
       right_B=right_B,
       total_B=total_B,
       forced_B=forced_B,
-      num_segments_B=segments.count_B,
+      num_segments_B=num_segments_B,
       num_codes_B=count_B * self._queries(number),
     )
 
@@ -258,11 +263,12 @@ class TrainedPyramid:
     Raises:
       ValueError: If `encode` refuses the text.
     """
-    ids_BS, document_BS, _ = self._rows([data])
+    ids_BS, document_BS = self._rows([data])
     levels, expander_bits, count_B, forced_BS, top_BS, top_bits_BU = (
       self._in_batches(row_programs.inspect_rows, ids_BS, document_BS)
     )
-    self._require_reproducible(levels[0].is_short_BS)
+    is_short_B = levels[0].is_short_BS.any(axis=1)
+    self._require_reproducible(int(is_short_B.sum()))
     top = levels[-1]
     decoded = self._decode(
       self._from_slots(top.codes_BU, count_B, len(levels) - 1)
@@ -346,20 +352,49 @@ class TrainedPyramid:
       splits_characters=splits_characters,
     )
 
-  def _rows(
-    self, texts: Sequence[bytes]
-  ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Returns ids and documents of all rows, and the rows of each text."""
+  def _num_rows(self, texts: Sequence[bytes]) -> list[int]:
     size = self.config.data.sequence_length
-    rows = [codes_lib.rows(data, size) for data in texts]
-    ids_BS, document_BS = (np.concatenate(x) for x in zip(*rows, strict=True))
-    return ids_BS, document_BS, [len(ids) for ids, _ in rows]
+    return [codes_lib.num_rows(data, size) for data in texts]
 
-  def _require_reproducible(self, is_short_BS: np.ndarray) -> None:
-    """Refuses divisions that decoding with ends='entropy' would not repeat."""
+  def _rows(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and documents of all rows."""
+    return _stacked(list(self._text_batches(texts)))
+
+  def _text_batches(
+    self, texts: Sequence[bytes]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields ids and documents of the rows of texts, batch by batch."""
+    size, largest = self.config.data.sequence_length, self._batch_rows
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    for data, num_rows in zip(texts, self._num_rows(texts), strict=True):
+      first = 0
+      while first < num_rows:
+        room = largest - sum(len(ids_BS) for ids_BS, _ in waiting)
+        waiting.append(codes_lib.rows(data, size, first, room))
+        first += room
+        if room == len(waiting[-1][0]):
+          yield _stacked(waiting)
+          waiting = []
+    if waiting:
+      yield _stacked(waiting)
+
+  @property
+  def _batch_rows(self) -> int:
+    """Rows of the largest batch, a power of two."""
+    rows = self.batch_ids // self.config.data.sequence_length
+    return 1 << max(rows.bit_length() - 1, 0)
+
+  def _require_reproducible(self, num_rows: int) -> None:
+    """Refuses divisions that decoding with ends='entropy' would not repeat.
+
+    Args:
+      num_rows: Number of rows of which the first level ran short of slots.
+
+    Raises:
+      ValueError: If there are such rows and `ends` is 'entropy'.
+    """
     # Only the first level can have them: above it, a head says the ends.
     level = self.config.model.levels[0]
-    num_rows = int(is_short_BS.any(axis=1).sum())
     if level.expander.ends == 'entropy' and num_rows:
       length = level.segmentation.capacity_length
       raise ValueError(
@@ -404,7 +439,7 @@ class TrainedPyramid:
   def _in_batches(
     self, function: Callable[..., Any], *rows: np.ndarray | Array
   ) -> Any:
-    """Calls a function on rows in batches, of few sizes to compile for.
+    """Calls a function on rows in batches.
 
     Args:
       function: Maps the model, its variables and rows to a tree of rows.
@@ -413,11 +448,28 @@ class TrainedPyramid:
     Returns:
       The tree of all rows, numpy.
     """
-    size = self.config.data.sequence_length
-    largest = 1 << max((self.batch_ids // size).bit_length() - 1, 0)
-    outputs = []
-    for start in range(0, len(rows[0]), largest):
-      part = [x[start : start + largest] for x in rows]
+    largest = self._batch_rows
+    starts = range(0, len(rows[0]), largest)
+    return self._joined(
+      function, (tuple(x[i : i + largest] for x in rows) for i in starts)
+    )
+
+  def _joined(
+    self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]
+  ) -> Any:
+    """Returns the tree of all rows that a function maps batches to, numpy."""
+    outputs = list(self._each(function, batches))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+  def _each(
+    self, function: Callable[..., Any], batches: Iterable[tuple[Any, ...]]
+  ) -> Iterator[Any]:
+    """Calls a function on batches, padded to few sizes to compile for.
+
+    Yields:
+      The tree of the rows of each batch, numpy.
+    """
+    for part in batches:
       count = len(part[0])
       missing = (1 << (count - 1).bit_length()) - count
       padded = [
@@ -425,5 +477,13 @@ class TrainedPyramid:
         for x in part
       ]
       output = jax.device_get(function(self._model, self._variables, *padded))
-      outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+      # A part of an array would keep the whole.
+      yield jax.tree.map(lambda x, n=count: x[:n].copy(), output)
+
+
+def _stacked(
+  parts: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+  """Joins rows of several texts."""
+  ids_BS, document_BS = (np.concatenate(x) for x in zip(*parts, strict=True))
+  return ids_BS, document_BS

@@ -10,7 +10,9 @@ in use.
 This file documents every setting of a run; the other files of `configs/` edit
 its values. Each setting is described by the comment above it, with its unit and
 the values that are allowed. Lengths and windows are in ids (bytes at the first
-level, codes above), intervals in optimizer steps, entropies in bits.
+level, codes above), intervals in optimizer steps, entropies in bits. Integers
+are at most 2^31 - 1, rates and weights at most 1e9; sizes that no device has
+room for, such as a width above 65536, are refused as well.
 """
 
 import ml_collections

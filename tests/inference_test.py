@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -87,6 +88,22 @@ def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
   by_row = level.encode(data)
   np.testing.assert_array_equal(whole.codes_N, by_row.codes_N)
   np.testing.assert_array_equal(whole.count_B, by_row.count_B)
+
+
+def test_memory_is_that_of_what_is_asked_for(level):
+  """Long texts keep no other output of their batches."""
+  data = b'words and more words ' * 3000
+  for method, most in (('encode', 8), ('segment', 24)):
+    call = getattr(level, method)
+    call(data[: 4 * LENGTH])
+    tracemalloc.start()
+    try:
+      found = call(data)
+      peak = tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+    assert peak < most * len(data), (method, peak / len(data))
+    del found
 
 
 def test_decoding_a_text_is_decoding_its_rows(level):
@@ -197,9 +214,9 @@ def test_teacher_forced_accuracy_counts_bytes(level, monkeypatch):
 
   def half_right(model, variables, ids_BS, document_BS):
     output = predict(model, variables, ids_BS, document_BS)
-    segments, count_B, codes_BU, _, top_BS = output
+    *others, _, top_BS = output
     half_BS = ids_BS + np.arange(LENGTH) % 2
-    return segments, count_B, codes_BU, half_BS, top_BS
+    return *others, half_BS, top_BS
 
   monkeypatch.setattr(row_programs, 'predict_rows', half_right)
   result = level.reconstruct(random_bytes(2 * LENGTH + 4))

@@ -270,6 +270,16 @@ def test_finished_run_has_nothing_to_go_on_with_elsewhere(finished, tmp_path):
   assert not workdir.exists()
 
 
+@pytest.mark.nightly
+def test_longer_run_says_that_its_rate_rises_again(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished, workdir)
+  code, _, err = _run(f'--workdir={workdir}', '--config.max_steps=33')
+  assert code == 0
+  (line,) = [x for x in err.splitlines() if 'rises again' in x]
+  assert 'fallen for a run of 30 steps, not 33' in line
+
+
 def test_other_data_is_refused_on_resume(settings, finished, corpus, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(finished, workdir)

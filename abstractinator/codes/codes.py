@@ -28,26 +28,40 @@ class Codes:
   level: int = 0
 
 
-def rows(data: bytes, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+def rows(
+  data: bytes, sequence_length: int, first: int = 0, count: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """Cuts a text into rows, each a document; EOS comes after the last byte.
 
   Args:
     data: Any bytes, at least one.
     sequence_length: Number of ids in a row, S.
+    first: Number of the first row to return.
+    count: The most rows to return; all by default.
 
   Returns:
     Ids and documents, [B, S] int32 each; see `types.Batch`.
-
-  Raises:
-    ValueError: If there are no bytes.
   """
-  if not len(data):
-    raise ValueError('data: got no bytes, allowed: at least 1')
-  ids = bytes_to_ids(data)
+  start = first * sequence_length
+  stop = None if count is None else start + count * sequence_length
+  part = data[start:stop]
+  is_last = stop is None or stop > len(data)
+  ids = bytes_to_ids(part, add_eos=is_last)
   missing = -len(ids) % sequence_length
   ids_BS = np.pad(ids, (0, missing), constant_values=PAD_ID)
   ids_BS = ids_BS.reshape(-1, sequence_length)
   return ids_BS, np.where(ids_BS == PAD_ID, -1, 0).astype(np.int32)
+
+
+def num_rows(data: bytes, sequence_length: int) -> int:
+  """Returns the number of rows of a text, EOS included.
+
+  Raises:
+    ValueError: If there are no bytes.
+  """
+  if not data:
+    raise ValueError('data: got no bytes, allowed: at least 1')
+  return len(data) // sequence_length + 1
 
 
 def segment_lengths(index_BS: np.ndarray) -> np.ndarray:

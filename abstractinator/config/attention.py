@@ -3,7 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from abstractinator.config.section import PositiveInt, PositiveOrNone, Section
+from abstractinator.config.section import (
+  MAX_WIDTH,
+  NumLayers,
+  PositiveOrNone,
+  Section,
+  Width,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +25,10 @@ class AttentionConfig(Section):
     for name in ('kv_dim', 'query_dim', 'retrieval_dim'):
       value = getattr(self, name)
       if self.form == 'mla':
-        ok = value is not None and value > 0
-        self.require(ok, name, "a positive number with form 'mla'")
+        ok = value is not None and 0 < value <= MAX_WIDTH
+        self.require(
+          ok, name, f"a positive number, at most {MAX_WIDTH}, with form 'mla'"
+        )
       else:
         self.require(value is None, name, f'None with form {self.form!r}')
     self.require(
@@ -34,10 +42,10 @@ class AttentionConfig(Section):
 class StackConfig(Section):
   """A causal transformer stack."""
 
-  num_layers: PositiveInt
-  num_heads: PositiveInt
+  num_layers: NumLayers
+  num_heads: Width
   window: PositiveOrNone
-  ffn_dim: PositiveInt
+  ffn_dim: Width
   attention: AttentionConfig
 
 

@@ -13,9 +13,13 @@ from abstractinator.config.section import (
   Fraction,
   Limit,
   NonNegativeInt,
+  NumLayers,
   PositiveInt,
-  PositiveOrNone,
   Section,
+  Width,
+  WidthOrNone,
+  non_negative,
+  positive,
 )
 from abstractinator.config.segmentation import SegmentationConfig
 
@@ -27,14 +31,16 @@ class EntropyHeadsConfig(Section):
   """Heads of an entropy model, and the entropy that the segmentation reads."""
 
   tie_to_embedding: bool
-  gaussian_components: NonNegativeInt
-  gaussian_layers: NonNegativeInt
+  gaussian_components: Annotated[int, non_negative(1024)]
+  gaussian_layers: Annotated[int, non_negative(1024)]
   gaussian_detach: bool
   gaussian_log_variance_min: _LogVariance
   gaussian_log_variance_max: _LogVariance
   source: Literal['logit', 'gaussian']
   # Logits divided by a smaller temperature overflow float32.
-  temperature: Annotated[float, Limit(lambda x: x >= 1e-6, '>= 1e-6')]
+  temperature: Annotated[
+    float, Limit(lambda x: 1e-6 <= x <= 1e6, '>= 1e-6, at most 1e6')
+  ]
   top_k: NonNegativeInt
   top_p: Annotated[float, Limit(lambda x: 0 < x <= 1, '0 < value <= 1')]
 
@@ -63,18 +69,18 @@ class EntropyHeadsConfig(Section):
 class ExpanderConfig(Section):
   """The autoregressive decoder of a level, from codes to ids."""
 
-  num_layers: PositiveInt
-  num_heads: PositiveInt
-  ffn_dim: PositiveInt
+  num_layers: NumLayers
+  num_heads: Width
+  ffn_dim: Width
   context: Literal['segment', 'window', 'full']
   window: PositiveInt
-  lookback: NonNegativeInt
+  lookback: Annotated[int, non_negative(4096)]
   ends: Literal['head', 'entropy']
   base: Literal['none', 'entropy_model']
   conditioning: Literal['none', 'top_lm']
   byte_dropout: Fraction
   base_dropout: Fraction
-  code_dim: PositiveOrNone
+  code_dim: WidthOrNone
   distance: Literal['dot', 'squared']
   residual_conditioning: bool
   attention: AttentionConfig
@@ -103,15 +109,15 @@ class ExpanderConfig(Section):
 class PoolingConfig(Section):
   """Learned-query attention over the ids of a segment."""
 
-  num_heads: PositiveInt
-  num_queries: PositiveInt
+  num_heads: Width
+  num_queries: Annotated[int, positive(1024)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LevelConfig(Section):
   """One level: compressor, quantizer, expander, and the parts it takes over."""
 
-  d_model: PositiveInt
+  d_model: Width
   entropy_model: StackConfig
   entropy_heads: EntropyHeadsConfig
   segmentation: SegmentationConfig

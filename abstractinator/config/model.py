@@ -6,7 +6,9 @@ from typing import Literal, Self
 
 from abstractinator.config.attention import StackConfig, require_heads
 from abstractinator.config.level import LevelConfig
-from abstractinator.config.section import PositiveInt, Section
+from abstractinator.config.section import Section, Width
+
+_MAX_LEVELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class TopLMConfig(Section):
   """A `CodeSequenceTransformer`: its mode, width and stack."""
 
   mode: Literal['discrete', 'continuous']
-  d_model: PositiveInt
+  d_model: Width
   stack: StackConfig
   inputs: Literal['codes', 'segments']
   expand: bool
@@ -63,7 +65,10 @@ class ModelConfig(Section):
   implementation: ImplementationConfig
 
   def check(self) -> None:
-    self.require(bool(self.levels), 'levels', 'at least 1 level')
+    is_counted = 1 <= len(self.levels) <= _MAX_LEVELS
+    self.require(
+      is_counted, 'levels', f'at least 1 level, at most {_MAX_LEVELS}'
+    )
     for i, (child, level) in enumerate(itertools.pairwise(self.levels), 1):
       self._check_upper_level(f'levels[{i}]', level, child)
     self._check_predictions()

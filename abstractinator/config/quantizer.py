@@ -9,8 +9,9 @@ from abstractinator.config.section import (
   Limit,
   PositiveFloatOrNone,
   PositiveInt,
-  PositiveOrNone,
   Section,
+  WidthOrNone,
+  positive,
 )
 
 QuantizerKind = Literal['vq', 'rvq', 'fsq']
@@ -24,8 +25,8 @@ class QuantizerConfig(Section):
   """The quantizer: its kind, its codebooks and how their entries learn."""
 
   kind: QuantizerKind
-  code_dim: PositiveOrNone
-  codebook_size: PositiveInt
+  code_dim: WidthOrNone
+  codebook_size: Annotated[int, positive(2**24)]
   depth: Annotated[int, Limit(lambda x: 1 <= x <= 4, '1 to 4')]
   levels: tuple[int, ...]
   codebook: Literal['ema', 'gradient']

@@ -13,14 +13,20 @@ from abstractinator.config.section import (
   PositiveInt,
   PositiveOrNone,
   Section,
+  non_negative,
+  positive,
+  positive_float,
 )
 
 # Equal to `types.NUM_BYTES`, whose import of jax would slow down every command
 # that reads a config.
 _NUM_BYTES = 256
+# Positions in a batch are int32.
+_MAX_BATCH_IDS = 2**31 - 1
+_MAX_ROW_IDS = 2**24
 _Share = Annotated[float, Limit(lambda x: 0 <= x <= 1, '0 to 1')]
 _AxisSize = Annotated[
-  int, Limit(lambda x: x > 0 or x == -1, 'a positive number or -1')
+  int, Limit(lambda x: 0 < x < 2**31 or x == -1, 'a positive number or -1')
 ]
 
 
@@ -31,12 +37,12 @@ class DataConfig(Section):
   train: str
   validation: str
   validation_fraction: Fraction
-  vocab_size: PositiveInt
+  vocab_size: Annotated[int, positive(2**24)]
   packing: bool
-  sequence_length: PositiveInt
+  sequence_length: Annotated[int, positive(_MAX_ROW_IDS)]
   batch_size: PositiveInt
-  read_threads: NonNegativeInt
-  prefetch_batches: PositiveInt
+  read_threads: Annotated[int, non_negative(1024)]
+  prefetch_batches: Annotated[int, positive(1024)]
 
   def check(self) -> None:
     self.require(
@@ -48,6 +54,12 @@ class DataConfig(Section):
       bool(self.train) or self.vocab_size == _NUM_BYTES,
       'vocab_size',
       f'{_NUM_BYTES} while data.train is empty',
+    )
+    most = _MAX_BATCH_IDS // self.sequence_length
+    self.require(
+      self.batch_size <= most,
+      'batch_size',
+      f'at most {most} rows of {self.sequence_length} ids',
     )
 
 
@@ -115,7 +127,7 @@ class OptimizerConfig(Section):
 
   kind: Literal['adamw', 'muon']
   schedule: Literal['cosine', 'warmup_stable_decay', 'constant']
-  learning_rate: PositiveFloat
+  learning_rate: Annotated[float, positive_float(1e3)]
   final_fraction: _Share
   warmup_steps: NonNegativeInt
   decay_fraction: _Share
@@ -131,7 +143,7 @@ class OptimizerConfig(Section):
 class RunConfig(Section):
   """All settings of a run."""
 
-  seed: NonNegativeInt
+  seed: Annotated[int, Limit(lambda x: 0 <= x < 2**32, '0 to 2^32 - 1')]
   objective: Literal['all', 'entropy_model', 'top_lm']
   load_base_from: str | None
   max_steps: PositiveOrNone
@@ -193,6 +205,12 @@ class RunConfig(Section):
     )
     sizes = self.model.sequence_lengths(self.data.sequence_length)
     for i, (level, size) in enumerate(zip(levels, sizes, strict=True)):
+      num_codes = level.num_codes(size)
+      self.require(
+        num_codes <= _MAX_ROW_IDS,
+        f'model.levels[{i}].pooling.num_queries',
+        f'fewer: rows have {num_codes} codes, of at most {_MAX_ROW_IDS}',
+      )
       self.require(
         level.max_documents(size) >= 1,
         f'model.levels[{i}].segmentation.capacity_length',

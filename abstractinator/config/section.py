@@ -7,10 +7,14 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
+
+# Characters of a value or name that an error shows.
+_MAX_SHOWN = 120
 
 
 class Limit(NamedTuple):
@@ -25,14 +29,38 @@ class Limit(NamedTuple):
   allowed: str
 
 
-_POSITIVE = Limit(lambda x: x > 0, 'a positive number')
-_NON_NEGATIVE = Limit(lambda x: x >= 0, '>= 0')
-PositiveInt = Annotated[int, _POSITIVE]
-PositiveOrNone = Annotated[int | None, _POSITIVE]
-PositiveFloat = Annotated[float, _POSITIVE]
-PositiveFloatOrNone = Annotated[float | None, _POSITIVE]
-NonNegativeInt = Annotated[int, _NON_NEGATIVE]
-NonNegativeFloat = Annotated[float, _NON_NEGATIVE]
+def positive(most: int) -> Limit:
+  """Returns the limit of integers from 1 to `most`."""
+  return Limit(lambda x: 0 < x <= most, f'a positive number, at most {most}')
+
+
+def non_negative(most: float) -> Limit:
+  """Returns the limit of numbers from 0 to `most`."""
+  return Limit(lambda x: 0 <= x <= most, f'>= 0, at most {most:.10g}')
+
+
+def positive_float(most: float) -> Limit:
+  """Returns the limit of positive numbers up to `most` that are not tiny."""
+  return Limit(
+    lambda x: _MIN_FLOAT <= x <= most,
+    f'a positive number, {_MIN_FLOAT:g} to {most:g}',
+  )
+
+
+# Programs compute with int32 and float32.
+_MAX_INT = 2**31 - 1
+_MIN_FLOAT, _MAX_FLOAT = 1e-30, 1e9
+PositiveInt = Annotated[int, positive(_MAX_INT)]
+PositiveOrNone = Annotated[int | None, positive(_MAX_INT)]
+PositiveFloat = Annotated[float, positive_float(_MAX_FLOAT)]
+PositiveFloatOrNone = Annotated[float | None, positive_float(_MAX_FLOAT)]
+NonNegativeInt = Annotated[int, non_negative(_MAX_INT)]
+NonNegativeFloat = Annotated[float, non_negative(_MAX_FLOAT)]
+# Sizes beyond these fit no device, and take minutes to fail.
+MAX_WIDTH = 2**16
+Width = Annotated[int, positive(MAX_WIDTH)]
+WidthOrNone = Annotated[int | None, positive(MAX_WIDTH)]
+NumLayers = Annotated[int, positive(2**10)]
 Fraction = Annotated[float, Limit(lambda x: 0 <= x < 1, '0 <= value < 1')]
 
 
@@ -73,9 +101,11 @@ class Section:
     fields = {f.name: f.type for f in dataclasses.fields(cls)}
     for key in values:
       if key not in fields:
-        near = difflib.get_close_matches(key, fields, n=2) or list(fields)
+        name = str(key) if str(key).isidentifier() else repr(key)
+        name = name[:_MAX_SHOWN]
+        near = difflib.get_close_matches(name, fields, n=2) or list(fields)
         raise ValueError(
-          f'{prefix}{key}: unknown setting, allowed: {", ".join(near)}'
+          f'{prefix}{name}: unknown setting, allowed: {", ".join(near)}'
         )
     missing = [prefix + name for name in fields if name not in values]
     if missing:
@@ -111,7 +141,16 @@ class Section:
 
 def _require(ok: bool, path: str, value: Any, allowed: str) -> None:
   if not ok:
-    raise ValueError(f'{path}: got {value!r}, allowed: {allowed}')
+    raise ValueError(f'{path}: got {_shown(value)}, allowed: {allowed}')
+
+
+def _shown(value: Any) -> str:
+  """Returns a value as its literal, shortened to fit a line."""
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError):  # Digits or brackets without end.
+    return 'a value too large to show'
+  return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}...'
 
 
 def _convert(annotation: Any, value: Any, path: str) -> Any:
@@ -136,6 +175,8 @@ def _convert(annotation: Any, value: Any, path: str) -> Any:
   if issubclass(annotation, Section):
     return annotation.from_dict(value, path)
   if annotation is float and type(value) is int:
+    is_float = abs(value) <= sys.float_info.max
+    _require(is_float, path, value, f'at most {_MAX_FLOAT:.10g}')
     return float(value)
   is_typed = type(value) is annotation
   _require(is_typed, path, value, f'a value of {annotation.__name__}')

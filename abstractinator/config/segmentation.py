@@ -2,9 +2,14 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from abstractinator.config.section import PositiveFloat, PositiveInt, Section
+from abstractinator.config.section import (
+  PositiveFloat,
+  PositiveInt,
+  Section,
+  positive,
+)
 
 SegmentationRule = Literal[
   'entropy_delta', 'entropy_threshold', 'equal_information', 'stride', 'space'
@@ -23,7 +28,7 @@ class SegmentationConfig(Section):
   target_length: float | None
   calibration_step: PositiveFloat
   min_length: PositiveInt
-  max_length: PositiveInt
+  max_length: Annotated[int, positive(4096)]
   capacity_length: float
 
   def check(self) -> None:

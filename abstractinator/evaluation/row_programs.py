@@ -18,19 +18,39 @@ from abstractinator.model.pyramid import (
 )
 from abstractinator.objective import losses
 from abstractinator.ops.sampling import BITS_PER_NAT
-from abstractinator.types import Array, Batch, PyTree, Segments
+from abstractinator.types import Array, Batch, PyTree
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def segment_rows(
+  model: AbstractinatorPyramid,
+  variables: PyTree,
+  ids_BS: Array,
+  document_BS: Array,
+) -> Array:
+  """Returns which ids open a segment of the first level, [B, S] bool."""
+  codes = cast(
+    PyramidCodes,
+    model.apply(variables, _batch(ids_BS, document_BS), method='compress_all'),
+  )
+  return codes.levels[0].segments.is_start_BS
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames='number')
-def compress_rows(
+def encode_rows(
   model: AbstractinatorPyramid,
   variables: PyTree,
   ids_BS: Array,
   document_BS: Array,
   *,
   number: int,
-) -> tuple[Segments, Array, Array]:
-  """Returns segments of the first level, and counts and codes of a level."""
+) -> tuple[Array, Array, Array]:
+  """Computes the codes of a level, and nothing that a text need not keep.
+
+  Returns:
+    Number of segments of each row, [B] int32; codes of their slots, [B, U]
+    int32; and whether the first level ran short of slots, [B] bool.
+  """
   codes = model.apply(
     variables, _batch(ids_BS, document_BS), method='compress_all'
   )
@@ -43,14 +63,22 @@ def predict_rows(
   variables: PyTree,
   ids_BS: Array,
   document_BS: Array,
-) -> tuple[Segments, Array, Array, Array, Array]:
-  """Returns `compress_rows` of the top level, predicted bytes and top slots."""
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+  """Computes what a reconstruction compares.
+
+  Returns:
+    `encode_rows` of the top level; segments of the first level, [B] int32; and
+    predicted bytes and top slots, [B, S] int32.
+  """
   output = cast(
     PyramidOutput, model.apply(variables, _batch(ids_BS, document_BS))
   )
-  predicted_BS = output.levels[0].expanded.best_BS
-  top_BS = coded_levels(output.codes)[-1].byte_slot_BS
-  return *_codes(output.codes, -1), predicted_BS, top_BS
+  return (
+    *_codes(output.codes, -1),
+    output.codes.levels[0].segments.count_B,
+    output.levels[0].expanded.best_BS,
+    coded_levels(output.codes)[-1].byte_slot_BS,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -114,13 +142,10 @@ def decode_codes(
   return cast(DecodedRows, decoded)
 
 
-def _codes(codes: PyramidCodes, number: int) -> tuple[Segments, Array, Array]:
+def _codes(codes: PyramidCodes, number: int) -> tuple[Array, Array, Array]:
   level = codes.levels[number]
-  return (
-    codes.levels[0].segments,
-    level.segments.count_B,
-    level.quantized.codes_BP,
-  )
+  is_short_B = jnp.any(codes.levels[0].segments.is_capacity_bound_BS, axis=1)
+  return level.segments.count_B, level.quantized.codes_BP, is_short_B
 
 
 def _batch(ids_BS: Array, document_BS: Array) -> Batch:

@@ -16,7 +16,7 @@ from abstractinator.runs import checkpoint, load_parts, processes, sharding
 from abstractinator.runs.state import TrainState, averaged_variables_of
 from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
-from abstractinator.training.optimizer import warmup_of
+from abstractinator.training.optimizer import rise_of_longer_run, warmup_of
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
 from abstractinator.training.report import Reporter
@@ -51,6 +51,8 @@ class Run:
     # Position in the data, and metrics since the last log line.
     self._next_row = 0
     self._begun: dict[str, Any] | None = None
+    # A line about a learning rate that rises again, on a longer run.
+    self._rise: str | None = None
     self._open_data()
     program = self._program = make_program(
       config, self._mesh.devices.flat[0].platform, self.total_steps
@@ -78,15 +80,18 @@ class Run:
   def _open_data(self) -> None:
     c = self.config
     self._train_rows, self._validation_rows = open_rows(c)
-    per_epoch = math.ceil(len(self._train_rows) / c.data.batch_size)
-    self.total_steps = math.ceil(c.num_epochs * per_epoch)
-    if c.max_steps is not None:
-      self.total_steps = min(self.total_steps, c.max_steps)
+    self.total_steps = self._num_steps(c)
     require_time(c, self.total_steps)
     self._data_identity = {
       'train': self._train_rows.identity(),
       'validation': self._validation_rows.identity(),
     }
+
+  def _num_steps(self, config: RunConfig) -> int:
+    """Returns the optimizer steps of a run on the data that is open."""
+    per_epoch = math.ceil(len(self._train_rows) / config.data.batch_size)
+    steps = math.ceil(config.num_epochs * per_epoch)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
   def require_same_data(self) -> None:
     """Checks that all processes have opened the same data.
@@ -154,6 +159,14 @@ class Run:
           f'data.{name}: got {identity}, allowed: the data of the checkpoint,'
           f' {position[name]}'
         )
+    old = RunConfig.from_stored(restored.config, source)
+    self._rise = rise_of_longer_run(
+      old.optimizer,
+      self.config.optimizer,
+      self._num_steps(old),
+      self.total_steps,
+      restored.step,
+    )
     return restored.state
 
   def train(
@@ -313,5 +326,7 @@ class Run:
         f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into'
         f' {self.total_steps} steps, shortened to {warmup_steps}'
       )
+    if self._rise is not None:
+      report.progress.message(self._rise)
     report.progress.message('compiling the training step')
     return report

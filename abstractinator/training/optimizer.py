@@ -28,6 +28,8 @@ _FALLS = {
   'warmup_stable_decay': lambda progress: 1.0 - progress,
   'constant': jnp.ones_like,
 }
+# The optimizer counts in int32.
+_MAX_STEPS = 2**31 - 1
 # Excluded from weight decay: these are not kernels of linear maps.
 _NOT_DECAYED = ('embedding', 'scale', 'bias')
 # Parts with a learning rate of their own. The first of these names in the path
@@ -105,8 +107,16 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
   Returns:
     A function from the step, an int or an int32 scalar, to the learning rate.
+
+  Raises:
+    ValueError: If steps are no int32.
   """
   warmup_steps = warmup_of(config, total_steps)
+  if total_steps > _MAX_STEPS:
+    raise ValueError(
+      f'max_steps, num_epochs: got {total_steps} steps, allowed: at most'
+      f' {_MAX_STEPS}'
+    )
   peak_step, last_step = max(warmup_steps - 1, 0), total_steps - 1
   start = peak_step
   if config.schedule == 'warmup_stable_decay':
@@ -122,6 +132,41 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     )
 
   return schedule
+
+
+def rise_of_longer_run(
+  old: OptimizerConfig,
+  new: OptimizerConfig,
+  old_steps: int,
+  new_steps: int,
+  step: int,
+) -> str | None:
+  """Describes how a run that goes on for longer raises its learning rate.
+
+  Args:
+    old: Settings of the optimizer before.
+    new: Settings from now on.
+    old_steps: Number of optimizer steps of the run before.
+    new_steps: Number of optimizer steps from now on.
+    step: Optimizer steps done.
+
+  Returns:
+    One line, with a way to train longer that raises nothing; None if the rate
+    does not rise, or the warm-up is not over.
+  """
+  if step <= max(old.warmup_steps, new.warmup_steps) or step > old_steps:
+    return None
+  before = float(make_schedule(old, old_steps)(step - 1))
+  after = float(make_schedule(new, new_steps)(step))
+  if after <= 1.001 * before:
+    return None
+  return (
+    f'step {step}: the learning rate rises again, from {before:.3g} to'
+    f' {after:.3g}, since it had fallen for a run of {old_steps} steps, not'
+    f' {new_steps}; to train longer without that, use optimizer.schedule'
+    " 'warmup_stable_decay' from the start and go on from a checkpoint before"
+    ' its fall'
+  )
 
 
 def decay_mask(params: PyTree) -> PyTree:

@@ -140,7 +140,7 @@ from tests.helpers.config_values import (
     ({'mesh.fsdp': 0}, ('mesh.fsdp', '0', 'positive number or -1')),
     ({'mesh.tensor': -1}, ('mesh.tensor', '-1 on one axis')),
     ({'max_to_keep': 0}, ('max_to_keep', '0', 'positive')),
-    ({'seed': -1}, ('seed', '-1', '>= 0')),
+    ({'seed': -1}, ('seed', '-1', '0 to 2^32 - 1')),
     ({'max_steps': 0}, ('max_steps', '0', 'positive')),
     ({'num_epochs': 0.0}, ('num_epochs', '0.0', 'positive')),
     (

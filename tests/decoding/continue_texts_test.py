@@ -156,7 +156,7 @@ def test_without_a_top_lm_the_last_code_goes_on(lone):
   ids = np.zeros((1, LENGTH), np.int32)
   ids[0, : len(prompt)] = list(prompt)
   document = np.where(np.arange(LENGTH) < len(prompt), 0, -1)[None]
-  _, count, codes = row_programs.compress_rows(
+  count, codes, _ = row_programs.encode_rows(
     lone._model, lone._variables, ids, document.astype(np.int32), number=0
   )
   last = codes[0, count[0] - 1]

@@ -133,6 +133,29 @@ def test_a_stable_rate_falls_at_the_end():
   )
 
 
+def test_a_longer_run_that_raises_the_rate_says_so():
+  def rise(schedule, step, old_steps=20, new_steps=40):
+    config = make_config(schedule=schedule)
+    return optimizer.rise_of_longer_run(
+      config, config, old_steps, new_steps, step
+    )
+
+  line = rise('cosine', 20)
+  assert '\n' not in line
+  # The cosine of 40 steps is near its middle.
+  assert 'step 20: the learning rate rises again, from 0.001 to 0.00589' in line
+  assert "optimizer.schedule 'warmup_stable_decay' from the start" in line
+  # In the middle of a cosine, too; and after the fall of the other schedule.
+  assert rise('cosine', 10) is not None
+  assert rise('warmup_stable_decay', 20) is not None
+  # Before the fall, and where nothing falls.
+  assert rise('warmup_stable_decay', 12) is None
+  assert rise('constant', 20) is None
+  assert rise('cosine', 20, new_steps=20) is None
+  assert rise('cosine', 10, new_steps=15) is None
+  assert rise('cosine', 3) is None
+
+
 def test_a_constant_rate_stays():
   schedule = optimizer.make_schedule(make_config(schedule='constant'), 20)
   values = [float(schedule(step)) for step in range(20)]
@@ -220,3 +243,8 @@ def test_every_matrix_of_blocks_is_one_of_muon():
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     is_matrix = 'block_' in name and name.endswith('kernel')
     assert (label == 'muon') == is_matrix, name
+
+
+def test_more_steps_than_an_optimizer_counts():
+  with pytest.raises(ValueError, match='got 2147483648 steps, allowed: at'):
+    optimizer.make_schedule(make_config(), 2**31)
