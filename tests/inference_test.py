@@ -90,12 +90,15 @@ def test_encoding_does_not_depend_on_the_batch(level, monkeypatch):
   np.testing.assert_array_equal(whole.count_B, by_row.count_B)
 
 
-def test_memory_is_that_of_what_is_asked_for(level):
+def test_memory_is_that_of_what_is_asked_for(level, monkeypatch):
   """Long texts keep no other output of their batches."""
+  monkeypatch.setattr(TrainedPyramid, 'batch_ids', 32 * LENGTH)
   data = b'words and more words ' * 3000
-  for method, most in (('encode', 8), ('segment', 24)):
+  # Whole batches, with EOS.
+  data = data[: 50 * 32 * LENGTH - 1]
+  for method, most in (('encode', 12), ('segment', 24)):
     call = getattr(level, method)
-    call(data[: 4 * LENGTH])
+    call(data[: 32 * LENGTH - 1])
     tracemalloc.start()
     try:
       found = call(data)

@@ -85,7 +85,7 @@ def test_it_agrees_with_the_other_functions(name):
 
 def check_costs(level, seen):
   """Compares bits with the nats of one call of the pyramid."""
-  ids_BS, document_BS, _ = level._rows([TEXT])
+  ids_BS, document_BS = level._rows([TEXT])
   row_B = np.arange(len(ids_BS), dtype=np.int32)
   output = jit(level._model.apply)(
     level._variables, Batch(ids_BS, document_BS, row_B)
