@@ -70,17 +70,22 @@ class HierarchyModel:
     self._variables = jax.device_put(variables)
     self._shapes = shapes or CodingShapes()
     size = config.data.sequence_length
+    stacks = [(x.entropy_model, x.encoder) for x in config.model.levels]
+    has_windows = all(x.window is not None for pair in stacks for x in pair)
+    self._row_ids = self._shapes.row_ids if has_windows else size
     self.levels = [
       SegmentCoder(
-        self._variables, self._model, number, level_size, self._shapes
+        self._variables,
+        self._model,
+        number,
+        level_size,
+        self._row_ids,
+        self._shapes,
       )
       for number, level_size in enumerate(config.model.sequence_lengths(size))
     ]
     self._top_lm = self._make_top_lm(config)
     self.fingerprint = bytes.fromhex(fingerprint(config, variables))[:16]
-    stacks = [(x.entropy_model, x.encoder) for x in config.model.levels]
-    has_windows = all(x.window is not None for pair in stacks for x in pair)
-    self._row_ids = self._shapes.row_ids if has_windows else size
 
   def _make_top_lm(self, config: RunConfig) -> CodeTopLM | None:
     top_lm = config.model.top_lm
@@ -157,7 +162,7 @@ class HierarchyBlockCoder:
     """Codes the next block, as `ByteBlockCoder.code` does.
 
     The head of the coder has the number of top codes and, top first, the
-    segments of a lane of each level. Raw blocks are no context.
+    `lane_numbers` of each level. Raw blocks are no context.
 
     Raises:
       ValueError: If the payload of a decoder was not written by this method.
@@ -166,15 +171,18 @@ class HierarchyBlockCoder:
       return bytes_N
     levels = self._model.levels[::-1]
     known: Sequence[tuple[np.ndarray, np.ndarray] | None] = [None] * len(levels)
-    codes_N, head = np.zeros(0, np.int32), [0] * (1 + len(levels))
+    codes_N = np.zeros(0, np.int32)
+    counts = [level.num_lane_numbers(len(bytes_N)) for level in levels]
+    head = [0] * (1 + sum(counts))
     if not coder.is_decoder:
       segments, codes_N = self._model.encode(bytes_N.tobytes())
       known = segments = segments[::-1]
-      head = [len(codes_N)] + [
-        level.lane_segments(length_P)
-        for level, (_, length_P) in zip(levels, segments, strict=True)
-      ]
-    num_codes, *lanes = coder.head(head)
+      head = [len(codes_N)]
+      for level, (_, length_P) in zip(levels, segments, strict=True):
+        head += level.lane_numbers(length_P)
+    num_codes, *numbers = coder.head(head)
+    ends = itertools.accumulate(counts)
+    lanes = [numbers[i - n : i] for i, n in zip(ends, counts, strict=True)]
     # Each segment has at least one id and `queries` codes. That bounds the top
     # codes and the ids of each level.
     queries = [level.config.pooling.num_queries for level in levels]
@@ -190,10 +198,10 @@ class HierarchyBlockCoder:
       codes_N = np.zeros(num_codes, np.int32)
     self._counts_before = copy.deepcopy(self._counts)
     ids_N = self._model.code_top(codes_N, self._counts, coder)
-    for level, of_level, lane_segments, most in zip(
+    for level, of_level, lane_numbers, most in zip(
       levels, known, lanes, reversed(most_ids), strict=True
     ):
-      ids_N = level.code(ids_N, of_level, lane_segments, coder)
+      ids_N = level.code(ids_N, of_level, lane_numbers, coder)
       if len(ids_N) > most:
         raise ValueError(f'got {len(ids_N)} ids, allowed: at most {most}')
     return ids_N.astype(np.uint8)
@@ -210,9 +218,6 @@ def unsupported(config: RunConfig) -> str | None:
   """Returns which setting of a run forbids this compression, or None."""
   if not OBJECTIVES[config.objective].has_codes:
     return f"objective: got {config.objective!r}, allowed: 'all' or 'top_lm'"
-  ends = config.model.levels[0].expander.ends
-  if ends != 'head':
-    return f"model.levels[0].expander.ends: got {ends!r}, allowed: 'head'"
   if config.model.streams:
     return (
       "model: got expander.conditioning 'top_lm' or top_lm.inputs 'segments',"

@@ -4,6 +4,12 @@ Encoder and decoder run the same loop over lanes of segments: each step codes
 the next id of every active lane, and whether its segment ends there. B are all
 lanes of a step, N the active ones, U the codes that an id may attend to: those
 of its segment and of the `lookback` segments before it.
+
+With `ends='head'` the head of the expander predicts the ends, and lanes are of
+equally many segments. With 'entropy' the rule of the compressor does, over the
+ids of the lane so far, and lanes are the rows that the compressor divided. Ends
+are coded all the same: where the rule computes other floats than it did on
+whole rows, and at the ends of rows, this costs a few bits.
 """
 
 import dataclasses
@@ -16,8 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.compression.coder import RangeCoder, logit_frequencies
+from abstractinator.compression.coder import (
+  PRECISION_BITS,
+  RangeCoder,
+  logit_frequencies,
+)
 from abstractinator.config import LevelConfig
+from abstractinator.decoding import ends
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
@@ -26,13 +37,16 @@ from abstractinator.ops.cache import Cache
 from abstractinator.ops.digits import place_values
 from abstractinator.types import Array, PyTree, Special
 
+# Frequency of an end that is not as the rule says: 12 bits. Others take 0.0004.
+_SURPRISE = 1 << (PRECISION_BITS - 12)
+
 
 @dataclasses.dataclass(frozen=True)
 class CodingShapes:
   """Sizes of the arrays of the hierarchy's coder.
 
-  A file is decoded with the `widths`, `lane_windows` and `max_table_codes` that
-  it was encoded with; it does not name them.
+  A file is decoded with the `row_ids`, `widths`, `lane_windows` and
+  `max_table_codes` that it was encoded with; it does not name them.
 
   Attributes:
     row_ids: Bytes of a row when a text is divided into segments, where every
@@ -64,6 +78,7 @@ class SegmentCoder:
     model: The whole model.
     number: Number of the level, 0 at the bottom.
     sequence_length: Ids of a row of the level in training.
+    row_ids: Bytes of a row of the bottom level when a text is divided.
     shapes: Sizes of the coder's arrays.
   """
 
@@ -71,6 +86,7 @@ class SegmentCoder:
   model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
   number: int = flax.struct.field(pytree_node=False)
   sequence_length: int = flax.struct.field(pytree_node=False)
+  row_ids: int = flax.struct.field(pytree_node=False)
   shapes: CodingShapes = flax.struct.field(pytree_node=False)
 
   @property
@@ -84,6 +100,53 @@ class SegmentCoder:
     if self.number == 0:
       return (self.model.num_ids,)
     return self.model.config.levels[self.number - 1].quantizer.stage_sizes
+
+  @property
+  def has_rule(self) -> bool:
+    """Whether the rule of the compressor predicts the ends of segments."""
+    return self.config.expander.ends == 'entropy'
+
+  def num_lane_numbers(self, num_ids: int) -> int:
+    """Returns how many `lane_numbers` a block of so many bytes has."""
+    return -(-num_ids // self.row_ids) if self.has_rule else 1
+
+  def lane_numbers(self, length_P: np.ndarray) -> list[int]:
+    """Returns numbers that say which segments form lanes.
+
+    They are the number of segments of all lanes but the last; with the rule the
+    numbers of segments of each row.
+
+    Args:
+      length_P: Number of ids of each segment of the block, [P] int.
+    """
+    if not self.has_rule:
+      return [self.lane_segments(length_P)]
+    first_P = np.cumsum(length_P) - length_P
+    return np.bincount(first_P // self.row_ids).tolist()
+
+  def first_segments(self, numbers: list[int], count: int) -> np.ndarray:
+    """Returns the first segment of each lane, [N] int.
+
+    Args:
+      numbers: Numbers from `lane_numbers`.
+      count: Number of segments of the block.
+
+    Raises:
+      ValueError: If the numbers do not fit.
+    """
+    if self.has_rule:
+      if min(numbers, default=1) < 1 or sum(numbers) != count:
+        raise ValueError(
+          f'got rows of {numbers[:9]} segments, allowed: {count} in all, at'
+          ' least 1 each'
+        )
+      return np.cumsum([0, *numbers[:-1]])[: len(numbers)]
+    (lane_segments,) = numbers
+    if not 0 < lane_segments <= max(count, 1):
+      raise ValueError(
+        f'got lanes of {lane_segments} segments, allowed: 1 to {count}'
+      )
+    return np.arange(0, count, lane_segments)
 
   def lane_segments(self, length_P: np.ndarray) -> int:
     """Returns how many segments of a block form a lane, whose ids see others.
@@ -110,7 +173,7 @@ class SegmentCoder:
     self,
     codes_N: np.ndarray,
     known: tuple[np.ndarray, np.ndarray] | None,
-    lane_segments: int,
+    lane_numbers: list[int],
     coder: RangeCoder,
   ) -> np.ndarray:
     """Codes the ids and ends of segments.
@@ -119,7 +182,8 @@ class SegmentCoder:
       codes_N: Codes of the P segments, Q of each, [N] int32.
       known: Ids of all segments in order, [N] int32, and the number of ids of
         each, [P] int; None for a decoder.
-      lane_segments: Segments of a lane, which are coded one after the other.
+      lane_numbers: Numbers from `lane_numbers`; the segments of a lane are
+        coded one after the other.
       coder: Encoder or decoder.
 
     Returns:
@@ -130,43 +194,41 @@ class SegmentCoder:
     """
     codes_PQ = codes_N.reshape(-1, self.config.pooling.num_queries)
     count = len(codes_PQ)
-    if not 0 < lane_segments <= max(count, 1):
-      raise ValueError(
-        f'got lanes of {lane_segments} segments, allowed: 1 to {count}'
-      )
+    first_N = self.first_segments(lane_numbers, count)
+    stop_N = np.append(first_N[1:], count)
     offset_L = np.arange(self.config.segmentation.max_length)
     ids_PL = np.zeros((count, len(offset_L)), np.int32)
     length_P = np.zeros(count, np.int32)
     if known is not None:
       ids_N, length_P[:] = known
       ids_PL[offset_L < length_P[:, None]] = ids_N
-    group = lane_segments * self.shapes.widths[-1]
-    for start in range(0, count, group):
-      stop = min(start + group, count)
-      first_N = np.arange(start, stop, lane_segments)
-      stop_N = np.minimum(first_N + lane_segments, stop)
-      lanes = self._start(first_N, stop_N, lane_segments)
+    capacity = self.config.segmentation.max_length * lane_numbers[0]
+    if self.has_rule:
+      capacity = self.row_ids
+    width = self.shapes.widths[-1]
+    for start in range(0, len(first_N), width):
+      part = slice(start, start + width)
+      lanes = self._start(first_N[part], stop_N[part], capacity)
       while lanes.active_B.any():
         lanes.narrow(self.shapes.width_of(int(lanes.active_B.sum())))
         self._code_next(codes_PQ, lanes, ids_PL, length_P, coder)
     return ids_PL[offset_L < length_P[:, None]]
 
   def _start(
-    self, first_N: np.ndarray, stop_N: np.ndarray, lane_segments: int
+    self, first_N: np.ndarray, stop_N: np.ndarray, capacity: int
   ) -> '_Lanes':
     """Returns lanes before their first ids, as many as a step has or more."""
     size = self.shapes.width_of(len(first_N))
     missing = size - len(first_N)
-    bos = math.prod(self.sizes) + Special.BOS
-    capacity = lane_segments * self.config.segmentation.max_length
     level, _ = self._bound()
     return _Lanes(
       at_B=np.pad(first_N, (0, missing)),
       stop_B=np.pad(stop_N, (0, missing)),
       active_B=np.arange(size) < len(first_N),
       offset_B=np.zeros(size, np.int32),
-      fed_B=np.full(size, bos, np.int32),
+      fed_B=np.full(size, self._bos, np.int32),
       cache=level.expander.init_cache(size, capacity),
+      ends=self._start_rule(size) if self.has_rule else None,
     )
 
   def _code_next(
@@ -188,6 +250,7 @@ class SegmentCoder:
     first_table, x_BD, lanes.cache = self._step(
       lanes.fed_B,
       lanes.offset_B,
+      lanes.at_B.astype(np.int32),
       lanes.active_B,
       codes_PQ[around_BU].reshape(len(around_BU), -1),
       np.maximum(lookback - lanes.at_B, 0).astype(np.int32),
@@ -208,8 +271,14 @@ class SegmentCoder:
     )
     is_end_N = offset_N == self.config.segmentation.max_length - 1
     is_asked_N = ~is_end_N
+    if lanes.ends is not None:
+      lanes.ends, table_B2 = self._ask_rule(
+        lanes.ends, ids_B, lanes.offset_B, lanes.active_B
+      )
+    elif is_asked_N.any():
+      table_B2 = self._ends(x_BD, ids_B)
     if is_asked_N.any():
-      table_B2 = np.asarray(self._ends(x_BD, ids_B))
+      table_B2 = np.asarray(table_B2)
       says_N = offset_N + 1 == length_P[at_N]
       is_end_N[is_asked_N] = coder.code(
         table_B2[active_N[is_asked_N]], says_N[is_asked_N].astype(np.int32)
@@ -217,6 +286,8 @@ class SegmentCoder:
     ids_PL[at_N, offset_N] = ids_B[active_N]
     length_P[at_N[is_end_N]] = offset_N[is_end_N] + 1
     lanes.fed_B = ids_B
+    if self.config.expander.context == 'segment':
+      lanes.fed_B[active_N[is_end_N]] = self._bos
     lanes.offset_B[active_N] = np.where(is_end_N, 0, offset_N + 1)
     lanes.at_B[active_N] += is_end_N
     lanes.active_B &= lanes.at_B < lanes.stop_B
@@ -226,6 +297,7 @@ class SegmentCoder:
     self,
     fed_B: Array,
     offset_B: Array,
+    at_B: Array,
     active_B: Array,
     codes_BU: Array,
     lowest_B: Array,
@@ -236,6 +308,7 @@ class SegmentCoder:
     Args:
       fed_B: Last id, or BOS.
       offset_B: Position of the next id in its segment.
+      at_B: Its segment.
       active_B: Lanes that have a next id.
       codes_BU: Codes that it attends to, those of its own segment last, [B, U]
         int32.
@@ -249,10 +322,11 @@ class SegmentCoder:
     level, codebooks = self._bound()
     vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
     own_B = jnp.full_like(lowest_B, self.config.expander.lookback)
+    is_apart = self.config.expander.context == 'segment'
     x_BD, cache = level.expander.step(
       fed_B,
       offset_B,
-      jnp.zeros_like(fed_B),
+      at_B if is_apart else jnp.zeros_like(fed_B),
       cache,
       active_B,
       StepCodes(
@@ -288,6 +362,50 @@ class SegmentCoder:
     logits_B2 = jnp.stack([jnp.zeros_like(log_odds_B), log_odds_B], axis=-1)
     return logit_frequencies(logits_B2)
 
+  @functools.partial(jax.jit, static_argnames='num_lanes')
+  def _start_rule(self, num_lanes: int) -> ends.EntropyEnds:
+    """Returns the state of the rule before the first ids of lanes."""
+    level, _ = self._bound()
+    # One more than ids: BOS.
+    return ends.start(level, num_lanes, self.row_ids + 1)
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def _ask_rule(
+    self,
+    state: ends.EntropyEnds,
+    ids_B: Array,
+    offset_B: Array,
+    active_B: Array,
+  ) -> tuple[ends.EntropyEnds, Array]:
+    """Reads ids, and predicts whether they end their segments.
+
+    Args:
+      state: State before the ids; its buffers are reused.
+      ids_B: The ids, [B] int32.
+      offset_B: Their positions in their segments, [B] int32.
+      active_B: Lanes that have an id, [B] bool.
+
+    Returns:
+      The state, and frequencies that segments go on and end, [B, 2] int32.
+    """
+    level, _ = self._bound()
+    # As coded: the rule may have divided otherwise.
+    segmenter = dataclasses.replace(state.segmenter, length_B=offset_B + 1)
+    state, opens_B = ends.after(
+      level,
+      dataclasses.replace(state, segmenter=segmenter),
+      ids_B,
+      ids_B,
+      jnp.zeros_like(ids_B),
+      active_B,
+    )
+    end_B = jnp.where(opens_B, (1 << PRECISION_BITS) - _SURPRISE, _SURPRISE)
+    return state, jnp.stack([(1 << PRECISION_BITS) - end_B, end_B], axis=-1)
+
+  @property
+  def _bos(self) -> int:
+    return math.prod(self.sizes) + Special.BOS
+
   def _bound(self) -> tuple[Abstractinator, Codebooks | None]:
     """Returns the bound level, and the codebooks of the one below."""
     levels = self.model.bind(self.variables).levels
@@ -308,6 +426,7 @@ class _Lanes:
     offset_B: Position of the next id in its segment, [B] int32.
     fed_B: The id before it, or BOS, [B] int32.
     cache: KV cache of the expander.
+    ends: State of the rule, if it predicts the ends.
   """
 
   at_B: np.ndarray
@@ -316,6 +435,7 @@ class _Lanes:
   offset_B: np.ndarray
   fed_B: np.ndarray
   cache: Cache
+  ends: ends.EntropyEnds | None
 
   def narrow(self, width: int) -> None:
     """Keeps some lanes, the active ones among them."""

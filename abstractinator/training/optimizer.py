@@ -154,7 +154,7 @@ def rise_of_longer_run(
     One line, with a way to train longer that raises nothing; None if the rate
     does not rise, or the warm-up is not over.
   """
-  if step <= max(old.warmup_steps, new.warmup_steps) or step > old_steps:
+  if step <= warmup_of(old, old_steps) or step > old_steps:
     return None
   before = float(make_schedule(old, old_steps)(step - 1))
   after = float(make_schedule(new, new_steps)(step))

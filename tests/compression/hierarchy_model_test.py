@@ -219,6 +219,45 @@ def test_other_payloads_are_refused(model):
       read_block(model, broken, 10)
 
 
+@pytest.mark.parametrize(
+  'context', ['window', pytest.param('segment', marks=pytest.mark.nightly)]
+)
+@pytest.mark.usefixtures('always_coded')
+def test_ends_by_entropy_come_back_and_take_no_bits(context):
+  """Rows of a block are lanes; the rule says nearly all of their ends."""
+  config = config_of(context, lookback=1, ends='entropy')
+  model, _ = make(config, widths=(2, 8))
+  (level,) = model.levels
+  data = letters(3 * ROW + 5)
+  encoder = EndCounter()
+  payload = write_block(model, data, encoder)
+  assert read_block(model, payload, len(data)) == data
+  (_, length_P), *_ = model.encode(data)[0]
+  numbers = level.lane_numbers(length_P)
+  assert len(numbers) == level.num_lane_numbers(len(data)) == 4
+  assert sum(numbers) == len(length_P) > 20
+  assert encoder.num_ends > 300
+  # The rule does not know where a row ends.
+  assert encoder.num_surprises <= 4
+  for wrong in ([0, *numbers[1:]], [*numbers[:-1], numbers[-1] + 1]):
+    with pytest.raises(ValueError, match='got rows of'):
+      level.first_segments(wrong, len(length_P))
+  assert decompress(model, compress(model, data)) == data
+
+
+class EndCounter(RangeCoder):
+  """Encoder that counts ends of segments, and those that were unlikely."""
+
+  num_ends = num_surprises = 0
+
+  def code(self, frequencies, symbols_N):
+    if frequencies.shape[-1] == 2:
+      chosen_N = frequencies[np.arange(len(symbols_N)), symbols_N]
+      self.num_ends += len(symbols_N)
+      self.num_surprises += int((chosen_N < 2**19).sum())
+    return super().code(frequencies, symbols_N)
+
+
 def test_files_say_which_model_wrote_them(model):
   config = tiny_run.config()
   bytes_model = ByteModel(config, make(config)[1])
@@ -246,8 +285,6 @@ def test_another_checkpoint_is_refused(model):
 
 def test_unsupported_runs_are_refused():
   variables = {'params': {}}
-  with pytest.raises(ValueError, match=r"expander\.ends: got 'entropy'"):
-    HierarchyModel(tiny_run.config(ends='entropy'), variables)
   config = dataclasses.replace(tiny_run.config(), objective='entropy_model')
   with pytest.raises(ValueError, match="objective: got 'entropy_model'"):
     HierarchyModel(config, variables)
