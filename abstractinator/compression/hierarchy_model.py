@@ -223,6 +223,9 @@ def unsupported(config: RunConfig) -> str | None:
       "model: got expander.conditioning 'top_lm' or top_lm.inputs 'segments',"
       ' allowed: neither'
     )
+  base = config.model.levels[0].expander.base
+  if base != 'none':
+    return f"model.levels[0].expander.base: got {base!r}, allowed: 'none'"
   for number, level in enumerate(config.model.levels):
     largest = max(level.quantizer.stage_sizes)
     if largest > _MOST_VALUES:

@@ -285,6 +285,14 @@ def test_another_checkpoint_is_refused(model):
 
 def test_unsupported_runs_are_refused():
   variables = {'params': {}}
+  config = tiny_run.config(ends='entropy')
+  (level,) = config.model.levels
+  expander = dataclasses.replace(level.expander, base='entropy_model')
+  level = dataclasses.replace(level, expander=expander)
+  model = dataclasses.replace(config.model, levels=(level,))
+  config = dataclasses.replace(config, model=model)
+  with pytest.raises(ValueError, match=r"expander\.base: got 'entropy_model'"):
+    HierarchyModel(config, variables)
   config = dataclasses.replace(tiny_run.config(), objective='entropy_model')
   with pytest.raises(ValueError, match="objective: got 'entropy_model'"):
     HierarchyModel(config, variables)
