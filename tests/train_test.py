@@ -100,7 +100,10 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   many_processes.finish(started)
   code, _, err = _run(f'--workdir={workdir}')
   assert code == 0, err
+  assert err.startswith('reading documents: ')
   first = int(re.search(rf'steps (\d+) to {_STEPS}', err)[1])
+  # Only lines with a path may be wide.
+  assert all(len(x) <= 80 for x in err.splitlines() if str(tmp_path) not in x)
   assert _INTERVAL <= first <= _STEPS
   assert_same_state(workdir, finished, _STEPS)
   assert _metrics(workdir) == _metrics(finished)
@@ -211,6 +214,14 @@ def test_wrong_command_is_one_line_and_changes_nothing(args, message, tmp_path):
   assert line.startswith('train.py: error: ')
   assert message in line
   assert not workdir.exists()
+
+
+def test_help_says_where_the_settings_are():
+  code, out, err = _run('--help')
+  assert (code, err) == (0, '')
+  assert out.startswith('usage: train.py ')
+  assert str(ROOT / 'configs' / 'default.py') in ''.join(out.split())
+  assert '--config.PATH=VALUE gives a setting another value' in out
 
 
 def _snapshot(folder: pathlib.Path) -> dict[str, bytes]:
