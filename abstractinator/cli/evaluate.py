@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ' part',
   )
   parser.add_argument(
+    '--candidates',
+    type=common.at_least(1),
+    default=1,
+    help='number of nearest codes of a segment of which the cheapest in bits is'
+    ' taken; default: %(default)s',
+  )
+  parser.add_argument(
     '--noise',
     action='store_true',
     help='also measure on disturbed text, and the effects of one edited byte',
@@ -62,7 +69,11 @@ def run(args: argparse.Namespace) -> str:
   from abstractinator.evaluation.evaluator import open_run
 
   evaluator = open_run(
-    args.workdir, args.step, batch_size=args.batch_size, stride=args.stride
+    args.workdir,
+    args.step,
+    batch_size=args.batch_size,
+    stride=args.stride,
+    candidates=args.candidates,
   )
   if args.data is None and evaluator.config.objective == 'top_lm':
     raise ValueError(
@@ -96,6 +107,9 @@ def run(args: argparse.Namespace) -> str:
 # Figures that come first, in this order.
 _HEADLINE = (
   'total_bits_per_byte',
+  'total_over_flat',
+  'bits_back_bits_per_byte',
+  'code_efficiency',
   'code_bits_per_byte',
   'code_model',
   'free_running_byte_accuracy',

@@ -124,6 +124,9 @@ def _likelihood_figures(
     **price_of_codes(flat, total, code),
     'teacher_forced_byte_accuracy': accuracy,
   }
+  if 'bits_back_bits' in sums.whole:
+    bits = sums.whole['bits_back_bits'] + sums.whole['top_lm_end_bits']
+    whole['bits_back_bits_per_byte'] = bits / num_bytes
   return ByLevel(per_byte, whole), num_bytes
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from abstractinator.config import ModelConfig, RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
-from abstractinator.evaluation import coded_rows, likelihood
+from abstractinator.evaluation import code_choice, coded_rows, likelihood
 from abstractinator.evaluation.coded_rows import CodedLevel, CodedRows
 from abstractinator.evaluation.likelihood import RowSums
 from abstractinator.evaluation.windows import (
@@ -23,6 +23,7 @@ from abstractinator.evaluation.windows import (
   windows_of,
 )
 from abstractinator.model.pyramid import BytePredictions, PyramidOutput
+from abstractinator.objective.by_level import ByLevel
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs.load import read_trained
 from abstractinator.runs.sharding import batch_sharding, make_mesh, replicated
@@ -33,27 +34,20 @@ _BATCH_IDS = 8192
 
 
 def open_run(
-  workdir: str,
-  step: int | None = None,
-  *,
-  batch_size: int | None = None,
-  stride: int | None = None,
+  workdir: str, step: int | None = None, **options: Any
 ) -> 'Evaluator':
   """Returns an evaluator of a checkpoint.
 
   Args:
     workdir: Directory of the run.
     step: Step of the checkpoint; the latest one by default.
-    batch_size: Number of rows in a batch; see `Evaluator`.
-    stride: Most ids that a window after the first one scores; see `Evaluator`.
+    **options: Further arguments of `Evaluator`.
 
   Raises:
     ValueError: If there is no such checkpoint, it is damaged, or a number is
       out of its range.
   """
-  return Evaluator(
-    *read_trained(workdir, step), batch_size=batch_size, stride=stride
-  )
+  return Evaluator(*read_trained(workdir, step), **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +92,7 @@ class Evaluator:
     *,
     batch_size: int | None = None,
     stride: int | None = None,
+    candidates: int = 1,
     devices: Sequence[jax.Device] | None = None,
   ):
     """Prepares the functions; each is compiled at its first use.
@@ -109,6 +104,8 @@ class Evaluator:
         number of devices; by default, rows of 8192 ids in total.
       stride: Most ids that a window after the first one scores; by default,
         half of `data.sequence_length`.
+      candidates: Number of nearest codes of which the cheapest is taken; see
+        `code_choice`.
       devices: Devices to use; by default, all of this process.
 
     Raises:
@@ -136,9 +133,13 @@ class Evaluator:
     self._mesh, self._rows = mesh, batch_sharding(mesh)
     self.model = make_model(self.config, devices[0].platform)
     self.variables = jax.device_put(variables, replicated(mesh))
-    self._score = self._jit(
-      _score_pyramid if self.has_codes else _score_entropy_model
-    )
+    self._score = self._jit(_score_entropy_model)
+    if candidates > 1:
+      reason = code_choice.unsupported(self.config.model, candidates)
+      if reason is not None:
+        raise ValueError(reason)
+    if self.has_codes:
+      self._score = self._jit(_score_pyramid, candidates=candidates)
     self._code = {
       decode: self._jit(
         coded_rows.code_rows,
@@ -262,10 +263,25 @@ def _score_pyramid(
   is_counted_BS: Array,
   *,
   model: AbstractinatorPyramid,
+  candidates: int,
 ) -> tuple[RowSums, Array, Array, Array]:
   """Computes the fields of a `ScoredBatch` for a run with codes."""
-  output = cast(PyramidOutput, model.apply(variables, batch))
+
+  def run(pyramid: AbstractinatorPyramid) -> tuple[PyramidOutput, Array | None]:
+    if candidates == 1:
+      return pyramid(batch), None
+    codes, top_lm, nats_BU = code_choice.choose_codes(
+      pyramid, batch, candidates, is_counted_BS
+    )
+    return pyramid.predict(codes, top_lm), nats_BU
+
+  output, nats_BU = cast(
+    tuple[PyramidOutput, Array | None], model.apply(variables, method=run)
+  )
   sums, is_paid_BU = likelihood.pyramid_bits(output, is_counted_BS)
+  if nats_BU is not None and code_choice.is_independent(model.config):
+    bits_B = likelihood.row_bits(nats_BU, is_paid_BU)
+    sums |= ByLevel(whole={'bits_back_bits': bits_B})
   codes = output.top_codes
   return sums, codes.codes_BP, codes.document_BP >= 0, is_paid_BU
 

@@ -185,7 +185,20 @@ class Pyramid(nn.Module):
     `byte_dropout`.
     """
     codes = self.compress_all(batch)
-    top_lm = self.predict_top(codes)
+    return self.predict(codes, self.predict_top(codes))
+
+  def predict(
+    self, codes: PyramidCodes, top_lm: CodeSequenceOutput | None
+  ) -> PyramidOutput:
+    """Predicts every level back from codes, teacher-forced.
+
+    Args:
+      codes: Codes of all levels.
+      top_lm: Predictions of the top codes; None without a top LM.
+
+    Returns:
+      All outputs, as a call returns them.
+    """
     levels = tuple(
       LevelOutput(compressed, self.expand(codes, top_lm, number))
       for number, compressed in enumerate(codes.levels)
