@@ -239,10 +239,6 @@ def get_level() -> ml_collections.ConfigDict:
       # Fraction of the ids fed in training that are hidden, so that codes must
       # carry the text; 0 <= value < 1.
       byte_dropout=0.0,
-      # Fraction of the segments in training whose ids are predicted without the
-      # entropy model, so that codes must carry the text; 0 <= value < 1, and 0
-      # while base is 'none'.
-      base_dropout=0.0,
       # Width of a space in which ids are embedded and compared, by one table
       # and one matrix in either direction; 1 or more. None for a table of width
       # d_model and a separate output matrix. Above the first level: None, or

@@ -79,7 +79,6 @@ class ExpanderConfig(Section):
   base: Literal['none', 'entropy_model']
   conditioning: Literal['none', 'top_lm']
   byte_dropout: Fraction
-  base_dropout: Fraction
   code_dim: WidthOrNone
   distance: Literal['dot', 'squared']
   residual_conditioning: bool
@@ -98,10 +97,6 @@ class ExpanderConfig(Section):
       )
       self.require(
         self.code_dim is None, 'code_dim', "None with base 'entropy_model'"
-      )
-    else:
-      self.require(
-        self.base_dropout == 0, 'base_dropout', "0 while base is 'none'"
       )
 
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 
 from abstractinator.config import LevelConfig
@@ -13,7 +12,6 @@ from abstractinator.model.compressor import (
   CompressorOutput,
   SegmentCompressor,
 )
-from abstractinator.model.entropy_model import Prior
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ, ExpanderOutput
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.implementation import Implementations
@@ -117,8 +115,7 @@ class Abstractinator(nn.Module):
     """Predicts rows from codes, teacher-forced.
 
     With an rng `byte_dropout`, as in training, `ExpanderConfig.byte_dropout` of
-    the ids are hidden from the expander, and the prior of `base_dropout` of the
-    segments.
+    the ids are hidden from the expander.
 
     Args:
       batch: Rows of ids.
@@ -140,9 +137,6 @@ class Abstractinator(nn.Module):
         batch.ids_BS.shape[1],
         rate,
       )
-    prior = compressed.prior if self.expander.has_prior else None
-    if prior is not None:
-      prior = self._without_some(prior, batch.row_B, compressed)
     if vectors_BUD is None:
       vectors_BUD = compressed.quantized.vectors_BPD
     return self.expander(
@@ -152,19 +146,5 @@ class Abstractinator(nn.Module):
       self.expander.memory(vectors_BUD, states_BUY),
       hidden_BS,
       codebooks,
-      prior,
+      compressed.prior if self.expander.has_prior else None,
     )
-
-  def _without_some(
-    self, prior: Prior, row_B: Array, compressed: CompressorOutput
-  ) -> Prior:
-    """Clears the prior of some segments in training; see `base_dropout`."""
-    rate = self.config.expander.base_dropout
-    if rate == 0 or not self.has_rng('byte_dropout'):
-      return prior
-    slots = compressed.is_valid_BP.shape[1]
-    key = self.make_rng('byte_dropout')
-    hidden_BP = hidden_ids(key, row_B, slots, rate)
-    at_BS = jnp.maximum(compressed.segments.index_BS, 0)
-    hidden_BS = jnp.take_along_axis(hidden_BP, at_BS, axis=1)
-    return jax.tree.map(lambda x: jnp.where(hidden_BS[..., None], 0, x), prior)

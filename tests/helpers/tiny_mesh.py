@@ -51,7 +51,6 @@ def make_values(levels=2):
     # As in the main job: vectors go up, and states go down.
     level.expander.update(
       base='entropy_model',
-      base_dropout=0.2,
       ends='entropy',
       conditioning='top_lm',
     )
