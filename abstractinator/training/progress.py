@@ -20,7 +20,7 @@ class Progress:
 
   On a terminal it is one line, rewritten in place; in a log file it is one
   plain line every few seconds. Values that do not fit into the line are left
-  out, those at the end first.
+  out, those at the end first. A terminal with room for it shows a bar.
 
   The time left is that of the steps and of the batches of evaluations to come.
   Compilation does not count: it is over after the first step, and after the
@@ -136,12 +136,14 @@ class Progress:
       at_once: Whether to show it in any case.
     """
     left = self._seconds_left(batches)
-    if self._is_terminal:
-      done = min(_BAR_WIDTH * self._step // self._total_steps, _BAR_WIDTH)
-      parts.insert(0, '[' + '#' * done + '.' * (_BAR_WIDTH - done) + ']')
     if left is not None:
       parts.insert(0, f'{_duration(left)} left')
-    self._line = '  '.join(_fitting(parts, self._columns()))
+    columns = self._columns()
+    self._line = '  '.join(_fitting(parts, columns))
+    done = min(_BAR_WIDTH * self._step // self._total_steps, _BAR_WIDTH)
+    bar = '  [' + '#' * done + '.' * (_BAR_WIDTH - done) + ']'
+    if self._is_terminal and len(self._line + bar) <= columns:
+      self._line += bar
     self._is_line_shown = False
     now = self._clock()
     if at_once or now - self._last_shown >= self._interval_seconds:

@@ -153,7 +153,7 @@ def test_terminal_line_is_rewritten(monkeypatch):
   monkeypatch.setenv('COLUMNS', '200')
   stream = Terminal()
   progress, _ = run(stream, [25, 50], 1.0)
-  line = '50s left  [#####.....]  step 50/100  loss 2.500  bytes/s 12.35k'
+  line = '50s left  step 50/100  loss 2.500  bytes/s 12.35k  [#####.....]'
   assert shown(stream.getvalue()) == [line]
   progress.message('checkpoint 50')
   assert shown(stream.getvalue()) == ['checkpoint 50', line]
@@ -166,7 +166,7 @@ def test_terminal_line_never_wraps(monkeypatch):
   stream = Terminal()
   run(stream, [25, 50], 1.0)
   (line,) = shown(stream.getvalue())
-  assert line == '50s left  [#####.....]'
+  assert line == '50s left  step 50/100'
 
 
 def test_terminal_is_not_redrawn_too_often():
