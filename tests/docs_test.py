@@ -1,0 +1,256 @@
+"""README and the pages of docs/: what they name exists.
+
+Links resolve, every page is in the navigation, and settings, flags, configs,
+commands and metrics that a page names are those of the code.
+"""
+
+import argparse
+import ast
+import functools
+import importlib.util
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from abstractinator.cli import config_file, main
+from abstractinator.config import RunConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+# Files in which figures of a run get their names.
+NAMING = (
+  *('objective/losses.py', 'objective/metrics.py', 'objective/objectives.py'),
+  *('evaluation/evaluate.py', 'evaluation/held_out.py'),
+  *('evaluation/level_statistics.py', 'evaluation/likelihood.py'),
+  *('evaluation/coded_rows.py', 'evaluation/robustness.py'),
+  *('training/flops.py', 'training/health.py', 'training/report.py'),
+  *('training/loop.py', 'training/step.py', 'training/step_metrics.py'),
+)
+# A word in backticks that ends so is a metric, unless it is a setting.
+METRIC = re.compile(
+  r'(_bits_per_\w+|_accuracy(_\w+)?|_fraction|_perplexity|_efficiency'
+  r'|_over_flat|_ratio|_p\d\d)$'
+)
+PLACE = re.compile(r'^(train|eval|perf|noise|level\d|stage\d)/(?=.)')
+
+
+def ids(paths):
+  return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def each_page(function):
+  return pytest.mark.parametrize('page', PAGES, ids=ids(PAGES))(function)
+
+
+def prose(page):
+  """Returns the text of a page without its blocks of code."""
+  text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.M | re.S)
+  return re.sub(r'^    .*$', '', text, flags=re.M)
+
+
+def commands(page):
+  """Returns the words of each command in the blocks of a page."""
+  text = page.read_text()
+  blocks = re.findall(r'(?:^(?:    .*| *)\n)+', text, flags=re.M)
+  blocks += re.findall(r'^```(?:bash|sh)\n(.*?)^```', text, flags=re.M | re.S)
+  lines = ''.join(blocks).replace('\\\n', ' ').splitlines()
+  return [
+    shlex.split(part, comments=True)
+    for line in lines
+    for part in line.split(' && ')
+    if re.search(r'\b(abstractinator|train\.py)\b', part)
+  ]
+
+
+def slugs(page):
+  """Returns the anchors of the headings of a page."""
+  names = re.findall(r'^#+ (.*)$', page.read_text(), flags=re.M)
+  return {
+    re.sub(r'[^\w\- ]', '', name.lower()).strip().replace(' ', '-')
+    for name in names
+  }
+
+
+@functools.cache
+def all_settings():
+  """Returns every setting of one level, two levels and a top LM, as paths."""
+  (path,) = (ROOT / 'configs').glob('tiny_2level.py')
+  config = config_file.read(str(path), [])
+  return frozenset(config_file.paths(config))
+
+
+@functools.cache
+def named():
+  """Returns the names in the code: constants, and patterns with fillings."""
+  constants, patterns = set(), []
+  for name in NAMING:
+    tree = ast.parse((ROOT / 'abstractinator' / name).read_text())
+    # Text that is a part of a longer one is no name of its own.
+    parts = set()
+    for node in ast.walk(tree):
+      if isinstance(node, ast.JoinedStr):
+        parts |= {id(x) for x in ast.walk(node)}
+        pieces = [
+          re.escape(x.value) if isinstance(x, ast.Constant) else '(.*)'
+          for x in node.values
+        ]
+        if re.search(r'[a-z]{2}', ''.join(pieces)):
+          patterns.append(re.compile(''.join(pieces)))
+      elif isinstance(node, ast.Constant) and id(node) not in parts:
+        constants.add(str(node.value))
+      elif isinstance(node, ast.keyword | ast.FunctionDef):
+        constants.add(str(getattr(node, 'arg', None) or ''))
+  terms = RunConfig.__dataclass_fields__['loss'].type
+  constants |= {f'level{n}' for n in range(4)} | {'', *terms_of(terms)}
+  return frozenset(constants), tuple(patterns)
+
+
+def terms_of(section):
+  return section.__dataclass_fields__
+
+
+@functools.cache
+def is_name(word):
+  """Returns whether the code can give a figure this name."""
+  constants, patterns = named()
+  if word in constants:
+    return True
+  return any(
+    all(len(part) < len(word) and is_name(part) for part in match.groups())
+    for match in (pattern.fullmatch(word) for pattern in patterns)
+    if match
+  )
+
+
+def is_metric(word):
+  while PLACE.match(word) and not is_name(word):
+    word = PLACE.sub('', word)
+  return is_name(word)
+
+
+@each_page
+def test_relative_links_resolve(page):
+  for target in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
+    if re.match(r'[a-z]+:', target):
+      continue
+    path, _, anchor = target.partition('#')
+    file = (page.parent / path) if path else page
+    assert file.exists(), f'{target}: no such file'
+    if anchor:
+      assert anchor in slugs(file), f'{target}: no such heading'
+
+
+def test_every_page_is_in_the_navigation_once():
+  text = (ROOT / 'mkdocs.yml').read_text()
+  listed = re.findall(r'^ +- .*: (\S+\.md)$', text, flags=re.M)
+  pages = [str(p.relative_to(ROOT / 'docs')) for p in PAGES[1:]]
+  assert sorted(listed) == sorted(pages)
+
+
+@each_page
+def test_settings_on_command_lines_exist(page):
+  for path in re.findall(r'--config\.([\w.\[\]]+)', page.read_text()):
+    known = path.replace('PATH', 'seed').rstrip('.')
+    assert known in all_settings(), f'--config.{path}'
+
+
+@each_page
+def test_commands_configs_and_flags_exist(page):
+  for words in commands(page):
+    text = ' '.join(words)
+    for module in re.findall(r'abstractinator\.[\w.]+\b', text):
+      assert importlib.util.find_spec(module) is not None, text
+    for config in re.findall(r'--config=(?!/)(\S+)', text):
+      stem = pathlib.Path(config.partition(':')[0]).stem
+      assert stem in {*config_file.names(), 'mine', 'CONFIG', 'NAME'}, text
+    at = [i for i, word in enumerate(words) if word == 'abstractinator']
+    name = 'train' if not at else words[at[0] + 1] if words[at[0] + 1 :] else ''
+    if 'train.py' not in text and not at:
+      continue
+    assert name in {*main._COMMANDS, 'COMMAND', '--help'}, text
+    if name not in main._COMMANDS:
+      continue
+    parser = argparse.ArgumentParser()
+    main._module(name).add_arguments(parser)
+    for word in words[(at[0] + 2 if at else words.index('train.py') + 1) :]:
+      flag = word.partition('=')[0]
+      if flag.startswith('--') and not flag.startswith('--config.'):
+        assert flag in main._flags(parser), text
+
+
+@each_page
+def test_metrics_that_are_named_exist(page):
+  last = {re.split(r'[.\]]', path)[-1] for path in all_settings()}
+  for word in re.findall(r'`([\w/]+)`', prose(page)):
+    if METRIC.search(word) or PLACE.match(word):
+      assert is_metric(word) or word in last, word
+
+
+def test_every_metric_of_the_page_of_metrics_exists():
+  page = ROOT / 'docs/reference/metrics.md'
+  cells = re.findall(r'^\| (`.*?) \|', page.read_text(), flags=re.M)
+  words = [word for cell in cells for word in re.findall(r'`(.*?)`', cell)]
+  assert len(words) > 60
+  assert [word for word in words if not is_metric(word)] == []
+
+
+@pytest.mark.parametrize(
+  'word',
+  [
+    'entropie_model_bits_per_byte',
+    'total_bits_per_code',
+    'perf/bytes_a_second',
+  ],
+)
+def test_a_wrong_metric_is_found(word):
+  assert not is_metric(word)
+
+
+def test_configs_in_pages_are_configs(tmp_path):
+  texts = [
+    block
+    for page in PAGES
+    for block in re.findall(
+      r'^```python\n(.*?)^```', page.read_text(), flags=re.M | re.S
+    )
+    if 'def get_config' in block
+  ]
+  assert len(texts) >= 3
+  for text in texts:
+    path = tmp_path / 'mine.py'
+    path.write_text(text)
+    assert config_file.load(str(path)).max_steps
+
+
+def test_the_page_of_settings_has_each_setting_with_a_meaning():
+  spec = importlib.util.spec_from_file_location('pages', ROOT / 'docs/pages.py')
+  pages = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(pages)
+  text = pages.on_page_markdown('<!-- settings -->')
+  rows = re.findall(r'^\| `(\w+)` \| (.*?) \| (.*) \|$', text, flags=re.M)
+  found = {name for name, _, _ in rows}
+  assert found >= {re.split(r'[.\]]', path)[-1] for path in all_settings()}
+  # One comment describes these settings together.
+  together = {
+    *('entropy_model', 'compressor', 'expander', 'top_lm'),
+    *('data', 'fsdp', 'tensor'),
+  }
+  assert {name for name, _, about in rows if not about} <= together
+  assert '| `rate_warmup_steps` | `100` | Steps in which' in text
+
+
+def test_the_page_of_commands_has_each_command():
+  spec = importlib.util.spec_from_file_location('pages', ROOT / 'docs/pages.py')
+  pages = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(pages)
+  text = pages.on_page_markdown('<!-- commands -->')
+  assert re.findall(r'^## (\S+)$', text, flags=re.M) == list(main._COMMANDS)
+  assert '| `--top_p` |' in text
+
+
+def test_pictures_are_small():
+  folder = ROOT / 'docs/images'
+  pictures = [p for p in folder.iterdir() if p.suffix in ('.svg', '.png')]
+  assert sum(path.stat().st_size for path in pictures) < 2e6
