@@ -9,7 +9,6 @@ comment.
 import argparse
 import ast
 import dataclasses
-import operator
 import pathlib
 import re
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
+from ml_collections.config_flags import config_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 if str(ROOT) not in sys.path:
@@ -30,7 +30,7 @@ _SETTINGS, _COMMANDS = '<!-- settings -->', '<!-- commands -->'
 # Functions of configs/default.py in the order of the page: the group that each
 # describes, and a config with its values.
 _GROUPS = {
-  'get_config': ('config', default.get_config),
+  'get_settings': ('config', default.get_settings),
   'get_level': ('config.model.levels[0]', default.get_level),
   'get_top_lm': ('config.model.top_lm', default.get_top_lm),
   'get_attention': ('...attention', default.get_attention),
@@ -75,22 +75,35 @@ def settings_tables() -> str:
     config = make()
     for group, members in groups.items():
       parts.append(_group(f'{place}.{group}'.rstrip('.'), members, config))
-  changes = [f'- `{path} = {value!r}`' for path, value in upper_level()]
   parts += [
     '## Levels above the first',
     '`get_upper_level` returns the settings of `get_level` but for these:',
-    '\n'.join(changes),
+    changes(default.get_level(), default.get_upper_level()),
+    '## The default config',
+    '`get_config` returns the settings of `get_settings`, with a top LM of'
+    ' `get_top_lm`, but for these:',
+    changes(_with_top_lm(default.get_settings()), default.get_config()),
   ]
   return '\n\n'.join(filter(None, parts))
 
 
-def upper_level() -> Iterator[tuple[str, Any]]:
-  """Yields the settings of `get_upper_level` that `get_level` has not."""
-  level, upper = default.get_level(), default.get_upper_level()
-  for path in config_file.paths(upper):
-    values = [operator.attrgetter(path)(x) for x in (level, upper)]
-    if values[0] != values[1]:
-      yield path, values[1]
+def changes(
+  before: ml_collections.ConfigDict, after: ml_collections.ConfigDict
+) -> str:
+  """Returns a list of the settings of a config that another has not."""
+  found = []
+  for path in config_file.paths(after):
+    old, new = (config_path.get_value(path, x) for x in (before, after))
+    if old != new:
+      found.append(f'- `{path} = {new!r}`')
+  return '\n'.join(found)
+
+
+def _with_top_lm(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  config.model.top_lm = default.get_top_lm()
+  return config
 
 
 def settings(function: ast.FunctionDef, lines: list[str]) -> Iterator[Setting]:
