@@ -8,6 +8,7 @@ import argparse
 import ast
 import functools
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -15,7 +16,6 @@ import shlex
 import pytest
 
 from abstractinator.cli import config_file, main
-from abstractinator.config import RunConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -102,13 +102,7 @@ def named():
         constants.add(str(node.value))
       elif isinstance(node, ast.keyword | ast.FunctionDef):
         constants.add(str(getattr(node, 'arg', None) or ''))
-  terms = RunConfig.__dataclass_fields__['loss'].type
-  constants |= {f'level{n}' for n in range(4)} | {'', *terms_of(terms)}
-  return frozenset(constants), tuple(patterns)
-
-
-def terms_of(section):
-  return section.__dataclass_fields__
+  return frozenset(constants | {''}), tuple(patterns)
 
 
 @functools.cache
@@ -224,11 +218,16 @@ def test_configs_in_pages_are_configs(tmp_path):
     assert config_file.load(str(path)).max_steps
 
 
-def test_the_page_of_settings_has_each_setting_with_a_meaning():
+def filled(mark):
+  """Returns what the hook of the documentation puts in place of a mark."""
   spec = importlib.util.spec_from_file_location('pages', ROOT / 'docs/pages.py')
   pages = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(pages)
-  text = pages.on_page_markdown('<!-- settings -->')
+  return pages.on_page_markdown(f'<!-- {mark} -->')
+
+
+def test_the_page_of_settings_has_each_setting_with_a_meaning():
+  text = filled('settings')
   rows = re.findall(r'^\| `(\w+)` \| (.*?) \| (.*) \|$', text, flags=re.M)
   found = {name for name, _, _ in rows}
   assert found >= {re.split(r'[.\]]', path)[-1] for path in all_settings()}
@@ -242,12 +241,17 @@ def test_the_page_of_settings_has_each_setting_with_a_meaning():
 
 
 def test_the_page_of_commands_has_each_command():
-  spec = importlib.util.spec_from_file_location('pages', ROOT / 'docs/pages.py')
-  pages = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(pages)
-  text = pages.on_page_markdown('<!-- commands -->')
+  text = filled('commands')
   assert re.findall(r'^## (\S+)$', text, flags=re.M) == list(main._COMMANDS)
   assert '| `--top_p` |' in text
+
+
+def test_the_notebook_has_no_outputs():
+  notebook = json.loads((ROOT / 'docs/first_steps.ipynb').read_text())
+  cells = [x for x in notebook['cells'] if x['cell_type'] == 'code']
+  assert len(cells) > 5
+  assert all(x['outputs'] == [] for x in cells)
+  assert all(x['execution_count'] is None for x in cells)
 
 
 def test_pictures_are_small():

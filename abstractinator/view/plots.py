@@ -179,13 +179,13 @@ def cuts(
     sharex=True,
   ) as (figure, (top, bottom)):
     for row, is_start_N in enumerate(starts.values()):
-      for at, number in enumerate(np.cumsum(is_start_N)):
-        color = (_LIGHT, _DARK)[number % 2]
-        top.barh(row, 1, left=at, height=0.86, color=color)
-        top.text(at + 0.5, row, _letter(text[at]), **_LETTER)
-      top.vlines(
-        np.flatnonzero(is_start_N), row - 0.43, row + 0.43, 'black', lw=0.8
-      )
+      begin_P = np.flatnonzero(is_start_N)
+      length_P = np.diff([*begin_P, size])
+      colors = [(_LIGHT, _DARK)[number % 2] for number in range(len(begin_P))]
+      top.barh(row, length_P, left=begin_P, height=0.86, color=colors)
+      top.vlines(begin_P, row - 0.43, row + 0.43, 'black', lw=0.8)
+      for at, byte in enumerate(text):
+        top.text(at + 0.5, row, _letter(byte), **_LETTER)
     top.set(xlim=(0, size), ylim=(count - 0.4, -0.6))
     top.set_yticks(range(count), starts)
     bottom.bar(np.arange(size) + 0.5, entropy_bits_N, color=_GREY)
