@@ -174,6 +174,13 @@ def test_commands_configs_and_flags_exist(page):
         assert flag in main._flags(parser), text
 
 
+def test_the_guide_to_configs_lists_each_of_them():
+  text = (ROOT / 'docs/guides/config.md').read_text()
+  rows = re.findall(r'^\| (`.*?) \| ', text, flags=re.M)
+  listed = {name for row in rows for name in re.findall(r'`(\w+)`', row)}
+  assert set(config_file.names()) <= listed
+
+
 @each_page
 def test_metrics_that_are_named_exist(page):
   last = {re.split(r'[.\]]', path)[-1] for path in all_settings()}
