@@ -9,12 +9,14 @@ coded, and add up to 2^PRECISION_BITS.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abstractinator.ops.digits import place_values
 from abstractinator.types import NUM_BYTES, Array
 
 PRECISION_BITS = 20
@@ -126,6 +128,37 @@ class RangeCoder:
   def finish(self) -> bytes:
     """Returns all that an encoder wrote, in little-endian words of 32 bits."""
     return self._head + self._coder.get_compressed().astype('<u4').tobytes()
+
+
+def code_digits(
+  sizes: tuple[int, ...],
+  active_B: np.ndarray,
+  wanted_N: np.ndarray,
+  table_of: Callable[[int, np.ndarray], Array],
+  coder: RangeCoder,
+) -> np.ndarray:
+  """Codes one id of each active lane, digit by digit.
+
+  Args:
+    sizes: Values of each digit.
+    active_B: Lanes that have an id, [B] bool.
+    wanted_N: The ids of the active lanes, [N] int32; ignored by a decoder.
+    table_of: Function from the number of a digit and ids whose earlier digits
+      are known, [B] int32, to frequencies of the digit's values, [B, K] int32.
+    coder: Encoder or decoder.
+
+  Returns:
+    The ids, [B] int32, 0 in other lanes.
+  """
+  ids_B = np.zeros(len(active_B), np.int32)
+  for stage, (size, value) in enumerate(
+    zip(sizes, place_values(sizes), strict=True)
+  ):
+    table_BK = np.asarray(table_of(stage, ids_B.copy()))
+    ids_B[active_B] += value * coder.code(
+      table_BK[active_B], wanted_N // value % size
+    )
+  return ids_B
 
 
 def most_bytes(size: int) -> int:

@@ -2,7 +2,9 @@
 
 A block of a text is coded from the top down: its top codes, under a discrete
 top LM or else a unigram that learns as it goes; then, level by level down to
-the bytes, the ids of segments given their codes, and where segments end.
+the bytes, the ids of segments given their codes, and where segments end. Top
+codes that are a stream (see `decoding.stream`) are coded with the ids of their
+level.
 """
 
 import copy
@@ -17,8 +19,9 @@ import numpy as np
 
 from abstractinator.codes.codes import segment_lengths
 from abstractinator.compression.coder import PRECISION_BITS, RangeCoder
+from abstractinator.compression.coding_shapes import CodingShapes
 from abstractinator.compression.container import HIERARCHY, TextLanes
-from abstractinator.compression.segment_coder import CodingShapes, SegmentCoder
+from abstractinator.compression.segment_coder import SegmentCoder
 from abstractinator.compression.top_codes import CodeTopLM, code_by_counts
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
@@ -70,9 +73,7 @@ class HierarchyModel:
     self._variables = jax.device_put(variables)
     self._shapes = shapes or CodingShapes()
     size = config.data.sequence_length
-    stacks = [(x.entropy_model, x.encoder) for x in config.model.levels]
-    has_windows = all(x.window is not None for pair in stacks for x in pair)
-    self._row_ids = self._shapes.row_ids if has_windows else size
+    self._row_ids = self._shapes.row_ids if _has_windows(config) else size
     self.levels = [
       SegmentCoder(
         self._variables,
@@ -89,7 +90,7 @@ class HierarchyModel:
 
   def _make_top_lm(self, config: RunConfig) -> CodeTopLM | None:
     top_lm = config.model.top_lm
-    if top_lm is None or top_lm.mode != 'discrete':
+    if top_lm is None or top_lm.mode != 'discrete' or config.model.streams:
       return None
     if top_lm.stack.window is None:
       lane_codes = config.model.num_top_codes(config.data.sequence_length)
@@ -106,8 +107,10 @@ class HierarchyModel:
   ) -> np.ndarray:
     """Codes top codes under the top LM, if there is one, else by their counts.
 
-    `code_by_counts` has the arguments.
+    `code_by_counts` has the arguments. A stream is not coded here.
     """
+    if self._model.config.streams:
+      return codes_N
     if self._top_lm is not None:
       return self._top_lm.code(codes_N, coder)
     most = self._shapes.max_table_codes
@@ -218,14 +221,12 @@ def unsupported(config: RunConfig) -> str | None:
   """Returns which setting of a run forbids this compression, or None."""
   if not OBJECTIVES[config.objective].has_codes:
     return f"objective: got {config.objective!r}, allowed: 'all' or 'top_lm'"
-  if config.model.streams:
+  top_lm = config.model.top_lm
+  if config.model.streams and top_lm is not None and top_lm.mode != 'discrete':
     return (
-      "model: got expander.conditioning 'top_lm' or top_lm.inputs 'segments',"
-      ' allowed: neither'
+      f"model.top_lm.mode: got {top_lm.mode!r}, allowed: 'discrete' with"
+      " expander.conditioning 'top_lm' or top_lm.inputs 'segments'"
     )
-  base = config.model.levels[0].expander.base
-  if base != 'none':
-    return f"model.levels[0].expander.base: got {base!r}, allowed: 'none'"
   for number, level in enumerate(config.model.levels):
     largest = max(level.quantizer.stage_sizes)
     if largest > _MOST_VALUES:
@@ -234,6 +235,19 @@ def unsupported(config: RunConfig) -> str | None:
         f' allowed: {_MOST_VALUES} at most'
       )
   return None
+
+
+def _has_windows(config: RunConfig) -> bool:
+  """Returns whether rows of the text may be longer than in training."""
+  model, bottom = config.model, config.model.levels[0].expander
+  stacks = [x for y in model.levels for x in (y.entropy_model, y.encoder)]
+  if bottom.ends == 'entropy':
+    # Rows are lanes of the expander, and maybe of the top LM.
+    if bottom.context == 'full':
+      return False
+    if model.streams and model.top_lm is not None:
+      stacks.append(model.top_lm.stack)
+  return all(stack.window is not None for stack in stacks)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,9 +1,10 @@
 """Coder of the ids of segments, given their codes, level by level.
 
 Encoder and decoder run the same loop over lanes of segments: each step codes
-the next id of every active lane, and whether its segment ends there. B are all
-lanes of a step, N the active ones, U the codes that an id may attend to: those
-of its segment and of the `lookback` segments before it.
+the next id of every active lane, and whether its segment ends there. Where top
+codes are a stream, the code of a segment is coded before its first id. B are
+all lanes of a step, N the active ones, U the codes that an id may attend to:
+those of its segment and of the `lookback` segments before it.
 
 With `ends='head'` the head of the expander predicts the ends, and lanes are of
 equally many segments. With 'entropy' the rule of the compressor does, over the
@@ -15,7 +16,6 @@ whole rows, and at the ends of rows, this costs a few bits.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -25,48 +25,26 @@ import numpy as np
 from abstractinator.compression.coder import (
   PRECISION_BITS,
   RangeCoder,
+  code_digits,
   logit_frequencies,
 )
+from abstractinator.compression.coding_shapes import CodingShapes
+from abstractinator.compression.top_codes import StreamTopLM
 from abstractinator.config import LevelConfig
 from abstractinator.decoding import ends
+from abstractinator.decoding.prompt import codebooks_below
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.decoding.stream import StreamState
+from abstractinator.model.attention import CodeKeyValues
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
-from abstractinator.ops.digits import place_values
 from abstractinator.types import Array, PyTree, Special
 
 # Frequency of an end that is not as the rule says: 12 bits. Others take 0.0004.
 _SURPRISE = 1 << (PRECISION_BITS - 12)
-
-
-@dataclasses.dataclass(frozen=True)
-class CodingShapes:
-  """Sizes of the arrays of the hierarchy's coder.
-
-  A file is decoded with the `row_ids`, `widths`, `lane_windows` and
-  `max_table_codes` that it was encoded with; it does not name them.
-
-  Attributes:
-    row_ids: Bytes of a row when a text is divided into segments, where every
-      stack has a window; else rows are as long as in training.
-    batch_ids: Bytes of a batch of such rows.
-    widths: Numbers of lanes that a step is compiled for, ascending.
-    lane_windows: Ids of a lane, in windows of the stack: those in the first
-      window of a lane have less context.
-    max_table_codes: Most codes that are coded with the same unigram.
-  """
-
-  row_ids: int = 4096
-  batch_ids: int = 8192
-  widths: tuple[int, ...] = (32, 128, 512, 2048)
-  lane_windows: int = 32
-  max_table_codes: int = 64
-
-  def width_of(self, num_lanes: int) -> int:
-    """Returns the smallest width that has room for a number of lanes."""
-    return next(width for width in self.widths if width >= num_lanes)
 
 
 @flax.struct.dataclass
@@ -105,6 +83,12 @@ class SegmentCoder:
   def has_rule(self) -> bool:
     """Whether the rule of the compressor predicts the ends of segments."""
     return self.config.expander.ends == 'entropy'
+
+  @property
+  def is_stream(self) -> bool:
+    """Whether each code is coded as its segment opens."""
+    config = self.model.config
+    return config.streams and self.number == len(config.levels) - 1
 
   def num_lane_numbers(self, num_ids: int) -> int:
     """Returns how many `lane_numbers` a block of so many bytes has."""
@@ -152,16 +136,17 @@ class SegmentCoder:
     """Returns how many segments of a block form a lane, whose ids see others.
 
     It is all segments of the block, or a power of two: with other numbers,
-    block after block would need programs of its own.
+    block after block would need programs of its own. To a stream a lane is as
+    long as a row in training.
 
     Args:
       length_P: Number of ids of each segment of the block, [P] int.
     """
     c = self.config.expander
-    if c.context == 'segment':
+    if c.context == 'segment' and not self.is_stream:
       return 1
     wanted = self.sequence_length
-    if c.context == 'window':
+    if c.context == 'window' and not self.is_stream:
       wanted = self.shapes.lane_windows * c.window
     num_segments, num_ids = len(length_P), int(length_P.sum())
     fit = max(wanted * num_segments // max(num_ids, 1), 1)
@@ -179,7 +164,8 @@ class SegmentCoder:
     """Codes the ids and ends of segments.
 
     Args:
-      codes_N: Codes of the P segments, Q of each, [N] int32.
+      codes_N: Codes of the P segments, Q of each, [N] int32. Those of a stream
+        are coded as well; a decoder ignores their values.
       known: Ids of all segments in order, [N] int32, and the number of ids of
         each, [P] int; None for a decoder.
       lane_numbers: Numbers from `lane_numbers`; the segments of a lane are
@@ -192,7 +178,7 @@ class SegmentCoder:
     Raises:
       ValueError: If the data of a decoder was not written like that.
     """
-    codes_PQ = codes_N.reshape(-1, self.config.pooling.num_queries)
+    codes_PQ = codes_N.reshape(-1, self.config.pooling.num_queries).copy()
     count = len(codes_PQ)
     first_N = self.first_segments(lane_numbers, count)
     stop_N = np.append(first_N[1:], count)
@@ -229,6 +215,7 @@ class SegmentCoder:
       fed_B=np.full(size, self._bos, np.int32),
       cache=level.expander.init_cache(size, capacity),
       ends=self._start_rule(size) if self.has_rule else None,
+      stream=self._top_lm.start(size, capacity) if self.is_stream else None,
     )
 
   def _code_next(
@@ -241,8 +228,10 @@ class SegmentCoder:
   ) -> None:
     """Codes the next id of each active lane, and whether its segment ends.
 
-    A decoder fills in `ids_PL`, 0 past the ends of segments, and `length_P`.
+    A decoder fills in `ids_PL`, 0 past the ends of segments, `length_P`, and
+    the codes of a stream.
     """
+    self._open(codes_PQ, lanes, coder)
     lookback = self.config.expander.lookback
     # Lanes that are done stand behind their last segments.
     around_BU = lanes.at_B[:, None] + np.arange(-lookback, 1)
@@ -255,6 +244,8 @@ class SegmentCoder:
       codes_PQ[around_BU].reshape(len(around_BU), -1),
       np.maximum(lookback - lanes.at_B, 0).astype(np.int32),
       lanes.cache,
+      lanes.ends and lanes.ends.prior,
+      lanes.stream and lanes.stream.remembered,
     )
     (active_N,) = np.nonzero(lanes.active_B)
     at_N, offset_N = lanes.at_B[active_N], lanes.offset_B[active_N]
@@ -271,26 +262,43 @@ class SegmentCoder:
     )
     is_end_N = offset_N == self.config.segmentation.max_length - 1
     is_asked_N = ~is_end_N
-    if lanes.ends is not None:
-      lanes.ends, table_B2 = self._ask_rule(
-        lanes.ends, ids_B, lanes.offset_B, lanes.active_B
-      )
-    elif is_asked_N.any():
-      table_B2 = self._ends(x_BD, ids_B)
+    table_B2 = self._read(lanes, x_BD, ids_B)
     if is_asked_N.any():
-      table_B2 = np.asarray(table_B2)
       says_N = offset_N + 1 == length_P[at_N]
       is_end_N[is_asked_N] = coder.code(
-        table_B2[active_N[is_asked_N]], says_N[is_asked_N].astype(np.int32)
+        np.asarray(table_B2)[active_N[is_asked_N]],
+        says_N[is_asked_N].astype(np.int32),
       )
     ids_PL[at_N, offset_N] = ids_B[active_N]
     length_P[at_N[is_end_N]] = offset_N[is_end_N] + 1
-    lanes.fed_B = ids_B
+    # New arrays: a call may still read the old ones.
+    lanes.fed_B, lanes.offset_B = ids_B.copy(), lanes.offset_B.copy()
     if self.config.expander.context == 'segment':
       lanes.fed_B[active_N[is_end_N]] = self._bos
     lanes.offset_B[active_N] = np.where(is_end_N, 0, offset_N + 1)
     lanes.at_B[active_N] += is_end_N
-    lanes.active_B &= lanes.at_B < lanes.stop_B
+    lanes.active_B = lanes.active_B & (lanes.at_B < lanes.stop_B)
+
+  def _open(
+    self, codes_PQ: np.ndarray, lanes: '_Lanes', coder: RangeCoder
+  ) -> None:
+    """Codes the codes of a stream whose segments open."""
+    opens_B = lanes.active_B & (lanes.offset_B == 0)
+    if lanes.stream is not None and opens_B.any():
+      at_N = lanes.at_B[opens_B]
+      lanes.stream, codes_PQ[at_N, 0] = self._top_lm.code(
+        lanes.stream, opens_B, codes_PQ[at_N, 0], coder
+      )
+
+  def _read(self, lanes: '_Lanes', x_BD: Array, ids_B: np.ndarray) -> Array:
+    """Reads ids of active lanes; returns frequencies of ends, [B, 2] int32."""
+    read = ids_B, lanes.offset_B, lanes.active_B
+    if lanes.stream is not None:
+      lanes.stream = self._top_lm.read(lanes.stream, *read)
+    if lanes.ends is None:
+      return self._ends(x_BD, ids_B)
+    lanes.ends, table_B2 = self._ask_rule(lanes.ends, *read)
+    return table_B2
 
   @functools.partial(jax.jit, donate_argnames='cache')
   def _step(
@@ -302,6 +310,8 @@ class SegmentCoder:
     codes_BU: Array,
     lowest_B: Array,
     cache: Cache,
+    prior: Prior | None,
+    remembered: list[CodeKeyValues] | None,
   ) -> tuple[Array, Array, Cache]:
     """Predicts the next id of each lane; `_Lanes` describes most arguments.
 
@@ -314,13 +324,19 @@ class SegmentCoder:
         int32.
       lowest_B: First segment of these that exists, 0 to `lookback`, [B] int32.
       cache: KV cache, whose buffers are reused.
+      prior: Prediction of the id by the entropy model, [B]; None without rule.
+      remembered: Codes of a stream, in place of `codes_BU`.
 
     Returns:
       Frequencies of the first digit, [B, K] int32; the states that ids are
       predicted from, [B, D]; and the new cache.
     """
     level, codebooks = self._bound()
-    vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
+    if remembered is None:
+      vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
+      remembered = level.expander.remember(vectors_BUD)
+    if not level.expander.has_prior:
+      prior = None
     own_B = jnp.full_like(lowest_B, self.config.expander.lookback)
     is_apart = self.config.expander.context == 'segment'
     x_BD, cache = level.expander.step(
@@ -329,14 +345,14 @@ class SegmentCoder:
       at_B if is_apart else jnp.zeros_like(fed_B),
       cache,
       active_B,
-      StepCodes(
-        level.expander.remember(vectors_BUD),
-        own_B[:, None],
-        lowest_B[:, None],
-      ),
+      StepCodes(remembered, own_B[:, None], lowest_B[:, None]),
       codebooks,
+      prior,
     )
-    predicted = level.expander.vocabulary.predict(x_BD, None, codebooks)
+    base_BV = None if prior is None else prior.logits
+    predicted = level.expander.vocabulary.predict(
+      x_BD, None, codebooks, base_BV
+    )
     # Special ids, such as EOS, are never coded.
     logits_BK = predicted.logits[0][:, : self.sizes[0]]
     return logit_frequencies(logits_BK), x_BD, cache
@@ -403,16 +419,18 @@ class SegmentCoder:
     return state, jnp.stack([(1 << PRECISION_BITS) - end_B, end_B], axis=-1)
 
   @property
+  def _top_lm(self) -> StreamTopLM:
+    return StreamTopLM(self.variables, self.model)
+
+  @property
   def _bos(self) -> int:
     return math.prod(self.sizes) + Special.BOS
 
   def _bound(self) -> tuple[Abstractinator, Codebooks | None]:
     """Returns the bound level, and the codebooks of the one below."""
-    levels = self.model.bind(self.variables).levels
-    if self.number == 0:
-      return levels[0], None
-    below = levels[self.number - 1].compressor.quantizer
-    return levels[self.number], below.codebooks()
+    pyramid = self.model.bind(self.variables)
+    codebooks = codebooks_below(pyramid, self.number)
+    return pyramid.levels[self.number], codebooks
 
 
 @dataclasses.dataclass
@@ -427,6 +445,7 @@ class _Lanes:
     fed_B: The id before it, or BOS, [B] int32.
     cache: KV cache of the expander.
     ends: State of the rule, if it predicts the ends.
+    stream: State of the top LM, if codes are a stream.
   """
 
   at_B: np.ndarray
@@ -436,6 +455,7 @@ class _Lanes:
   fed_B: np.ndarray
   cache: Cache
   ends: ends.EntropyEnds | None
+  stream: StreamState | None
 
   def narrow(self, width: int) -> None:
     """Keeps some lanes, the active ones among them."""
@@ -443,34 +463,3 @@ class _Lanes:
       kept_B = np.argsort(~self.active_B, kind='stable')[:width]
       kept = jax.tree.map(lambda x_BX: x_BX[kept_B], vars(self))
       vars(self).update(kept)
-
-
-def code_digits(
-  sizes: tuple[int, ...],
-  active_B: np.ndarray,
-  wanted_N: np.ndarray,
-  table_of: Callable[[int, np.ndarray], Array],
-  coder: RangeCoder,
-) -> np.ndarray:
-  """Codes one id of each active lane, digit by digit.
-
-  Args:
-    sizes: Values of each digit.
-    active_B: Lanes that have an id, [B] bool.
-    wanted_N: The ids of the active lanes, [N] int32; ignored by a decoder.
-    table_of: Function from the number of a digit and ids whose earlier digits
-      are known, [B] int32, to frequencies of the digit's values, [B, K] int32.
-    coder: Encoder or decoder.
-
-  Returns:
-    The ids, [B] int32, 0 in other lanes.
-  """
-  ids_B = np.zeros(len(active_B), np.int32)
-  for stage, (size, value) in enumerate(
-    zip(sizes, place_values(sizes), strict=True)
-  ):
-    table_BK = np.asarray(table_of(stage, ids_B.copy()))
-    ids_B[active_B] += value * coder.code(
-      table_BK[active_B], wanted_N // value % size
-    )
-  return ids_B

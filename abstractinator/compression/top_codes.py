@@ -1,7 +1,7 @@
 """Coders of top codes, under a discrete top LM or an adaptive unigram.
 
-B are lanes of codes, N codes. Each coder is given codes, [N] int32, and returns
-them; a decoder ignores their values.
+B are lanes, N codes. Each coder is given codes, [N] int32, and returns them; a
+decoder ignores their values.
 """
 
 import functools
@@ -13,11 +13,14 @@ import numpy as np
 
 from abstractinator.compression.coder import (
   RangeCoder,
+  code_digits,
   count_frequencies,
   logit_frequencies,
 )
-from abstractinator.compression.segment_coder import CodingShapes, code_digits
+from abstractinator.compression.coding_shapes import CodingShapes
+from abstractinator.decoding import stream
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.decoding.stream import StreamState
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.digits import decompose, place_values
@@ -60,7 +63,7 @@ def code_by_counts(
 
 
 @flax.struct.dataclass
-class CodeTopLM:
+class _TopLM:
   """Discrete top LM, as frequencies of the next top code of each lane.
 
   To the top LM a lane is a document without an end.
@@ -68,19 +71,39 @@ class CodeTopLM:
   Attributes:
     variables: `params` and the collections of the whole model.
     model: The whole model, which has a discrete top LM.
-    lane_codes: Codes of a lane.
-    shapes: Sizes of the coder's arrays.
   """
 
   variables: PyTree
   model: AbstractinatorPyramid = flax.struct.field(pytree_node=False)
+
+  @property
+  def stage_sizes(self) -> tuple[int, ...]:
+    """Values of each digit of a code."""
+    return self.model.config.levels[-1].quantizer.stage_sizes
+
+  @functools.partial(jax.jit, static_argnames='stage')
+  def digit(self, state_BY: Array, stage: int, ids_B: Array) -> Array:
+    """Returns frequencies of a digit, [B, K] int32, given those before it."""
+    top_lm = self.model.bind(self.variables).top_lm
+    logits = top_lm.code_head(state_BY, decompose(ids_B, self.stage_sizes))
+    return logit_frequencies(logits[stage])
+
+
+@flax.struct.dataclass
+class CodeTopLM(_TopLM):
+  """Coder of top codes before anything else.
+
+  Attributes:
+    lane_codes: Codes of a lane.
+    shapes: Sizes of the coder's arrays.
+  """
+
   lane_codes: int = flax.struct.field(pytree_node=False)
   shapes: CodingShapes = flax.struct.field(pytree_node=False)
 
   def code(self, codes_N: np.ndarray, coder: RangeCoder) -> np.ndarray:
     """Codes top codes; returns the codes."""
     found_N = np.zeros_like(codes_N)
-    stage_sizes = self.model.config.levels[-1].quantizer.stage_sizes
     group = self.lane_codes * self.shapes.widths[-1]
     for start in range(0, len(codes_N), group):
       count = min(len(codes_N) - start, group)
@@ -92,10 +115,10 @@ class CodeTopLM:
         active_B = first_B + step < start + count
         at_N = first_B[active_B] + step
         ids_B = code_digits(
-          stage_sizes,
+          self.stage_sizes,
           active_B,
           codes_N[at_N],
-          functools.partial(self._digit, state_BY),
+          functools.partial(self.digit, state_BY),
           coder,
         )
         found_N[at_N] = ids_B[active_B]
@@ -109,14 +132,6 @@ class CodeTopLM:
     cache = top_lm.init_cache(num_lanes, self.lane_codes)
     return top_lm.start_state(num_lanes), cache
 
-  @functools.partial(jax.jit, static_argnames='stage')
-  def _digit(self, state_BY: Array, stage: int, ids_B: Array) -> Array:
-    """Returns frequencies of a digit, [B, K] int32, given those before it."""
-    sizes = self.model.config.levels[-1].quantizer.stage_sizes
-    top_lm = self.model.bind(self.variables).top_lm
-    logits = top_lm.code_head(state_BY, decompose(ids_B, sizes))
-    return logit_frequencies(logits[stage])
-
   @functools.partial(jax.jit, donate_argnames='cache')
   def _step(
     self, ids_B: Array, cache: Cache, active_B: Array
@@ -127,3 +142,60 @@ class CodeTopLM:
     vectors_BD = quantizer.lookup(ids_B[:, None])[:, 0]
     document_B = jnp.zeros_like(ids_B)
     return pyramid.top_lm.step(vectors_BD, document_B, cache, active_B)
+
+
+@flax.struct.dataclass
+class StreamTopLM(_TopLM):
+  """Coder of top codes as their segments open; see `decoding.stream`."""
+
+  @functools.partial(jax.jit, static_argnames=('num_lanes', 'capacity'))
+  def start(self, num_lanes: int, capacity: int) -> StreamState:
+    """Returns the state before the first segments of lanes; see `stream`."""
+    pyramid = self.model.bind(self.variables)
+    return stream.empty(pyramid, num_lanes, capacity)
+
+  def code(
+    self,
+    state: StreamState,
+    opens_B: np.ndarray,
+    codes_N: np.ndarray,
+    coder: RangeCoder,
+  ) -> tuple[StreamState, np.ndarray]:
+    """Codes the codes of the lanes that open a segment, of which there is one.
+
+    Args:
+      state: State after the ids before; its buffers are reused.
+      opens_B: These lanes, [B] bool.
+      codes_N: Their codes.
+      coder: Encoder or decoder.
+
+    Returns:
+      The state and the codes of these lanes.
+    """
+    state = self._predict(state, opens_B)
+    table_of = functools.partial(self.digit, state.hidden_BY)
+    codes_B = code_digits(self.stage_sizes, opens_B, codes_N, table_of, coder)
+    return self._take(state, codes_B, opens_B), codes_B[opens_B]
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def _predict(self, state: StreamState, opens_B: Array) -> StreamState:
+    """Predicts the codes of the lanes that open a segment."""
+    document_B = jnp.zeros(opens_B.shape, jnp.int32)
+    pyramid = self.model.bind(self.variables)
+    return stream.predict(pyramid, state, document_B, opens_B)
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def _take(
+    self, state: StreamState, codes_B: Array, opens_B: Array
+  ) -> StreamState:
+    """Returns the state whose open segments have these codes."""
+    pyramid = self.model.bind(self.variables)
+    return stream.take(pyramid, state, codes_B, opens_B)
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def read(
+    self, state: StreamState, ids_B: Array, offset_B: Array, active_B: Array
+  ) -> StreamState:
+    """Returns the state after ids of active lanes; see `stream.read`."""
+    pyramid = self.model.bind(self.variables)
+    return stream.read(pyramid, state, ids_B, offset_B, active_B)

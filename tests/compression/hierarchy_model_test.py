@@ -22,12 +22,25 @@ from abstractinator.objective import losses
 from abstractinator.types import Batch
 from tests.helpers import tiny_run, tiny_texts
 from tests.helpers.jitted import jit
-from tests.helpers.tiny_hierarchy import ROW, config_of, make, pyramid_config
+from tests.helpers.tiny_hierarchy import (
+  BASE,
+  ROW,
+  config_of,
+  edited,
+  make,
+  pyramid_config,
+  stream_config,
+)
 
 
 @pytest.fixture(scope='module')
 def model():
   return make(tiny_run.config())[0]
+
+
+@pytest.fixture(scope='module')
+def streaming_model():
+  return make(stream_config(), widths=(2, 8))[0]
 
 
 @pytest.fixture
@@ -60,8 +73,10 @@ TEXTS = tiny_texts.of_any_bytes(num_random=1500)
 
 
 @pytest.mark.parametrize('name', TEXTS)
+@pytest.mark.parametrize('which', ['model', 'streaming_model'])
 @pytest.mark.usefixtures('always_coded')
-def test_any_bytes_come_back(model, name):
+def test_any_bytes_come_back(request, which, name):
+  model = request.getfixturevalue(which)
   content = compress(model, TEXTS[name])
   assert decompress(model, content) == TEXTS[name]
 
@@ -93,21 +108,54 @@ CONFIGS = {
   'two levels of two digits, a top LM': pyramid_config,
   'segment': lambda: config_of(lookback=2),
   'full': lambda: config_of('full', lookback=1),
+  'a base': lambda: edited(config_of('window', lookback=1), BASE),
+  'a stream': stream_config,
+  'a stream of two digits, segments alone': lambda: stream_config(
+    {
+      'encoder_context': 'segment',
+      'expander.context': 'segment',
+      'quantizer.kind': 'rvq',
+      'quantizer.codebook_size': 4,
+      'quantizer.depth': 2,
+    }
+  ),
+  'a stream, ends by a head': lambda: stream_config(
+    {'expander.base': 'none', 'expander.ends': 'head'},
+    top={'inputs': 'codes'},
+  ),
+  'a stream over two levels': lambda: stream_config(
+    {'expander.conditioning': 'none'},
+    {'expander.conditioning': 'top_lm'},
+  ),
 }
-NIGHTLY = ('segment', 'full')
+NIGHTLY = (
+  'segment',
+  'full',
+  'a base',
+  'a stream of two digits, segments alone',
+  'a stream, ends by a head',
+  'a stream over two levels',
+)
 
 
 class BitCounter(RangeCoder):
-  """Encoder that adds up the bits that its frequencies stand for."""
+  """Encoder that adds up the bits that its frequencies stand for.
 
-  bits = 0.0
+  `rule_bits` are those of ends that the rule predicts.
+  """
+
+  bits = rule_bits = 0.0
 
   def code(self, frequencies, symbols_N):
     table_NV = np.broadcast_to(
       frequencies, (len(symbols_N), frequencies.shape[-1])
     )
     chosen_N = np.take_along_axis(table_NV, symbols_N[:, None], axis=1)
-    self.bits -= np.log2(chosen_N / 2**PRECISION_BITS).sum()
+    bits_N = -np.log2(chosen_N[:, 0] / 2**PRECISION_BITS)
+    self.bits += bits_N.sum()
+    # A surprise of the rule takes 12 bits.
+    is_rule_N = np.min(table_NV, axis=1) == 2 ** (PRECISION_BITS - 12)
+    self.rule_bits += bits_N[is_rule_N & (table_NV.shape[1] == 2)].sum()
     return super().code(frequencies, symbols_N)
 
 
@@ -130,6 +178,8 @@ def bits_of(model, variables, ids_N):
       nats_BS += jax.nn.logsumexp(logits_BSV[..., :256], axis=-1)
       nats_BS -= jax.nn.logsumexp(logits_BSV, axis=-1)
     nats += nats_BS[is_id_BS].sum()
+    if level.expanded.end_logits_BS is None:
+      continue
     end_BS = np.asarray(level.compressed.segments.is_end_BS)
     sign_BS = np.where(end_BS, -1, 1)
     end_nats_BS = jax.nn.softplus(sign_BS * level.expanded.end_logits_BS)
@@ -161,6 +211,9 @@ def test_files_take_the_bits_that_the_pyramid_predicts(name):
   assert read_block(model, payload, ROW) == data
   bits = bits_of(model, variables, np.frombuffer(data, 'u1').astype(np.int32))
   written = 8 * len(payload) - 32 * (1 + len(model.levels))
+  # The rule knows all ends, but not where the row ends.
+  assert counter.rule_bits < 12.5
+  bits += counter.rule_bits
   assert abs(counter.bits - bits) < 5e-4 * bits
   # The coder ends with up to two words more.
   assert bits - 2 <= written <= bits + 66
@@ -205,6 +258,26 @@ def test_more_lanes_than_the_widest_step_come_back():
   decoder, zeros_N = RangeCoder(encoder.finish()), np.zeros_like(codes_N)
   assert model.code_top(zeros_N, counts, decoder).tolist() == codes_N.tolist()
   assert read_block(model, write_block(model, data), len(data)) == data
+
+
+@pytest.mark.usefixtures('always_coded')
+def test_damaged_streams_are_refused(streaming_model):
+  header, (block,) = container.unpack(
+    compress(streaming_model, letters(ROW + 20))
+  )
+  payload, (num_codes, first) = (
+    block.payload,
+    np.frombuffer(block.payload[:8], '<u4'),
+  )
+  for broken, message in (
+    ((num_codes + 1).tobytes() + payload[4:], 'got rows of'),
+    (payload[:4] + (first - 1).tobytes() + payload[8:], 'got rows of'),
+    (payload[:40] + bytes([payload[40] ^ 1]) + payload[41:], ''),
+    (payload[:60], 'end before the symbols do'),
+  ):
+    damaged = dataclasses.replace(block, payload=broken)
+    with pytest.raises(ValueError, match=f'something else, .*{message}.*'):
+      decompress(streaming_model, container.pack(header, [damaged]))
 
 
 def test_other_payloads_are_refused(model):
@@ -285,13 +358,8 @@ def test_another_checkpoint_is_refused(model):
 
 def test_unsupported_runs_are_refused():
   variables = {'params': {}}
-  config = tiny_run.config(ends='entropy')
-  (level,) = config.model.levels
-  expander = dataclasses.replace(level.expander, base='entropy_model')
-  level = dataclasses.replace(level, expander=expander)
-  model = dataclasses.replace(config.model, levels=(level,))
-  config = dataclasses.replace(config, model=model)
-  with pytest.raises(ValueError, match=r"expander\.base: got 'entropy_model'"):
+  config = stream_config(top={'mode': 'continuous'})
+  with pytest.raises(ValueError, match=r"top_lm\.mode: got 'continuous'"):
     HierarchyModel(config, variables)
   config = dataclasses.replace(tiny_run.config(), objective='entropy_model')
   with pytest.raises(ValueError, match="objective: got 'entropy_model'"):

@@ -1,17 +1,30 @@
 """Untrained models whose predictions differ, for tests of compression."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 
+from abstractinator.compression.coding_shapes import CodingShapes
 from abstractinator.compression.hierarchy_model import HierarchyModel
-from abstractinator.compression.segment_coder import CodingShapes
 from abstractinator.config import RunConfig
 from abstractinator.runs.state import variables_of
 from tests.helpers import tiny_run
 
 ROW = 128
+# Settings of a first level that the entropy model divides, and of its expander.
+BASE = {
+  'segmentation.rule': 'entropy_delta',
+  'segmentation.threshold': 0.0,
+  'segmentation.target_length': None,
+  'segmentation.max_length': 8,
+  'segmentation.capacity_length': 1.0,
+  'expander.base': 'entropy_model',
+  'expander.code_dim': None,
+  'expander.context': 'window',
+  'expander.ends': 'entropy',
+}
 
 
 def louder(variables):
@@ -53,4 +66,29 @@ def config_of(context='segment', **kwargs):
     config,
     data=dataclasses.replace(config.data, sequence_length=ROW),
     model=dataclasses.replace(config.model, levels=(level,)),
+  )
+
+
+def edited(config, *changes, top=None):
+  """Returns a config with changed settings of each level, and of the top LM."""
+  values = json.loads(json.dumps(config.to_dict()))
+  for level, edits in zip(values['model']['levels'], changes, strict=True):
+    for name, value in edits.items():
+      *sections, last = name.split('.')
+      functools.reduce(dict.__getitem__, sections, level)[last] = value
+  if top is not None:
+    values['model']['top_lm'] |= top
+  return RunConfig.from_dict(values)
+
+
+def stream_config(bottom=None, *above, top=None):
+  """Returns the config of a stream of codes; see `edited` for the arguments."""
+  config = tiny_run.pyramid_config(1 + len(above))
+  data = dataclasses.replace(config.data, sequence_length=ROW)
+  bottom = BASE | {'expander.conditioning': 'top_lm'} | (bottom or {})
+  return edited(
+    dataclasses.replace(config, data=data),
+    bottom,
+    *above,
+    top={'inputs': 'segments'} | (top or {}),
   )
