@@ -81,12 +81,12 @@ class SegmentCoder:
 
   @property
   def has_rule(self) -> bool:
-    """Whether the rule of the compressor predicts the ends of segments."""
+    """True if the rule of the compressor predicts the ends of segments."""
     return self.config.expander.ends == 'entropy'
 
   @property
   def is_stream(self) -> bool:
-    """Whether each code is coded as its segment opens."""
+    """True if each code is coded as its segment opens."""
     config = self.model.config
     return config.streams and self.number == len(config.levels) - 1
 
