@@ -20,7 +20,7 @@ from abstractinator.types import NUM_BYTES, Array, PyTree
 
 _FORMAT_LANES = 65535
 # Most bytes of the caches of all lanes; a damaged file may ask for any number.
-_CACHE_BYTES = 1 << 32
+_CACHE_BYTES = 1 << 29
 
 
 class ByteModel:
@@ -34,7 +34,7 @@ class ByteModel:
   Attributes:
     kind: ENTROPY_MODEL.
     max_lanes: Most lanes of a text: the file format has 16 bits for them, and
-      their caches take 4 GiB at most.
+      their caches take 512 MiB at most.
     fingerprint: 16 bytes that tell one model from another.
     reset_interval: Bytes after which a lane starts anew, as a document does;
       None if the model has a window, and so a cache of fixed size.

@@ -17,7 +17,8 @@ A kind of input is a function at the top of a test file in `tests/fuzz`:
 `random` is a numpy generator with the number of the case as its seed. `folder`
 is a directory that is empty when a case begins. What is costly to make, such as
 a run with a checkpoint, is made by a function under `functools.cache`: one
-process runs case after case.
+process runs case after case. `fuzz.run(case, 500, tmp_path, prepare=make)`
+calls it before the limits hold.
 
 A case must return, after it has asserted that values are right, or raise one of
 `REFUSALS` with a message of one line, which must name `folder` or match the
@@ -56,6 +57,7 @@ def run(
   *,
   names: str | None = None,
   first: int = 0,
+  prepare: Callable[[], object] | None = None,
 ) -> collections.Counter[str]:
   """Runs cases of a kind in a process of their own.
 
@@ -65,6 +67,7 @@ def run(
     root: Directory for their files.
     names: Pattern that messages must match; the path of the folder by default.
     first: Number of the first case.
+    prepare: Function to call before the cases, without limits.
 
   Returns:
     How many cases ended with `right` values and how many were `refused`.
@@ -73,7 +76,7 @@ def run(
   failures, number = [], first
   while number < first + count:
     number = _run_in_child(
-      case, range(number, first + count), root, names, counts, failures
+      case, range(number, first + count), root, names, counts, failures, prepare
     )
     if len(failures) >= 10:
       break
@@ -112,16 +115,16 @@ def mutate(random: np.random.Generator, content: bytes) -> bytes:
   return bytes(data)
 
 
-def _run_in_child(case, numbers, root, names, counts, failures) -> int:
+def _run_in_child(case, numbers, root, names, counts, failures, prepare) -> int:
   """Runs cases until one ends the process; returns the next number."""
   context = multiprocessing.get_context('spawn')
   ours, theirs = context.Pipe(duplex=False)
   process = context.Process(
-    target=_run_all, args=(theirs, case, numbers, root, names)
+    target=_run_all, args=(theirs, case, numbers, root, names, prepare)
   )
   process.start()
   theirs.close()
-  number, wait = numbers.start, 120.0  # Time to import.
+  number, wait = numbers.start, 240.0  # Time to import and prepare.
   try:
     while True:
       if not ours.poll(wait):
@@ -148,10 +151,12 @@ def _run_in_child(case, numbers, root, names, counts, failures) -> int:
 
 
 def _run_all(
-  answers: Connection, case: Case, numbers: range, root, names
+  answers: Connection, case: Case, numbers: range, root, names, prepare
 ) -> None:
   """Runs cases one after the other, and tells how each ends."""
   signal.signal(signal.SIGALRM, _raise_out_of_time)
+  if prepare is not None:
+    prepare()
   for number in numbers:
     folder = root / 'case'
     shutil.rmtree(folder, ignore_errors=True)
