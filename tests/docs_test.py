@@ -189,12 +189,49 @@ def test_metrics_that_are_named_exist(page):
       assert is_metric(word) or word in last, word
 
 
-def test_every_metric_of_the_page_of_metrics_exists():
+def metrics_of_the_page():
   page = ROOT / 'docs/reference/metrics.md'
   cells = re.findall(r'^\| (`.*?) \|', page.read_text(), flags=re.M)
-  words = [word for cell in cells for word in re.findall(r'`(.*?)`', cell)]
+  return [word for cell in cells for word in re.findall(r'`(.*?)`', cell)]
+
+
+def test_every_metric_of_the_page_of_metrics_exists():
+  words = metrics_of_the_page()
   assert len(words) > 60
   assert [word for word in words if not is_metric(word)] == []
+
+
+# Each traces a step, which takes seconds.
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  ('name', 'settings'),
+  [
+    ('default', []),
+    ('stage2', []),
+    ('stage2', ['model.top_lm.mode=continuous', 'model.top_lm.expand=False']),
+    ('tiny', ['model.levels[0].quantizer.kind=rvq']),
+    (
+      'entropy_pretrain',
+      [
+        'model.levels[0].entropy_heads.gaussian_components=1',
+        'loss.gaussian=1.0',
+      ],
+    ),
+  ],
+)
+def test_the_page_of_metrics_has_those_of_a_step(name, settings):
+  import jax
+
+  from abstractinator.training import program
+
+  config = config_file.load(name, settings)
+  step = program.make_program(config, 'cpu', total_steps=1000).step
+  state, batch = program.state_shapes(config), program.batch_shapes(config)
+  found = set(jax.eval_shape(step, state, batch)[1].flattened())
+  # A histogram, of which the page has statistics.
+  found = {PLACE.sub('', x) for x in found if not x.endswith('code_counts')}
+  assert len(found) >= 5
+  assert found - set(metrics_of_the_page()) == set()
 
 
 @pytest.mark.parametrize(
