@@ -10,7 +10,7 @@ import abstractinator
 from abstractinator.codes.codes import Codes
 from abstractinator.evaluation import row_programs
 from abstractinator.inference import TrainedPyramid
-from abstractinator.runs.checkpoint import Checkpointer
+from abstractinator.runs.checkpointer import Checkpointer
 from tests.helpers import tiny_run
 from tests.helpers.implementations import XLA
 

@@ -2,94 +2,27 @@
 
 A checkpoint is a directory WORKDIR/checkpoints/STEP that appears whole or not
 at all. It is written in the background while training continues. Orbax does not
-notice bytes that change on the disk, so each array is stored with a checksum,
-which is compared when the array is read. Nothing falls back to an older
-checkpoint by itself: the error for a damaged one lists the others.
+notice bytes that change on the disk, so each checkpoint has an item
+`checksums`: the step and a checksum of each array and of each JSON item, which
+are compared when something is read. Nothing falls back to an older checkpoint
+by itself: the error for a damaged one lists the others.
 """
 
 import dataclasses
 import functools
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 
-from abstractinator.types import Array, PyTree
+from abstractinator.runs import checksums
+from abstractinator.types import PyTree
 
 _JSON_ITEMS = ('data', 'config', 'checksums')
-_POLICIES = ocp.checkpoint_managers
-
-
-def by_path(tree: PyTree) -> dict[str, Any]:
-  """Returns the leaves of a tree by their '/'-joined paths."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-    for path, leaf in leaves
-  }
-
-
-def checksums(tree: PyTree) -> dict[str, int]:
-  """Returns a checksum of each array of a tree, by path.
-
-  A checksum is the sum of the bits of an array, taken as unsigned integers,
-  modulo 2**32. It is exact in any order of summation, and so does not depend on
-  the mesh.
-  """
-  leaves = by_path(tree)
-  on_host = all(map(_is_in_host_memory, leaves.values()))
-  return (host_checksums if on_host else device_checksums)(leaves)
-
-
-def host_checksums(leaves: Mapping[str, Any]) -> dict[str, int]:
-  """Returns checksums of arrays that lie in the memory of this process.
-
-  Compiling `device_checksums` would take longer than reading a model.
-  """
-
-  def checksum(leaf: Any) -> int:
-    x = np.ascontiguousarray(leaf).reshape(-1)
-    return int(np.sum(x.view(f'uint{_width(x)}'), dtype=np.uint32))
-
-  return {name: checksum(leaf) for name, leaf in leaves.items()}
-
-
-def device_checksums(leaves: Mapping[str, Array]) -> dict[str, int]:
-  """Returns checksums of arrays, computed on the devices that hold them."""
-  sums = jax.device_get(_device_checksums(dict(leaves)))
-  return {name: int(value) for name, value in sums.items()}
-
-
-@jax.jit
-def _device_checksums(leaves: dict[str, Array]) -> dict[str, Array]:
-  def checksum(x: Array) -> Array:
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, f'uint{_width(x)}')
-    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-
-  return jax.tree.map(checksum, leaves)
-
-
-def _width(x: Array | np.ndarray) -> int:
-  """Returns the bits of the unsigned integers that an array is summed as."""
-  return min(8 * x.dtype.itemsize, 32)
-
-
-def _is_in_host_memory(x: Any) -> bool:
-  """Tells whether this process can read all of an array where it lies."""
-  if not isinstance(x, jax.Array):
-    return False
-  devices: Iterable[jax.Device] = x.sharding.device_set
-  return x.is_fully_addressable and all(d.platform == 'cpu' for d in devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,114 +42,22 @@ class Restored:
   step: int
 
 
-class Checkpointer:
-  """Writer of the checkpoints of a run. Every process must take part."""
-
-  def __init__(
-    self, workdir: str, max_to_keep: int, best_metric: str | None = None
-  ) -> None:
-    """Opens the checkpoints of a run, creating the directory if need be.
-
-    Half-written checkpoints, which a killed run leaves, are removed.
-
-    Args:
-      workdir: Directory of the run.
-      max_to_keep: Number of latest checkpoints to keep.
-      best_metric: Name of a metric, the lower the better; the checkpoint with
-        the lowest value is kept as well. None keeps the latest ones only.
-
-    Raises:
-      ValueError: If the stored metrics of a checkpoint are damaged.
-    """
-    self.directory = _directory(workdir)
-    self._best_metric = best_metric
-    policies = [_POLICIES.LatestN(max_to_keep)]
-    score = None
-    if best_metric is not None:
-      score = functools.partial(_value_or_inf, name=best_metric)
-      policies.append(
-        _POLICIES.BestN(
-          get_metric_fn=score,
-          reverse=True,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
-    self._manager = _open_manager(
-      self.directory,
-      cleanup_tmp_directories=True,
-      # Orbax writes metrics down only if it gets this function.
-      best_fn=score,
-      best_mode='min',
-      preservation_policy=_POLICIES.AnyPreservationPolicy(policies),
-    )
-
-  def save(
-    self,
-    step: int,
-    state: PyTree,
-    data_position: Mapping[str, Any],
-    config_dict: Mapping[str, Any],
-    metrics: Mapping[str, float] | None = None,
-  ) -> None:
-    """Starts to write a checkpoint, after waiting for the one before.
-
-    The state may be donated as soon as this method returns.
-
-    Args:
-      step: Number of optimizer steps done.
-      state: A tree of jax arrays.
-      data_position: JSON values that say where the data pipeline stands.
-      config_dict: JSON values of the run's config.
-      metrics: Held-out metrics of this step, of which `best_metric` is used. A
-        checkpoint without metrics, or whose metric is not finite, is never the
-        best.
-
-    Raises:
-      ValueError: If `step` is not later than all existing checkpoints.
-    """
-    latest = self._manager.latest_step()
-    if latest is not None and step <= latest:
-      raise ValueError(
-        f'{self.directory}: got step {step} to save, allowed: a step after the'
-        f' latest checkpoint ({latest}); move later ones away to branch off'
-      )
-    best = {}
-    if metrics is not None and self._best_metric is not None:
-      value = float(metrics[self._best_metric])
-      # NaN would upset the order, and JSON cannot represent it.
-      best = {self._best_metric: value} if math.isfinite(value) else {}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state),
-        data=ocp.args.JsonSave(dict(data_position)),
-        config=ocp.args.JsonSave(dict(config_dict)),
-        checksums=ocp.args.JsonSave(checksums(state)),
-      ),
-      metrics=best,
-      # Orbax would silently skip a save that it considers too early.
-      force=True,
-    )
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    """Waits until the last checkpoint is on the disk."""
-    self._manager.close()
-
-
-def _value_or_inf(metrics: Mapping[str, float], *, name: str) -> float:
-  return metrics.get(name, math.inf)
-
-
 def latest_step(workdir: str) -> int | None:
-  """Returns the step of the latest checkpoint of a run, None without one."""
-  if not os.path.isdir(_directory(workdir)):
-    return None
-  with _open_to_read(workdir) as manager:
-    return manager.latest_step()
+  """Returns the step of the latest checkpoint of a run, None without one.
+
+  Raises:
+    ValueError: If `checkpoints` is no directory.
+  """
+  return max(all_steps(workdir), default=None)
+
+
+def all_steps(workdir: str) -> list[int]:
+  """Returns the steps of the checkpoints of a run, in order.
+
+  Raises:
+    ValueError: If `checkpoints` is no directory.
+  """
+  return steps_in(directory_of(workdir))
 
 
 def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
@@ -230,7 +71,8 @@ def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
     ValueError: If there is no such checkpoint or it is damaged.
   """
   with _open_to_read(workdir) as manager:
-    return _read(manager, _choose_step(manager, step), 'config').config
+    step = _choose_step(manager, step)
+    return _read_item(manager, step, 'config', _read_record(manager, step))
 
 
 def restore(
@@ -254,9 +96,12 @@ def restore(
   """
   with _open_to_read(workdir) as manager:
     step = _choose_step(manager, step)
-    state = _read_state(manager, step, abstract_state)
-    items = _read(manager, step, 'data', 'config')
-    return Restored(state, items.data, items.config, step)
+    record = _read_record(manager, step)
+    data, config = (
+      _read_item(manager, step, name, record) for name in ('data', 'config')
+    )
+    state = _read_state(manager, step, record, abstract_state)
+    return Restored(state, data, config, step)
 
 
 def restore_variables(
@@ -301,13 +146,15 @@ def restore_variables(
 
   with _open_to_read(workdir) as manager:
     step = _choose_step(manager, step)
-    found = _read_state(manager, step, fields, is_wanted)
+    record = _read_record(manager, step)
+    found = _read_state(manager, step, record, fields, is_wanted)
   return {'params': found[params_field], **found.get('collections', {})}
 
 
 def _read_state(
   manager: ocp.CheckpointManager,
   step: int,
+  record: Mapping[str, Any],
   abstract: PyTree,
   is_wanted: Callable[[str], bool] = lambda path: True,
 ) -> PyTree:
@@ -316,6 +163,7 @@ def _read_state(
   Args:
     manager: Manager of the checkpoints of the run.
     step: Step of the checkpoint.
+    record: Its item `checksums`.
     abstract: A tree of shapes and dtypes, with or without shardings.
     is_wanted: Tells by the '/'-joined path of an array whether it is read.
       `abstract` has exactly these arrays.
@@ -327,12 +175,13 @@ def _read_state(
   try:
     metadata = manager.item_metadata(step).state
   except Exception as error:
-    raise _damaged(manager, step, _first_line(error)) from error
+    detail = f'state: {_first_line(error)}'
+    raise_damaged(manager.directory, step, detail, error)
   if metadata is None:
-    raise _damaged(manager, step, 'no description of its state')
-  saved = by_path(metadata.tree)
+    raise_damaged(manager.directory, step, 'state: has no description')
+  saved = checksums.by_path(metadata.tree)
   saved = {name: leaf for name, leaf in saved.items() if is_wanted(name)}
-  _require_same_leaves(path, saved, by_path(abstract))
+  _require_same_leaves(path, saved, checksums.by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -343,17 +192,17 @@ def _read_state(
   restored = _read(
     manager,
     step,
-    'checksums',
-    state=ocp.args.PyTreeRestore(
+    'state',
+    ocp.args.PyTreeRestore(
       item=target,
       restore_args=ocp.checkpoint_utils.construct_restore_args(target),
       partial_restore=True,
     ),
   )
-  for name, checksum in checksums(restored.state).items():
-    if restored.checksums.get(name) != checksum:
-      raise _damaged(manager, step, f'wrong checksum of {name}')
-  return restored.state
+  for name, checksum in checksums.of_arrays(restored).items():
+    if record['arrays'].get(name) != checksum:
+      raise_damaged(manager.directory, step, f'state: wrong checksum of {name}')
+  return restored
 
 
 def _require_same_leaves(
@@ -372,24 +221,64 @@ def _require_same_leaves(
       raise ValueError(f'{path}: {name} is {got} in the checkpoint, not {want}')
 
 
-def _read(
-  manager: ocp.CheckpointManager, step: int, *json_items: str, **items: Any
-) -> Any:
-  """Returns an object with the given items of a checkpoint as attributes.
+def _read_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """Reads the item `checksums`, by which all others are checked."""
+  record = _read(manager, step, 'checksums', ocp.args.JsonRestore())
+  require_sound_record(manager.directory, step, record)
+  return record
 
-  Items that are not JSON are given with their arguments of orbax. Its errors,
-  which are of many types, become one ValueError.
+
+def require_sound_record(
+  directory: str | os.PathLike[str], step: int, record: Any
+) -> None:
+  """Raises ValueError if the item `checksums` of a checkpoint is damaged.
+
+  Args:
+    directory: Directory of all checkpoints of the run.
+    step: Step of the checkpoint.
+    record: JSON values of the item.
+  """
+  values = dict(record) if isinstance(record, dict) else {}
+  if values.pop('itself', None) != checksums.of_json(values):
+    raise_damaged(directory, step, 'checksums: wrong checksum')
+  if record['step'] != step:
+    detail = f'checksums: it was written as step {record["step"]}'
+    raise_damaged(directory, step, detail)
+
+
+def _read_item(
+  manager: ocp.CheckpointManager,
+  step: int,
+  name: str,
+  record: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Reads a JSON item of a checkpoint and compares its checksum."""
+  values = _read(manager, step, name, ocp.args.JsonRestore())
+  if record['items'].get(name) != checksums.of_json(values):
+    raise_damaged(manager.directory, step, f'{name}: wrong checksum')
+  return values
+
+
+def _read(
+  manager: ocp.CheckpointManager,
+  step: int,
+  name: str,
+  args: ocp.args.CheckpointArgs,
+) -> Any:
+  """Reads an item of a checkpoint with its arguments of orbax.
+
+  The errors of orbax, which are of many types, become one ValueError.
   """
   _silence_abandoned_reads()
-  for name in json_items:
-    items[name] = ocp.args.JsonRestore()
   try:
-    return manager.restore(step, args=ocp.args.Composite(**items))
+    composite = ocp.args.Composite(**{name: args})
+    return manager.restore(step, args=composite)[name]
   except jax.errors.JaxRuntimeError:
     # An error of the device, such as too little memory, not of the files.
     raise
   except Exception as error:
-    raise _damaged(manager, step, _first_line(error)) from error
+    detail = f'{name}: {_first_line(error)}'
+    raise_damaged(manager.directory, step, detail, error)
 
 
 @functools.cache
@@ -410,15 +299,25 @@ def _silence_abandoned_reads() -> None:
   sys.unraisablehook = hook
 
 
-def _damaged(
-  manager: ocp.CheckpointManager, step: int, detail: str
-) -> ValueError:
-  path = os.path.join(manager.directory, str(step))
-  others = _listed(other for other in manager.all_steps() if other != step)
-  return ValueError(
-    f'{path}: this checkpoint is damaged ({detail}); others there:'
+def raise_damaged(
+  directory: str | os.PathLike[str],
+  step: int,
+  detail: str,
+  cause: Exception | None = None,
+) -> NoReturn:
+  """Raises ValueError about a damaged checkpoint.
+
+  Args:
+    directory: Directory of all checkpoints of the run.
+    step: Step of the damaged one.
+    detail: Name of the damaged item, and what is wrong with it.
+    cause: Error that came of it, if any.
+  """
+  others = _listed(x for x in steps_in(os.fspath(directory)) if x != step)
+  raise ValueError(
+    f'{directory}/{step}: this checkpoint is damaged ({detail}); others there:'
     f' {others or "none"}; move it away to continue from another'
-  )
+  ) from cause
 
 
 def _first_line(error: Exception) -> str:
@@ -451,9 +350,16 @@ def _choose_step(manager: ocp.CheckpointManager, step: int | None) -> int:
   return step
 
 
-def _directory(workdir: str) -> str:
-  """Returns the directory of the checkpoints of a run."""
-  return os.path.join(os.path.abspath(workdir), 'checkpoints')
+def directory_of(workdir: str) -> str:
+  """Returns the directory of the checkpoints of a run.
+
+  Raises:
+    ValueError: If there is something else in its place.
+  """
+  path = os.path.join(os.path.abspath(workdir), 'checkpoints')
+  if os.path.lexists(path) and not os.path.isdir(path):
+    raise ValueError(f'{path}: is no directory, allowed: one of checkpoints')
+  return path
 
 
 def _open_to_read(workdir: str) -> ocp.CheckpointManager:
@@ -462,10 +368,10 @@ def _open_to_read(workdir: str) -> ocp.CheckpointManager:
     raise ValueError(
       f'workdir: got {workdir!r}, allowed: the directory of a run'
     )
-  return _open_manager(_directory(workdir), create=False)
+  return open_manager(directory_of(workdir), create=False)
 
 
-def _open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:
+def open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:
   """Opens a directory of checkpoints with `CheckpointManagerOptions`."""
   # absl calls a filter once however often it is added.
   logging.getLogger('absl').addFilter(_is_wanted_message)
@@ -473,18 +379,27 @@ def _open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:
     n: ocp.JsonCheckpointHandler() for n in _JSON_ITEMS
   }
   handlers['state'] = ocp.PyTreeCheckpointHandler()
-  try:
-    return ocp.CheckpointManager(
-      directory,
-      item_handlers=handlers,
-      options=ocp.CheckpointManagerOptions(**options),
-    )
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{directory}/*/metrics: one of these is damaged ({error})'
-    ) from error
+  return ocp.CheckpointManager(
+    directory,
+    item_handlers=handlers,
+    options=ocp.CheckpointManagerOptions(**options),
+  )
 
 
 def _is_wanted_message(record: logging.LogRecord) -> bool:
-  """Rejects the messages of orbax below warnings, dozens of lines a save."""
-  return record.levelno > logging.INFO or '/orbax/' not in record.pathname
+  """Rejects what orbax tells of each save, and of errors that it raises too."""
+  is_wanted = record.levelno > logging.INFO and not record.exc_info
+  return is_wanted or '/orbax/' not in record.pathname
+
+
+def steps_in(directory: str) -> list[int]:
+  """Returns the steps of the checkpoints in a directory, in order."""
+  if not os.path.isdir(directory):
+    return []
+  return sorted(
+    int(name)
+    for name in os.listdir(directory)
+    if name.isascii()
+    and name.isdecimal()
+    and os.path.isdir(os.path.join(directory, name))
+  )

@@ -11,7 +11,7 @@ import numpy as np
 from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.objective.objectives import OBJECTIVES
-from abstractinator.runs import checkpoint
+from abstractinator.runs import checkpoint, checksums
 from abstractinator.runs.state import abstract_variables, trained_params_field
 from abstractinator.types import NUM_BYTES, PyTree
 
@@ -76,7 +76,7 @@ def fingerprint_of(settings: Any, variables: PyTree) -> bytes:
     variables: Tree of arrays; paths, dtypes, shapes and bits count.
   """
   digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-  for name, leaf in checkpoint.by_path(variables).items():
+  for name, leaf in checksums.by_path(variables).items():
     leaf = np.asarray(leaf)
     digest.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
     digest.update(leaf.tobytes())

@@ -13,6 +13,7 @@ from abstractinator.evaluation.held_out import Evaluation, HeldOut
 from abstractinator.objective.learning import require_time
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import checkpoint, load_parts, processes, sharding
+from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.runs.state import TrainState, averaged_variables_of
 from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
@@ -189,7 +190,7 @@ class Run:
     batches = self._train_batches(self._next_row)
     report = self._reporter(state)
     preemption = processes.Preemption()
-    saver = checkpoint.Checkpointer(
+    saver = Checkpointer(
       self.workdir, c.max_to_keep, best_metric='eval/loss_total'
     )
     held_out: Summary | None = None
@@ -243,7 +244,7 @@ class Run:
     state: TrainState,
     batches: pipeline.TrainIterator,
     report: Reporter,
-    saver: checkpoint.Checkpointer,
+    saver: Checkpointer,
   ) -> Summary | None:
     """Logs, evaluates and saves if due; returns held-out metrics, if any."""
     summary = report.steps.summary()

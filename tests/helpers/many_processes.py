@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from abstractinator.runs import checkpoint
+from abstractinator.runs import checksums
 from tests.helpers import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -156,4 +156,4 @@ def _arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     checkpointer.metadata(directory).item_metadata.tree,
   )
   tree = checkpointer.restore(directory, restore_args=restore_args)
-  return checkpoint.by_path(tree)
+  return checksums.by_path(tree)

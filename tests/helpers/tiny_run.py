@@ -12,7 +12,7 @@ from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.inference import TrainedPyramid
 from abstractinator.objective.objectives import OBJECTIVES
-from abstractinator.runs.checkpoint import Checkpointer
+from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.runs.state import initial_state, variables_of
 from configs import tiny, tiny_2level
 

@@ -1,11 +1,16 @@
 """Checkpoints: written, kept, restored, refused, damaged."""
 
+import contextlib
 import dataclasses
 import glob
 import json
 import logging
 import os
+import random
+import resource
 import shutil
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +21,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from abstractinator.config import MeshConfig
-from abstractinator.runs import checkpoint, sharding
-from abstractinator.runs.checkpoint import Checkpointer
+from abstractinator.runs import checkpoint, checksums, sharding
+from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.runs.state import TrainState, variables_of
 
 CONFIG = {'seed': 3, 'model': {'levels': [{'d_model': 8}], 'x': None}}
@@ -229,25 +234,26 @@ def test_items_are_plain_json(tmp_path):
   path = tmp_path / 'checkpoints/5'
   assert json.loads((path / 'data/metadata').read_text()) == {'next_index': 5}
   assert json.loads((path / 'config/metadata').read_text()) == CONFIG
-  checksums = json.loads((path / 'checksums/metadata').read_text())
-  assert checksums['step'] == 7
+  record = json.loads((path / 'checksums/metadata').read_text())
+  assert record['step'] == 5
+  assert record['arrays']['step'] == 7
 
 
 def test_checksums_notice_each_leaf():
   state = make_state()
-  before = checkpoint.checksums(state)
+  before = checksums.of_arrays(state)
   leaves, tree = jax.tree.flatten(state)
   for i, leaf in enumerate(leaves):
     flat = leaf.ravel()
     other = ~flat[0] if leaf.dtype == bool else flat[0] + 1
     changed = flat.at[0].set(other).reshape(leaf.shape)
     new = jax.tree.unflatten(tree, [*leaves[:i], changed, *leaves[i + 1 :]])
-    after = checkpoint.checksums(new)
+    after = checksums.of_arrays(new)
     assert sum(after[name] != before[name] for name in before) == 1
 
 
 @pytest.mark.parametrize(
-  'function', [checkpoint.host_checksums, checkpoint.device_checksums]
+  'function', [checksums.on_host_memory, checksums.on_devices]
 )
 def test_checksums_by_hand(function):
   sums = function(
@@ -398,4 +404,124 @@ def test_damaged_metrics(tmp_path):
   save_one_array(tmp_path, 5)
   truncate(tmp_path / 'checkpoints/5/metrics/metrics')
   message = error_of(Checkpointer, tmp_path, 9, 'loss')
-  assert f'{tmp_path}/checkpoints/*/metrics: one of these is' in message
+  assert f'{tmp_path}/checkpoints/5: this checkpoint is damaged' in message
+  assert '(metrics: Unterminated string' in message
+
+
+def json_files(workdir, step):
+  folder = workdir / 'checkpoints' / str(step)
+  names = ('checksums/metadata', 'config/metadata', 'data/metadata')
+  return [folder / name for name in (*names, 'metrics/metrics')]
+
+
+def restored_or_error(workdir, target):
+  try:
+    with Checkpointer(workdir, 9, 'loss'):
+      return checkpoint.restore(workdir, target), None
+  except ValueError as error:
+    return None, str(error)
+
+
+def test_no_flipped_bit_of_a_json_item_is_used(tmp_path):
+  target = save_one_array(tmp_path, 5)
+  rng = random.Random(0)
+  for path in json_files(tmp_path, 5):
+    sound = path.read_bytes()
+    for _ in range(8):
+      bit = rng.randrange(8 * len(sound))
+      spoiled = bytearray(sound)
+      spoiled[bit // 8] ^= 1 << bit % 8
+      path.write_bytes(spoiled)
+      found, message = restored_or_error(tmp_path, target)
+      if message is not None:
+        assert f'this checkpoint is damaged ({path.parent.name}: ' in message
+      else:
+        # The same values may be written in another way.
+        assert found.config == CONFIG
+        assert found.data_position == {'next_index': 5}
+    path.write_bytes(sound)
+
+
+@pytest.mark.parametrize(
+  ('item', 'values'),
+  [
+    ('data', []),
+    ('data', {'next_index': 6}),
+    ('config', CONFIG | {'seed': 4}),
+    ('config', {}),
+    ('checksums', {}),
+    ('checksums', {'step': 5, 'arrays': {}, 'items': {}}),
+    ('checksums', [1]),
+  ],
+)
+def test_other_values_in_a_json_item(tmp_path, item, values):
+  target = save_one_array(tmp_path, 5)
+  path = tmp_path / 'checkpoints/5' / item / 'metadata'
+  path.write_text(json.dumps(values))
+  message = error_of(checkpoint.restore, tmp_path, target)
+  assert f'({item}: wrong checksum)' in message
+
+
+def test_a_checkpoint_under_the_name_of_another_step(tmp_path):
+  target = save_one_array(tmp_path, 36)
+  (tmp_path / 'checkpoints/36').rename(tmp_path / 'checkpoints/40')
+  for function in (
+    lambda: checkpoint.restore(tmp_path, target),
+    lambda: checkpoint.read_config(tmp_path),
+  ):
+    message = error_of(function)
+    assert f'{tmp_path}/checkpoints/40: ' in message
+    assert 'checksums: it was written as step 36' in message
+
+
+def test_parts_of_an_old_checkpoint_are_no_damage(tmp_path):
+  """A run that is killed while it deletes an old one leaves them."""
+  target = save_one_array(tmp_path, 5, 7)
+  shutil.rmtree(tmp_path / 'checkpoints/5/checksums')
+  with Checkpointer(tmp_path, 1, 'loss') as checkpointer:
+    checkpointer.save(9, {'x': jnp.ones((64, 64))}, {}, CONFIG, {'loss': 0.0})
+  assert checkpoint.restore(tmp_path, target).step == 9
+  assert steps_in(tmp_path) == [9]
+
+
+def test_a_file_in_the_place_of_the_checkpoints(tmp_path):
+  (tmp_path / 'checkpoints').write_text('')
+  for function in (checkpoint.latest_step, checkpoint.read_config):
+    assert f'{tmp_path}/checkpoints: is no dir' in error_of(function, tmp_path)
+
+
+@contextlib.contextmanager
+def no_file_above(num_bytes):
+  """Makes the system refuse to write beyond a size, as a full disk does."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_refuses_a_checkpoint(tmp_path, caplog):
+  target = save_one_array(tmp_path, 5)
+  state = {'x': jax.random.normal(jax.random.key(7), (64, 64))}
+  checkpointer = Checkpointer(tmp_path, 9)
+  with no_file_above(6000):
+    checkpointer.save(7, state, {}, CONFIG)
+    message = None
+    for _ in range(1000):
+      try:
+        checkpointer.check()
+      except OSError as error:
+        message = str(error)
+        break
+      time.sleep(0.01)
+  assert message == (
+    f'{tmp_path}/checkpoints: a checkpoint cannot be written (File too large)'
+  )
+  assert not caplog.records
+  assert checkpoint.restore(tmp_path, target).step == 5
+  with Checkpointer(tmp_path, 9) as checkpointer:
+    checkpointer.save(7, state, {}, CONFIG)
+  assert_equal(checkpoint.restore(tmp_path, target).state, state)
