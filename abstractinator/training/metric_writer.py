@@ -1,19 +1,21 @@
 """Metrics on disk: TensorBoard event files and a file of JSON lines."""
 
+import contextlib
 import json
 import math
 import os
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from abstractinator.data.whole_files import write_whole
-
-# A killed run loses what was not flushed; the default is two minutes.
-_TENSORBOARD_FLUSH_SECONDS = 10
 
 
 class MetricWriter:
@@ -21,6 +23,10 @@ class MetricWriter:
 
   WORKDIR/metrics.jsonl has one object per call of `write_scalars`: `step` and
   the scalars under their tags. WORKDIR/tensorboard has the same and more.
+
+  All files are written by the caller's thread. A thread of its own, such as
+  `tensorboardX.SummaryWriter` has, dies with the first error of the disk, and
+  then nothing takes what the training loop hands over.
 
   Attributes:
     tensorboard_path: Directory of the TensorBoard files, for `--logdir`.
@@ -41,22 +47,32 @@ class MetricWriter:
         step.
     """
     self.tensorboard_path = os.path.join(workdir, 'tensorboard')
-    path = os.devnull
-    if enabled:
-      os.makedirs(workdir, exist_ok=True)
-      path = _jsonl_path(workdir)
-      _drop_after(path, resume_step)
+    self._jsonl_path = _jsonl_path(workdir)
+    self._events: RecordWriter | None = None
+    if not enabled:
+      return
+    os.makedirs(self.tensorboard_path, exist_ok=True)
+    _drop_after(self._jsonl_path, resume_step)
     # Line buffering: a killed run leaves whole lines.
-    self._jsonl = open(path, 'a', buffering=1, encoding='utf-8')
-    self._tensorboard = tensorboardX.SummaryWriter(
-      self.tensorboard_path,
-      write_to_disk=enabled,
-      purge_step=resume_step + 1,
-      flush_secs=_TENSORBOARD_FLUSH_SECONDS,
-      # File names have a resolution of seconds: a run that resumes within one
-      # would overwrite its own file.
-      filename_suffix=f'.{time.time_ns()}',
+    self._jsonl = open(self._jsonl_path, 'a', buffering=1, encoding='utf-8')
+    # A run that resumes within a second does not overwrite its own file.
+    name = f'{int(time.time())}.{socket.gethostname()}.{time.time_ns()}'
+    self._events = RecordWriter(
+      os.path.join(self.tensorboard_path, f'events.out.tfevents.{name}')
     )
+    self._write_event(Event(file_version='brain.Event:2'))
+    # TensorBoard then drops what an earlier attempt wrote for later steps.
+    start = SessionLog(status=SessionLog.START)
+    self._write_event(Event(step=resume_step + 1, session_log=start))
+
+  def _write_event(self, event: Event) -> None:
+    if self._events is not None:
+      event.wall_time = time.time()
+      with _naming(self._events.path):
+        self._events.write(event.SerializeToString())
+
+  def _write_summary(self, step: int, values: Summary) -> None:
+    self._write_event(Event(step=step, summary=values))
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes named numbers of one step.
@@ -68,12 +84,14 @@ class MetricWriter:
     """
     values = {tag: float(value) for tag, value in scalars.items()}
     for tag, value in values.items():
-      self._tensorboard.add_scalar(tag, value, step)
+      self._write_summary(step, summary.scalar(tag, value))
     line = {'step': step} | {
       tag: value if math.isfinite(value) else None
       for tag, value in values.items()
     }
-    self._jsonl.write(json.dumps(line) + '\n')
+    if self._events is not None:
+      with _naming(self._jsonl_path):
+        self._jsonl.write(json.dumps(line) + '\n')
 
   def write_histogram(
     self,
@@ -98,7 +116,7 @@ class MetricWriter:
     edges = np.asarray(edges, np.float64)
     values = (edges[:-1] + edges[1:]) / 2
     # A list of all values, which `add_histogram` takes, could be of any length.
-    self._tensorboard.add_histogram_raw(
+    histogram = summary.histogram_raw(
       tag,
       min=values[0],
       max=values[-1],
@@ -107,8 +125,8 @@ class MetricWriter:
       sum_squares=(counts * values**2).sum(),
       bucket_limits=edges[1:].tolist(),
       bucket_counts=counts.tolist(),
-      global_step=step,
     )
+    self._write_summary(step, histogram)
 
   def write_image(self, step: int, tag: str, pixels: np.ndarray) -> None:
     """Writes a picture.
@@ -118,16 +136,36 @@ class MetricWriter:
       tag: Name of the picture.
       pixels: Colors, [height, width, 3] uint8.
     """
-    self._tensorboard.add_image(tag, pixels, step, dataformats='HWC')
+    image = summary.image(tag, pixels, dataformats='HWC')
+    self._write_summary(step, image)
 
   def write_text(self, step: int, tag: str, markdown: str) -> None:
     """Writes a Markdown text for TensorBoard's text tab."""
-    self._tensorboard.add_text(tag, markdown, step)
+    self._write_summary(step, summary.text(tag, markdown))
+
+  def flush(self) -> None:
+    """Waits until all that was written is on the disk.
+
+    Raises:
+      OSError: If it cannot be written.
+    """
+    if self._events is not None:
+      with _naming(self._jsonl_path):
+        os.fsync(self._jsonl.fileno())
+      with _naming(self._events.path):
+        self._events.flush()
 
   def close(self) -> None:
-    """Flushes and closes the files; nothing may be written afterwards."""
-    self._jsonl.close()
-    self._tensorboard.close()
+    """Flushes and closes the files; nothing may be written afterwards.
+
+    Raises:
+      OSError: If something cannot be written; the files are closed then, too.
+    """
+    if self._events is not None:
+      with contextlib.ExitStack() as last:
+        last.callback(self._events.close)
+        last.callback(self._jsonl.close)
+        self.flush()
 
   def __enter__(self) -> Self:
     return self
@@ -154,6 +192,15 @@ def _jsonl_path(workdir: str) -> str:
   return os.path.join(workdir, 'metrics.jsonl')
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Adds the path to errors of writing, which lack it."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(f'{path}: cannot be written ({error.strerror})') from error
+
+
 def _read_lines(path: str) -> list[tuple[int, str]]:
   """Returns the step and text of each line but a half-written last one."""
   if not os.path.exists(path):
@@ -165,15 +212,25 @@ def _read_lines(path: str) -> list[tuple[int, str]]:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
   read = []
   for number, line in enumerate(lines, start=1):
-    try:
-      read.append((int(json.loads(line)['step']), line))
-    except (ValueError, KeyError, TypeError) as error:
-      if number < len(lines):
-        raise ValueError(
-          f'{path}:{number}: got {line[:60]!r}, allowed: a JSON object with a'
-          ' step'
-        ) from error
+    step = _step(line)
+    if step is not None:
+      read.append((step, line))
+    elif number < len(lines):
+      raise ValueError(
+        f'{path}:{number}: got {line[:60]!r}, allowed: a JSON object with a'
+        ' step'
+      )
   return read
+
+
+def _step(line: str) -> int | None:
+  """Returns the step in a JSON line; None if it has none."""
+  try:
+    values = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  step = values.get('step') if isinstance(values, dict) else None
+  return step if type(step) is int and step >= 0 else None
 
 
 def _drop_after(path: str, last_step: int) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,7 +138,21 @@ def test_new_run_drops_an_attempt_without_checkpoint(tmp_path):
   assert scalars(read_tensorboard(tmp_path), 'loss') == [(1, 1.5)]
 
 
-@pytest.mark.parametrize('line', ['{"step": 2, "a', '[1]', '{"a": 1}'])
+@pytest.mark.parametrize(
+  'line',
+  [
+    '{"step": 2, "a',
+    '[1]',
+    '{"a": 1}',
+    '{"step": 1e999}',
+    '{"step": "2"}',
+    '{"step": true}',
+    '{"step": -1}',
+    pytest.param('[' * 5000, id='deep'),
+    pytest.param('{"step": ' + '9' * 5000 + '}', id='large'),
+    '\x00',
+  ],
+)
 def test_broken_line_in_the_middle(tmp_path, line):
   path = tmp_path / 'metrics.jsonl'
   text = f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'
@@ -159,4 +174,56 @@ def test_other_processes_write_nothing(tmp_path):
     writer.write_histogram(1, 'usage', np.ones(3))
     writer.write_image(1, 'image', np.ones((1, 1, 3), np.uint8))
     writer.write_text(1, 'text', 'text')
+    writer.flush()
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('full', ['metrics.jsonl', 'events'])
+def test_a_full_disk_is_told_at_the_next_flush(tmp_path, full):
+  """`/dev/full` refuses what is written, as a full disk does."""
+  writer = MetricWriter(tmp_path)
+  writer.write_scalars(1, {'loss': 1.0})
+  writer.flush()
+  (events,) = (tmp_path / 'tensorboard').iterdir()
+  path = events if full == 'events' else tmp_path / full
+  os.dup2(os.open('/dev/full', os.O_WRONLY), descriptor(path))
+  message = error_of(lambda: log_many(writer, range(2, 30)))
+  assert message == f'{path}: cannot be written (No space left on device)'
+  # What could not be written is no reason to wait, or to stay open.
+  message = error_of(writer.close)
+  assert message.endswith('(No space left on device)')
+  assert not [x for x in os.listdir('/proc/self/fd') if is_full(x)]
+  # After room is made the same run goes on.
+  write_steps(tmp_path, [2], 0.5, resume_step=1)
+  assert read_jsonl(tmp_path)[0]['step'] == 1
+  assert scalars(read_tensorboard(tmp_path), 'loss') == [(1, 1.0), (2, 2.5)]
+
+
+def log_many(writer, steps):
+  for step in steps:
+    writer.write_scalars(step, {'loss': step})
+    writer.write_text(step, 'text', 'x' * 9000)
+    writer.flush()
+
+
+def error_of(function):
+  with pytest.raises(OSError) as info:
+    function()
+  return str(info.value)
+
+
+def descriptor(path):
+  """Returns the open file descriptor of a path."""
+  (found,) = [x for x in os.listdir('/proc/self/fd') if is_open(x, path)]
+  return int(found)
+
+
+def is_open(number, path):
+  try:
+    return os.readlink(f'/proc/self/fd/{number}') == str(path)
+  except OSError:
+    return False
+
+
+def is_full(number):
+  return is_open(number, '/dev/full')
