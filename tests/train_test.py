@@ -1,6 +1,7 @@
 """Runs of `train.py` as a user starts them."""
 
 import json
+import os
 import pathlib
 import random
 import re
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
+from abstractinator.runs.lock import Lock
 from tests.helpers import many_processes
 from tests.helpers.many_processes import ROOT, assert_same_state
 
@@ -202,6 +204,8 @@ def test_tensorboard_reads_the_run(finished):
       "load_base_from: got '/nowhere'",
     ),
     (['stray'], 'stray'),
+    (['--resume_from=\udcff'], "--resume_from: got '\\udcff', allowed: a"),
+    (['--resume_step=3'], '--resume_step: got 3, allowed: only with'),
   ],
 )
 def test_wrong_command_is_one_line_and_changes_nothing(args, message, tmp_path):
@@ -248,9 +252,65 @@ def _spoil_arrays(workdir):
   arrays.write_bytes(data)
 
 
+def _spoil_rate(workdir):
+  path = workdir / 'config.json'
+  values = json.loads(path.read_text())
+  values['optimizer']['learning_rate'] *= 2
+  path.write_text(json.dumps(values))
+
+
+def _spoil_config(workdir):
+  path = workdir / 'config.json'
+  path.write_bytes(path.read_bytes()[:-9] + b'\xff')
+
+
+def _spoil_setting(workdir):
+  path = workdir / 'config.json'
+  path.write_text(path.read_text().replace('"seed"', '"sead"'))
+
+
+def _spoil_position(workdir):
+  path = workdir / f'checkpoints/{_STEPS}/data/metadata'
+  path.write_text(path.read_text().replace('"next_row":', '"next_row": 1'))
+
+
+def _spoil_metrics_of_checkpoint(workdir):
+  path = workdir / f'checkpoints/{2 * _INTERVAL}/metrics/metrics'
+  path.write_text('{"eval/loss_total": 1.0}')
+
+
+def _spoil_step(workdir):
+  path = workdir / 'metrics.jsonl'
+  path.write_text('{"step": 1e999}\n' + path.read_text())
+
+
+def _spoil_checkpoints(workdir):
+  shutil.rmtree(workdir / 'checkpoints')
+  (workdir / 'checkpoints').write_text('')
+
+
 @pytest.mark.parametrize(
   ('spoil', 'args', 'message'),
   [
+    (
+      _spoil_rate,
+      ['--config.max_steps=40'],
+      'config.json: optimizer.learning_rate: got ',
+    ),
+    (_spoil_config, [], '/config.json: cannot be read as JSON'),
+    (_spoil_setting, [], '/config.json: sead: unknown setting'),
+    (
+      _spoil_position,
+      [],
+      f'/checkpoints/{_STEPS}: this checkpoint is damaged (data: ',
+    ),
+    (
+      _spoil_metrics_of_checkpoint,
+      ['--config.max_steps=40'],
+      f'/checkpoints/{2 * _INTERVAL}: this checkpoint is damaged (metrics: ',
+    ),
+    (_spoil_step, [], """metrics.jsonl:1: got '{"step": 1e999}'"""),
+    (_spoil_checkpoints, [], '/checkpoints: is no directory'),
     (_cut_checkpoints, [], 'no checkpoint to resume from'),
     (_spoil_metrics, ['--config.max_steps=40'], "got 'not JSON'"),
     (_spoil_arrays, [], f'/checkpoints/{_STEPS}: this checkpoint is damaged'),
@@ -310,5 +370,85 @@ def test_broken_loss_stops_the_run_and_says_which_term(settings, tmp_path):
   rate = '--config.optimizer.learning_rate=1e30'
   code, _, err = _run(*settings, rate, f'--workdir={workdir}')
   assert code == 1
-  assert re.search(r'step \d+: loss_\w+ is (nan|inf)', err.splitlines()[-1])
+  last = err.splitlines()[-1]
+  assert re.search(r'step \d+: loss_\w+ is (nan|inf)', last)
+  assert 'there is no earlier checkpoint; start anew' in last
+  assert f'python train.py --config=resume:{workdir} --workdir=NEW' in last
+  assert '--config.optimizer.learning_rate=5e+29' in last
   assert not (workdir / 'checkpoints' / str(_STEPS)).exists()
+
+
+def _without_checkpoint(finished, workdir, last_step):
+  """Leaves what a run does that is killed in its first checkpoint."""
+  workdir.mkdir()
+  shutil.copy(finished / 'config.json', workdir)
+  lines = (finished / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  kept = [x for x in lines if json.loads(x)['step'] <= last_step]
+  (workdir / 'metrics.jsonl').write_text(''.join(kept))
+  (workdir / 'checkpoints/10.orbax-checkpoint-tmp').mkdir(parents=True)
+
+
+def test_run_killed_in_its_first_checkpoint_starts_again(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  _without_checkpoint(finished, workdir, 2 * _INTERVAL)
+  code, _, err = _run(f'--workdir={workdir}')
+  assert code == 0, err
+  assert f'steps 0 to {_STEPS}' in err
+  assert_same_state(workdir, finished, _STEPS)
+  assert _metrics(workdir) == _metrics(finished)
+
+
+def test_home_directory_in_flags(settings, tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  code, _, err = _run(
+    *settings, '--workdir=~/run', '--resume_from=~/absent', '--resume_step=2'
+  )
+  assert code == 2
+  assert f"workdir: got '{tmp_path}/absent'" in err.splitlines()[-1]
+  assert not os.listdir(tmp_path)
+
+
+def test_second_process_in_a_directory_changes_nothing(finished, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(finished, workdir)
+  with Lock(str(workdir)):
+    before = _snapshot(workdir)
+    code, _, err = _run(f'--workdir={workdir}', '--config.max_steps=40')
+    assert _snapshot(workdir) == before
+  assert code == 2
+  assert f'{workdir}: process {os.getpid()} on ' in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ('limit', 'path'),
+  [
+    (30_000, 'checkpoints: a checkpoint'),
+    pytest.param(
+      5_000,
+      r'(metrics\.jsonl|tensorboard/events\S+):',
+      marks=pytest.mark.nightly,
+    ),
+  ],
+)
+def test_disk_that_refuses_is_told_and_the_run_goes_on_after_it(
+  settings, finished, tmp_path, limit, path
+):
+  """A limit on the size of files is refused as room on a disk is."""
+  workdir = tmp_path / 'run'
+  args = [*settings, f'--workdir={workdir}']
+  started = many_processes.start(args, devices=1, file_bytes=limit)
+  ((code, _, err),) = many_processes.finish(started)
+  assert code == 2, err
+  last = err.splitlines()[-1]
+  assert re.fullmatch(
+    rf'train.py: error: {workdir}/{path} cannot be written \(File too large\);'
+    ' there is no checkpoint yet: the same command starts anew',
+    last,
+  )
+  assert 'Traceback' not in err
+  assert len(err.splitlines()) < 20
+  code, _, err = _run(*args)
+  assert code == 0, err
+  assert_same_state(workdir, finished, _STEPS)
+  assert _metrics(workdir) == _metrics(finished)

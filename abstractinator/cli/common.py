@@ -6,10 +6,11 @@ import logging
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from abstractinator.data.whole_files import write_whole
+from abstractinator.data.whole_files import TEMPORARY, write_whole
 
 if TYPE_CHECKING:
   from abstractinator.inference import TrainedPyramid
@@ -45,13 +46,14 @@ def at_least(least: int) -> Callable[[str], int]:
 
 # Arguments of several commands; `add` adds them to a parser.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-  'workdir': {'help': 'directory of the run'},
+  'workdir': {'type': os.path.expanduser, 'help': 'directory of the run'},
   '--step': {
     'type': int,
     'help': 'step of the checkpoint; default: the latest one',
   },
   'file': {
     'nargs': '?',
+    'type': os.path.expanduser,
     'default': '-',
     'help': 'file with the text; default: -, for standard input',
   },
@@ -87,8 +89,8 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_files(parser: argparse.ArgumentParser) -> None:
   """Adds the file that a command reads and the one it writes."""
-  parser.add_argument('file', help='file to read')
-  parser.add_argument('out', help='file to write')
+  for name, use in (('file', 'read'), ('out', 'write')):
+    parser.add_argument(name, type=os.path.expanduser, help=f'file to {use}')
   add(parser, '--force')
 
 
@@ -122,6 +124,7 @@ def require_new(path: str, *, force: bool = False) -> None:
 
   Raises:
     ValueError: If the path exists, or its directory does not.
+    OSError: If no file can be written there.
   """
   if os.path.isdir(path) or (os.path.lexists(path) and not force):
     raise ValueError(
@@ -134,12 +137,27 @@ def require_new(path: str, *, force: bool = False) -> None:
       f'{path}: got no directory {directory!r}, allowed: a path in one that'
       ' exists'
     )
+  if os.path.lexists(path):
+    tempfile.TemporaryFile(prefix=TEMPORARY, dir=directory).close()
+  else:
+    open(path, 'xb').close()
+    os.unlink(path)
 
 
 def write_new(path: str, content: bytes, *, force: bool = False) -> None:
-  """Writes a new file, which appears whole or not at all; see `require_new`."""
-  require_new(path, force=force)
-  write_whole(path, content)
+  """Writes a new file, which appears whole or not at all; see `require_new`.
+
+  Raises:
+    ValueError: If the path exists by now, without `force`.
+    OSError: If the file cannot be written.
+  """
+  try:
+    write_whole(path, content, is_new=not force)
+  except FileExistsError as error:
+    raise ValueError(
+      f'{path}: exists, allowed: a path with nothing there, or --force to'
+      ' replace a file'
+    ) from error
 
 
 def say(text: str) -> None:

@@ -11,11 +11,13 @@ is `PATH=VALUE`, such as `model.levels[0].d_model=64`; PATH=None unsets it.
 import argparse
 import difflib
 import json
+import os
 import pathlib
 import re
 import runpy
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,6 +32,7 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / 'configs'
 # This config has no settings of its own: it needs the directory of a run.
 _RESUME = 'resume'
 _TOP_LM = 'model.top_lm'
+_DIRECTORIES = ('load_base_from', 'load_entropy_model_from')
 
 
 def names() -> list[str]:
@@ -66,7 +69,22 @@ def run_config(config: ConfigDict) -> RunConfig:
   Raises:
     ValueError: If a setting is missing, unknown or not allowed.
   """
-  return RunConfig.from_dict(json.loads(config.to_json_best_effort()))
+  values = json.loads(config.to_json_best_effort())
+  return RunConfig.from_dict(_at_home(values))
+
+
+def _at_home(values: Any) -> Any:
+  """Replaces ~ by the home directory in settings that name directories."""
+  if isinstance(values, list):
+    return [_at_home(value) for value in values]
+  if not isinstance(values, dict):
+    return values
+  return {
+    name: os.path.expanduser(value)
+    if name in _DIRECTORIES and isinstance(value, str)
+    else _at_home(value)
+    for name, value in values.items()
+  }
 
 
 def add_overrides(
@@ -220,7 +238,7 @@ def _run_file(source: str) -> tuple[str, ConfigDict]:
     ValueError: If there is no such file, or it has no config.
   """
   name, colon, argument = source.partition(':')
-  path = pathlib.Path(name)
+  path = pathlib.Path(name).expanduser()
   if path.suffix != '.py':
     path = CONFIGS / f'{name}.py'
   if not path.is_file():
@@ -243,6 +261,9 @@ def _run_file(source: str) -> tuple[str, ConfigDict]:
   # The file is the user's own code, and can raise anything.
   except Exception as error:
     text = ' '.join(str(error).split())
+    if name == _RESUME:
+      # The fault lies in the run, which the message names.
+      raise ValueError(text) from error
     raise ValueError(
       f'{path}: {type(error).__name__}: {text}, allowed: a Python file whose'
       ' get_config() returns a ConfigDict'

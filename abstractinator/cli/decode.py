@@ -1,6 +1,7 @@
 """Command `abstractinator decode`."""
 
 import argparse
+import os
 
 from abstractinator.cli import common
 
@@ -10,9 +11,12 @@ EXAMPLE = 'abstractinator decode RUN notes.npz'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator decode`."""
   common.add(parser, 'workdir', '--step', '--json', '--force')
-  parser.add_argument('codes', help='file of codes, .npz or .parquet')
+  parser.add_argument(
+    'codes', type=os.path.expanduser, help='file of codes, .npz or .parquet'
+  )
   parser.add_argument(
     '--out',
+    type=os.path.expanduser,
     help='file to write the bytes of all texts to; default:'
     ' the texts are printed',
   )

@@ -1,6 +1,7 @@
 """Command `abstractinator encode`."""
 
 import argparse
+import os
 from collections.abc import Iterator
 
 from abstractinator.cli import common
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--out',
+    type=os.path.expanduser,
     help='file of codes to write, .npz or .parquet;'
     ' default: the codes are printed; with --data a directory of such files,'
     ' which is continued if it exists',
@@ -52,8 +54,11 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
       raise ValueError(
         f'--{name}: got {getattr(args, name)}, allowed: only with --data'
       )
+  from abstractinator.codes import files
+
   if args.out is not None:
     common.require_new(args.out, force=args.force)
+    files.require_kind(args.out)
   data = common.read_text(args)
   codes = common.load(args).encode(data, args.level)
   if args.out is None:
@@ -66,8 +71,6 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
       },
       ' '.join(map(str, codes.codes_N)),
     )
-  from abstractinator.codes import files
-
   common.write_new(
     args.out, files.to_bytes(args.out, [codes]), force=args.force
   )
@@ -95,30 +98,28 @@ def _encode_corpus(args: argparse.Namespace) -> Iterator[str]:
     raise ValueError('--force: allowed: only without --data')
   from abstractinator.codes import corpus
   from abstractinator.data.sources import find_documents
+  from abstractinator.runs.lock import Lock
 
   documents = find_documents(args.data)
   documents.require_bytes()
-  pyramid = common.load(args)
-  number = pyramid.level_number(args.level)
-  shards = corpus.encode_corpus(
-    args.out,
-    documents,
-    lambda texts: pyramid.encode_all(texts, number),
-    about={
-      'level': number,
-      'model': pyramid.fingerprint(),
-      'num_codes': pyramid.config.model.levels[number].quantizer.num_codes,
-    },
-    shard_bytes=args.shard_bytes or _SHARD_BYTES,
-    kind=args.format or _FORMAT,
-  )
-  return (
-    common.answer(
-      args,
-      shard,
-      f'{shard["file"]}: {shard["num_bytes"]} bytes of {shard["num_texts"]}'
-      f' texts in {shard["num_codes"]} codes',
-    )
-    + '\n'
-    for shard in shards
-  )
+  # Another process that writes there would replace these files.
+  with Lock(args.out):
+    pyramid = common.load(args)
+    number = pyramid.level_number(args.level)
+    for shard in corpus.encode_corpus(
+      args.out,
+      documents,
+      lambda texts: pyramid.encode_all(texts, number),
+      about={
+        'level': number,
+        'model': pyramid.fingerprint(),
+        'num_codes': pyramid.config.model.levels[number].quantizer.num_codes,
+      },
+      shard_bytes=args.shard_bytes or _SHARD_BYTES,
+      kind=args.format or _FORMAT,
+    ):
+      line = (
+        f'{shard["file"]}: {shard["num_bytes"]} bytes of {shard["num_texts"]}'
+        f' texts in {shard["num_codes"]} codes'
+      )
+      yield common.answer(args, shard, line) + '\n'

@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--prompt_file',
+    type=os.path.expanduser,
     help='file with a text to continue, - for standard input; default: none',
   )
   parser.add_argument(

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--include_path',
+    type=os.path.expanduser,
     help='directory with files of more tasks; default: only the tasks that the'
     ' harness ships',
   )

@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -27,6 +28,9 @@ _COMMANDS = (
   *('train', 'segment', 'reconstruct', 'view', 'generate', 'evaluate'),
   *('encode', 'decode', 'compress', 'decompress', 'lm-eval', 'plan'),
 )
+
+# Status of a process that Ctrl-C ends, as shells have it.
+_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,8 +72,23 @@ def main(
   except (ValueError, NotImplementedError, OSError) as error:
     line = ' '.join(str(error).split())
     sys.stderr.write(f'{program}: error: {line}\n')
+    _drop_output()
     return 2
+  except KeyboardInterrupt:
+    sys.stderr.write(f'{program}: interrupted\n')
+    return _INTERRUPTED
   return 0
+
+
+def _drop_output() -> None:
+  """Drops output that is not written yet.
+
+  Python would try again at its end, and fail again on a full disk.
+  """
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str], program: str) -> str | Iterable[str]:

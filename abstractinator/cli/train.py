@@ -1,6 +1,7 @@
 """Command `abstractinator train`; `train.py` runs the same."""
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
@@ -29,15 +30,23 @@ _FLAGS: dict[str, dict] = {
   },
   '--workdir': {
     'metavar': 'DIR',
+    'type': os.path.expanduser,
     'help': 'directory of the run, which is resumed if it holds one; default:'
     ' runs/TIME',
   },
   '--resume_from': {
     'metavar': 'DIR',
+    'type': os.path.expanduser,
     'help': 'directory of a run to resume in a new workdir; default: none',
+  },
+  '--resume_step': {
+    'metavar': 'STEP',
+    'type': common.at_least(0),
+    'help': 'step of the checkpoint of --resume_from; default: the latest one',
   },
   '--load_base_from': {
     'metavar': 'DIR',
+    'type': os.path.expanduser,
     'help': 'directory of a run whose levels are loaded, the same as'
     ' --config.load_base_from; default: that of the config',
   },
@@ -63,6 +72,7 @@ _FLAGS: dict[str, dict] = {
   },
   '--compilation_cache_dir': {
     'metavar': 'DIR',
+    'type': os.path.expanduser,
     'help': 'directory in which compiled programs are kept for later runs;'
     ' default: JAX_COMPILATION_CACHE_DIR, and no cache without that',
   },
@@ -96,15 +106,26 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
 
   if args.compilation_cache_dir is not None:
     jax.config.update('jax_compilation_cache_dir', args.compilation_cache_dir)
-  training, state, profile = _start(args, config)
-  try:
-    final = training.train(state, profile)
-  except FloatingPointError as error:
-    raise common.Stop(1, str(error)) from error
-  except processes.Preempted as stop:
-    resume = f'abstractinator train --workdir={training.workdir}'
-    line = f'{stop}; resume it: {resume}' if processes.is_main() else None
-    raise common.Stop(_PREEMPTED, line) from stop
+  if args.resume_step is not None and args.resume_from is None:
+    raise ValueError(
+      f'--resume_step: got {args.resume_step}, allowed: only with --resume_from'
+    )
+  with contextlib.ExitStack() as held:
+    training, state, profile = _start(args, config, held)
+    try:
+      final = training.train(state, profile)
+    except FloatingPointError as error:
+      raise common.Stop(1, str(error)) from error
+    except OSError as error:
+      _leave_others(held, str(error))
+      raise
+    except ValueError as error:
+      # All that a user can mend is an OSError by now: this needs a traceback.
+      raise RuntimeError(str(error)) from error
+    except processes.Preempted as stop:
+      resume = f'abstractinator train --workdir={training.workdir}'
+      line = f'{stop}; resume it: {resume}' if processes.is_main() else None
+      raise common.Stop(_PREEMPTED, line) from stop
   if not processes.is_main():
     return iter(())
   return report.closing(
@@ -112,18 +133,51 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
   )
 
 
+def _leave_others(held: contextlib.ExitStack, line: str) -> None:
+  """Ends this process at once if it is one of several.
+
+  The others wait for it in the middle of a step; an orderly end would wait for
+  them. They end when they notice that it is gone.
+
+  Args:
+    held: Context with the lock, which is given back.
+    line: Reason, for standard error.
+  """
+  from abstractinator.runs import processes
+
+  if processes.is_alone():
+    return
+  held.close()
+  sys.stderr.write(f'error: {line}\n')
+  sys.stderr.flush()
+  os._exit(2)
+
+
 def _start(
-  args: argparse.Namespace, settings: 'ml_collections.ConfigDict'
+  args: argparse.Namespace,
+  settings: 'ml_collections.ConfigDict',
+  held: contextlib.ExitStack,
 ) -> 'tuple[Run, TrainState, Profile]':
   """Opens the run that the flags describe, the same on all processes.
 
-  Nothing is written before all processes know that the run can start.
+  Only a lock is written before all processes know that the run can start.
+
+  Args:
+    args: Arguments of the command.
+    settings: Settings of the run.
+    held: Context that holds the lock of the directory of the run.
   """
   from abstractinator.runs import processes
   from abstractinator.runs import workdir as workdirs
+  from abstractinator.runs.lock import Lock
   from abstractinator.training.loop import Run
   from abstractinator.training.profile import NO_PROFILE, Profile
 
+  for name in ('workdir', 'resume_from'):
+    path = getattr(args, name) or ''
+    # The library that writes checkpoints takes UTF-8 alone.
+    if '\ufffd' in os.fsencode(path).decode(errors='replace'):
+      raise ValueError(f'--{name}: got {path!r}, allowed: a path in UTF-8')
   profile = NO_PROFILE
   if args.profile_steps is not None:
     profile = Profile.parse(args.profile_steps)
@@ -135,10 +189,14 @@ def _start(
     ('--workdir', workdir),
     ('--profile_steps', args.profile_steps),
     ('--resume_from', args.resume_from),
+    ('--resume_step', args.resume_step),
   ):
     processes.require_equal(name, str(text))
   with processes.together():
     config = config_file.run_config(settings)
+    if processes.is_main():
+      held.enter_context(Lock(workdir))
+  with processes.together():
     workdirs.check(workdir, config)
     if processes.is_main():
       source = config.data.train or "Python's standard library"
@@ -146,7 +204,7 @@ def _start(
     opened = Run(config, workdir)
   opened.require_same_data()
   with processes.together():
-    state = opened.start(args.resume_from)
+    state = opened.start(args.resume_from, args.resume_step)
     if profile.start < profile.stop:
       profile.check(int(state.step), opened.total_steps)
   with processes.together():

@@ -11,7 +11,9 @@ EXAMPLE = 'abstractinator view RUN notes.txt --html=notes.html'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator view`."""
   common.add(parser, 'workdir', '--step', 'file', '--force')
-  parser.add_argument('--html', required=True, help='HTML file to write')
+  parser.add_argument(
+    '--html', required=True, type=os.path.expanduser, help='HTML file to write'
+  )
 
 
 def run(args: argparse.Namespace) -> str:

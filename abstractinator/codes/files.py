@@ -42,7 +42,7 @@ def read_codes(path: str) -> list[Codes]:
       not a file of codes.
     OSError: If the file cannot be read.
   """
-  read = _from_parquet if _kind(path) == '.parquet' else _from_npz
+  read = _from_parquet if require_kind(path) == '.parquet' else _from_npz
   with open(path, 'rb') as file:
     content = file.read()
   try:
@@ -58,7 +58,7 @@ def read_codes(path: str) -> list[Codes]:
 
 def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
   """Returns the content of a file of codes; see `write_codes`."""
-  kind = _kind(path)
+  kind = require_kind(path)
   if not codes:
     raise ValueError(f'{path}: got no codes, allowed: those of at least 1 text')
   joined = codes_lib.join(codes)
@@ -118,7 +118,12 @@ def _from_parquet(content: bytes) -> list[Codes]:
   ]
 
 
-def _kind(path: str) -> str:
+def require_kind(path: str) -> str:
+  """Returns the ending of the name of a file of codes.
+
+  Raises:
+    ValueError: If it is neither .npz nor .parquet, or pyarrow is missing.
+  """
   kind = os.path.splitext(path)[1]
   if kind == '.parquet':
     import_extra('pyarrow.parquet', 'parquet', path)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import tempfile
 
@@ -8,8 +9,18 @@ import tempfile
 TEMPORARY = '.abstractinator-'
 
 
-def write_whole(path: str, content: bytes) -> None:
-  """Writes a file that appears whole or not at all; an old one is replaced.
+# Errors of disks that have no hard links.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+
+
+def write_whole(path: str, content: bytes, *, is_new: bool = False) -> None:
+  """Writes a file that appears whole or not at all.
+
+  Args:
+    path: Path of the file.
+    content: Bytes of the file.
+    is_new: Whether a file that is there by now is an error; it is replaced
+      otherwise.
 
   Raises:
     OSError: If it cannot be written; then an old file is unchanged.
@@ -22,4 +33,18 @@ def write_whole(path: str, content: bytes) -> None:
       file.flush()
       # Else the file might be renamed before its content is on the disk.
       os.fsync(file.fileno())
+    if is_new:
+      _link(temporary, path)
+    else:
+      os.replace(temporary, path)
+
+
+def _link(temporary: str, path: str) -> None:
+  """Gives a file a name that no other file has, or raises FileExistsError."""
+  try:
+    os.link(temporary, path)
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    open(path, 'xb').close()
     os.replace(temporary, path)

@@ -57,7 +57,7 @@ def all_steps(workdir: str) -> list[int]:
   Raises:
     ValueError: If `checkpoints` is no directory.
   """
-  return steps_in(directory_of(workdir))
+  return _steps_in(directory_of(workdir))
 
 
 def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def raise_damaged(
     detail: Name of the damaged item, and what is wrong with it.
     cause: Error that came of it, if any.
   """
-  others = _listed(x for x in steps_in(os.fspath(directory)) if x != step)
+  others = _listed(x for x in _steps_in(os.fspath(directory)) if x != step)
   raise ValueError(
     f'{directory}/{step}: this checkpoint is damaged ({detail}); others there:'
     f' {others or "none"}; move it away to continue from another'
@@ -392,7 +392,7 @@ def _is_wanted_message(record: logging.LogRecord) -> bool:
   return is_wanted or '/orbax/' not in record.pathname
 
 
-def steps_in(directory: str) -> list[int]:
+def _steps_in(directory: str) -> list[int]:
   """Returns the steps of the checkpoints in a directory, in order."""
   if not os.path.isdir(directory):
     return []

@@ -38,7 +38,7 @@ class Checkpointer:
       OSError: If the directory cannot be written to.
     """
     self.directory = checkpoint.directory_of(workdir)
-    _require_sound_metrics(self.directory)
+    require_sound_metrics(workdir)
     self._best_metric = best_metric
     policies = [_POLICIES.LatestN(max_to_keep)]
     score = None
@@ -176,13 +176,14 @@ def _disk_error(error: BaseException | None) -> str | None:
   return None
 
 
-def _require_sound_metrics(directory: str) -> None:
+def require_sound_metrics(workdir: str) -> None:
   """Raises ValueError if the metrics of a checkpoint are damaged.
 
   A run that is killed while it deletes an old checkpoint leaves parts of it, so
   missing files are no damage here.
   """
-  for step in checkpoint.steps_in(directory):
+  directory = checkpoint.directory_of(workdir)
+  for step in checkpoint.all_steps(workdir):
     path = os.path.join(directory, str(step))
     files = {'checksums': 'metadata', 'metrics': 'metrics'}
     values = {}

@@ -11,7 +11,7 @@ import numpy as np
 from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.objective.objectives import OBJECTIVES
-from abstractinator.runs import checkpoint, checksums
+from abstractinator.runs import checkpoint, checksums, processes
 from abstractinator.runs.state import abstract_variables, trained_params_field
 from abstractinator.types import NUM_BYTES, PyTree
 
@@ -35,6 +35,7 @@ def read_trained(
     ValueError: If there is no such checkpoint, or it is damaged, or its config
       lacks a setting.
   """
+  processes.require_device()
   stored = checkpoint.read_config(workdir, step)
   config = RunConfig.from_stored(stored, workdir)
   if config.data.vocab_size != NUM_BYTES:

@@ -141,6 +141,29 @@ def _read(path: str) -> str:
     return ''
 
 
+def require_device() -> None:
+  """Makes sure that jax has a device; must come before other uses of one.
+
+  Raises:
+    ValueError: If JAX_PLATFORMS names a platform that this machine lacks.
+  """
+  try:
+    jax.devices()
+  # jax has no error of its own for this, and fails an assertion for CUDA.
+  except (RuntimeError, AssertionError) as error:
+    wanted = os.environ.get('JAX_PLATFORMS')
+    raise ValueError(
+      f'JAX_PLATFORMS: got {wanted!r}, which this machine or the installed jax'
+      ' lacks, allowed: cpu, or unset for any that is there; for NVIDIA GPUs'
+      " pip install 'abstractinator[cuda13]', for TPUs 'abstractinator[tpu]'"
+    ) from error
+
+
+def is_alone() -> bool:
+  """Tells whether this is the only process of the run."""
+  return jax.process_count() == 1
+
+
 def is_main() -> bool:
   """Tells whether this is the process that writes the files of the run."""
   return jax.process_index() == 0

@@ -42,16 +42,50 @@ def check(workdir: str, config: RunConfig) -> None:
       that differs; or files of a run but not its config, or a config that
       cannot be read or lacks a setting.
   """
-  stored = _stored_config(workdir)
-  if stored is None:
+  stored = stored_config(workdir)
+  if stored is not None:
+    _require_same(config, stored, '', f'the run in {workdir}')
     return
-  old, new = _flat(stored.to_dict()), _flat(config.to_dict())
-  for path in old | new:
+  names = ('checkpoints', 'metrics.jsonl', 'tensorboard')
+  left = [n for n in names if os.path.lexists(os.path.join(workdir, n))]
+  if left:
+    raise ValueError(
+      f'workdir: got {workdir!r}, which holds {", ".join(left)} but no'
+      ' config.json, allowed: a run or a directory without one'
+    )
+
+
+def check_checkpoint(workdir: str, step: int, values: Any) -> None:
+  """Makes sure that a checkpoint has the config that its run has written.
+
+  Args:
+    workdir: Directory of the run. A run without a config is left unchecked.
+    step: Step of the checkpoint.
+    values: JSON values of the config in the checkpoint.
+
+  Raises:
+    ValueError: If they differ in more than a resumed run may change, or one of
+      them lacks a setting.
+  """
+  path = os.path.join(workdir, 'checkpoints', str(step))
+  inside = RunConfig.from_stored(values, f'{path}: config')
+  stored = stored_config(workdir)
+  if stored is not None:
+    prefix = f'{_config_path(workdir)}: '
+    _require_same(stored, inside, prefix, f'the config of {path}')
+
+
+def _require_same(
+  new: RunConfig, old: RunConfig, prefix: str, source: str
+) -> None:
+  """Raises ValueError at the first setting that must not differ and does."""
+  found, allowed = _flat(new.to_dict()), _flat(old.to_dict())
+  for path in allowed | found:
     is_free = any(path == name or path.startswith(f'{name}.') for name in _FREE)
-    if not is_free and old.get(path) != new.get(path):
+    if not is_free and allowed.get(path) != found.get(path):
       raise ValueError(
-        f'{path}: got {new.get(path)!r}, allowed: {old.get(path)!r} as in the'
-        f' run in {workdir}'
+        f'{prefix}{path}: got {found.get(path)!r}, allowed:'
+        f' {allowed.get(path)!r} as in {source}'
       )
 
 
@@ -72,25 +106,19 @@ def claim(workdir: str, config: RunConfig) -> None:
     ) from error
 
 
-def _stored_config(workdir: str) -> RunConfig | None:
-  """Returns the config that `claim` wrote, None if there is no run."""
+def stored_config(workdir: str) -> RunConfig | None:
+  """Returns the config that `claim` wrote, None if there is none.
+
+  Raises:
+    ValueError: If it cannot be read, or lacks a setting.
+  """
   path = _config_path(workdir)
-  if not os.path.exists(path):
-    left = [
-      name
-      for name in ('checkpoints', 'metrics.jsonl', 'tensorboard')
-      if os.path.exists(os.path.join(workdir, name))
-    ]
-    if left:
-      raise ValueError(
-        f'workdir: got {workdir!r}, which holds {", ".join(left)} but no'
-        ' config.json, allowed: a run or a directory without one'
-      )
+  if not os.path.lexists(path):
     return None
   try:
-    with open(path, encoding='utf-8') as f:
-      values = json.load(f)
-  except (OSError, ValueError) as error:
+    with open(path, 'rb') as file:
+      values = json.load(file)
+  except (OSError, ValueError, RecursionError) as error:
     raise ValueError(f'{path}: cannot be read as JSON ({error})') from error
   return RunConfig.from_stored(values, path)
 

@@ -286,7 +286,7 @@ class AlarmLog:
     self._active = (self._active - set(tags)) | raised
     return {f'health/{tag}': float(tag in raised) for tag in tags}
 
-  def require_finite(self, step: int, values: Metrics, workdir: str) -> None:
+  def require_finite(self, step: int, values: Metrics) -> None:
     """Checks that all losses and the gradient norm are finite.
 
     If one is not, that is written down even with `health.alarms` off.
@@ -294,7 +294,6 @@ class AlarmLog:
     Args:
       step: Number of the step.
       values: Metrics of the step, on the host.
-      workdir: Directory of the run, for the message.
 
     Raises:
       FloatingPointError: If a loss or the gradient norm is not finite.
@@ -310,10 +309,7 @@ class AlarmLog:
       )
       self._writer.write_scalars(step, {f'health/{alarm.tag}': 1.0})
       self._write(step, alarm)
-      raise FloatingPointError(
-        f'step {step}: {alarm.message}; stopped. The latest checkpoint lies in'
-        f' {workdir}/checkpoints'
-      )
+      raise FloatingPointError(f'step {step}: {alarm.message}; stopped')
 
   def _write(self, step: int, alarm: Alarm) -> None:
     text = f'**{alarm.tag}**: {alarm.message}'

@@ -1,5 +1,6 @@
 """A training run, from a config and a directory to a trained model."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -13,14 +14,19 @@ from abstractinator.evaluation.held_out import Evaluation, HeldOut
 from abstractinator.objective.learning import require_time
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import checkpoint, load_parts, processes, sharding
-from abstractinator.runs.checkpointer import Checkpointer
+from abstractinator.runs import workdir as workdirs
+from abstractinator.runs.checkpointer import Checkpointer, require_sound_metrics
 from abstractinator.runs.state import TrainState, averaged_variables_of
 from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
 from abstractinator.training.optimizer import rise_of_longer_run, warmup_of
 from abstractinator.training.profile import NO_PROFILE, Profile
 from abstractinator.training.program import make_program
-from abstractinator.training.report import Reporter
+from abstractinator.training.report import (
+  Reporter,
+  after_divergence,
+  after_fault,
+)
 from abstractinator.types import Batch
 
 
@@ -40,6 +46,7 @@ class Run:
     """
     self.config = config
     self.workdir = workdir
+    processes.require_device()
     self._mesh = sharding.make_mesh(config.mesh)
     shard_index, shard_count = sharding.process_shard(
       sharding.batch_sharding(self._mesh),
@@ -113,16 +120,21 @@ class Run:
     return iterator
 
   def _validation_batches(self, max_batches: int | None) -> Iterator[Batch]:
-    return pipeline.validation_batches(
+    batches = pipeline.validation_batches(
       self._validation_rows, self._order, max_batches=max_batches
     )
+    with _reading():
+      yield from batches
 
-  def start(self, resume_from: str | None = None) -> TrainState:
+  def start(
+    self, resume_from: str | None = None, step: int | None = None
+  ) -> TrainState:
     """Returns the first state of this process, restored if there is a source.
 
     Args:
       resume_from: Directory of another run to start from, if this one has no
         checkpoint yet.
+      step: Step of the checkpoint of `resume_from`; the latest one by default.
 
     Returns:
       The state.
@@ -130,10 +142,11 @@ class Run:
     Raises:
       ValueError: If a checkpoint is damaged, or of other shapes or data.
     """
+    require_sound_metrics(self.workdir)
     written = metric_writer.last_step(self.workdir)
     if checkpoint.latest_step(self.workdir) is not None:
-      source = self.workdir
-    elif written is not None and written >= 2 * self.config.checkpoint_interval:
+      source, step = self.workdir, None
+    elif written is not None and written > self._latest_without_checkpoint():
       raise ValueError(
         f'{self.workdir}: its metrics reach step {written} but it has no'
         ' checkpoint to resume from; move the directory away to start anew'
@@ -143,7 +156,8 @@ class Run:
     else:
       state = self._init(jax.random.key(self.config.seed))
       return load_parts.load(state, self._abstract, self.config)
-    restored = checkpoint.restore(source, self._abstract)
+    restored = checkpoint.restore(source, self._abstract, step)
+    workdirs.check_checkpoint(source, restored.step, restored.config)
     load_parts.check_sources(self.config, restored.config, source)
     is_done = self.total_steps <= restored.step
     if self.total_steps < restored.step or (is_done and source == resume_from):
@@ -151,15 +165,7 @@ class Run:
         f'max_steps, num_epochs: got {self.total_steps} steps, allowed: more'
         f' than the {restored.step} of the checkpoint in {source}'
       )
-    position = restored.data_position
-    self._next_row = position['next_row']
-    self._begun = position.get('metrics')
-    for name, identity in self._data_identity.items():
-      if position[name] != identity:
-        raise ValueError(
-          f'data.{name}: got {identity}, allowed: the data of the checkpoint,'
-          f' {position[name]}'
-        )
+    self._go_on_at(restored.data_position, source)
     old = RunConfig.from_stored(restored.config, source)
     self._rise = rise_of_longer_run(
       old.optimizer,
@@ -169,6 +175,38 @@ class Run:
       restored.step,
     )
     return restored.state
+
+  def _latest_without_checkpoint(self) -> int:
+    """Returns the last step that a run may log before it has a checkpoint.
+
+    Training goes on while the first checkpoint is written, until the second one
+    is due.
+    """
+    stored = workdirs.stored_config(self.workdir) or self.config
+    return 2 * stored.checkpoint_interval
+
+  def _go_on_at(self, position: dict[str, Any], source: str) -> None:
+    """Takes over where the data pipeline of a checkpoint stands.
+
+    Args:
+      position: The item `data` of the checkpoint.
+      source: Directory of its run, for messages.
+    """
+    try:
+      self._next_row = position['next_row']
+      self._begun = position['metrics']
+      there = {name: position[name] for name in self._data_identity}
+    except KeyError as error:
+      raise ValueError(
+        f'{source}: item data of its checkpoint has no {error}, allowed: one of'
+        ' the same version'
+      ) from error
+    for name, identity in self._data_identity.items():
+      if there[name] != identity:
+        raise ValueError(
+          f'data.{name}: got {identity}, allowed: the data of the checkpoint,'
+          f' {there[name]}'
+        )
 
   def train(
     self, state: TrainState, profile: Profile = NO_PROFILE
@@ -184,20 +222,34 @@ class Run:
 
     Raises:
       FloatingPointError: If a loss is not finite.
+      OSError: If data can no longer be read, or files not be written.
       processes.Preempted: If the run was told to stop; it is saved.
     """
+    try:
+      return self._train(state, profile)
+    except FloatingPointError as error:
+      hint = after_divergence(self.workdir, self.config)
+      raise FloatingPointError(f'{error}; {hint}') from error
+    except OSError as error:
+      hint = after_fault(self.workdir)
+      raise OSError(f'{error}; {hint}') from error
+
+  def _train(self, state: TrainState, profile: Profile) -> Summary | None:
     c, step = self.config, int(state.step)
     batches = self._train_batches(self._next_row)
     report = self._reporter(state)
     preemption = processes.Preemption()
-    saver = Checkpointer(
-      self.workdir, c.max_to_keep, best_metric='eval/loss_total'
-    )
     held_out: Summary | None = None
-    with jax.set_mesh(self._mesh), report.writer, saver, preemption, profile:
+    with (
+      jax.set_mesh(self._mesh),
+      report.writer,
+      Checkpointer(self.workdir, c.max_to_keep, 'eval/loss_total') as saver,
+      preemption,
+      profile,
+    ):
       pending: Metrics | None = None
       while step < self.total_steps:
-        with report.steps.input():
+        with report.steps.input(), _reading():
           batch = sharding.shard_batch(next(batches), self._mesh)
         profile.before(step, report.writer.tensorboard_path)
         with (
@@ -251,6 +303,7 @@ class Run:
     held_out, tags = None, None
     if 'log' in due:
       report.log(step, summary)
+      saver.check()
     if 'eval' in due:
       with report.steps.apart('eval'):
         found = self._evaluate(state, step, report)
@@ -331,3 +384,15 @@ class Run:
       report.progress.message(self._rise)
     report.progress.message('compiling the training step')
     return report
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+  """Turns what can be wrong with data once a run has begun into OSError.
+
+  Any other ValueError of the training loop is a mistake in the program.
+  """
+  try:
+    yield
+  except ValueError as error:
+    raise OSError(str(error)) from error

@@ -151,6 +151,7 @@ class MetricWriter:
     """
     if self._events is not None:
       with _naming(self._jsonl_path):
+        self._jsonl.flush()
         os.fsync(self._jsonl.fileno())
       with _naming(self._events.path):
         self._events.flush()
@@ -161,11 +162,15 @@ class MetricWriter:
     Raises:
       OSError: If something cannot be written; the files are closed then, too.
     """
-    if self._events is not None:
-      with contextlib.ExitStack() as last:
-        last.callback(self._events.close)
-        last.callback(self._jsonl.close)
-        self.flush()
+    if self._events is None:
+      return
+    try:
+      self.flush()
+    finally:
+      for file in (self._jsonl, self._events):
+        # What is wrong with the disk is told by `flush`.
+        with contextlib.suppress(OSError):
+          file.close()
 
   def __enter__(self) -> Self:
     return self

@@ -1,5 +1,6 @@
 """Rows of data that a run trains on: of texts, or of codes alone."""
 
+import os
 import zlib
 
 import numpy as np
@@ -80,7 +81,8 @@ def _read(config: RunConfig, name: str, model: str) -> Documents:
   The last code of a text has the number of codes added. So the end takes no
   place of its own, as for `CodeSequenceTransformer`.
   """
-  directory, levels = getattr(config.data, name), config.model.levels
+  directory = os.path.expanduser(getattr(config.data, name))
+  levels = config.model.levels
   about = corpus.read_manifest(directory)
   for key, value in (('model', model), ('level', len(levels) - 1)):
     if about.get(key) != value:

@@ -13,6 +13,7 @@ from abstractinator.evaluation.held_out import Evaluation
 from abstractinator.objective import metrics
 from abstractinator.objective.by_level import level_prefix
 from abstractinator.objective.metrics import Metrics, Summary
+from abstractinator.runs import checkpoint
 from abstractinator.training import health
 from abstractinator.training.flops import DeviceMetrics, model_flops
 from abstractinator.training.metric_writer import MetricWriter
@@ -57,7 +58,7 @@ class Reporter:
         evaluations after that step.
       enabled: Whether to report anything: true on one process of a run.
     """
-    self._config, self._workdir = config, workdir
+    self._config = config
     self._schedule = make_schedule(config.optimizer, total_steps)
     self.writer = MetricWriter(workdir, step, enabled=enabled)
     self.progress = Progress(total_steps, batches_after, enabled=enabled)
@@ -88,7 +89,7 @@ class Reporter:
       FloatingPointError: If a loss or the gradient norm is not finite.
     """
     values = jax.device_get(fetched)
-    self._alarms.require_finite(step, values, self._workdir)
+    self._alarms.require_finite(step, values)
     self.steps.add(values)
     self.progress.update(step, self.steps.shown())
 
@@ -110,6 +111,7 @@ class Reporter:
       histograms = metrics.histograms(self.steps.total).flattened()
       for name, counts in histograms.items():
         self.writer.write_histogram(step, f'train/{name}', counts)
+    self.writer.flush()
     self.steps.restart()
 
   def evaluated(
@@ -138,7 +140,41 @@ class Reporter:
     self.writer.write_scalars(
       step, self._alarms.report(step, health.EVAL_ALARMS, alarms)
     )
+    self.writer.flush()
     return tags
+
+
+def after_divergence(workdir: str, config: RunConfig) -> str:
+  """Returns what to do after a loss that is not finite.
+
+  Args:
+    workdir: Directory of the run.
+    config: Config of the run.
+  """
+  steps = checkpoint.all_steps(workdir)
+  rate = f'{config.optimizer.learning_rate / 2:g}'
+  new = f'--workdir=NEW --config.optimizer.learning_rate={rate}'
+  if len(steps) < 2:
+    return (
+      'there is no earlier checkpoint; start anew with another setting: python'
+      f' train.py --config=resume:{workdir} {new}'
+    )
+  return (
+    f'from the latest checkpoint, {steps[-1]}, the same step fails again; go on'
+    ' from an earlier one with another setting: python train.py'
+    f' --resume_from={workdir} --resume_step={steps[-2]} {new}'
+  )
+
+
+def after_fault(workdir: str) -> str:
+  """Returns where a run goes on after its disk or its data failed it."""
+  step = checkpoint.latest_step(workdir)
+  if step is None:
+    return 'there is no checkpoint yet: the same command starts anew'
+  return (
+    f'the latest whole checkpoint is {workdir}/checkpoints/{step}: the same'
+    ' command goes on from there'
+  )
 
 
 def closing(

@@ -1,5 +1,6 @@
 """Files that commands write, and messages that they hide."""
 
+import errno
 import logging
 import os
 import stat
@@ -27,7 +28,7 @@ def test_a_new_file_without_a_directory_in_its_path(tmp_path, monkeypatch):
   assert (tmp_path / 'out').read_bytes() == b'content'
 
 
-@pytest.mark.parametrize('failing', ['fsync', 'replace'])
+@pytest.mark.parametrize('failing', ['fsync', 'link'])
 def test_nothing_is_left_of_a_file_that_cannot_be_written(
   failing, tmp_path, monkeypatch
 ):
@@ -45,6 +46,56 @@ def test_what_lies_there_is_kept(tmp_path):
   with pytest.raises(ValueError, match='exists, allowed: a path with nothing'):
     common.write_new(str(tmp_path / 'out'), b'content')
   assert (tmp_path / 'out').read_bytes() == b'kept'
+  assert os.listdir(tmp_path) == ['out']
+
+
+def test_a_disk_without_hard_links(tmp_path, monkeypatch):
+  def refuse(*args):
+    raise OSError(errno.EPERM, 'Operation not permitted')
+
+  monkeypatch.setattr(os, 'link', refuse)
+  test_a_new_file_is_like_any_other(tmp_path)
+  with pytest.raises(ValueError, match='exists, allowed: a path with nothing'):
+    common.write_new(str(tmp_path / 'out'), b'other')
+  assert (tmp_path / 'out').read_bytes() == b'content'
+  assert os.listdir(tmp_path) == ['out']
+
+
+def test_no_link_is_followed(tmp_path):
+  """A link that waits under the name of the output is a file that is there."""
+  (tmp_path / 'target').write_bytes(b'kept')
+  for target in ('target', 'absent'):
+    (tmp_path / 'out').symlink_to(tmp_path / target)
+    for function in (common.require_new, lambda x: common.write_new(x, b'new')):
+      with pytest.raises(ValueError, match='exists, allowed: '):
+        function(str(tmp_path / 'out'))
+    (tmp_path / 'out').unlink()
+  assert (tmp_path / 'target').read_bytes() == b'kept'
+  assert os.listdir(tmp_path) == ['target']
+
+
+def test_temporary_files_have_names_that_nobody_can_know(tmp_path, monkeypatch):
+  seen = []
+  fsync = os.fsync
+
+  def look(descriptor):
+    seen.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, 'fsync', look)
+  for name in ('a', 'b'):
+    common.write_new(str(tmp_path / name), b'content')
+  folders = {os.path.dirname(path) for path in seen}
+  assert len(folders) == 2
+  assert all(os.path.dirname(folder) == str(tmp_path) for folder in folders)
+
+
+def test_a_name_that_cannot_be_written(tmp_path):
+  path = str(tmp_path / ('x' * 300))
+  with pytest.raises(OSError, match='File name too long'):
+    common.require_new(path)
+  common.require_new(str(tmp_path / 'out'))
+  assert not os.listdir(tmp_path)
 
 
 def test_a_directory_that_is_not_there(tmp_path):

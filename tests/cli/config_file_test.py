@@ -134,3 +134,44 @@ def test_a_file_without_a_config_is_refused(content, reason, tmp_path):
     config_file.load(str(path))
   assert reason in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_home_directory_in_paths(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text(
+    (config_file.CONFIGS / 'tiny.py').read_text()
+  )
+  loaded = config_file.load('~/mine.py')
+  assert loaded == config_file.load('tiny')
+  loaded = config_file.load('stage2', ['load_base_from=~/base'])
+  assert loaded.load_base_from == f'{tmp_path}/base'
+  level = 'model.levels[0]'
+  loaded = config_file.load(
+    'tiny',
+    [
+      f'{level}.freeze_entropy_model=True',
+      f'{level}.load_entropy_model_from=~/entropy',
+    ],
+  )
+  found = loaded.model.levels[0].load_entropy_model_from
+  assert found == f'{tmp_path}/entropy'
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'{"seed": 0', 'cannot be read as JSON'),
+    (b'\xff', 'cannot be read as JSON'),
+    (b'[' * 5000, 'cannot be read as JSON'),
+    (b'[]', 'config: got [], allowed: a group of settings'),
+    (b'{}', 'missing settings: '),
+    (b'{"model": {"levels": 3}}', 'missing settings: '),
+  ],
+)
+def test_damaged_config_of_a_run_is_named(content, message, tmp_path):
+  path = tmp_path / 'config.json'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=re.escape(f'{path}: {message}')) as info:
+    config_file.load(f'resume:{tmp_path}')
+  assert 'resume.py' not in str(info.value)
+  assert '\n' not in str(info.value)

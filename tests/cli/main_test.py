@@ -18,6 +18,7 @@ from abstractinator.cli import main as main_module
 from abstractinator.cli.common import show
 from abstractinator.cli.main import main
 from abstractinator.codes.codes import Codes
+from abstractinator.runs.lock import Lock
 from tests.helpers import tiny_run
 
 # Lines of a command on standard error.
@@ -352,6 +353,54 @@ def test_bad_input_of_a_process(tmp_path):
   assert line.startswith('abstractinator: error: ')
   assert 'no checkpoint there' in line
   assert (process.returncode, process.stdout) == (2, b'')
+
+
+def test_output_on_a_full_disk_is_told_in_a_line(workdir):
+  with open('/dev/full', 'wb') as full:
+    process = subprocess.run(
+      [sys.executable, '-m', 'abstractinator', 'segment', workdir],
+      input=TEXT,
+      stdout=full,
+      stderr=subprocess.PIPE,
+    )
+  (line,) = process.stderr.decode().splitlines()
+  assert line.startswith('abstractinator: error: ')
+  assert 'No space left on device' in line
+  assert process.returncode == 2
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'nowhere'])
+def test_a_platform_that_is_not_there(workdir, platform):
+  process = run('segment', workdir, JAX_PLATFORMS=platform)
+  (line,) = process.stderr.decode().splitlines()
+  assert line.startswith('abstractinator: error: JAX_PLATFORMS: got ')
+  assert f"'{platform}'" in line
+  assert "pip install 'abstractinator[cuda13]'" in line
+  assert (process.returncode, process.stdout) == (2, b'')
+
+
+def test_two_processes_do_not_encode_into_one_directory(
+  workdir, file, tmp_path, capsys
+):
+  out = str(tmp_path / 'codes')
+  args = ['encode', workdir, f'--data={file}', f'--out={out}']
+  with Lock(out):
+    assert main(args) == 2
+    assert f'{out}: process {os.getpid()} on ' in capsys.readouterr().err
+  assert not os.path.exists(out)
+  assert main(args) == 0
+  assert sorted(os.listdir(out)) == ['00000.parquet', 'manifest.json']
+
+
+def test_home_directory_in_paths(workdir, file, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', os.path.dirname(workdir))
+  short = f'~/{os.path.basename(workdir)}'
+  assert main(['segment', short, file]) == 0
+  expected = capsys.readouterr().out
+  assert main(['segment', workdir, file]) == 0
+  assert capsys.readouterr().out == expected
+  assert main(['view', workdir, file, '--html=~/absent/x']) == 2
+  assert f'{os.path.dirname(workdir)}/absent' in capsys.readouterr().err
 
 
 def test_nothing_on_stdin(workdir):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -51,11 +52,18 @@ def settings(
   ]
 
 
+def limit_files(num_bytes: int) -> None:
+  """Makes the system refuse to write this process's files beyond a size."""
+  # Python ignores the signal that comes with the refusal.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
 def start(
   args: Sequence[str],
   processes: int = 1,
   devices: int = 8,
   own: Sequence[list[str]] = (),
+  file_bytes: int | None = None,
 ) -> list[subprocess.Popen]:
   """Starts the processes of a run.
 
@@ -64,6 +72,8 @@ def start(
     processes: Number of processes.
     devices: Number of devices of each process.
     own: More arguments for each process; none by default.
+    file_bytes: Size above which the system refuses to write a file; None for
+      no limit.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -74,6 +84,9 @@ def start(
       f'--xla_force_host_platform_device_count={devices}', *xla_flags.QUICK
     ),
   }
+  if file_bytes is not None:
+    # Half an entry of the cache would be of no use to other runs.
+    env['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '1e9'
   started = []
   for number in range(processes):
     connect = [
@@ -90,6 +103,7 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         env=env,
+        preexec_fn=file_bytes and (lambda: limit_files(file_bytes)),
       )
     )
   return started

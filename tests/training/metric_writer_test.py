@@ -186,7 +186,8 @@ def test_a_full_disk_is_told_at_the_next_flush(tmp_path, full):
   writer.flush()
   (events,) = (tmp_path / 'tensorboard').iterdir()
   path = events if full == 'events' else tmp_path / full
-  os.dup2(os.open('/dev/full', os.O_WRONLY), descriptor(path))
+  with open('/dev/full', 'wb') as device:
+    os.dup2(device.fileno(), descriptor(path))
   message = error_of(lambda: log_many(writer, range(2, 30)))
   assert message == f'{path}: cannot be written (No space left on device)'
   # What could not be written is no reason to wait, or to stay open.

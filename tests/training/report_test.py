@@ -9,6 +9,7 @@ from abstractinator.config import RunConfig
 from abstractinator.objective.metrics import Summary
 from abstractinator.training import report
 from configs import tiny
+from tests.helpers import tiny_run
 
 LEVEL = {
   'entropy_model_bits_per_byte': 2.18149,
@@ -112,3 +113,37 @@ def test_levels_and_stages_have_their_names():
   found = report.figures(Summary((LEVEL, stages), {}))
   assert found['level0: codes in use'] == '50.00%'
   assert found['level1: codes in use, stage2'] == '50.00%'
+
+
+@pytest.mark.parametrize(
+  ('steps', 'parts'),
+  [
+    ((), ('there is no earlier checkpoint', '--config=resume:DIR')),
+    ((10,), ('there is no earlier checkpoint', '--config=resume:DIR')),
+    (
+      (9, 10, 20),
+      (
+        'from the latest checkpoint, 20, the same step fails again',
+        '--resume_from=DIR --resume_step=10 ',
+      ),
+    ),
+  ],
+)
+def test_after_divergence(steps, parts, tmp_path):
+  for step in steps:
+    (tmp_path / 'checkpoints' / str(step)).mkdir(parents=True)
+  config = tiny_run.config()
+  line = report.after_divergence(str(tmp_path), config)
+  rate = config.optimizer.learning_rate / 2
+  assert line.endswith(f'--config.optimizer.learning_rate={rate:g}')
+  for part in parts:
+    assert part.replace('DIR', str(tmp_path)) in line
+
+
+def test_after_a_fault(tmp_path):
+  assert 'no checkpoint yet' in report.after_fault(str(tmp_path))
+  for step in ('9', '10', '20.orbax-checkpoint-tmp'):
+    (tmp_path / 'checkpoints' / step).mkdir(parents=True)
+  line = report.after_fault(str(tmp_path))
+  assert line.startswith(f'the latest whole checkpoint is {tmp_path}')
+  assert '/checkpoints/10: ' in line
