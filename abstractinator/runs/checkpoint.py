@@ -269,7 +269,6 @@ def _read(
 
   The errors of orbax, which are of many types, become one ValueError.
   """
-  _silence_abandoned_reads()
   try:
     composite = ocp.args.Composite(**{name: args})
     return manager.restore(step, args=composite)[name]
@@ -282,21 +281,24 @@ def _read(
 
 
 @functools.cache
-def _silence_abandoned_reads() -> None:
-  """Suppresses the tracebacks of reads that orbax abandons after a failure.
+def _silence_abandoned_tasks() -> None:
+  """Suppresses the tracebacks of tasks that orbax abandons after a failure.
 
-  When one read fails, orbax leaves the coroutines of the others unawaited. Each
-  would print a traceback of the same failure when it is collected, before the
-  error arrives here or at the end of the process.
+  When one read or write fails, orbax leaves the coroutines of the others
+  unawaited and closes their event loop. Each would print a traceback of the
+  same failure when it is collected, before the error arrives here or at the end
+  of the process.
   """
   previous = sys.unraisablehook
 
   def hook(unraisable: 'sys.UnraisableHookArgs') -> None:
     code = getattr(unraisable.object, 'cr_code', None)
-    if code is None or '/orbax/' not in code.co_filename:
+    is_abandoned = code is not None and '/orbax/' in code.co_filename
+    if not is_abandoned and str(unraisable.exc_value) != 'Event loop is closed':
       previous(unraisable)
 
   sys.unraisablehook = hook
+  logging.getLogger('asyncio').addFilter(_is_wanted_message)
 
 
 def raise_damaged(
@@ -375,6 +377,7 @@ def open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:
   """Opens a directory of checkpoints with `CheckpointManagerOptions`."""
   # absl calls a filter once however often it is added.
   logging.getLogger('absl').addFilter(_is_wanted_message)
+  _silence_abandoned_tasks()
   handlers: dict[str, Any] = {
     n: ocp.JsonCheckpointHandler() for n in _JSON_ITEMS
   }
@@ -388,8 +391,12 @@ def open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:
 
 def _is_wanted_message(record: logging.LogRecord) -> bool:
   """Rejects what orbax tells of each save, and of errors that it raises too."""
-  is_wanted = record.levelno > logging.INFO and not record.exc_info
-  return is_wanted or '/orbax/' not in record.pathname
+  traceback = record.exc_info[2] if record.exc_info else None
+  while traceback is not None:
+    if '/orbax/' in traceback.tb_frame.f_code.co_filename:
+      return False
+    traceback = traceback.tb_next
+  return record.levelno > logging.INFO or '/orbax/' not in record.pathname
 
 
 def _steps_in(directory: str) -> list[int]:
