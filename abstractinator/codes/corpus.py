@@ -1,9 +1,11 @@
 """Codes of a corpus: shards in a directory, and a manifest that lists them.
 
 A shard is a file of codes, see `files`. It appears whole or not at all, and
-then in the manifest, so that an encoder that was stopped can be resumed.
+then in the manifest, so that an encoder that was stopped can be resumed. The
+manifest has checksums of the shards and of itself.
 """
 
+import hashlib
 import json
 import os
 import zlib
@@ -12,11 +14,12 @@ from typing import Any
 
 from abstractinator.codes import files
 from abstractinator.codes.codes import Codes
-from abstractinator.data.documents import Documents
+from abstractinator.data.documents import Document, Documents
 from abstractinator.data.whole_files import TEMPORARY, write_whole
 
 MANIFEST = 'manifest.json'
 _VERSION = 1
+_CHECKSUM = 'checksum'
 # Numbers that the manifest lists for a shard, besides its `file`.
 _NUMBERS = ('first_text', 'num_texts', 'num_bytes', 'num_codes', 'crc32')
 
@@ -47,7 +50,9 @@ def encode_corpus(
     `first_text`, `num_texts`, `num_bytes`, `num_codes`, `crc32`.
 
   Raises:
-    ValueError: If the directory holds another corpus, run or division.
+    ValueError: If the directory holds another corpus, run or division, or a
+      manifest that cannot be mended.
+    OSError: If a file cannot be read or written.
   """
   wanted = {
     'version': _VERSION,
@@ -60,33 +65,28 @@ def encode_corpus(
     'shard_bytes': shard_bytes,
     'kind': kind,
   }
-  there = _prepare(directory, wanted)
+  shards = _prepare(directory, wanted, documents)
   for number, (first, stop) in enumerate(_spans(documents, shard_bytes)):
-    if first in there and _is_whole(directory, there[first]):
-      continue
-    texts = [x.read_bytes() for x in documents[first:stop]]
     name = f'{number:05}.{kind}'
-    codes = encode(texts)
+    if name in shards and _is_whole(directory, shards[name]):
+      continue
+    codes = encode([x.read_bytes() for x in documents[first:stop]])
     content = files.to_bytes(name, codes)
     write_whole(os.path.join(directory, name), content)
-    there[first] = {
-      'file': name,
-      'first_text': first,
-      'num_texts': len(texts),
-      'num_bytes': sum(map(len, texts)),
-      'num_codes': sum(len(x.codes_N) for x in codes),
-      'crc32': zlib.crc32(content),
-    }
+    shards[name] = _entry(
+      name, first, documents[first:stop], codes, zlib.crc32(content)
+    )
     # Later shards of an earlier call stay listed until their turn comes.
-    _write_manifest(directory, wanted, [there[key] for key in sorted(there)])
-    yield there[first]
+    _write_manifest(directory, wanted, shards)
+    yield shards[name]
 
 
 def read_manifest(directory: str) -> dict[str, Any]:
   """Reads the manifest: `about` of `encode_corpus`, `data`, `shards`.
 
   Raises:
-    ValueError: If there is no manifest, or it cannot be read.
+    ValueError: If there is no manifest, or it is damaged or has no checksum.
+    OSError: If it cannot be read.
   """
   path = os.path.join(directory, MANIFEST)
   if not os.path.exists(path):
@@ -94,21 +94,24 @@ def read_manifest(directory: str) -> dict[str, Any]:
       f'{directory}: has no {MANIFEST}, allowed: what `abstractinator encode'
       ' --data` wrote'
     )
+  manifest, is_sound = _parse(path)
+  if not is_sound:
+    state = 'is damaged' if _CHECKSUM in manifest else f'has no {_CHECKSUM}'
+    raise ValueError(
+      f'{path}: {state}, allowed: what `abstractinator encode` wrote; the same'
+      ' command mends it and keeps the codes that are whole'
+    )
   try:
-    with open(path, encoding='utf-8') as file:
-      manifest = json.load(file)
     numbers = [manifest['data'][name] for name in ('num_texts', 'num_bytes')]
     for shard in manifest['shards']:
       numbers += [shard[name] for name in _NUMBERS]
       # A name without directories: nothing is read or written elsewhere.
       if shard['file'] != os.path.basename(shard['file']):
         raise ValueError
-    if not all(isinstance(number, int) for number in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers):
       raise TypeError
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f'{path}: is no manifest, allowed: what `abstractinator encode` wrote'
-    ) from error
+    raise _no_manifest(path) from error
   return manifest
 
 
@@ -135,37 +138,126 @@ def read_corpus(directory: str) -> Iterator[list[Codes]]:
     )
   for shard in manifest['shards']:
     path = os.path.join(directory, shard['file'])
-    if not _is_whole(directory, shard):
+    codes = files.read_codes(path) if _is_whole(directory, shard) else []
+    if [len(codes), _num_codes(codes)] != [
+      shard['num_texts'],
+      shard['num_codes'],
+    ]:
       raise ValueError(
         f'{path}: is missing or damaged; the same `abstractinator encode`'
         ' writes it anew'
       )
-    yield files.read_codes(path)
+    yield codes
 
 
 def _prepare(
-  directory: str, wanted: Mapping[str, Any]
-) -> dict[int, dict[str, Any]]:
-  """Makes a directory ready; returns the shards it lists by first text."""
+  directory: str, wanted: Mapping[str, Any], documents: Documents
+) -> dict[str, dict[str, Any]]:
+  """Makes a directory ready; returns the entries of its shards by file."""
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, MANIFEST)
-  if os.path.exists(path):
-    manifest = read_manifest(directory)
-    for name, value in wanted.items():
-      if manifest.get(name) != value:
-        raise ValueError(
-          f'{path}: {name} is {manifest.get(name)}, allowed: {value}, or a'
-          ' directory with nothing there'
+  shards: dict[str, dict[str, Any]] = {}
+  if not os.path.exists(path):
+    if any(not name.startswith(TEMPORARY) for name in os.listdir(directory)):
+      raise ValueError(
+        f'{directory}: has files but no {MANIFEST}, allowed: a directory with'
+        ' nothing there, or one to go on with'
+      )
+    # Written before the first shard, so that a stop in that one can be resumed.
+    _write_manifest(directory, wanted, shards)
+    return shards
+  manifest, is_sound = _parse(path)
+  for name, value in wanted.items():
+    found = manifest.get(name)
+    if name == 'data' and not is_sound and isinstance(found, dict):
+      # The numbers follow from the names and lengths that are hashed.
+      found = value | {'sha256': found.get('sha256')}
+    if found != value:
+      raise ValueError(
+        f'{path}: {name} is {found}, allowed: {value}, or a directory with'
+        ' nothing there'
+      )
+  if is_sound:
+    return {
+      shard['file']: shard for shard in read_manifest(directory)['shards']
+    }
+  shards = _mend(directory, manifest.get('shards'), wanted, documents)
+  _write_manifest(directory, wanted, shards)
+  return shards
+
+
+def _mend(
+  directory: str, listed: Any, wanted: Mapping[str, Any], documents: Documents
+) -> dict[str, dict[str, Any]]:
+  """Returns entries of the shards whose files have the checksums listed.
+
+  All else in the entries is computed anew.
+  """
+  checksums = {
+    str(shard.get('file')): shard.get('crc32')
+    for shard in (listed if isinstance(listed, list) else [])
+    if isinstance(shard, dict)
+  }
+  shards = {}
+  spans = _spans(documents, wanted['shard_bytes'])
+  for number, (first, stop) in enumerate(spans):
+    name = f'{number:05}.{wanted["kind"]}'
+    shard: dict[str, Any] = {'file': name, 'crc32': checksums.get(name)}
+    if _is_whole(directory, shard):
+      codes = files.read_codes(os.path.join(directory, name))
+      if len(codes) == stop - first:
+        shards[name] = _entry(
+          name, first, documents[first:stop], codes, shard['crc32']
         )
-    return {shard['first_text']: shard for shard in manifest['shards']}
-  if any(not name.startswith(TEMPORARY) for name in os.listdir(directory)):
-    raise ValueError(
-      f'{directory}: has files but no {MANIFEST}, allowed: a directory with'
-      ' nothing there, or one to go on with'
-    )
-  # Written before the first shard, so that a stop in that one can be resumed.
-  _write_manifest(directory, wanted, [])
-  return {}
+  return shards
+
+
+def _entry(
+  name: str,
+  first: int,
+  documents: Sequence[Document],
+  codes: Sequence[Codes],
+  crc32: int,
+) -> dict[str, Any]:
+  """Returns what the manifest says of a shard."""
+  return {
+    'file': name,
+    'first_text': first,
+    'num_texts': len(documents),
+    'num_bytes': sum(document.length for document in documents),
+    'num_codes': _num_codes(codes),
+    'crc32': crc32,
+  }
+
+
+def _num_codes(codes: Sequence[Codes]) -> int:
+  return sum(len(text.codes_N) for text in codes)
+
+
+def _parse(path: str) -> tuple[dict[str, Any], bool]:
+  """Returns a manifest, and whether its checksum is right."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      manifest = json.load(file)
+    if not isinstance(manifest, dict):
+      raise TypeError
+    return manifest, manifest.get(_CHECKSUM) == _checksum(manifest)
+  # No JSON, no UTF-8, or nested too deeply.
+  except (ValueError, TypeError, RecursionError) as error:
+    raise _no_manifest(path) from error
+
+
+def _no_manifest(path: str) -> ValueError:
+  return ValueError(
+    f'{path}: is no manifest, allowed: what `abstractinator encode` wrote, or a'
+    ' directory with nothing there to write to'
+  )
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+  """Returns a sha256 in hex over all but the checksum."""
+  rest = {key: manifest[key] for key in manifest if key != _CHECKSUM}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _spans(documents: Documents, shard_bytes: int) -> Iterator[tuple[int, int]]:
@@ -187,7 +279,14 @@ def _is_whole(directory: str, shard: Mapping[str, Any]) -> bool:
 
 
 def _write_manifest(
-  directory: str, about: Mapping[str, Any], shards: list[dict[str, Any]]
+  directory: str,
+  about: Mapping[str, Any],
+  shards: Mapping[str, Mapping[str, Any]],
 ) -> None:
-  content = json.dumps({**about, 'shards': shards}, indent=1).encode()
+  manifest = {
+    **about,
+    'shards': sorted(shards.values(), key=lambda shard: shard['first_text']),
+  }
+  manifest[_CHECKSUM] = _checksum(manifest)
+  content = json.dumps(manifest, indent=1).encode()
   write_whole(os.path.join(directory, MANIFEST), content)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 
 from abstractinator.codes import codes as codes_lib
 from abstractinator.codes.codes import Codes
-from abstractinator.data.records import import_extra
+from abstractinator.data import arrays as arrays_lib
+from abstractinator.data.documents import one_line
+from abstractinator.data.extras import import_extra
 from abstractinator.data.whole_files import write_whole
 
 _NPZ = ('codes_N', 'count_B', 'num_rows_T', 'level', 'queries')
@@ -51,8 +54,8 @@ def read_codes(path: str) -> list[Codes]:
   # kind.
   except Exception as error:
     raise ValueError(
-      f'{path}: is no file of codes, allowed: what `abstractinator encode`'
-      ' wrote'
+      f'{path}: is no file of codes: {one_line(error)}, allowed: what'
+      ' `abstractinator encode` wrote'
     ) from error
 
 
@@ -74,7 +77,7 @@ def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
       pyarrow.array([x.level for x in codes], pyarrow.int32()),
     ]
     table = pyarrow.Table.from_arrays(columns, names=list(_PARQUET))
-    parquet.write_table(table, file)
+    parquet.write_table(table, file, write_page_checksum=True)
   else:
     total = max(int(joined.count_B.sum()), 1)
     arrays = (
@@ -91,31 +94,84 @@ def to_bytes(path: str, codes: Sequence[Codes]) -> bytes:
 
 
 def _from_npz(content: bytes) -> list[Codes]:
-  with np.load(io.BytesIO(content), allow_pickle=False) as file:
-    arrays = [file[name] for name in _NPZ]
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    arrays = [_read_array(archive, f'{name}.npy') for name in _NPZ]
   codes_N, count_B, num_rows_T, level, queries = arrays
-  if (
-    any(not np.issubdtype(x.dtype, np.integer) for x in arrays)
-    or [x.ndim for x in arrays] != [1, 1, 1, 0, 0]
-    or (num_rows_T < 0).any()
-    or num_rows_T.sum() != len(count_B)
-    or queries < 1
-    or queries * count_B.sum() != len(codes_N)
-  ):
-    raise ValueError('the arrays do not fit each other')
-  joined = Codes(codes_N, count_B, int(level))
-  return codes_lib.split(joined, num_rows_T.tolist(), int(queries))
+  if [x.ndim for x in arrays] != [1, 1, 1, 0, 0] or num_rows_T.min() < 0:
+    raise ValueError('the arrays have wrong shapes')
+  ends = np.cumsum([0, *num_rows_T.tolist()])
+  if ends[-1] != len(count_B) or not len(num_rows_T):
+    raise ValueError('the rows of the texts do not add up')
+  codes = codes_lib.split(
+    Codes(codes_N, count_B, int(level)), num_rows_T.tolist(), int(queries)
+  )
+  _require_queries(codes, int(queries))
+  return codes
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+  """Reads an array of integers, which may not be larger than int32."""
+  info = archive.getinfo(name)
+  # Others may ask for memory before they have read anything.
+  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise ValueError(f'{name} is compressed by method {info.compress_type}')
+  # The whole of it, so that its checksum is compared.
+  content = archive.read(info)
+  layout = arrays_lib.read_layout(content, len(content))
+  array = np.frombuffer(content, layout.dtype, offset=layout.offset)
+  return _as_int32(array).reshape(layout.shape, order=layout.order)
 
 
 def _from_parquet(content: bytes) -> list[Codes]:
-  from pyarrow import parquet
+  from pyarrow import parquet, types
 
-  table = parquet.read_table(io.BytesIO(content), columns=list(_PARQUET))
-  columns = [table.column(name).to_pylist() for name in _PARQUET]
-  return [
-    Codes(np.array(codes, np.int32), np.array(counts, np.int32), int(level))
-    for codes, counts, level in zip(*columns, strict=True)
+  file = parquet.ParquetFile(
+    io.BytesIO(content), page_checksum_verification=True
+  )
+  table = file.read(columns=list(_PARQUET))
+  columns = [table.column(name) for name in _PARQUET]
+  for column in columns:
+    kind = column.type
+    if column is not columns[-1]:
+      if not (types.is_list(kind) or types.is_large_list(kind)):
+        raise ValueError(f'a column is of type {kind}')
+      kind = kind.value_type
+    # Others could be cut to integers.
+    if not types.is_integer(kind):
+      raise ValueError(f'a column is of type {column.type}')
+  if not 0 < table.num_rows == file.metadata.num_rows:
+    raise ValueError(f'has {table.num_rows} rows')
+  codes = [
+    Codes(_as_int32(np.array(codes)), _as_int32(np.array(counts)), level)
+    for codes, counts, level in zip(
+      *(column.to_pylist() for column in columns), strict=True
+    )
   ]
+  codes_lib.join(codes)  # Of one level.
+  _require_queries(codes, len(codes[0].codes_N) // codes[0].count_B.sum())
+  return codes
+
+
+def _as_int32(array: np.ndarray) -> np.ndarray:
+  """Returns an array of integers as int32; raises ValueError if they differ."""
+  narrow = array.astype(np.int32)
+  if array.dtype.kind not in 'iu' or (narrow != array).any():
+    raise ValueError(f'has numbers of type {array.dtype} that are not int32')
+  return narrow
+
+
+def _require_queries(codes: Sequence[Codes], queries: int) -> None:
+  """Raises ValueError if segments have other numbers of codes than Q."""
+  for text in codes:
+    count = text.count_B.sum(dtype=np.int64)
+    if (
+      queries < 1
+      or not 0 <= text.level
+      or not len(text.count_B)
+      or text.count_B.min() < 1
+      or queries * count != len(text.codes_N)
+    ):
+      raise ValueError(f'{len(text.codes_N)} codes for {count} segments')
 
 
 def require_kind(path: str) -> str:

@@ -4,6 +4,7 @@ No file stays open and only names and positions are kept in memory, so that
 documents can be read from many threads and sent to other processes.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+_MAX_REASON = 300
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,6 +115,37 @@ class Documents(tuple[Document, ...]):
     return digest.hexdigest()
 
 
+class Skipped:
+  """Documents that are passed over, counted by reason."""
+
+  def __init__(self) -> None:
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, str] = {}
+
+  def note(self, reason: str, place: str) -> None:
+    """Counts a document.
+
+    Args:
+      reason: Word or two for documents of a kind, such as 'empty'.
+      place: Name of the document or its file.
+    """
+    self._counts[reason] += 1
+    self._first.setdefault(reason, place)
+
+  def __str__(self) -> str:
+    """Counts and first place of each reason; '' if there are none."""
+    return ', '.join(
+      f'{count} {reason} (the first is {self._first[reason]})'
+      for reason, count in self._counts.items()
+    )
+
+
+def one_line(error: Exception) -> str:
+  """Returns the message of an error of a library on one line, shortened."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return text if len(text) <= _MAX_REASON else f'{text[:_MAX_REASON]}...'
+
+
 def encode_name(name: str) -> bytes:
   """Returns the bytes by which a name is hashed."""
   # Names of files need not be UTF-8; Python carries the rest as surrogates.
@@ -121,18 +155,6 @@ def encode_name(name: str) -> bytes:
 def as_bytes(text: str | bytes) -> bytes:
   """Returns a text as bytes, a string as UTF-8."""
   return text.encode() if isinstance(text, str) else text
-
-
-def read_slice(path: str, start: int, stop: int) -> bytes:
-  """Returns bytes `start` to `stop` of a file, as far as it goes."""
-  with open(path, 'rb', buffering=0) as file:
-    file.seek(start)
-    return file.read(stop - start)
-
-
-def load_file(document: Document, start: int, stop: int) -> bytes:
-  """Reads a slice of a document that is a whole file."""
-  return read_slice(document.path, start, stop)
 
 
 def _load_content(

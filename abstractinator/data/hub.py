@@ -8,9 +8,16 @@ import functools
 from typing import Any
 from urllib.parse import parse_qsl
 
-from abstractinator.data.documents import Document, MemoryDocument, as_bytes
+from abstractinator.data.documents import (
+  Document,
+  MemoryDocument,
+  Skipped,
+  as_bytes,
+  one_line,
+)
+from abstractinator.data.extras import import_extra
 from abstractinator.data.records import (
-  import_extra,
+  bytes_of_column,
   lengths_of_column,
   slice_of_text,
 )
@@ -30,18 +37,19 @@ _DEFAULTS = {
 }
 
 
-def hub_documents(source: str) -> list[Document]:
+def hub_documents(source: str, skipped: Skipped) -> list[Document]:
   """Returns the documents of a data set, one for each row.
 
   Args:
     source: `hf:NAME?key=value&...`, with any of `config`, `split` (default
       train), `field` (default text), `documents`, `data_files` and `revision`.
+    skipped: Takes texts that are empty or null.
 
   Returns:
     The documents; their names consist of data set, split and number.
 
   Raises:
-    ValueError: If it cannot be read, or a text is missing or empty.
+    ValueError: If it cannot be read, or its texts are of another type.
   """
   name, options = _parse(source)
   label, field = f'{name}/{options["split"]}', options['field']
@@ -50,19 +58,30 @@ def hub_documents(source: str) -> list[Document]:
     texts = _first_texts(source, field, int(options['documents']))
     import pyarrow  # The library datasets has it.
 
-    lengths_of_column(pyarrow.array(texts), where)
-    return [
-      MemoryDocument(f'{label}:{row}', as_bytes(text))
-      for row, text in enumerate(texts)
-    ]
-  data = _open(source)
-  _require_field(source, data.column_names, field)
-  # `with_format` gives the table as it lies in the files.
-  column = data.with_format('arrow')[:][field]
-  return [
-    Document(f'{label}:{row}', length, source, _load_row, row, at=(field,))
-    for row, length in enumerate(lengths_of_column(column, where))
-  ]
+    try:
+      texts_of_arrow = pyarrow.array(texts)
+    # Texts of several types, or with lone surrogates.
+    except (ValueError, TypeError) as error:
+      raise ValueError(_unreadable(where, error)) from error
+    column = bytes_of_column(texts_of_arrow, where)
+  else:
+    texts = None
+    data = _open(source)
+    _require_field(source, data.column_names, field)
+    # `with_format` gives the table as it lies in the files.
+    column = bytes_of_column(data.with_format('arrow')[:][field], where)
+  documents: list[Document] = []
+  for row, length in enumerate(lengths_of_column(column)):
+    name_of_row = f'{label}:{row}'
+    if not length:
+      skipped.note('null' if length is None else 'empty', f'{source}:{row}')
+    elif texts:
+      documents.append(MemoryDocument(name_of_row, as_bytes(texts[row])))
+    else:
+      documents.append(
+        Document(name_of_row, length, source, _load_row, row, at=(field,))
+      )
+  return documents
 
 
 def _first_texts(source: str, field: str, count: int) -> list[Any]:
@@ -80,8 +99,7 @@ def _first_texts(source: str, field: str, count: int) -> list[Any]:
 
 
 def _unreadable(source: str, error: Exception) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return f'{source}: {text}, allowed: a data set that can be read'
+  return f'{source}: {one_line(error)}, allowed: a data set that can be read'
 
 
 def _parse(source: str) -> tuple[str, dict[str, str]]:

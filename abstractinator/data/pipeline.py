@@ -14,7 +14,8 @@ import grain
 import numpy as np
 
 from abstractinator.config import DataConfig
-from abstractinator.data.documents import Documents
+from abstractinator.data.documents import Document, Documents
+from abstractinator.data.globs import real_file
 from abstractinator.data.packing import PackedRows, empty_row
 from abstractinator.data.sources import (
   find_documents,
@@ -82,9 +83,19 @@ def require_apart(
   Raises:
     ValueError: If a document is in both.
   """
-  held_out = {document.place for document in validation}
-  trained = {document.place for document in itertools.chain(*train)}
-  both = sorted(held_out & trained)
+  # Several paths may lead to one file.
+  file_of = functools.cache(real_file)
+  trained = {(file_of(x.path), x.number) for x in itertools.chain(*train)}
+  trained_files = {file for file, _ in trained}
+
+  def is_trained(document: Document) -> bool:
+    file = file_of(document.path)
+    # One of the two may be the whole file, the other a part of it.
+    if document.number is None:
+      return file in trained_files
+    return not trained.isdisjoint({(file, document.number), (file, None)})
+
+  both = sorted(x.place for x in validation if is_trained(x))
   if both and not config.validation:
     raise ValueError(
       f'data.train: {len(both)} documents held out of a part of the mixture'

@@ -1,22 +1,38 @@
 """Ways to find documents: globs, data sets, the standard library."""
 
-import glob
+import errno
 import hashlib
 import os
 import re
 import stat
 import sysconfig
-from collections.abc import Iterator
+
+from absl import logging
 
 from abstractinator.data import hub, records
+from abstractinator.data.arrays import array_documents
+from abstractinator.data.compressed import (
+  compression,
+  open_content,
+  read_slice,
+  without_ending,
+)
 from abstractinator.data.documents import (
   Document,
   Documents,
   MemoryDocument,
+  Skipped,
   encode_name,
-  load_file,
 )
+from abstractinator.data.globs import RealFile, find_files
 from abstractinator.types import NUM_BYTES
+
+# Before a glob whose files are documents of bytes, whatever they hold.
+_RAW = 'raw:'
+_ARRAY = 'npy'
+_NEVER_COMPRESSED = {_ARRAY, *records.FORMATS} - {'jsonl', 'ndjson', 'json'}
+# Errors of a link that leads nowhere or in circles.
+_BROKEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 # Parts of the standard library that are neither prose nor programs worth
 # modelling: packages of third parties, tests, and long tables.
@@ -32,42 +48,51 @@ def find_documents(globs: str, vocab_size: int = NUM_BYTES) -> Documents:
   """Finds the documents of a corpus.
 
   A file is one document of arbitrary bytes. A file that ends in `.jsonl`,
-  `.parquet`, `.arrayrecord` or `.npy` has several, see `records`; the first
-  three are read to the end to learn where their documents are.
+  `.ndjson`, `.json`, `.parquet`, `.arrayrecord` or `.npy` has several, see
+  `records` and `arrays`; all but the last are read to the end to learn where
+  their documents are. Files that are compressed are decompressed, see
+  `compressed`. Empty and null documents and broken links are passed over, which
+  the log says.
 
   Args:
-    globs: Comma-separated globs; `**` matches any directories, `~` is the home
-      directory. A comma in a path is written `?`. Directories are passed over,
-      as are hidden files unless the glob has the dot. A data set `hf:NAME` may
-      stand in the place of a glob, see `hub_documents`.
+    globs: Comma-separated globs, see `globs`. A comma in a path is written `?`.
+      After `raw:` each file of a glob is one document of its bytes as they are.
+      A data set `hf:NAME` may stand in the place of a glob, see
+      `hub_documents`.
     vocab_size: Number of ids, 256 for bytes.
 
   Returns:
-    The documents sorted by name, each file once, then those of data sets. A
-    name is the path below the part of the glob that has no wildcard, with
+    The documents sorted by name, each real file once, then those of data sets.
+    A name is the path below the part of the glob that has no wildcard, with
     `:number` for one document of several in a file.
 
   Raises:
-    ValueError: If a glob matches no file, a file cannot be read or is empty, a
-      document has no text, or `vocab_size` is not 256 for documents of bytes.
+    ValueError: If a glob matches no file, no document is left, a file cannot be
+      read, or `vocab_size` is not 256 for documents of bytes.
   """
-  names: dict[str, str] = {}
+  files: dict[RealFile, tuple[str, str, bool]] = {}
+  skipped = Skipped()
   patterns = [pattern.strip() for pattern in globs.split(',')]
   for pattern in patterns:
     if not pattern.startswith(hub.PREFIX):
-      for path, name in _match(pattern):
-        names.setdefault(path, name)
+      is_raw = pattern.startswith(_RAW)
+      found = find_files(pattern.removeprefix(_RAW), skipped)
+      for file, (path, name) in found.items():
+        files.setdefault(file, (path, name, is_raw))
   documents: list[Document] = []
   # By name alone: an order by path would depend on where the roots are.
-  for path, name in sorted(names.items(), key=lambda item: item[1]):
-    found = _documents_of_file(path, name, vocab_size)
-    if not found:
-      raise ValueError(f'{path}: is empty, allowed: files with content')
-    documents += found
+  for path, name, is_raw in sorted(files.values(), key=lambda file: file[1]):
+    documents += _documents_of_file(path, name, vocab_size, skipped, is_raw)
   for pattern in dict.fromkeys(patterns):
     if pattern.startswith(hub.PREFIX):
       _require_bytes(pattern, vocab_size)
-      documents += hub.hub_documents(pattern)
+      documents += hub.hub_documents(pattern, skipped)
+  if not documents:
+    raise ValueError(
+      f'{globs!r}: holds nothing but {skipped}, allowed: documents with content'
+    )
+  if str(skipped):
+    logging.warning('%r: passed over: %s', globs, skipped)
   return Documents(documents)
 
 
@@ -113,13 +138,15 @@ def standard_library() -> Documents:
     # In place, so that os.walk does not descend into them.
     children[:] = [c for c in children if c not in _SKIPPED_DIRECTORIES]
     names += [
-      _portable(os.path.relpath(os.path.join(directory, file), root))
+      os.path.relpath(os.path.join(directory, file), root).replace(os.sep, '/')
       for file in files
       if file.endswith('.py') and not file.startswith('test_')
     ]
   documents: list[Document] = []
   for name in sorted(names):
-    documents += _documents_of_file(os.path.join(root, name), name)
+    # A library has empty files, which say nothing.
+    path = os.path.join(root, name)
+    documents += _documents_of_file(path, name, NUM_BYTES, Skipped())
   if not documents:
     raise ValueError(
       f'data.train: the default corpus, {root}, has no .py files, allowed: a'
@@ -136,10 +163,11 @@ def standard_library() -> Documents:
 
 
 def split(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
-  """Holds out a fraction of the documents.
+  """Holds out a fraction of the documents, at least one and never all.
 
-  The side of a document depends on its name and the fraction only, so that it
-  stays on its side when documents are added.
+  The side of a document depends on the hash of its name and the fraction only,
+  so that it stays on its side when documents are added. Where a side would be
+  empty, the document whose hash is nearest to it is put there.
 
   Args:
     documents: Documents of the corpus.
@@ -149,43 +177,29 @@ def split(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
     The documents to train on and the documents to validate on, neither empty.
 
   Raises:
-    ValueError: If a side would be empty.
+    ValueError: If there are fewer than two documents.
   """
-  sides: tuple[list[Document], list[Document]] = ([], [])
-  for document in documents:
-    digest = hashlib.sha1(encode_name(document.name)).digest()
-    is_held_out = int.from_bytes(digest[:8], 'big') < fraction * 2**64
-    sides[is_held_out].append(document)
-  train, validation = sides
-  if not train or not validation:
+  count = len(documents)
+  if count < 2:
     raise ValueError(
-      f'data.validation_fraction: {fraction} of {len(documents)}'
-      f' documents puts {len(train)} in train and {len(validation)} in'
-      ' validation, allowed: at least 1 in each; pass data.validation or more'
-      ' documents'
+      f'data.validation_fraction: {fraction} of {count} documents puts {count}'
+      ' in train and 0 in validation, allowed: at least 1 in each; pass'
+      ' data.validation or more documents'
     )
+  hashes = [_hash(document.name) for document in documents]
+  wanted = sum(value < fraction * 2**64 for value in hashes)
+  by_hash = sorted(range(count), key=hashes.__getitem__)
+  held_out = set(by_hash[: min(max(wanted, 1), count - 1)])
+  sides: tuple[list[Document], list[Document]] = ([], [])
+  for number, document in enumerate(documents):
+    sides[number in held_out].append(document)
+  train, validation = sides
   return Documents(train), Documents(validation)
 
 
-def _match(pattern: str) -> Iterator[tuple[str, str]]:
-  """Yields (absolute path, name) of each file that `pattern` matches."""
-  absolute = os.path.abspath(os.path.expanduser(pattern))
-  root = os.path.dirname(absolute)
-  while glob.has_magic(root):
-    root = os.path.dirname(root)
-  found = glob.glob(absolute, recursive=True)
-  paths = [path for path in found if not os.path.isdir(path)]
-  if not paths:
-    raise ValueError(
-      f'{pattern!r}: matches no file, allowed: comma-separated paths or globs'
-      " such as 'texts/**/*.txt'"
-    )
-  for path in paths:
-    yield path, _portable(os.path.relpath(path, root))
-
-
-def _portable(name: str) -> str:
-  return name.replace(os.sep, '/')
+def _hash(name: str) -> int:
+  """Returns a hash of a name that is the same everywhere, below 2^64."""
+  return int.from_bytes(hashlib.sha1(encode_name(name)).digest()[:8], 'big')
 
 
 def _require_bytes(source: str, vocab_size: int) -> None:
@@ -197,25 +211,48 @@ def _require_bytes(source: str, vocab_size: int) -> None:
 
 
 def _documents_of_file(
-  path: str, name: str, vocab_size: int = NUM_BYTES
+  path: str, name: str, vocab_size: int, skipped: Skipped, is_raw: bool = False
 ) -> list[Document]:
-  """Returns the documents of a file; none if it is empty."""
-  kind = path.rpartition('.')[2]
+  """Returns the documents of a file that have content."""
   try:
     status = os.stat(path)
     # Opening a pipe would wait for a writer.
     if not stat.S_ISREG(status.st_mode):
       raise ValueError(f'{path}: is not a regular file, allowed: only those')
-    # Fails where `stat` does not, if the file may not be read.
-    open(path, 'rb').close()
-    if kind == 'npy':
-      return records.array_documents(path, name, vocab_size)
-    _require_bytes(path, vocab_size)
-    if kind in records.FORMATS:
-      return records.record_documents(path, name)
+    packing = '' if is_raw else compression(path)
+    kind = '' if is_raw else without_ending(path).rpartition('.')[2]
+    if packing and kind in _NEVER_COMPRESSED:
+      raise ValueError(
+        f'{path}: is in the format {packing}, allowed: .{kind} that is not'
+        ' compressed as a whole'
+      )
+    if kind != _ARRAY:
+      _require_bytes(path, vocab_size)
+    if kind in records.FORMATS and status.st_size:
+      return records.record_documents(path, name, kind, packing, skipped)
+    if kind == _ARRAY and status.st_size:
+      documents = array_documents(path, name, vocab_size)
+    else:
+      documents = _whole_file(path, name, packing)
   except OSError as error:
+    if error.errno in _BROKEN and os.path.islink(path):
+      skipped.note('broken link', path)
+      return []
     raise ValueError(
       f'{path}: cannot be read: {error.strerror}, allowed: readable files'
     ) from None
-  size = status.st_size
-  return [Document(name, size, path, load_file)] if size else []
+  if not documents:
+    skipped.note('empty', path)
+  return documents
+
+
+def _whole_file(path: str, name: str, packing: str) -> list[Document]:
+  """Returns a file as one document; none if it is empty."""
+  with open_content(path, packing) as file:
+    size = file.seek(0, os.SEEK_END)
+  at = (packing,)
+  return [Document(name, size, path, _load_file, at=at)] if size else []
+
+
+def _load_file(document: Document, start: int, stop: int) -> bytes:
+  return read_slice(document.path, start, stop, *document.at)

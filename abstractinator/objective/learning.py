@@ -165,5 +165,6 @@ def require_time(config: RunConfig, total_steps: int) -> None:
   if joins and joins >= total_steps:
     raise ValueError(
       f'loss.curriculum_steps: got {steps}, allowed: so few that all learn'
-      f' within the run ({total_steps} steps)'
+      f' within the run ({total_steps} steps); or a longer run by num_epochs or'
+      ' max_steps'
     )

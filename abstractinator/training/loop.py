@@ -378,7 +378,8 @@ class Run:
     if warmup_steps < optimizer.warmup_steps:
       report.progress.message(
         f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into'
-        f' {self.total_steps} steps, shortened to {warmup_steps}'
+        f' {self.total_steps} steps, shortened to {warmup_steps};'
+        ' num_epochs and max_steps make runs longer'
       )
     if self._rise is not None:
       report.progress.message(self._rise)

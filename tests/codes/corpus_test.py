@@ -121,28 +121,65 @@ def test_a_shard_that_is_damaged_or_gone_is_written_anew(spoil, tmp_path):
   assert lengths(tmp_path) == EXPECTED
 
 
+def damage(directory, change):
+  """Changes the manifest without its checksum."""
+  path = directory / corpus.MANIFEST
+  manifest = json.loads(path.read_text())
+  change(manifest)
+  path.write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
-  'damage',
+  ('change', 'written'),
   [
-    lambda manifest: manifest.pop('data'),
-    lambda manifest: manifest['data'].pop('num_bytes'),
-    lambda manifest: manifest['shards'][0].pop('file'),
-    lambda manifest: manifest['shards'][0].pop('crc32'),
-    lambda manifest: manifest['shards'][0].update(file='../00000.npz'),
-    lambda manifest: manifest['shards'][0].update(num_texts='2'),
-    lambda manifest: manifest['shards'].append(3),
-    lambda manifest: manifest.update(shards=None),
+    (lambda manifest: manifest['data'].update(num_texts=4), []),
+    (lambda manifest: manifest['data'].pop('num_bytes'), []),
+    (lambda manifest: manifest['shards'].reverse(), []),
+    (lambda manifest: manifest['shards'][0].update(num_codes=1), []),
+    (lambda manifest: manifest['shards'][0].update(num_bytes=True), []),
+    (lambda manifest: manifest['shards'][0].update(first_text=2), []),
+    (lambda manifest: manifest['shards'].append(3), []),
+    (lambda manifest: manifest.pop('checksum'), []),
+    (lambda manifest: manifest['shards'][0].pop('file'), [(0, 2)]),
+    (lambda manifest: manifest['shards'][1].pop('crc32'), [(2, 2)]),
+    (lambda manifest: manifest['shards'][2].update(crc32=[]), [(4, 1)]),
+    (lambda manifest: manifest['shards'][0].update(file='../0'), [(0, 2)]),
+    (lambda manifest: manifest.update(shards=None), SPANS_OF_TEXTS),
   ],
 )
-def test_a_damaged_manifest_is_refused(damage, tmp_path):
+def test_a_damaged_manifest_is_refused_and_mended(change, written, tmp_path):
   encode(tmp_path, Encoder())
-  path = tmp_path / corpus.MANIFEST
-  manifest = json.loads(path.read_text())
-  damage(manifest)
-  path.write_text(json.dumps(manifest))
-  with pytest.raises(ValueError, match='is no manifest, allowed'):
+  sound = (tmp_path / corpus.MANIFEST).read_text()
+  damage(tmp_path, change)
+  with pytest.raises(
+    ValueError, match=r'(is damaged|has no checksum), allowed.*mends it'
+  ):
     lengths(tmp_path)
-  with pytest.raises(ValueError, match='is no manifest, allowed'):
+  # Whole shards are kept.
+  assert encode(tmp_path, Encoder()) == written
+  assert (tmp_path / corpus.MANIFEST).read_text() == sound
+  assert lengths(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize('text', ['', '[1]', '{"data', '[' * 2000, '\xff'])
+def test_what_is_no_manifest_is_refused(text, tmp_path):
+  encode(tmp_path, Encoder())
+  (tmp_path / corpus.MANIFEST).write_text(text, encoding='latin-1')
+  for use in (lengths, lambda path: encode(path, Encoder())):
+    with pytest.raises(ValueError, match='is no manifest, allowed') as info:
+      use(tmp_path)
+    assert '\n' not in str(info.value)
+
+
+def test_a_manifest_is_mended_for_its_own_corpus_and_run_alone(tmp_path):
+  encode(tmp_path, Encoder())
+  damage(tmp_path, lambda manifest: manifest['data'].update(sha256='0'))
+  with pytest.raises(
+    ValueError, match=r'data is .*, allowed: .* nothing there'
+  ):
+    encode(tmp_path, Encoder())
+  damage(tmp_path, lambda manifest: manifest.update(model='n'))
+  with pytest.raises(ValueError, match='model is n, allowed: m'):
     encode(tmp_path, Encoder())
 
 
@@ -152,9 +189,6 @@ def test_another_corpus_or_run_is_refused(tmp_path):
     encode(tmp_path, Encoder(), texts=TEXTS[:-1])
   with pytest.raises(ValueError, match='model is m, allowed: n'):
     encode(tmp_path, Encoder(), about={'model': 'n'})
-  (tmp_path / corpus.MANIFEST).write_text('{}')
-  with pytest.raises(ValueError, match='is no manifest'):
-    encode(tmp_path, Encoder())
   (tmp_path / corpus.MANIFEST).unlink()
   with pytest.raises(ValueError, match=r'has files but no manifest\.json'):
     encode(tmp_path, Encoder())

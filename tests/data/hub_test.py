@@ -5,12 +5,15 @@ import json
 import datasets
 import pytest
 
-from abstractinator.data import sources
-from abstractinator.data.documents import Documents
-from abstractinator.data.hub import hub_documents
+from abstractinator.data import hub, sources
+from abstractinator.data.documents import Documents, Skipped
 from tests.helpers.document_files import contents, names
 
 TEXTS = ['one', 'zwü', 'three']
+
+
+def hub_documents(source, skipped=None):
+  return hub.hub_documents(source, skipped or Skipped())
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +50,6 @@ def test_a_stream_has_the_first_rows_under_the_same_names(source):
     (7, 'is of type int64'),
     (['a', 'b'], 'is of type list'),
     ({'a': 'b'}, 'is of type struct'),
-    ('', 'of row 0 is empty'),
   ],
 )
 def test_a_stream_without_texts_is_refused(value, reason, tmp_path):
@@ -55,6 +57,19 @@ def test_a_stream_without_texts_is_refused(value, reason, tmp_path):
   source = f'hf:json?data_files={tmp_path}/a.jsonl&documents=2&field=body'
   with pytest.raises(ValueError, match=rf"^hf:.*: 'body' {reason}.*, allow"):
     hub_documents(source)
+
+
+@pytest.mark.parametrize('options', ['', '&documents=9'])
+def test_empty_and_null_texts_are_passed_over(options, tmp_path):
+  lines = [json.dumps({'text': text}) for text in ('a', '', None, 'b', '')]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  source, skipped = f'hf:json?data_files={tmp_path}/a.jsonl{options}', Skipped()
+  documents = Documents(hub_documents(source, skipped))
+  assert names(documents) == ['json/train:0', 'json/train:3']
+  assert contents(documents) == [b'a', b'b']
+  assert str(skipped) == (
+    f'2 empty (the first is {source}:1), 1 null (the first is {source}:2)'
+  )
 
 
 def test_a_stream_that_breaks_is_reported(tmp_path):

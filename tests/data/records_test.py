@@ -1,9 +1,8 @@
-"""Files of many documents: Parquet, ArrayRecord and arrays of ids."""
+"""Files of many documents: Parquet and ArrayRecord."""
 
 import pickle
 from concurrent import futures
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -49,60 +48,6 @@ def test_records_are_documents(tmp_path):
   assert read == [ALL_BYTES[:3], b'two', b'thr'] * 20
 
 
-def test_arrays_are_documents_of_any_ids(tmp_path):
-  np.save(tmp_path / 'a.npy', np.array([5, 999, 0], np.uint16))
-  np.save(tmp_path / 'b.npy', np.arange(6).reshape(2, 3))
-  documents = sources.find_documents(f'{tmp_path}/*', vocab_size=1000)
-  assert names(documents) == ['a.npy', 'b.npy:0', 'b.npy:1']
-  assert documents.lengths.tolist() == [3, 3, 3]
-  assert documents[0].read(0, 2).tolist() == [5, 999]
-  assert documents[2].read(1, 3).tolist() == [4, 5]
-  assert documents[2].read(1, 3).dtype == np.int32
-
-
-def test_arrays_of_ids_are_no_texts(tmp_path):
-  np.save(tmp_path / 'a.npy', np.arange(100))
-  write(tmp_path, b_txt=b'b')
-  sources.find_documents(f'{tmp_path}/b.txt').require_bytes()
-  with pytest.raises(
-    ValueError, match=r'a\.npy: holds an array of ids, allowed'
-  ):
-    sources.find_documents(f'{tmp_path}/*').require_bytes()
-
-
-@pytest.mark.parametrize(
-  ('array', 'reason'),
-  [
-    (np.array([5, 1000]), 'has ids from 5 to 1000, allowed: 0 to 999'),
-    (np.array([-1, 7]), 'has ids from -1 to 7'),
-    (np.array([0.5]), '1 axes of float64'),
-    (np.zeros((1, 1, 1), int), '3 axes'),
-    (np.array(['a']), '1 axes of <U1'),
-  ],
-)
-def test_an_array_of_no_ids_is_refused(tmp_path, array, reason):
-  np.save(tmp_path / 'a.npy', array)
-  with pytest.raises(ValueError, match=f'a.npy: (has )?{reason}'):
-    sources.find_documents(f'{tmp_path}/a.npy', vocab_size=1000)
-
-
-def test_other_ids_do_not_come_from_texts(tmp_path):
-  write(tmp_path, a_txt=b'a')
-  with pytest.raises(ValueError, match=r'data.vocab_size: got 300.*a\.txt'):
-    sources.find_documents(f'{tmp_path}/*', vocab_size=300)
-  with pytest.raises(ValueError, match=r'data.vocab_size: got 300.*hf:json'):
-    sources.find_documents('hf:json', vocab_size=300)
-
-
-def test_a_file_that_is_no_array_is_refused(tmp_path):
-  np.savez(tmp_path / 'a.npz', a=np.arange(3))
-  (tmp_path / 'a.npz').rename(tmp_path / 'a.npy')
-  write(tmp_path, b_npy=b'')
-  for name in ('a.npy', 'b.npy'):
-    with pytest.raises(ValueError, match=rf'{name}: .*allowed: a \.npy file'):
-      sources.find_documents(f'{tmp_path}/{name}')
-
-
 def test_array_record_files_that_are_cut_off_are_refused(tmp_path):
   path = tmp_path / 'a.arrayrecord'
   array_record(path, [b'one', b'two'])
@@ -114,16 +59,108 @@ def test_array_record_files_that_are_cut_off_are_refused(tmp_path):
       sources.find_documents(str(path))
 
 
-def test_damaged_files_and_empty_texts_are_refused(tmp_path):
-  write(tmp_path, a_parquet=b'PAR1', b_arrayrecord=b'no records', c_npy=b'x')
-  for name in ('a.parquet', 'b.arrayrecord', 'c.npy'):
+def test_damaged_files_are_refused(tmp_path):
+  write(tmp_path, a_parquet=b'PAR1', b_arrayrecord=b'no records')
+  for name in ('a.parquet', 'b.arrayrecord'):
     with pytest.raises(ValueError, match=rf'{name}: .*allowed'):
       sources.find_documents(f'{tmp_path}/{name}')
-  parquet(tmp_path / 'd.parquet', ['a', ''])
-  with pytest.raises(ValueError, match='of row 1 is empty'):
-    sources.find_documents(f'{tmp_path}/d.parquet')
-  pyarrow.parquet.write_table(
-    pyarrow.table({'body': ['a']}), tmp_path / 'e.parquet'
-  )
-  with pytest.raises(ValueError, match='columns body, allowed: a column'):
-    sources.find_documents(f'{tmp_path}/e.parquet')
+
+
+def test_empty_and_null_texts_are_passed_over_by_the_row_of_the_file(
+  tmp_path, caplog
+):
+  parquet(tmp_path / 'a.parquet', ['a', 'b', 'c', None, '', 'd', ''])
+  array_record(tmp_path / 'b.arrayrecord', [b'e', b'', b'f'])
+  documents = sources.find_documents(f'{tmp_path}/*')
+  assert b''.join(contents(documents)) == b'abcdef'
+  assert names(documents) == [
+    *(f'a.parquet:{row}' for row in (0, 1, 2, 5)),
+    *('b.arrayrecord:0', 'b.arrayrecord:2'),
+  ]
+  assert (
+    f'1 null (the first is {tmp_path}/a.parquet:3),'
+    f' 3 empty (the first is {tmp_path}/a.parquet:4)'
+  ) in caplog.text
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    pyarrow.string(),
+    pyarrow.large_string(),
+    pyarrow.string_view(),
+    pyarrow.binary(),
+    pyarrow.binary_view(),
+    pyarrow.binary(3),
+    pyarrow.dictionary(pyarrow.int8(), pyarrow.string()),
+  ],
+  ids=str,
+)
+def test_texts_of_any_type_are_read(tmp_path, kind):
+  texts = ['one', 'two', None, 'one']
+  array = pyarrow.array(texts, pyarrow.string()).cast(pyarrow.binary())
+  if kind == pyarrow.binary(3):
+    array = pyarrow.array([t and t.encode() for t in texts], kind)
+  elif pyarrow.types.is_dictionary(kind):
+    array = pyarrow.array(texts).dictionary_encode()
+  else:
+    array = array.cast(kind)
+  table = pyarrow.table({'text': array})
+  pyarrow.parquet.write_table(table, tmp_path / 'a.parquet', row_group_size=3)
+  documents = sources.find_documents(f'{tmp_path}/*')
+  assert contents(documents) == [b'one', b'two', b'one']
+
+
+def test_the_column_is_the_one_that_is_named_text(tmp_path):
+  path = tmp_path / 'a.parquet'
+  nested = pyarrow.array([{'a': 'wrong'}] * 2)
+  for columns, expected in (
+    ({'text.a': ['wrong'] * 2, 'text': ['x', 'y']}, [b'x', b'y']),
+    ({'texts': nested, 'text': ['x', 'y']}, [b'x', b'y']),
+    ({'body': ['a']}, 'columns body, allowed: one column'),
+    ({'text': [1, 2]}, "'text' is of type int64, allowed"),
+    ({'text': [1.5, 2]}, "'text' is of type double, allowed"),
+    ({'text': nested}, "'text' is of type struct"),
+  ):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    records._parquet_group.cache_clear()
+    if isinstance(expected, str):
+      with pytest.raises(ValueError, match=expected):
+        sources.find_documents(str(path))
+    else:
+      assert contents(sources.find_documents(str(path))) == expected
+  table = pyarrow.Table.from_arrays([[1], ['x']], names=['text', 'text'])
+  pyarrow.parquet.write_table(table, path)
+  with pytest.raises(ValueError, match='columns text, text, allowed: one'):
+    sources.find_documents(str(path))
+
+
+def test_a_footer_with_other_numbers_of_rows_loses_none(tmp_path):
+  path = tmp_path / 'a.parquet'
+  texts = [f'text {i}' for i in range(9)]
+  parquet(path, texts)
+  content = path.read_bytes()
+  footer = len(content) - 8 - int.from_bytes(content[-8:-4], 'little')
+  refused = 0
+  for at in range(footer, len(content) - 8, 5):
+    damaged = bytearray(content)
+    # The smallest bit of a number in Thrift's compact form is its sign.
+    damaged[at] ^= 2
+    path.write_bytes(damaged)
+    records._parquet_group.cache_clear()
+    try:
+      found = len(sources.find_documents(str(path)))
+    except ValueError as error:
+      found, refused = len(texts), refused + ('rows, allowed: ' in str(error))
+    assert found == len(texts)
+  assert refused > 0
+
+
+def test_a_row_that_is_gone_is_noticed(tmp_path):
+  path = tmp_path / 'a.parquet'
+  parquet(path, ['a', 'b'])
+  documents = sources.find_documents(str(path))
+  parquet(path, ['a'])
+  records._parquet_group.cache_clear()
+  with pytest.raises(ValueError, match=r'parquet:1: has changed'):
+    documents[1].read(0, 1)
