@@ -54,8 +54,8 @@ def read_codes(path: str) -> list[Codes]:
   # kind.
   except Exception as error:
     raise ValueError(
-      f'{path}: is no file of codes: {one_line(error)}, allowed: what'
-      ' `abstractinator encode` wrote'
+      f'{path}: is no file of codes, allowed: what `abstractinator encode`'
+      f' wrote ({one_line(error)})'
     ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from abstractinator.data.documents import Document, one_line
+from abstractinator.data.globs import version
 
 _KEPT_FILES = 64
 # A header of version 1 or 2 as long as numpy accepts it, and what precedes it.
@@ -77,12 +78,7 @@ def array_documents(path: str, name: str, vocab_size: int) -> list[Document]:
     ValueError: If the file holds anything else.
     OSError: If the file cannot be read.
   """
-  try:
-    array = _map(path)
-  except ValueError as error:
-    raise ValueError(
-      f'{path}: {error}, allowed: a .npy file of integers along 1 or 2 axes'
-    ) from None
+  array = _map(path, version(path))
   if not array.size:
     return []
   # The array is mapped, not loaded: it may be larger than memory.
@@ -92,34 +88,43 @@ def array_documents(path: str, name: str, vocab_size: int) -> list[Document]:
       f'{path}: has ids from {low} to {high}, allowed: 0 to {vocab_size - 1}'
       f' of data.vocab_size ({vocab_size})'
     )
+  at, length = (array.shape,), array.shape[-1]
   if array.ndim == 1:
-    return [Document(name, len(array), path, _load_ids, is_bytes=False)]
-  rows, length = array.shape
+    return [Document(name, length, path, _load_ids, at=at, is_bytes=False)]
   return [
-    Document(f'{name}:{i}', length, path, _load_ids, i, is_bytes=False)
-    for i in range(rows)
+    Document(f'{name}:{i}', length, path, _load_ids, i, at, is_bytes=False)
+    for i in range(len(array))
   ]
 
 
 def _load_ids(document: Document, start: int, stop: int) -> np.ndarray:
-  array = _map(document.path)
-  assert isinstance(array, np.memmap)
-  # The process would be killed if it read behind the end of a file that shrank.
-  document.require_size(
-    os.stat(document.path).st_size, array.offset + array.nbytes
-  )
+  (shape,) = document.at
+  # A file that has shrunk is mapped anew: a process is killed that reads what
+  # is no longer there.
+  array = _map(document.path, version(document.path))
+  if array.shape != shape:
+    raise ValueError(
+      f'{document.place}: has changed: got {array.shape}, allowed: {shape} as'
+      ' when the run began'
+    )
   ids = array if document.number is None else array[document.number]
   return np.asarray(ids[start:stop], np.int32)
 
 
 @functools.lru_cache(_KEPT_FILES)
-def _map(path: str) -> np.ndarray:
-  """Maps an array of one or two axes; one without elements is not mapped."""
+def _map(path: str, _: tuple[int, ...]) -> np.ndarray:
+  """Maps a version of a file; an array without elements is not mapped."""
   with open(path, 'rb') as file:
     size = os.fstat(file.fileno()).st_size
-    layout = read_layout(file.read(_HEADER_BYTES), size)
-  if len(layout.shape) not in (1, 2):
-    raise ValueError(f'has {len(layout.shape)} axes of {layout.dtype}')
+    head = file.read(_HEADER_BYTES)
+  try:
+    layout = read_layout(head, size)
+    if len(layout.shape) not in (1, 2):
+      raise ValueError(f'has {len(layout.shape)} axes of {layout.dtype}')
+  except ValueError as error:
+    raise ValueError(
+      f'{path}: {error}, allowed: a .npy file of integers along 1 or 2 axes'
+    ) from None
   if 0 in layout.shape:
     return np.zeros(layout.shape, layout.dtype)
   return np.memmap(

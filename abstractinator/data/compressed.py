@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from abstractinator.data.documents import one_line
 from abstractinator.data.extras import import_extra
+from abstractinator.data.globs import version
 
 # First bytes of each format that is decompressed, and endings of its files.
 _FORMATS = {
@@ -39,7 +40,7 @@ _CHUNK_BYTES = 1 << 10
 _MAX_XZ_BYTES = 1 << 28
 
 
-def compression(path: str) -> str:
+def find_compression(path: str) -> str:
   """Returns how a file is compressed: 'gzip', 'bzip2', 'xz', 'zstd' or ''.
 
   Raises:
@@ -81,7 +82,7 @@ def open_content(path: str, compression: str = '') -> BinaryIO:
 
   Args:
     path: Path of the file.
-    compression: Result of `compression` for the file; '' reads it as it is.
+    compression: Result of `find_compression`; '' reads the file as it is.
 
   Raises:
     ValueError: If it is damaged, or a library is missing that decompresses it.
@@ -108,22 +109,23 @@ class _Spool:
   def __init__(self) -> None:
     self._lock = threading.Lock()
     self._file: BinaryIO | None = None
-    self._places: dict[str, tuple[int, int]] = {}
+    self._places: dict[tuple[int, ...], tuple[int, int]] = {}
 
   def place(self, path: str, compression: str) -> tuple[BinaryIO, int, int]:
     """Returns the temporary file, and where a content begins and ends in it."""
+    file = version(path)
     with self._lock:
       if self._file is None:
         self._file = tempfile.TemporaryFile(buffering=0)
-      if path not in self._places:
+      if file not in self._places:
         start = self._file.seek(0, os.SEEK_END)
         try:
           self._write(path, compression)
         except BaseException:
           self._file.truncate(start)
           raise
-        self._places[path] = start, self._file.tell()
-      return self._file, *self._places[path]
+        self._places[file] = start, self._file.tell()
+      return self._file, *self._places[file]
 
   def _write(self, path: str, compression: str) -> None:
     assert self._file is not None

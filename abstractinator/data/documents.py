@@ -126,7 +126,7 @@ class Skipped:
     """Counts a document.
 
     Args:
-      reason: Word or two for documents of a kind, such as 'empty'.
+      reason: Name for documents of a kind, such as 'empty' or 'broken links'.
       place: Name of the document or its file.
     """
     self._counts[reason] += 1
@@ -135,7 +135,7 @@ class Skipped:
   def __str__(self) -> str:
     """Counts and first place of each reason; '' if there are none."""
     return ', '.join(
-      f'{count} {reason} (the first is {self._first[reason]})'
+      f'{reason}: {count} (the first is {self._first[reason]})'
       for reason, count in self._counts.items()
     )
 

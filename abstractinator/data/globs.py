@@ -26,6 +26,16 @@ def real_file(path: str) -> RealFile:
   return (status.st_dev, status.st_ino) if status else path
 
 
+def version(path: str) -> tuple[int, ...]:
+  """Returns numbers that change when a file is replaced or written to.
+
+  Raises:
+    OSError: If there is no such file.
+  """
+  status = os.stat(path)
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def find_files(
   pattern: str, skipped: Skipped
 ) -> dict[RealFile, tuple[str, str]]:
@@ -123,7 +133,7 @@ def _directories(top: str, skipped: Skipped) -> Iterator[str]:
   """
 
   def note(error: OSError) -> None:
-    skipped.note('unreadable directory', str(error.filename))
+    skipped.note('unreadable directories', str(error.filename))
 
   starts, seen = [top], set()
   while starts:

@@ -18,6 +18,7 @@ from abstractinator.data.documents import (
   one_line,
 )
 from abstractinator.data.extras import import_extra
+from abstractinator.data.globs import version
 
 if TYPE_CHECKING:
   import pyarrow
@@ -163,7 +164,7 @@ def _scan_parquet(path: str, _: str) -> Iterator[_Found]:
   metadata = _parquet_file(path).metadata
   number = 0
   for group in range(metadata.num_row_groups):
-    lengths = lengths_of_column(_parquet_group(path, group))
+    lengths = lengths_of_column(_parquet_group(path, version(path), group))
     _require_rows(path, len(lengths), metadata.row_group(group).num_rows)
     for row, length in enumerate(lengths):
       yield number, length, (group, row)
@@ -181,13 +182,13 @@ def _require_rows(path: str, found: int, expected: int) -> None:
 
 def _load_row(document: Document, start: int, stop: int) -> bytes:
   group, row = document.at
-  column = _parquet_group(document.path, group)
+  column = _parquet_group(document.path, version(document.path), group)
   text = column[row].as_py() if row < len(column) else None
   return slice_of_text(document, text, start, stop)
 
 
 def _scan_array_record(path: str, _: str) -> Iterator[_Found]:
-  for number in range(_record_file(path).num_records()):
+  for number in range(_record_file(path, version(path)).num_records()):
     yield number, len(_read_record(path, number)), ()
 
 
@@ -199,7 +200,7 @@ def _load_record(document: Document, start: int, stop: int) -> bytes:
 
 def _read_record(path: str, number: int) -> bytes:
   try:
-    (value,) = _record_file(path).read([number])
+    (value,) = _record_file(path, version(path)).read([number])
   except (RuntimeError, ValueError, IndexError) as error:
     raise ValueError(
       f'{path}: record {number}: {one_line(error)}, allowed: a whole'
@@ -237,8 +238,8 @@ def _parquet_file(path: str) -> Any:
 
 
 @functools.lru_cache(_KEPT_GROUPS)
-def _parquet_group(path: str, group: int) -> Any:
-  """Reads the texts of a row group, as bytes."""
+def _parquet_group(path: str, _: tuple[int, ...], group: int) -> Any:
+  """Reads the texts of a row group of a version of a file, as bytes."""
   file = _parquet_file(path)
   with _arrow_errors(path):
     # Arrow also reads columns whose names begin with `text.`.
@@ -259,7 +260,7 @@ def _arrow_errors(path: str) -> Iterator[None]:
 
 
 @functools.lru_cache(_KEPT_FILES)
-def _record_file(path: str) -> Any:
+def _record_file(path: str, _: tuple[int, ...]) -> Any:
   from array_record.python.array_record_module import ArrayRecordReader
 
   try:

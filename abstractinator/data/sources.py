@@ -12,7 +12,7 @@ from absl import logging
 from abstractinator.data import hub, records
 from abstractinator.data.arrays import array_documents
 from abstractinator.data.compressed import (
-  compression,
+  find_compression,
   open_content,
   read_slice,
   without_ending,
@@ -89,7 +89,8 @@ def find_documents(globs: str, vocab_size: int = NUM_BYTES) -> Documents:
       documents += hub.hub_documents(pattern, skipped)
   if not documents:
     raise ValueError(
-      f'{globs!r}: holds nothing but {skipped}, allowed: documents with content'
+      f'{globs!r}: has no document with content, allowed: at least 1;'
+      f' passed over: {skipped}'
     )
   if str(skipped):
     logging.warning('%r: passed over: %s', globs, skipped)
@@ -219,24 +220,24 @@ def _documents_of_file(
     # Opening a pipe would wait for a writer.
     if not stat.S_ISREG(status.st_mode):
       raise ValueError(f'{path}: is not a regular file, allowed: only those')
-    packing = '' if is_raw else compression(path)
+    compression = '' if is_raw else find_compression(path)
     kind = '' if is_raw else without_ending(path).rpartition('.')[2]
-    if packing and kind in _NEVER_COMPRESSED:
+    if compression and kind in _NEVER_COMPRESSED:
       raise ValueError(
-        f'{path}: is in the format {packing}, allowed: .{kind} that is not'
+        f'{path}: is in the format {compression}, allowed: .{kind} that is not'
         ' compressed as a whole'
       )
     if kind != _ARRAY:
       _require_bytes(path, vocab_size)
     if kind in records.FORMATS and status.st_size:
-      return records.record_documents(path, name, kind, packing, skipped)
+      return records.record_documents(path, name, kind, compression, skipped)
     if kind == _ARRAY and status.st_size:
       documents = array_documents(path, name, vocab_size)
     else:
-      documents = _whole_file(path, name, packing)
+      documents = _whole_file(path, name, compression)
   except OSError as error:
     if error.errno in _BROKEN and os.path.islink(path):
-      skipped.note('broken link', path)
+      skipped.note('broken links', path)
       return []
     raise ValueError(
       f'{path}: cannot be read: {error.strerror}, allowed: readable files'
@@ -246,11 +247,11 @@ def _documents_of_file(
   return documents
 
 
-def _whole_file(path: str, name: str, packing: str) -> list[Document]:
+def _whole_file(path: str, name: str, compression: str) -> list[Document]:
   """Returns a file as one document; none if it is empty."""
-  with open_content(path, packing) as file:
+  with open_content(path, compression) as file:
     size = file.seek(0, os.SEEK_END)
-  at = (packing,)
+  at = (compression,)
   return [Document(name, size, path, _load_file, at=at)] if size else []
 
 

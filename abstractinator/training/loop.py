@@ -376,10 +376,11 @@ class Run:
     optimizer = self.config.optimizer
     warmup_steps = warmup_of(optimizer, self.total_steps)
     if warmup_steps < optimizer.warmup_steps:
+      steps = self.total_steps
+      limit = 'max_steps' if steps == self.config.max_steps else 'num_epochs'
       report.progress.message(
-        f'optimizer.warmup_steps: {optimizer.warmup_steps} do not fit into'
-        f' {self.total_steps} steps, shortened to {warmup_steps};'
-        ' num_epochs and max_steps make runs longer'
+        f'optimizer.warmup_steps: shortened from {optimizer.warmup_steps} to'
+        f' {warmup_steps} of {steps} steps; raise {limit}'
       )
     if self._rise is not None:
       report.progress.message(self._rise)

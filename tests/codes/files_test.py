@@ -120,7 +120,7 @@ def assert_refused(path):
   with pytest.raises(ValueError) as info:
     files.read_codes(path)
   message = str(info.value)
-  assert message.startswith(f'{path}: is no file of codes: ')
+  assert message.startswith(f'{path}: is no file of codes, allowed: ')
   assert '\n' not in message
   assert len(message) < 1000
 

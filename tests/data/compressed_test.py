@@ -78,8 +78,15 @@ def test_parts_are_joined_and_what_is_cut_off_or_damaged_is_refused(
 def test_a_file_is_decompressed_once(tmp_path, monkeypatch):
   write(tmp_path, a_gz=gzip.compress(TEXT))
   (document,) = sources.find_documents(f'{tmp_path}/*')
-  (tmp_path / 'a.gz').unlink()
+  monkeypatch.setattr(compressed, '_decompress', None)
   assert document.read_bytes() == TEXT
+  monkeypatch.undo()
+  # A file that has changed is another.
+  write(tmp_path, a_gz=gzip.compress(TEXT[:100]))
+  with pytest.raises(ValueError, match='has changed: got 5 '):
+    document.read(95, 105)
+  (document,) = sources.find_documents(f'{tmp_path}/*')
+  assert document.read_bytes() == TEXT[:100]
 
 
 def test_archives_and_wrong_endings_are_refused(tmp_path):

@@ -149,7 +149,7 @@ def test_a_directory_that_cannot_be_read_is_said(tmp_path):
   (tmp_path / 'sub').chmod(0)
   skipped = Skipped()
   globs.find_files(f'{tmp_path}/**', skipped)
-  assert str(skipped).startswith('1 unreadable directory')
+  assert str(skipped).startswith('unreadable directories: 1')
 
 
 def test_a_directory_that_fails_in_between_is_said(tmp_path, monkeypatch):
@@ -166,5 +166,5 @@ def test_a_directory_that_fails_in_between_is_said(tmp_path, monkeypatch):
   found = globs.find_files(f'{tmp_path}/**', skipped)
   assert [name for _, name in found.values()] == ['a.txt']
   assert str(skipped) == (
-    f'1 unreadable directory (the first is {tmp_path}/sub)'
+    f'unreadable directories: 1 (the first is {tmp_path}/sub)'
   )

@@ -68,7 +68,7 @@ def test_empty_and_null_texts_are_passed_over(options, tmp_path):
   assert names(documents) == ['json/train:0', 'json/train:3']
   assert contents(documents) == [b'a', b'b']
   assert str(skipped) == (
-    f'2 empty (the first is {source}:1), 1 null (the first is {source}:2)'
+    f'empty: 2 (the first is {source}:1), null: 1 (the first is {source}:2)'
   )
 
 

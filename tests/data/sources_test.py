@@ -89,9 +89,9 @@ def test_empty_documents_and_broken_links_are_said_once(tmp_path, caplog):
   (said,) = [record.getMessage() for record in caplog.records]
   assert said == (
     f"'{tmp_path}/*': passed over:"
-    f' 5 empty (the first is {tmp_path}/a.txt),'
-    f' 1 null (the first is {tmp_path}/b.jsonl:3),'
-    f' 2 broken link (the first is {tmp_path}/g.txt)'
+    f' empty: 5 (the first is {tmp_path}/a.txt),'
+    f' null: 1 (the first is {tmp_path}/b.jsonl:3),'
+    f' broken links: 2 (the first is {tmp_path}/g.txt)'
   )
 
 
@@ -104,9 +104,9 @@ def test_a_corpus_of_nothing_is_refused(tmp_path, name, content):
   with pytest.raises(ValueError) as info:
     sources.find_documents(f'{tmp_path}/*')
   assert str(info.value) == (
-    f"'{tmp_path}/*': holds nothing but 1 empty (the first is {tmp_path}/{name}"
-    f'), 1 broken link (the first is {tmp_path}/z), allowed: documents with'
-    ' content'
+    f"'{tmp_path}/*': has no document with content, allowed: at least 1; passed"
+    f' over: empty: 1 (the first is {tmp_path}/{name}), broken links: 1 (the'
+    f' first is {tmp_path}/z)'
   )
 
 

@@ -27,6 +27,7 @@ so that one case can be repeated.
 """
 
 import collections
+import logging
 import multiprocessing
 import pathlib
 import re
@@ -157,6 +158,8 @@ def _run_all(
   signal.signal(signal.SIGALRM, _raise_out_of_time)
   if prepare is not None:
     prepare()
+  # A case may log as it likes.
+  logging.disable()
   for number in numbers:
     folder = root / 'case'
     shutil.rmtree(folder, ignore_errors=True)
@@ -197,7 +200,7 @@ def _fault(error: BaseException, names: str) -> str:
     link = link.__cause__ or link.__context__
   message = str(error)
   if not isinstance(error, REFUSALS):
-    return 'is no refusal'
+    return f'is no refusal but {type(error).__name__}'
   if '\n' in message or len(message) > MAX_MESSAGE:
     return 'has a message of more than one line'
   if not re.search(names, message):
