@@ -97,10 +97,9 @@ def _from_npz(content: bytes) -> list[Codes]:
   with zipfile.ZipFile(io.BytesIO(content)) as archive:
     arrays = [_read_array(archive, f'{name}.npy') for name in _NPZ]
   codes_N, count_B, num_rows_T, level, queries = arrays
-  if [x.ndim for x in arrays] != [1, 1, 1, 0, 0] or num_rows_T.min() < 0:
+  if [x.ndim for x in arrays] != [1, 1, 1, 0, 0] or (num_rows_T < 0).any():
     raise ValueError('the arrays have wrong shapes')
-  ends = np.cumsum([0, *num_rows_T.tolist()])
-  if ends[-1] != len(count_B) or not len(num_rows_T):
+  if not len(num_rows_T) or sum(num_rows_T.tolist()) != len(count_B):
     raise ValueError('the rows of the texts do not add up')
   codes = codes_lib.split(
     Codes(codes_N, count_B, int(level)), num_rows_T.tolist(), int(queries)
@@ -142,13 +141,18 @@ def _from_parquet(content: bytes) -> list[Codes]:
   if not 0 < table.num_rows == file.metadata.num_rows:
     raise ValueError(f'has {table.num_rows} rows')
   codes = [
-    Codes(_as_int32(np.array(codes)), _as_int32(np.array(counts)), level)
+    Codes(
+      _as_int32(np.array(codes, np.int64)),
+      _as_int32(np.array(counts, np.int64)),
+      level,
+    )
     for codes, counts, level in zip(
       *(column.to_pylist() for column in columns), strict=True
     )
   ]
-  codes_lib.join(codes)  # Of one level.
-  _require_queries(codes, len(codes[0].codes_N) // codes[0].count_B.sum())
+  joined = codes_lib.join(codes)
+  num_segments = max(int(joined.count_B.sum(dtype=np.int64)), 1)
+  _require_queries(codes, len(joined.codes_N) // num_segments)
   return codes
 
 
@@ -163,13 +167,12 @@ def _as_int32(array: np.ndarray) -> np.ndarray:
 def _require_queries(codes: Sequence[Codes], queries: int) -> None:
   """Raises ValueError if segments have other numbers of codes than Q."""
   for text in codes:
-    count = text.count_B.sum(dtype=np.int64)
+    count = int(text.count_B.sum(dtype=np.int64))
     if (
-      queries < 1
-      or not 0 <= text.level
-      or not len(text.count_B)
-      or text.count_B.min() < 1
-      or queries * count != len(text.codes_N)
+      text.level < 0
+      or (text.count_B < 1).any()
+      or count > len(text.codes_N)
+      or count * queries != len(text.codes_N)
     ):
       raise ValueError(f'{len(text.codes_N)} codes for {count} segments')
 

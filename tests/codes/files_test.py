@@ -75,7 +75,6 @@ def test_other_types_of_integers_are_read(tmp_path):
     {'count_B': np.array([1 << 62, -(1 << 62) + 3])},
     {'num_rows_T': np.array([3, -1])},
     {'num_rows_T': np.array([1])},
-    {'num_rows_T': np.array([1, 0, 1])},
     {'num_rows_T': np.array([], int), 'count_B': np.array([], int)},
     {'level': np.array(-1)},
     {'level': np.array(0.5)},
