@@ -6,8 +6,9 @@ Hardware: 2 CPU cores, about a minute. Parameters: 449,664. Expect: 6.07 MB of
 state, 5.33 GFLOP a step. A cell is named by a segmentation rule, a quantizer
 (vq, rvq, fsq) and the context of the expander (segment, window). All cells have
 the same widths, steps and data, 4.5 bytes to a segment, and about 1024 codes.
-`docs/results.md` has the results of all cells, and `python -m
-abstractinator.benchmarks.compare` trains them.
+`docs/results.md` has the results of all cells. `python -m
+abstractinator.benchmarks.compare compare:CELL compare:CELL` trains cells, each
+beside a flat model.
 """
 
 import ml_collections

@@ -131,21 +131,30 @@ class Report:
     )
     print('{device}, jax {jax}: {command}'.format(**self._about))
 
-  def add(self, rows: Sequence[Mapping[str, object]]) -> None:
-    """Prints a table, and appends its rows to the file if there is one."""
-    print(f'\n{markdown(rows)}', flush=True)
+  def add(
+    self, rows: Sequence[Mapping[str, object]], decimals: int | None = None
+  ) -> None:
+    """Prints a table, and appends its rows to the file if there is one.
+
+    Args:
+      rows: Cells by column.
+      decimals: Argument of `markdown`; the file has all digits.
+    """
+    print(f'\n{markdown(rows, decimals)}', flush=True)
     if self._json_path is not None:
       with open(self._json_path, 'a') as file:
         for row in rows:
           file.write(json.dumps(self._about | dict(row)) + '\n')
 
 
-def markdown(rows: Sequence[Mapping[str, object]]) -> str:
+def markdown(
+  rows: Sequence[Mapping[str, object]], decimals: int | None = None
+) -> str:
   """Lays rows out under the keys of all of them, in order of appearance.
 
   Args:
-    rows: Cells by column. Floats get three digits; what a row lacks, or is
-      None, stays empty.
+    rows: Cells by column. What a row lacks, or is None, stays empty.
+    decimals: Digits of floats after the point; None for three digits in all.
 
   Returns:
     A Markdown table whose columns line up, without a newline at the end.
@@ -153,7 +162,7 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
   columns = []
   for name in dict.fromkeys(name for row in rows for name in row):
     values = [row.get(name) for row in rows]
-    cells = [name, *map(_cell, values)]
+    cells = [name, *(_cell(value, decimals) for value in values)]
     width = max(2, *map(len, cells))
     is_number = all(isinstance(value, int | float | None) for value in values)
     rule = '-' * (width - 1) + (':' if is_number else '-')
@@ -163,9 +172,11 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, decimals: int | None) -> str:
   if value is None:
     return ''
+  if isinstance(value, float) and decimals is not None:
+    return f'{value:.{decimals}f}'
   if isinstance(value, float):
     text = f'{value:.3g}'
     return f'{value:.0f}' if 'e+' in text else text

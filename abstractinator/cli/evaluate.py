@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> str:
       '--data: got none, allowed: globs of texts, for a run that has learned'
       ' from codes and held out no text'
     )
-  passages = _open_documents(args, evaluator.config.data)
+  passages = open_documents(
+    evaluator.config.data, args.data, args.max_documents
+  )
   common.say(f'evaluating {len(passages.documents):,} documents, compiling')
   decode = not args.no_decode
   found = evaluate(evaluator, _Counted(passages), decode=decode)
@@ -154,17 +156,15 @@ class _Counted:
       yield passage
 
 
-def _open_documents(
-  args: argparse.Namespace, config: DataConfig
+def open_documents(
+  config: DataConfig, data: str | None, max_documents: int | None
 ) -> 'DocumentPassages':
-  """Opens the documents of `--data`, or those that a run held out.
+  """Opens documents to measure on, or those that a run held out.
 
   Args:
-    args: Arguments of the command.
     config: Data section of the run's config.
-
-  Returns:
-    The documents; with `--max_documents` this many of them, evenly spaced.
+    data: Globs of the documents; None for those that the run held out.
+    max_documents: Number of documents to take, evenly spaced; None for all.
 
   Raises:
     ValueError: If files are missing, cannot be read or hold no bytes.
@@ -174,14 +174,14 @@ def _open_documents(
   from abstractinator.data.sources import find_documents
   from abstractinator.evaluation.windows import DocumentPassages
 
-  if args.data is None:
+  if data is None:
     _, rows = pipeline.open_data(config, max_documents=1)
     documents = rows.documents
   else:
-    documents = find_documents(args.data)
+    documents = find_documents(data)
   documents.require_bytes()
-  if args.max_documents is not None:
+  if max_documents is not None:
     there = len(documents)
-    wanted = min(args.max_documents, there)
+    wanted = min(max_documents, there)
     documents = Documents(documents[i * there // wanted] for i in range(wanted))
   return DocumentPassages(documents)
