@@ -17,14 +17,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.objective = 'entropy_model'
   # The steps decide, not the size of the corpus.
   config.num_epochs = 1000.0
-  config.max_steps = 2600
-  config.eval_interval = 650
+  config.max_steps = 1800
+  config.eval_interval = 600
   config.final_eval_batches = None
   # Few bytes a step: a run of minutes learns most from many steps.
   config.data.batch_size = 4
 
   config.optimizer.kind = 'muon'
-  config.optimizer.learning_rate = 8e-3
+  config.optimizer.learning_rate = 1e-2
   config.optimizer.final_fraction = 0.02
   config.optimizer.weight_decay = 0.1
 

@@ -96,7 +96,7 @@ def costs(
     'bytes/code': float(found.levels[-1]['bytes_per_segment']),
     'live codes': float(found.levels[-1]['live_code_fraction']),
   }
-  if decode:
+  if 'free_running_byte_accuracy' in found.whole:
     columns['bytes right'] = float(found.whole['free_running_byte_accuracy'])
   return columns
 
