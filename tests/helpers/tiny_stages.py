@@ -7,7 +7,7 @@ import numpy as np
 
 from abstractinator.config import RunConfig
 from abstractinator.runs import checkpoint, sharding
-from abstractinator.runs.checkpoint import by_path
+from abstractinator.runs.checksums import by_path
 from abstractinator.runs.state import variables_of
 from abstractinator.training.loop import Run
 from configs import tiny
