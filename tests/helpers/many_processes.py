@@ -52,12 +52,6 @@ def settings(
   ]
 
 
-def limit_files(num_bytes: int) -> None:
-  """Makes the system refuse to write this process's files beyond a size."""
-  # Python ignores the signal that comes with the refusal.
-  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
-
-
 def start(
   args: Sequence[str],
   processes: int = 1,
@@ -103,9 +97,11 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         env=env,
-        preexec_fn=file_bytes and (lambda: limit_files(file_bytes)),
       )
     )
+  for process in started if file_bytes is not None else ():
+    limits = (file_bytes, file_bytes)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
   return started
 
 
