@@ -109,7 +109,7 @@ def _from_npz(content: bytes) -> list[Codes]:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-  """Reads an array of integers, which may not be larger than int32."""
+  """Reads an array of integers as int32."""
   info = archive.getinfo(name)
   # Others may ask for memory before they have read anything.
   if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -157,10 +157,10 @@ def _from_parquet(content: bytes) -> list[Codes]:
 
 
 def _as_int32(array: np.ndarray) -> np.ndarray:
-  """Returns an array of integers as int32; raises ValueError if they differ."""
+  """Returns integers as int32; raises ValueError if that changes them."""
   narrow = array.astype(np.int32)
-  if array.dtype.kind not in 'iu' or (narrow != array).any():
-    raise ValueError(f'has numbers of type {array.dtype} that are not int32')
+  if (narrow != array).any():
+    raise ValueError(f'{array.dtype} holds numbers beyond int32')
   return narrow
 
 

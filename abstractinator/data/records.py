@@ -242,7 +242,6 @@ def _parquet_group(path: str, _: tuple[int, ...], group: int) -> Any:
   """Reads the texts of a row group of a version of a file, as bytes."""
   file = _parquet_file(path)
   with _arrow_errors(path):
-    # Arrow also reads columns whose names begin with `text.`.
     column = file.read_row_group(group, columns=[_TEXT]).column(_TEXT)
   return bytes_of_column(column, f'{path}: {_TEXT!r}')
 
