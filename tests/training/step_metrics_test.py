@@ -105,11 +105,14 @@ def test_the_progress_line_shows_levels_and_the_whole():
   one = shown((level,), {'loss_total': 5.0, 'gradient_norm': 7.0})
   assert list(one) == ['loss', 'entropy bpb', 'expander bpb', 'bytes/s']
   assert (one['loss'], one['expander bpb']) == (5.0, 1.0)
-  three = shown((level,) * 3, {'loss_total': 5.0, 'total_bits_per_byte': 9.0})
+  parts = {f'top_lm_{x}_bits_per_byte': 1.0 for x in ('code', 'end')}
+  whole = {'loss_total': 5.0, 'total_bits_per_byte': 9.0, **parts}
+  three = shown((level,) * 3, whole)
   assert list(three) == [
     'loss',
     'total bpb',
     'expander bpb 0',
     'expander bpb 1',
     'bytes/s',
+    'codes bpb',
   ]
