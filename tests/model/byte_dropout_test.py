@@ -20,7 +20,20 @@ from tests.helpers.jitted import jit
 
 SIZE = 24
 WEIGHTS = LossConfig(
-  1.0, 0.0, 1.0, 1.0, 0.25, 1.0, 0.0, 0.0, 0.0, 0.0, 0, False
+  entropy_model=1.0,
+  gaussian=0.0,
+  expander=1.0,
+  end=1.0,
+  commitment=0.25,
+  codebook=1.0,
+  rate=0.0,
+  rate_warmup_steps=0,
+  top_lm_code=0.0,
+  top_lm_vector=0.0,
+  top_lm_end=0.0,
+  top_lm_expander=0.0,
+  curriculum_steps=0,
+  curriculum_stops=False,
 )
 
 
