@@ -42,7 +42,7 @@ _FLAGS: dict[str, dict] = {
   '--resume_step': {
     'metavar': 'STEP',
     'type': common.at_least(0),
-    'help': 'step of the checkpoint of --resume_from; default: the latest one',
+    'help': 'step of the checkpoint of --resume_from; default: the latest',
   },
   '--load_base_from': {
     'metavar': 'DIR',

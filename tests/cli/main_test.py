@@ -363,7 +363,8 @@ def test_output_on_a_full_disk_is_told_in_a_line(workdir):
       stdout=full,
       stderr=subprocess.PIPE,
     )
-  (line,) = process.stderr.decode().splitlines()
+  # The first line says what the command waits for.
+  _, line = process.stderr.decode().splitlines()
   assert line.startswith('abstractinator: error: ')
   assert 'No space left on device' in line
   assert process.returncode == 2
@@ -372,7 +373,8 @@ def test_output_on_a_full_disk_is_told_in_a_line(workdir):
 @pytest.mark.parametrize('platform', ['cuda', 'nowhere'])
 def test_a_platform_that_is_not_there(workdir, platform):
   process = run('segment', workdir, JAX_PLATFORMS=platform)
-  (line,) = process.stderr.decode().splitlines()
+  # The first line says what the command waits for.
+  _, line = process.stderr.decode().splitlines()
   assert line.startswith('abstractinator: error: JAX_PLATFORMS: got ')
   assert f"'{platform}'" in line
   assert "pip install 'abstractinator[cuda13]'" in line
