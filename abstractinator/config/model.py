@@ -116,7 +116,7 @@ class ModelConfig(Section):
 
   @property
   def streams(self) -> bool:
-    """Whether top codes are predicted while their level decodes.
+    """True if top codes are predicted while their level decodes.
 
     The prediction of a code then depends on the decoded segments before it, or
     the ids of a segment on the prediction of its code.

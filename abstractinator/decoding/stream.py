@@ -39,7 +39,7 @@ class StreamState:
     encoded_BLD: States of the encoder for the ids of the open segment, [B, L,
       D].
     length_B: Ids of the open segment so far, [B] int32.
-    remembered: What ids attend to: the code of the open segment, projected for
+    remembered: Code of the open segment, to which ids attend, projected for
       each block.
   """
 

@@ -380,8 +380,8 @@ def price_of_codes(flat: float, total: float, codes: float) -> dict[str, float]:
 
   Returns:
     total_over_flat: total / flat.
-    code_efficiency: What codes save in the cost of the bytes and of ends, over
-      what they cost: (flat - (total - codes)) / codes. Below 1 the total is
+    code_efficiency: Savings of codes in the cost of bytes and ends, over the
+      cost of the codes: (flat - (total - codes)) / codes. Below 1 the total is
       above that of the flat model.
 
   Source: the efficiency of discrete latents of Kaiser and Bengio,

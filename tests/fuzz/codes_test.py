@@ -27,7 +27,7 @@ def _listed(codes):
 
 
 def _require_whole(codes):
-  """What a file of codes promises, whatever it holds."""
+  """Checks that a file of codes holds what it promises, whatever it holds."""
   assert codes
   queries = {len(x.codes_N) / x.count_B.sum() for x in codes if len(x.count_B)}
   assert len(queries) <= 1

@@ -1,4 +1,4 @@
-"""What a run says before its first step."""
+"""Messages of a run before its first step."""
 
 from abstractinator.training.loop import Run
 from configs import tiny
