@@ -3,7 +3,7 @@
     python train.py --config=configs/flat.py --config.data.train=TRAIN \
       --config.data.validation=HELD_OUT
 
-Hardware: 2 CPU cores, under 6 minutes. Parameters: 919,424. Expect: 7.63 MB
+Hardware: 2 CPU cores, about 6 minutes. Parameters: 919,424. Expect: 7.63 MB
 of state, 6.24 GFLOP a step.
 """
 
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.batch_size = 4
 
   config.optimizer.kind = 'muon'
-  config.optimizer.learning_rate = 1e-2
+  config.optimizer.learning_rate = 8e-3
   config.optimizer.final_fraction = 0.02
   config.optimizer.weight_decay = 0.1
 
