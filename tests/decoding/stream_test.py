@@ -60,6 +60,7 @@ WIRINGS = {
     {'inputs': 'segments'},
   ),
 }
+FURTHER = ('alone', 'codes', 'rvq')
 SIZE = 24
 
 
@@ -148,7 +149,14 @@ def whole_call(model, variables, ids_S, lengths_P, codes_P):
   return np.argmax(expanded.logits[0][0, :, :num_next], axis=-1)
 
 
-@pytest.mark.parametrize('name', WIRINGS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    'all',
+    'two',
+    *(pytest.param(x, marks=pytest.mark.nightly) for x in FURTHER),
+  ],
+)
 def test_codes_decode_to_the_ids_that_a_whole_call_finds_likeliest(name):
   model, variables = make(name)
   rng = np.random.default_rng(2)
