@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import os
 import pathlib
 
@@ -40,6 +41,8 @@ def _few_regions():
   that asks for more is killed.
   """
   yield
+  # Commands silence logs for the rest of the process.
+  logging.disable(logging.NOTSET)
   if next(_TESTS) % 8 or not _MAPS.exists():
     return
   if _MAPS.read_bytes().count(b'\n') > _MANY_REGIONS:

@@ -79,7 +79,7 @@ def test_an_incomplete_config_is_not_resumed(setting, tmp_path):
   (tmp_path / 'config.json').write_text(stored)
   get_config = runpy.run_path(str(ROOT / 'configs/resume.py'))['get_config']
   path = setting.replace('.0', '[0]')
-  message = f'{tmp_path}/config.json: {path}: missing'
+  message = f'{tmp_path}/config.json: missing settings: {path}'
   with pytest.raises(ValueError, match=re.escape(message)):
     get_config(str(tmp_path))
 

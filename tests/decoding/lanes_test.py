@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from abstractinator.decoding.choices import Greedy
 from abstractinator.decoding.lanes import lane_counts
-from abstractinator.model.expander import DecoderOnlyExpanderRVQ
 from tests.helpers.greedy_lanes import decode_segments
 from tests.helpers.jitted import jit
 
@@ -26,13 +26,13 @@ class Decoder:
     self._memory = (2 * rng.normal(size=shape)).astype(np.float32)
     self._lowest = np.zeros((ROWS, SLOTS), np.int32)
     self._lowest[1, 20:] = 20
-    greedy = DecoderOnlyExpanderRVQ.greedy
+    greedy = Greedy.ids
 
-    def counted(module, x_ND, codebooks=None):
-      jax.debug.callback(lambda: self.lanes.append(x_ND.shape[0]))
-      return greedy(module, x_ND, codebooks)
+    def counted(choice, at):
+      jax.debug.callback(lambda: self.lanes.append(at.x_ND.shape[0]))
+      return greedy(choice, at)
 
-    monkeypatch.setattr(DecoderOnlyExpanderRVQ, 'greedy', counted)
+    monkeypatch.setattr(Greedy, 'ids', counted)
 
   def with_lanes(self, most, few):
     """A function of the slots with a segment: their ids and lengths."""

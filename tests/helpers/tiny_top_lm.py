@@ -58,6 +58,7 @@ def values(mode='discrete', form='regular', window=None):
   """Returns a config as plain values."""
   return {
     'mode': mode,
+    'inputs': 'codes',
     'expand': False,
     'd_model': WIDTH,
     'stack': {

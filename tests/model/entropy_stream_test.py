@@ -154,7 +154,7 @@ FILTERS = [
   {'temperature': 1e-3},
   {'temperature': 1e3},
   {'temperature': 1e-6},
-  {'temperature': 1e30},
+  {'temperature': 1e6},
   {'temperature': 1e-3, 'top_k': 2, 'top_p': 1e-9},
   {'temperature': 1e3, 'top_k': 500, 'top_p': 0.5},
 ]
