@@ -364,7 +364,7 @@ def test_output_on_a_full_disk_is_told_in_a_line(workdir):
       stderr=subprocess.PIPE,
     )
   # The first line says what the command waits for.
-  _, line = process.stderr.decode().splitlines()
+  *_, line = process.stderr.decode().splitlines()
   assert line.startswith('abstractinator: error: ')
   assert 'No space left on device' in line
   assert process.returncode == 2
