@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from abstractinator.config import LossConfig, ModelConfig
+from abstractinator.config import ModelConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.objective import losses
 from abstractinator.objective.eval_step import eval_step
@@ -17,23 +17,11 @@ from abstractinator.training.step import train_step
 from abstractinator.types import NUM_BYTES, PAD_ID
 from tests.helpers.implementations import XLA, XLA_CONFIG
 from tests.helpers.jitted import jit
+from tests.helpers.loss_weights import loss_weights
 
 SIZE = 24
-WEIGHTS = LossConfig(
-  entropy_model=1.0,
-  gaussian=0.0,
-  expander=1.0,
-  end=1.0,
-  commitment=0.25,
-  codebook=1.0,
-  rate=0.0,
-  rate_warmup_steps=0,
-  top_lm_code=0.0,
-  top_lm_vector=0.0,
-  top_lm_end=0.0,
-  top_lm_expander=0.0,
-  curriculum_steps=0,
-  curriculum_stops=False,
+WEIGHTS = loss_weights(
+  entropy_model=1.0, expander=1.0, end=1.0, commitment=0.25, codebook=1.0
 )
 
 

@@ -3,10 +3,10 @@ import types
 import jax.numpy as jnp
 import numpy as np
 
-from abstractinator.config import LossConfig
 from abstractinator.objective import losses
 from abstractinator.objective.by_level import ByLevel
 from abstractinator.types import EOS_ID, PAD_ID, Batch, Segments
+from tests.helpers.loss_weights import loss_weights
 
 NUM_IDS, SLOTS = 5, 3
 
@@ -126,21 +126,13 @@ def test_the_objective_weighs_terms_per_id():
     'commitment': 1.0,
     'codebook': 3.0,
   }
-  weights = LossConfig(
+  weights = loss_weights(
     entropy_model=1.0,
     gaussian=0.25,
     expander=0.5,
     end=2.0,
     commitment=8.0,
     codebook=4.0,
-    rate=0.0,
-    rate_warmup_steps=0,
-    top_lm_code=0.0,
-    top_lm_vector=0.0,
-    top_lm_end=0.0,
-    top_lm_expander=0.0,
-    curriculum_steps=0,
-    curriculum_stops=False,
   )
   value = losses.objective(ByLevel((level,)), weights, jnp.float32(4.0))
   assert float(value) == (8 + 3 + 2 + 4 + 8 + 12) / 4
@@ -167,12 +159,7 @@ def test_what_predicts_ids_back_is_averaged_over_levels():
   powers = {name: 4.0**n for n, name in enumerate([*names, *tops])}
   value = losses.objective(
     terms,
-    LossConfig(
-      **powers,
-      rate_warmup_steps=0,
-      curriculum_steps=0,
-      curriculum_stops=False,
-    ),
+    loss_weights(**powers),
     jnp.float32(2.0),
   )
   want = sum(

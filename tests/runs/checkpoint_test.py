@@ -1,21 +1,13 @@
 """Checkpoints: written, kept, restored, refused, damaged."""
 
-import contextlib
 import dataclasses
-import glob
 import json
 import logging
-import os
-import random
-import resource
 import shutil
-import signal
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,63 +15,17 @@ from jax.sharding import PartitionSpec as P
 from abstractinator.config import MeshConfig
 from abstractinator.runs import checkpoint, checksums, sharding
 from abstractinator.runs.checkpointer import Checkpointer
-from abstractinator.runs.state import TrainState, variables_of
-
-CONFIG = {'seed': 3, 'model': {'levels': [{'d_model': 8}], 'x': None}}
-
-
-def make_state(seed=0):
-  """Returns a state with leaves of all dtypes."""
-  key = jax.random.key(seed)
-  params = {
-    'dense': {
-      'kernel': jax.random.normal(key, (16, 8)),
-      'bias': jnp.arange(8, dtype=jnp.bfloat16) / 7,
-    },
-    'embed': {'embedding': jax.random.normal(key, (9, 16))},
-  }
-  vq = {
-    'is_used': jnp.arange(5) % 2 == 0,
-    'last_hit': jnp.arange(5, dtype=jnp.uint32) + jnp.uint32(2**31),
-    'small': jnp.arange(-3, 4, dtype=jnp.int8),
-  }
-  return TrainState(
-    step=jnp.int32(7),
-    params=params,
-    collections={'vq': vq, 'calibration': {'threshold': jnp.float32(0.3)}},
-    opt_state=optax.adamw(1e-3).init(params),
-  )
-
-
-def abstract(state):
-  return jax.eval_shape(lambda: state)
-
-
-def on_mesh(state, mesh):
-  return jax.device_put(state, sharding.state_shardings(state, mesh))
-
-
-def save(workdir, *steps):
-  with Checkpointer(workdir, max_to_keep=9) as checkpointer:
-    for step in steps:
-      checkpointer.save(step, make_state(step), {'next_index': step}, CONFIG)
-
-
-def steps_in(workdir):
-  return sorted(int(x.name) for x in (workdir / 'checkpoints').iterdir())
-
-
-def assert_equal(actual, expected):
-  jax.tree.map(np.testing.assert_array_equal, actual, expected)
-  assert abstract(actual) == abstract(expected)
-
-
-def error_of(function, *args):
-  with pytest.raises(ValueError) as info:
-    function(*args)
-  message = str(info.value)
-  assert '\n' not in message
-  return message
+from abstractinator.runs.state import variables_of
+from tests.helpers.saved_states import (
+  CONFIG,
+  abstract,
+  assert_equal,
+  error_of,
+  make_state,
+  on_mesh,
+  save,
+  steps_in,
+)
 
 
 def test_round_trip(tmp_path):
@@ -335,193 +281,3 @@ def test_absent_checkpoints(tmp_path, function):
   save(tmp_path, 5, 7)
   message = error_of(function, tmp_path, 6)
   assert 'got step 6, allowed: 5, 7' in message
-
-
-def largest_data_file(workdir, step):
-  files = glob.glob(
-    f'{workdir}/checkpoints/{step}/state/**/d/*', recursive=True
-  )
-  return max(files, key=os.path.getsize)
-
-
-def truncate(path):
-  with open(path, 'r+b') as f:
-    f.truncate(os.path.getsize(path) // 2)
-
-
-def save_one_array(workdir, *steps):
-  """Saves one array, so that the largest file is its data and not an index."""
-  with Checkpointer(workdir, 9, 'loss') as checkpointer:
-    for step in steps:
-      state = {'x': jax.random.normal(jax.random.key(step), (64, 64))}
-      checkpointer.save(step, state, {}, CONFIG, {'loss': 1.0})
-  return abstract(state)
-
-
-# Orbax leaves tasks of its own unfinished when it fails.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize(
-  ('damage', 'file'),
-  [
-    (truncate, None),
-    (os.remove, None),
-    (truncate, 'state/manifest.ocdbt'),
-    (os.remove, 'state/manifest.ocdbt'),
-    (truncate, 'state/_METADATA'),
-    (os.remove, 'state/_METADATA'),
-    (truncate, 'config/metadata'),
-    (os.remove, 'config/metadata'),
-    (truncate, 'checksums/metadata'),
-    (shutil.rmtree, 'state'),
-    (shutil.rmtree, 'checksums'),
-    (shutil.rmtree, 'data'),
-  ],
-)
-def test_damaged_checkpoint(tmp_path, damage, file):
-  target = save_one_array(tmp_path, 5, 7)
-  directory = tmp_path / 'checkpoints/7'
-  damage(directory / file if file else largest_data_file(tmp_path, 7))
-  message = error_of(checkpoint.restore, tmp_path, target)
-  assert f'{directory}: this checkpoint is damaged' in message
-  assert 'others there: 5;' in message
-
-
-def test_flipped_bytes_in_an_array(tmp_path):
-  target = save_one_array(tmp_path, 5, 7)
-  path = largest_data_file(tmp_path, 7)
-  with open(path, 'r+b') as f:
-    f.seek(os.path.getsize(path) // 2)
-    data = f.read(8)
-    f.seek(-8, os.SEEK_CUR)
-    f.write(bytes(b ^ 0xFF for b in data))
-  message = error_of(checkpoint.restore, tmp_path, target)
-  assert 'checkpoints/7: this checkpoint is damaged' in message
-  assert 'wrong checksum of x' in message
-  assert checkpoint.restore(tmp_path, target, 5).step == 5
-
-
-def test_damaged_metrics(tmp_path):
-  save_one_array(tmp_path, 5)
-  truncate(tmp_path / 'checkpoints/5/metrics/metrics')
-  message = error_of(Checkpointer, tmp_path, 9, 'loss')
-  assert f'{tmp_path}/checkpoints/5: this checkpoint is damaged' in message
-  assert '(metrics: Unterminated string' in message
-
-
-def json_files(workdir, step):
-  folder = workdir / 'checkpoints' / str(step)
-  names = ('checksums/metadata', 'config/metadata', 'data/metadata')
-  return [folder / name for name in (*names, 'metrics/metrics')]
-
-
-def restored_or_error(workdir, target):
-  try:
-    with Checkpointer(workdir, 9, 'loss'):
-      return checkpoint.restore(workdir, target), None
-  except ValueError as error:
-    return None, str(error)
-
-
-def test_no_flipped_bit_of_a_json_item_is_used(tmp_path):
-  target = save_one_array(tmp_path, 5)
-  rng = random.Random(0)
-  for path in json_files(tmp_path, 5):
-    sound = path.read_bytes()
-    for _ in range(8):
-      bit = rng.randrange(8 * len(sound))
-      spoiled = bytearray(sound)
-      spoiled[bit // 8] ^= 1 << bit % 8
-      path.write_bytes(spoiled)
-      found, message = restored_or_error(tmp_path, target)
-      if message is not None:
-        assert f'this checkpoint is damaged ({path.parent.name}: ' in message
-      else:
-        # The same values may be written in another way.
-        assert found.config == CONFIG
-        assert found.data_position == {'next_index': 5}
-    path.write_bytes(sound)
-
-
-@pytest.mark.parametrize(
-  ('item', 'values'),
-  [
-    ('data', []),
-    ('data', {'next_index': 6}),
-    ('config', CONFIG | {'seed': 4}),
-    ('config', {}),
-    ('checksums', {}),
-    ('checksums', {'step': 5, 'arrays': {}, 'items': {}}),
-    ('checksums', [1]),
-  ],
-)
-def test_other_values_in_a_json_item(tmp_path, item, values):
-  target = save_one_array(tmp_path, 5)
-  path = tmp_path / 'checkpoints/5' / item / 'metadata'
-  path.write_text(json.dumps(values))
-  message = error_of(checkpoint.restore, tmp_path, target)
-  assert f'({item}: wrong checksum)' in message
-
-
-def test_a_checkpoint_under_the_name_of_another_step(tmp_path):
-  target = save_one_array(tmp_path, 36)
-  (tmp_path / 'checkpoints/36').rename(tmp_path / 'checkpoints/40')
-  for function in (
-    lambda: checkpoint.restore(tmp_path, target),
-    lambda: checkpoint.read_config(tmp_path),
-  ):
-    message = error_of(function)
-    assert f'{tmp_path}/checkpoints/40: ' in message
-    assert 'checksums: it was written as step 36' in message
-
-
-def test_parts_of_an_old_checkpoint_are_no_damage(tmp_path):
-  """A run that is killed while it deletes an old one leaves them."""
-  target = save_one_array(tmp_path, 5, 7)
-  shutil.rmtree(tmp_path / 'checkpoints/5/checksums')
-  with Checkpointer(tmp_path, 1, 'loss') as checkpointer:
-    checkpointer.save(9, {'x': jnp.ones((64, 64))}, {}, CONFIG, {'loss': 0.0})
-  assert checkpoint.restore(tmp_path, target).step == 9
-  assert steps_in(tmp_path) == [9]
-
-
-def test_a_file_in_the_place_of_the_checkpoints(tmp_path):
-  (tmp_path / 'checkpoints').write_text('')
-  for function in (checkpoint.latest_step, checkpoint.read_config):
-    assert f'{tmp_path}/checkpoints: is no dir' in error_of(function, tmp_path)
-
-
-@contextlib.contextmanager
-def no_file_above(num_bytes):
-  """Makes the system refuse to write beyond a size, as a full disk does."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
-
-
-def test_a_disk_that_refuses_a_checkpoint(tmp_path, caplog):
-  target = save_one_array(tmp_path, 5)
-  state = {'x': jax.random.normal(jax.random.key(7), (64, 64))}
-  checkpointer = Checkpointer(tmp_path, 9)
-  with no_file_above(6000):
-    checkpointer.save(7, state, {}, CONFIG)
-    message = None
-    for _ in range(1000):
-      try:
-        checkpointer.check()
-      except OSError as error:
-        message = str(error)
-        break
-      time.sleep(0.01)
-  assert message == (
-    f'{tmp_path}/checkpoints: a checkpoint cannot be written (File too large)'
-  )
-  assert not caplog.records
-  assert checkpoint.restore(tmp_path, target).step == 5
-  with Checkpointer(tmp_path, 9) as checkpointer:
-    checkpointer.save(7, state, {}, CONFIG)
-  assert_equal(checkpoint.restore(tmp_path, target).state, state)
