@@ -5,6 +5,7 @@ decoded bytes says as well.
 """
 
 import dataclasses
+import functools
 from unittest import mock
 
 import jax
@@ -181,6 +182,15 @@ def test_codes_decode_to_the_ids_that_a_whole_call_finds_likeliest(name):
   np.testing.assert_array_equal(found, ids)
 
 
+@functools.cache
+def generator(model):
+  """Returns the program that continues prompts, compiled once a model."""
+  return jit(
+    model.apply,
+    method=lambda m, *args: m.generate_bytes(*args, max_new_bytes=40),
+  )
+
+
 def continued(model, variables, prompt, count, temperature=0.0):
   """Returns `count` new bytes after a prompt, as one row among two."""
   ids = np.zeros((2, SIZE), np.int32)
@@ -192,12 +202,8 @@ def continued(model, variables, prompt, count, temperature=0.0):
     levels=filters(2, temperature=temperature),
     limit_B=jnp.full(2, count),
   )
-  generate = jit(
-    model.apply,
-    method=lambda m, *args: m.generate_bytes(*args, max_new_bytes=40),
-  )
   counts = jnp.array([0, len(prompt)])
-  new_BN, num_B = generate(variables, jnp.asarray(ids), counts, request)
+  new_BN, num_B = generator(model)(variables, jnp.asarray(ids), counts, request)
   assert num_B[1] == count
   return [*map(int, new_BN[1, :count])]
 

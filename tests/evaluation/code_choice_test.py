@@ -1,6 +1,7 @@
 """Codes chosen by what they cost, against every code tried by itself."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,11 @@ def batch_of(seed, rows=2):
   return Batch(jnp.asarray(ids, jnp.int32), zeros, jnp.arange(rows))
 
 
-def total_bits(model, variables, batch, codes_BU=None):
-  """Bits of each row in all, given codes; those of the quantizer by default."""
+@functools.cache
+def predictor(model):
+  """Returns the program that predicts rows from codes, once a model."""
 
-  def run(pyramid):
+  def run(pyramid, batch, codes_BU):
     found = pyramid.compress_all(batch)
     if codes_BU is not None:
       quantizer = pyramid.levels[-1].compressor.quantizer
@@ -48,7 +50,12 @@ def total_bits(model, variables, batch, codes_BU=None):
       )
     return pyramid.predict(found, pyramid.predict_top(found))
 
-  output = jit(model.apply, method=run)(variables)
+  return jit(model.apply, method=run)
+
+
+def total_bits(model, variables, batch, codes_BU=None):
+  """Bits of each row in all, given codes; those of the quantizer by default."""
+  output = predictor(model)(variables, batch, codes_BU)
   sums, _ = likelihood.pyramid_bits(output, jnp.ones(batch.ids_BS.shape, bool))
   parts = [*likelihood.expansion_bits(sums), sums.whole['top_lm_code_bits']]
   return np.asarray(sum(parts)), np.asarray(sums.whole['top_lm_code_bits'])
@@ -68,7 +75,6 @@ def chosen(config, batch, candidates):
   return model, variables, codes, nats_BU
 
 
-@pytest.mark.nightly
 def test_all_codes_tried_one_by_one_say_the_same():
   """With segments that do not see each other each has its own best code."""
   batch = batch_of(1)
