@@ -39,7 +39,7 @@ from abstractinator.cli.evaluate import open_documents
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.evaluate import evaluate
 from abstractinator.evaluation.evaluator import open_run
-from abstractinator.runs import huge_pages, processes, workdir
+from abstractinator.runs import huge_pages, metric_lines, processes, workdir
 from abstractinator.training.loop import Run
 
 Row = dict[str, Any]
@@ -60,17 +60,6 @@ def train(config: RunConfig, runs: pathlib.Path, name: str) -> pathlib.Path:
   workdir.claim(str(path), config)
   run.train(state)
   return path
-
-
-def minutes(path: pathlib.Path) -> float:
-  """Returns how long a run has trained, without evaluation and checkpoints."""
-  last, seconds = 0, 0.0
-  for line in (path / 'metrics.jsonl').read_text().splitlines():
-    tags = json.loads(line)
-    if 'perf/step_seconds' in tags:
-      seconds += (tags['step'] - last) * tags['perf/step_seconds']
-      last = tags['step']
-  return seconds / 60
 
 
 def costs(
@@ -115,7 +104,7 @@ def measured(
   row = {'model': name, 'seed': config.seed, 'parameters': size['parameters']}
   ids = data.batch_size * data.sequence_length
   row |= {'kFLOP/byte': size['FLOP a step'] // (1000 * ids)}
-  row |= {'minutes': minutes(path)}
+  row |= {'minutes': metric_lines.minutes(metric_lines.read(path))}
   return row | costs(path, max_documents, decode)
 
 

@@ -25,8 +25,9 @@ from abstractinator.runs import huge_pages
 
 # Commands in the order in which `--help` lists them; each has a module.
 _COMMANDS = (
-  *('train', 'segment', 'reconstruct', 'view', 'generate', 'evaluate'),
-  *('encode', 'decode', 'compress', 'decompress', 'lm-eval', 'plan'),
+  *('train', 'compare', 'segment', 'reconstruct', 'view', 'generate'),
+  *('evaluate', 'encode', 'decode', 'compress', 'decompress', 'lm-eval'),
+  'plan',
 )
 
 # Status of a process that Ctrl-C ends, as shells have it.

@@ -13,11 +13,16 @@ from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import Evaluation, HeldOut
 from abstractinator.objective.learning import require_time
 from abstractinator.objective.metrics import Metrics, Summary
-from abstractinator.runs import checkpoint, load_parts, processes, sharding
+from abstractinator.runs import (
+  checkpoint,
+  load_parts,
+  metric_lines,
+  processes,
+  sharding,
+)
 from abstractinator.runs import workdir as workdirs
 from abstractinator.runs.checkpointer import Checkpointer, require_sound_metrics
 from abstractinator.runs.state import TrainState, averaged_variables_of
-from abstractinator.training import metric_writer
 from abstractinator.training.open_rows import open_rows
 from abstractinator.training.optimizer import rise_of_longer_run, warmup_of
 from abstractinator.training.profile import NO_PROFILE, Profile
@@ -143,7 +148,7 @@ class Run:
       ValueError: If a checkpoint is damaged, or of other shapes or data.
     """
     require_sound_metrics(self.workdir)
-    written = metric_writer.last_step(self.workdir)
+    written = metric_lines.last_step(self.workdir)
     if checkpoint.latest_step(self.workdir) is not None:
       source, step = self.workdir, None
     elif written is not None and written > self._latest_without_checkpoint():

@@ -1,8 +1,6 @@
 """Metrics on disk: TensorBoard event files and a file of JSON lines."""
 
 import contextlib
-import json
-import math
 import os
 import socket
 import time
@@ -15,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from abstractinator.data.whole_files import write_whole
+from abstractinator.runs import metric_lines
 
 
 class MetricWriter:
@@ -44,15 +42,15 @@ class MetricWriter:
 
     Raises:
       ValueError: If metrics.jsonl holds a line that is not a JSON object with a
-        step.
+        step and numbers.
     """
     self.tensorboard_path = os.path.join(workdir, 'tensorboard')
-    self._jsonl_path = _jsonl_path(workdir)
+    self._jsonl_path = metric_lines.path_of(workdir)
     self._events: RecordWriter | None = None
     if not enabled:
       return
     os.makedirs(self.tensorboard_path, exist_ok=True)
-    _drop_after(self._jsonl_path, resume_step)
+    metric_lines.drop_after(workdir, resume_step)
     # Line buffering: a killed run leaves whole lines.
     self._jsonl = open(self._jsonl_path, 'a', buffering=1, encoding='utf-8')
     # A run that resumes within a second does not overwrite its own file.
@@ -85,13 +83,9 @@ class MetricWriter:
     values = {tag: float(value) for tag, value in scalars.items()}
     for tag, value in values.items():
       self._write_summary(step, summary.scalar(tag, value))
-    line = {'step': step} | {
-      tag: value if math.isfinite(value) else None
-      for tag, value in values.items()
-    }
     if self._events is not None:
       with _naming(self._jsonl_path):
-        self._jsonl.write(json.dumps(line) + '\n')
+        self._jsonl.write(metric_lines.to_text({'step': step, **values}))
 
   def write_histogram(
     self,
@@ -179,24 +173,6 @@ class MetricWriter:
     self.close()
 
 
-def last_step(workdir: str) -> int | None:
-  """Returns the latest step in a run's metrics.jsonl; None if it has no line.
-
-  Args:
-    workdir: The run's directory.
-
-  Raises:
-    ValueError: If the file cannot be read, or holds a line that is not a JSON
-      object with a step.
-  """
-  lines = _read_lines(_jsonl_path(workdir))
-  return max((step for step, _ in lines), default=None)
-
-
-def _jsonl_path(workdir: str) -> str:
-  return os.path.join(workdir, 'metrics.jsonl')
-
-
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
   """Adds the path to errors of writing, which lack it."""
@@ -204,44 +180,3 @@ def _naming(path: str) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(f'{path}: cannot be written ({error.strerror})') from error
-
-
-def _read_lines(path: str) -> list[tuple[int, str]]:
-  """Returns the step and text of each line but a half-written last one."""
-  if not os.path.exists(path):
-    return []
-  try:
-    with open(path, encoding='utf-8', errors='replace') as f:
-      lines = f.read().splitlines()
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  read = []
-  for number, line in enumerate(lines, start=1):
-    step = _step(line)
-    if step is not None:
-      read.append((step, line))
-    elif number < len(lines):
-      raise ValueError(
-        f'{path}:{number}: got {line[:60]!r}, allowed: a JSON object with a'
-        ' step'
-      )
-  return read
-
-
-def _step(line: str) -> int | None:
-  """Returns the step in a JSON line; None if it has none."""
-  try:
-    values = json.loads(line)
-  except (ValueError, RecursionError):
-    return None
-  step = values.get('step') if isinstance(values, dict) else None
-  return step if type(step) is int and step >= 0 else None
-
-
-def _drop_after(path: str, last_step: int) -> None:
-  """Drops the lines of steps after `last_step` and a half-written last one."""
-  if not os.path.exists(path):
-    return
-  kept = [f'{line}\n' for step, line in _read_lines(path) if step <= last_step]
-  # A run that is killed while writing keeps the old file.
-  write_whole(path, ''.join(kept).encode())

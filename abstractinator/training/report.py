@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from abstractinator.config import RunConfig
 from abstractinator.evaluation import units
 from abstractinator.evaluation.held_out import Evaluation
 from abstractinator.objective import metrics
-from abstractinator.objective.by_level import level_prefix
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import checkpoint
 from abstractinator.training import health
@@ -193,7 +192,7 @@ def closing(
     lines.append('nothing was left to do; --config.max_steps=N trains longer')
   else:
     lines.append('on held-out documents:')
-    lines += units.table(figures(summary), indent='  ')
+    lines += units.table(units.figures(summary.flattened()), indent='  ')
   return '\n'.join([*lines, 'next:', *_next_commands(workdir, config)])
 
 
@@ -220,65 +219,10 @@ def _next_commands(workdir: str, config: RunConfig) -> list[str]:
   ]
 
 
-# Labels of the most important figures, in the order in which they are shown.
-_OF_WHOLE = {
-  'total_bits_per_byte': 'total',
-  'total_over_flat': 'total, over the entropy model',
-  'code_efficiency': 'saved by codes, of what they cost',
-  'top_lm_code_bits_per_byte': 'codes',
-  'top_lm_end_bits_per_byte': 'ends of documents',
-  'free_running_byte_accuracy': 'bytes right, from codes alone',
-}
-# Those of a run that reads codes, without bytes.
-_OF_CODES = {
-  'top_lm_code_bits_per_code': 'top LM',
-  'top_lm_code_accuracy': 'codes right',
-}
-_OF_LEVEL = {
-  'entropy_model_bits_per_byte': 'entropy model',
-  'entropy_model_byte_accuracy': 'bytes right',
-  'expander_bits_per_byte': 'expander, given codes',
-  'end_bits_per_byte': 'ends of segments',
-  'teacher_forced_byte_accuracy': 'bytes right, teacher-forced',
-  'teacher_forced_code_accuracy': 'codes right, teacher-forced',
-  'bytes_per_segment': 'length of segments',
-  'live_code_fraction': 'codes in use',
-}
-
-
-def figures(summary: Summary) -> dict[str, str]:
-  """Returns the most important held-out metrics by label, with their units.
-
-  Args:
-    summary: Held-out metrics of a run.
-  """
-  whole, levels = summary.whole, summary.levels
-  shown = _labeled(_OF_WHOLE if levels else _OF_CODES, whole)
-  for number, of_level in enumerate(levels):
-    prefix = level_prefix(number, len(levels)).replace('/', ': ')
-    found = _labeled(_OF_LEVEL, of_level)
-    # With many codes, their use is counted by stage.
-    stages = [k for k in of_level if k.endswith('/live_code_fraction')]
-    labels = {k: f'codes in use, {k.split("/")[0]}' for k in stages}
-    found |= _labeled(labels, of_level)
-    shown |= {f'{prefix}{label}': value for label, value in found.items()}
-  return shown
-
-
-def _labeled(
-  labels: Mapping[str, str], values: Mapping[str, float]
-) -> dict[str, str]:
-  return {
-    label: units.with_unit(name, values[name])
-    for name, label in labels.items()
-    if name in values
-  }
-
-
 def headline(summary: Summary) -> str:
   """Returns the figures that matter most while a run trains, in a line."""
   unit = ' bits/byte' if summary.levels else ' bits/code'
-  found = figures(summary)
+  found = units.figures(summary.flattened())
   costs = [
     f'{re.split(", | of ", label)[0]} {value.removesuffix(unit)}'
     for label, value in found.items()

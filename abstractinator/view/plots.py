@@ -8,7 +8,6 @@ Each function returns a figure of matplotlib, which comes with the extra `docs`:
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from abstractinator.data.records import import_extra
+from abstractinator.runs import metric_lines
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -118,44 +118,23 @@ def curves(workdir: str | os.PathLike[str], part: str = 'eval') -> 'Figure':
     part: 'eval' for held-out text, 'train' for the text of training steps.
 
   Raises:
-    ValueError: If `metrics.jsonl` has no such costs.
-    OSError: If it cannot be read.
+    ValueError: If `metrics.jsonl` has no such costs, or cannot be read.
   """
-  path = os.path.join(workdir, 'metrics.jsonl')
   points: dict[str, list[tuple[float, float]]] = {}
-  for tags in read_metrics(path):
+  for tags in metric_lines.read(workdir):
     for tag, value in tags.items():
       *heads, name = tag.split('/')
       if heads[:1] == [part] and name in _COSTS:
         label = ': '.join([*heads[1:], _COSTS[name]])
         points.setdefault(label, []).append((tags['step'], value))
   if not points:
+    path = metric_lines.path_of(workdir)
     raise ValueError(f'{path}: has no bits per byte below {part}/')
   return lines(
     [Line(label, *zip(*xy, strict=True)) for label, xy in points.items()],
     'step',
     'bits/byte',
   )
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-  """Reads a `metrics.jsonl`: for each line `step` and scalars by name.
-
-  Raises:
-    ValueError: If a line is no such object.
-    OSError: If the file cannot be read.
-  """
-  found = []
-  with open(path, encoding='utf-8') as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        tags = json.loads(line)
-        found.append({'step': tags['step'], **tags})
-      except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-          f'{path}: line {number}: allowed: a JSON object with "step"'
-        ) from error
-  return found
 
 
 def cuts(

@@ -132,17 +132,6 @@ def test_costs_are_those_of_all_levels(monkeypatch, tmp_path):
   assert compare.costs(tmp_path, 1, True) == {'total': 1.0}
 
 
-def test_minutes_are_those_of_all_steps(tmp_path):
-  lines = [
-    {'step': 20, 'perf/step_seconds': 3.0},
-    {'step': 20, 'eval/loss_total': 1.0},
-    {'step': 50, 'perf/step_seconds': 2.0},
-  ]
-  text = '\n'.join(map(json.dumps, lines))
-  (tmp_path / 'metrics.jsonl').write_text(text)
-  assert compare.minutes(tmp_path) == 2.0
-
-
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [

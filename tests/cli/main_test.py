@@ -284,12 +284,12 @@ def test_help_lists_commands_and_defaults(capsys, monkeypatch):
   assert main([]) == 0
   assert capsys.readouterr().out.strip() == general.strip()
   commands = dict(re.findall(r'\n    (\S+)\s+([A-Z].*)', general))
-  assert len(commands) == 12
+  assert len(commands) == 13
   assert commands['segment'] == 'Prints the segments of a text.'
   for name, about in commands.items():
     assert about in help_of(name)
     assert f'example: abstractinator {name} ' in help_of(name)
-    has_step = name not in ('train', 'plan')
+    has_step = name not in ('train', 'compare', 'plan')
     assert ('default: the latest one' in help_of(name)) == has_step
   assert 'ends; default: 256' in help_of('generate')
   assert 'configs/default.py' in help_of('train')

@@ -108,13 +108,6 @@ def test_headline_has_what_matters_most(summary, line):
   assert report.headline(summary) == line
 
 
-def test_levels_and_stages_have_their_names():
-  stages = {f'stage{i}/live_code_fraction': 0.25 * i for i in (1, 2)}
-  found = report.figures(Summary((LEVEL, stages), {}))
-  assert found['level0: codes in use'] == '50.00%'
-  assert found['level1: codes in use, stage2'] == '50.00%'
-
-
 @pytest.mark.parametrize(
   ('steps', 'parts'),
   [
