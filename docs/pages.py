@@ -2,7 +2,8 @@
 
 `reference/settings.md` gets a table for each group of settings, from the
 comments and values of `configs/default.py`. `reference/commands.md` gets the
-arguments of each command, from its parser. Each stands in the place of an HTML
+arguments of each command, from its parser, and `reference/metrics.md` tables of
+figures, from `evaluation/meanings.toml`. Each stands in the place of an HTML
 comment.
 """
 
@@ -24,6 +25,7 @@ if str(ROOT) not in sys.path:
 
 from abstractinator.cli import config_file  # noqa: E402
 from abstractinator.cli import main as commands  # noqa: E402
+from abstractinator.evaluation import units  # noqa: E402
 from configs import default  # noqa: E402
 
 _SETTINGS, _COMMANDS = '<!-- settings -->', '<!-- commands -->'
@@ -59,7 +61,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
   for mark, make in ((_SETTINGS, settings_tables), (_COMMANDS, command_tables)):
     if mark in markdown:
       markdown = markdown.replace(mark, make())
-  return markdown
+  return re.sub(
+    r'<!-- metrics (\w+) -->', lambda x: metrics_table(x[1]), markdown
+  )
+
+
+def metrics_table(group: str) -> str:
+  """Returns a table of the figures of a group, with units and meanings."""
+  rows = [
+    f'| `{name}` | {unit} | {_cell(about)} |'
+    for name, (unit, about) in units.MEANINGS[group].items()
+  ]
+  return '\n'.join(['| metric | unit | meaning |', '|---|---|---|', *rows])
 
 
 def settings_tables() -> str:

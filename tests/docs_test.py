@@ -16,6 +16,7 @@ import shlex
 import pytest
 
 from abstractinator.cli import config_file, main
+from abstractinator.evaluation import units
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -189,16 +190,26 @@ def test_metrics_that_are_named_exist(page):
       assert is_metric(word) or word in last, word
 
 
-def metrics_of_the_page():
-  page = ROOT / 'docs/reference/metrics.md'
-  cells = re.findall(r'^\| (`.*?) \|', page.read_text(), flags=re.M)
-  return [word for cell in cells for word in re.findall(r'`(.*?)`', cell)]
+def metrics_of_pages():
+  text = ''.join(page.read_text() for page in PAGES)
+  tables = map(filled, re.findall(r'<!-- (metrics \w+) -->', text))
+  return re.findall(r'^\| `(\w+)` \| .* \| .+ \|$', ''.join(tables), flags=re.M)
 
 
-def test_every_metric_of_the_page_of_metrics_exists():
-  words = metrics_of_the_page()
-  assert len(words) > 60
-  assert [word for word in words if not is_metric(word)] == []
+def test_every_metric_with_a_meaning_exists_and_is_in_a_page():
+  known = [name for group in units.MEANINGS.values() for name in group]
+  assert len(known) > 60
+  assert len(set(known)) == len(known)
+  places = ('', 'train/', 'perf/')
+  for word in known:
+    assert any(is_name(place + word) for place in places), word
+  assert sorted(metrics_of_pages()) == sorted(known)
+  for group in units.MEANINGS.values():
+    for word in re.findall(
+      r'`(\w+)`', ''.join(x.about for x in group.values())
+    ):
+      last = {re.split(r'[.\]]', path)[-1] for path in all_settings()}
+      assert is_name(word) or word in last, word
 
 
 # Each traces a step, which takes seconds.
@@ -219,7 +230,7 @@ def test_every_metric_of_the_page_of_metrics_exists():
     ),
   ],
 )
-def test_the_page_of_metrics_has_those_of_a_step(name, settings):
+def test_the_metrics_of_a_step_have_a_meaning(name, settings):
   import jax
 
   from abstractinator.training import program
@@ -231,7 +242,7 @@ def test_the_page_of_metrics_has_those_of_a_step(name, settings):
   # A histogram, of which the page has statistics.
   found = {PLACE.sub('', x) for x in found if not x.endswith('code_counts')}
   assert len(found) >= 5
-  assert found - set(metrics_of_the_page()) == set()
+  assert found - set(metrics_of_pages()) == set()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Rows with their segments and the bytes decoded from their codes, to look at.
 
-In pictures an id is a cell of `_CELL` pixels, and S cells make a row.
+In pictures an id is a cell of `_CELL` pixels, and S cells make a row. They are
+drawn with Pillow, which every installation has, so that all runs have the same.
 """
 
+import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from abstractinator import types
 from abstractinator.evaluation.coded_rows import CodedRows
@@ -13,17 +17,21 @@ from abstractinator.evaluation.reconstruction import align, segments_of_rows
 from abstractinator.model.pyramid import DecodedRows
 from abstractinator.types import NUM_BYTES
 
-# The first two count ids and lines; the others are pixels of a picture.
-_IDS_A_LINE = 128
+# The first three count ids and lines; the others are pixels of a picture.
+_IDS_A_LINE, _IDS_A_TICK = 128, 16
 _MAX_LINES = 16
-_CELL = 8
+_CELL = 10
 _BAND = 14
+_LETTER = 15
 _CURVE = 28
-_ERRORS = 4
-_GAP = 12
+_GAP = 16
+_MARGIN = 76
+_LEGEND = 24
 
 _INK = (70, 84, 110)
+_SOFT = (120, 130, 148)
 _RED = (214, 40, 57)
+_PALE_RED = (255, 224, 228)
 
 
 def markdown(rows: CodedRows, num_rows: int) -> str:
@@ -54,12 +62,13 @@ def markdown(rows: CodedRows, num_rows: int) -> str:
 
 
 def draw(rows: CodedRows, num_rows: int) -> np.ndarray:
-  """Draws rows as a picture, 128 ids a line.
+  """Draws rows as a picture, 128 ids a line, with a legend and axes.
 
   A line has a band for each level, the top level first, in which each segment
-  has the color of its first code. Below them are bars of the entropy by which
-  the first level is cut, in proportion to the highest one in the batch; and in
-  red the bytes that decoding from codes alone gets wrong.
+  has the color of its first code. Below them are the bytes; in red those that
+  decoding from codes alone puts in their place, where they differ; and bars of
+  the entropy by which the first level is cut, in proportion to the highest one
+  in the batch.
 
   Args:
     rows: Decoded rows, on the host.
@@ -73,7 +82,7 @@ def draw(rows: CodedRows, num_rows: int) -> np.ndarray:
   is_real_BS = np.asarray(first.byte_slot_BS) >= 0
   highest = max(float(entropy_BS[is_real_BS].max(initial=0.0)), 1e-6)
   top_BS = np.asarray(rows.levels[-1].byte_slot_BS)
-  lines = []
+  lines = [_legend(highest)]
   for row, segments in enumerate(
     itertools.islice(segments_of_rows(decoded), num_rows)
   ):
@@ -88,18 +97,108 @@ def draw(rows: CodedRows, num_rows: int) -> np.ndarray:
       )
       for level in reversed(rows.levels)
     ]
-    height_S = np.where(is_real_S, entropy_BS[row] / highest, 0.0)
+    wrong = np.tile(np.repeat(is_wrong_S, _CELL)[:, None], (_LETTER, 1, 1))
     strip = np.concatenate(
-      [*bands, _bars(height_S), _bars(is_wrong_S, _ERRORS, _RED)]
+      [
+        *bands,
+        np.full((_LETTER, len(ids_S) * _CELL, 3), 255, np.uint8),
+        np.where(wrong, _PALE_RED, 255).astype(np.uint8),
+        _bars(np.where(is_real_S, entropy_BS[row] / highest, 0.0)),
+      ]
     )
-    width = _IDS_A_LINE * _CELL
-    for begin in range(0, int(is_real_S.sum()) * _CELL, width):
-      part = strip[:, begin : begin + width]
-      missing = width - part.shape[1]
-      lines.append(
-        np.pad(part, ((_GAP, 0), (0, missing), (0, 0)), constant_values=255)
-      )
-  return np.concatenate(lines[:_MAX_LINES])
+    letters = (_letters(ids_S, is_real_S), _letters(beside_S, is_wrong_S))
+    lines += [
+      _line(strip, letters, begin, len(bands))
+      for begin in range(0, int(is_real_S.sum()), _IDS_A_LINE)
+    ]
+  return np.concatenate(lines[: 1 + _MAX_LINES])
+
+
+def _line(
+  strip: np.ndarray,
+  letters: tuple[Sequence[str], Sequence[str]],
+  begin: int,
+  num_levels: int,
+) -> np.ndarray:
+  """Returns a line of a picture with its axes, [height, width, 3] uint8.
+
+  Args:
+    strip: Bands, room for letters and bars of a row, [height, S cells, 3].
+    letters: The bytes of the row, and those decoded wrong, S each.
+    begin: First id of the line.
+    num_levels: Number of bands.
+  """
+  part = strip[:, begin * _CELL : (begin + _IDS_A_LINE) * _CELL]
+  size = (_MARGIN + _IDS_A_LINE * _CELL, _GAP + len(strip))
+  picture = Image.new('RGB', size, 'white')
+  picture.paste(Image.fromarray(part), (_MARGIN, _GAP))
+  pen = ImageDraw.Draw(picture)
+  for i in range(0, part.shape[1] // _CELL, _IDS_A_TICK):
+    _write(pen, _MARGIN + i * _CELL, _GAP // 2, str(begin + i), _SOFT, 9, 'lm')
+  names = [f'level {number}' for number in reversed(range(num_levels))]
+  heights = [*[_BAND] * num_levels, _LETTER, _LETTER, _CURVE]
+  y = _GAP
+  for name, height in zip(
+    [*names, 'bytes', 'from codes', 'entropy'], heights, strict=True
+  ):
+    _write(pen, _MARGIN - 6, y + height // 2, name, _SOFT, 11, 'rm')
+    y += height
+  y = _GAP + num_levels * _BAND + _LETTER // 2
+  for row, color in zip(letters, (_INK, _RED), strict=True):
+    for i, letter in enumerate(row[begin : begin + _IDS_A_LINE]):
+      x = _MARGIN + i * _CELL + _CELL // 2
+      _write(pen, x, y, letter, color, 12, 'mm')
+    y += _LETTER
+  return np.asarray(picture)
+
+
+def _legend(highest: float) -> np.ndarray:
+  """Returns the legend of a picture, [height, width, 3] uint8.
+
+  Args:
+    highest: Entropy of the highest bar, bits.
+  """
+  size = (_MARGIN + _IDS_A_LINE * _CELL, _LEGEND)
+  picture = Image.new('RGB', size, 'white')
+  pen = ImageDraw.Draw(picture)
+  x = _MARGIN
+  for color, text in (
+    (
+      tuple(colors(np.array(1)).tolist()),
+      'a segment, in the color of its code',
+    ),
+    (_PALE_RED, 'wrong when decoded from codes alone'),
+    (_INK, f'entropy that sets the cuts of level 0, up to {highest:.2f} bits'),
+  ):
+    pen.rectangle((x, 6, x + 14, _LEGEND - 6), fill=color)
+    _write(pen, x + 20, _LEGEND // 2, text, _INK, 12, 'lm')
+    x += 44 + int(pen.textlength(text, font=_font(12)))
+  return np.asarray(picture)
+
+
+def _write(
+  pen: ImageDraw.ImageDraw,
+  x: int,
+  y: int,
+  text: str,
+  color: tuple[int, int, int],
+  size: int,
+  anchor: str,
+) -> None:
+  """Writes a text at a place; `anchor` is Pillow's, such as 'lm'."""
+  pen.text((x, y), text, fill=color, font=_font(size), anchor=anchor)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+  return ImageFont.load_default(size)
+
+
+def _letters(ids_S: np.ndarray, is_shown_S: np.ndarray) -> list[str]:
+  """Returns ids as letters: a cross for no id, a dot for one that has none."""
+  letters_S = [chr(i) if 0x20 <= i < 0x7F else '\u00b7' for i in ids_S]
+  found_S = np.where(ids_S < 0, '\u00d7', letters_S)
+  return np.where(is_shown_S, found_S, '').tolist()
 
 
 def colors(codes: np.ndarray) -> np.ndarray:

@@ -1,24 +1,47 @@
-"""Figures as text, with their labels and units."""
+"""Figures as text, with their labels, units and meanings."""
 
+import importlib.resources
 import re
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
-# Parts of names, of which the first that a name has decides its unit, and the
-# formats of values.
+
+class Meaning(NamedTuple):
+  """Meaning of a figure.
+
+  Attributes:
+    unit: Unit, '' for a number without one.
+    about: Description, in Markdown.
+  """
+
+  unit: str
+  about: str
+
+
+def _read() -> dict[str, dict[str, Meaning]]:
+  source = importlib.resources.files('abstractinator.evaluation')
+  text = (source / 'meanings.toml').read_text(encoding='utf-8')
+  return {
+    group: {name: Meaning(*pair) for name, pair in members.items()}
+    for group, members in tomllib.loads(text).items()
+  }
+
+
+# The meaning of each figure, by group and by the last part of its name.
+MEANINGS = _read()
+_BY_NAME = {k: x for members in MEANINGS.values() for k, x in members.items()}
+# Formats of values, by unit.
 _FORMATS = {
-  'bits_per_byte': '{:.3f} bits/byte',
-  'bits_per_code': '{:.3f} bits/code',
-  'bytes_per_segment': '{:.2f} bytes/segment',
-  'ids_per_segment': '{:.2f} ids/segment',
-  'perplexity': '{:.1f} codes',
-  '_bits': '{:.2f} bits',
+  'bits/byte': '{:.3f} bits/byte',
+  'bits/code': '{:.3f} bits/code',
+  'bytes/segment': '{:.2f} bytes/segment',
+  'ids/segment': '{:.2f} ids/segment',
+  'codes': '{:.1f} codes',
+  'bits': '{:.2f} bits',
+  'bytes': '{:.1f} bytes',
   'fraction': '{:.2%}',
-  'efficiency': '{:.2%}',
-  'over_flat': '{:.3f} x the entropy model',
-  'accuracy': '{:.2%}',
-  'precision': '{:.2%}',
-  'recall': '{:.2%}',
-  'f1': '{:.2%}',
+  'x the entropy model': '{:.3f} x the entropy model',
 }
 
 # Labels of the most important figures, in the order in which they are shown.
@@ -45,6 +68,28 @@ _OF_LEVEL = {
   'bytes_per_segment': 'length of segments',
   'live_code_fraction': 'codes in use',
 }
+
+# Figures that matter most; a run has five of them at most.
+_FIRST = (
+  *('total_bits_per_byte', 'entropy_model_bits_per_byte'),
+  *('expander_bits_per_byte', 'top_lm_code_bits_per_byte'),
+  *('free_running_byte_accuracy', *_OF_CODES),
+)
+
+
+def first(tags: Collection[str]) -> dict[str, str]:
+  """Returns titles of the figures that matter most, by the end of their tags.
+
+  Args:
+    tags: Tags of the figures that there are, such as
+      'eval/level0/entropy_model_bits_per_byte'.
+  """
+  found = labels({tag.rpartition('/')[2] for tag in tags})
+  return {
+    name: f'{found[name]}, {_BY_NAME[name].unit}'
+    for name in _FIRST
+    if name in found
+  }
 
 
 def labels(names: Collection[str]) -> dict[str, str]:
@@ -86,7 +131,7 @@ def figures(values: Mapping[str, float]) -> dict[str, str]:
 
 
 def with_unit(name: str, value: float | str) -> str:
-  """Returns a figure with the unit that its name implies.
+  """Returns a figure with its unit.
 
   Args:
     name: Name of the metric, such as 'total_bits_per_byte'.
@@ -96,10 +141,28 @@ def with_unit(name: str, value: float | str) -> str:
     return value
   if isinstance(value, int):
     return f'{value:,}'
-  for part, text in _FORMATS.items():
-    if part in name:
-      return text.format(value)
-  return f'{value:.4f}'
+  meaning = _BY_NAME.get(name.rpartition('/')[2])
+  unit = meaning.unit if meaning else ''
+  return _FORMATS.get(unit, '{:.4f}').format(value)
+
+
+def describe(tag: str) -> str:
+  """Returns what a scalar of a run means, in Markdown; '' for an unknown one.
+
+  Args:
+    tag: Name of the scalar in the metric files, such as
+      'eval/level0/bytes_per_segment'.
+  """
+  place, _, name = tag.rpartition('/')
+  meaning = _BY_NAME.get(name)
+  if meaning is None:
+    return ''
+  unit = f' ({meaning.unit})' if meaning.unit else ''
+  where = {
+    'train': '; mean of the training steps since the last line of the log',
+    'eval': '; held-out text',
+  }.get(place.partition('/')[0], '')
+  return meaning.about + unit + where
 
 
 def table(rows: Mapping[str, str], indent: str = '') -> list[str]:

@@ -79,7 +79,7 @@ def _require_same(
   new: RunConfig, old: RunConfig, prefix: str, source: str
 ) -> None:
   """Raises ValueError at the first setting that must not differ and does."""
-  found, allowed = _flat(new.to_dict()), _flat(old.to_dict())
+  found, allowed = flat(new.to_dict()), flat(old.to_dict())
   for path in allowed | found:
     is_free = any(path == name or path.startswith(f'{name}.') for name in _FREE)
     if not is_free and allowed.get(path) != found.get(path):
@@ -127,7 +127,7 @@ def _config_path(workdir: str) -> str:
   return os.path.join(workdir, 'config.json')
 
 
-def _flat(tree: Any, path: str = '') -> dict[str, Any]:
+def flat(tree: Any, path: str = '') -> dict[str, Any]:
   """Returns the leaves of nested dicts and lists by dotted path."""
   if isinstance(tree, dict):
     items = [(f'{path}.{k}' if path else k, v) for k, v in tree.items()]
@@ -135,4 +135,4 @@ def _flat(tree: Any, path: str = '') -> dict[str, Any]:
     items = [(f'{path}[{i}]', v) for i, v in enumerate(tree)]
   else:
     return {path: tree}
-  return {p: leaf for k, v in items for p, leaf in _flat(v, k).items()}
+  return {p: leaf for k, v in items for p, leaf in flat(v, k).items()}

@@ -4,8 +4,8 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from typing import Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 from tensorboardX import summary
@@ -13,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from abstractinator.evaluation import units
 from abstractinator.runs import metric_lines
 
 
@@ -47,6 +48,8 @@ class MetricWriter:
     self.tensorboard_path = os.path.join(workdir, 'tensorboard')
     self._jsonl_path = metric_lines.path_of(workdir)
     self._events: RecordWriter | None = None
+    self._described: set[str] = set()
+    self._end: Summary | None = None
     if not enabled:
       return
     os.makedirs(self.tensorboard_path, exist_ok=True)
@@ -82,10 +85,45 @@ class MetricWriter:
     """
     values = {tag: float(value) for tag, value in scalars.items()}
     for tag, value in values.items():
-      self._write_summary(step, summary.scalar(tag, value))
+      # TensorBoard takes the description of a tag from its first value.
+      about = '' if tag in self._described else units.describe(tag)
+      self._described.add(tag)
+      scalar = summary.scalar(tag, value, summary_description=about)
+      self._write_summary(step, scalar)
     if self._events is not None:
       with _naming(self._jsonl_path):
         self._jsonl.write(metric_lines.to_text({'step': step, **values}))
+
+  def write_layout(self, tags: Collection[str]) -> None:
+    """Writes charts of the figures that matter most, for "Custom Scalars".
+
+    Args:
+      tags: Tags of the held-out figures of the run.
+    """
+    charts = {
+      title: ['Multiline', [rf'(eval|train)/(level\d+/)?{name}$']]
+      for name, title in units.first(tags).items()
+    }
+    layout = summary.custom_scalars({'What matters most': charts})
+    self._write_summary(0, layout)
+
+  def write_settings(self, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a run, for TensorBoard's "HParams".
+
+    Args:
+      settings: Values by path.
+    """
+    # None would be left out.
+    values = {
+      path: x if isinstance(x, bool | int | float) else str(x)
+      for path, x in settings.items()
+    }
+    # `SummaryWriter.add_hparams` would write them as a run of its own. The
+    # first of the three summaries, a list of the settings, is left out: of
+    # several runs TensorBoard takes one list, and without one it makes a list
+    # of the settings of all runs.
+    _, start, self._end = summary.hparams(values, {})
+    self._write_summary(0, start)
 
   def write_histogram(
     self,
@@ -169,7 +207,9 @@ class MetricWriter:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *unused: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+    if kind is None and self._end is not None:
+      self._write_summary(0, self._end)
     self.close()
 
 

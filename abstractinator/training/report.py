@@ -13,6 +13,7 @@ from abstractinator.evaluation.held_out import Evaluation
 from abstractinator.objective import metrics
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import checkpoint
+from abstractinator.runs import workdir as workdirs
 from abstractinator.training import health
 from abstractinator.training.flops import DeviceMetrics, model_flops
 from abstractinator.training.metric_writer import MetricWriter
@@ -66,6 +67,8 @@ class Reporter:
       devices, functools.partial(model_flops, config)
     )
     self.steps = StepMetrics(begun)
+    self._has_layout = False
+    self.writer.write_settings(workdirs.flat(config.to_dict()))
 
   def pause(self) -> None:
     """Stops the clocks, for what is not training."""
@@ -128,6 +131,9 @@ class Reporter:
     """
     tags = {f'eval/{k}': v for k, v in found.summary.flattened().items()}
     self.writer.write_scalars(step, tags)
+    if not self._has_layout:
+      self.writer.write_layout(tags)
+      self._has_layout = True
     for name, histogram in found.histograms.flattened().items():
       self.writer.write_histogram(step, f'eval/{name}', *histogram)
     if found.examples is not None:

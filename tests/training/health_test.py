@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from abstractinator.config import RunConfig
+from abstractinator.evaluation import units
 from abstractinator.objective.by_level import ByLevel
 from abstractinator.runs import sharding
 from abstractinator.training import health
@@ -36,6 +37,11 @@ def config_of(values) -> RunConfig:
 
 
 CONFIG = config_of(tiny.get_config())
+
+
+def test_every_alarm_has_a_meaning():
+  names = {*health.TRAIN_ALARMS, *health.EVAL_ALARMS, 'non_finite'}
+  assert set(units.MEANINGS['alarms']) == names
 
 
 def changed(name, value):

@@ -1,7 +1,9 @@
+import contextlib
 import io
 import json
 import math
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import metadata
 
 from abstractinator.training.metric_writer import MetricWriter
 
@@ -47,6 +51,103 @@ def test_scalars(tmp_path):
   events = read_tensorboard(tmp_path / 'new')
   assert scalars(events, 'train/loss') == [(1, 2.5), (2, 1.5)]
   assert scalars(events, 'perf/bytes') == [(1, 7.0), (2, 8.0)]
+
+
+def test_a_scalar_has_a_description(tmp_path):
+  tags = ('train/level0/stage1/codebook_perplexity', 'eval/commitment')
+  with MetricWriter(tmp_path) as writer:
+    for step in (1, 2):
+      writer.write_scalars(step, dict.fromkeys((*tags, 'new'), 1.0))
+  events = read_tensorboard(tmp_path)
+  abouts = [events.SummaryMetadata(tag).summary_description for tag in tags]
+  assert abouts == [
+    'number of codes in effective use, 2 to the power of the entropy of their'
+    ' frequencies (codes); mean of the training steps since the last line of'
+    ' the log',
+    'mean distance of segments to their codes (squared distance); held-out'
+    ' text',
+  ]
+  # It is written once.
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert path.read_bytes().count(b'codes in effective use') == 1
+
+
+@pytest.mark.parametrize(
+  ('names', 'titles'),
+  [
+    (
+      ['entropy_model_bits_per_byte', 'bytes_per_segment'],
+      ['entropy model, bits/byte'],
+    ),
+    (
+      [
+        *('level0/expander_bits_per_byte', 'level1/expander_bits_per_byte'),
+        *('level0/entropy_model_bits_per_byte', 'total_bits_per_byte'),
+        *('free_running_byte_accuracy', 'top_lm_code_bits_per_byte'),
+        *('top_lm_code_accuracy', 'loss_total'),
+      ],
+      [
+        *('total, bits/byte', 'entropy model, bits/byte'),
+        *('expander, given codes, bits/byte', 'codes, bits/byte'),
+        'bytes right, from codes alone, fraction',
+      ],
+    ),
+    (
+      ['top_lm_code_accuracy', 'top_lm_code_bits_per_code'],
+      ['top LM, bits/code', 'codes right, fraction'],
+    ),
+  ],
+)
+def test_what_matters_most_has_charts(tmp_path, names, titles):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_layout([f'eval/{name}' for name in names])
+  (event,) = read_tensorboard(tmp_path).Tensors('custom_scalars__config__')
+  layout = Layout.FromString(event.tensor_proto.string_val[0])
+  (category,) = layout.category
+  assert [chart.title for chart in category.chart] == titles
+  for chart in category.chart:
+    (pattern,) = chart.multiline.tag
+    shown = [x for x in names if re.match(pattern, f'eval/{x}')]
+    assert shown
+    assert [x for x in names if re.match(pattern, f'train/{x}')] == shown
+    assert not re.match(pattern, f'eval/{shown[0]}_true_codes')
+
+
+def test_settings_are_those_of_the_run_and_not_of_a_run_of_its_own(tmp_path):
+  settings = {'a.b': None, 'seed': 7, 'kind': 'vq', 'alarms': True}
+  with MetricWriter(tmp_path) as writer:
+    writer.write_settings(settings)
+    writer.flush()
+    assert '_hparams_/session_end_info' not in hparams(tmp_path)
+  found = hparams(tmp_path)
+  start = metadata.parse_session_start_info_plugin_data(
+    found['_hparams_/session_start_info']
+  )
+  kinds = {k: x.WhichOneof('kind') for k, x in start.hparams.items()}
+  assert kinds == {
+    'a.b': 'string_value',
+    'seed': 'number_value',
+    'kind': 'string_value',
+    'alarms': 'bool_value',
+  }
+  assert start.hparams['a.b'].string_value == 'None'
+  assert start.hparams['seed'].number_value == 7
+  # TensorBoard takes the settings of all runs if none has a list of them.
+  assert set(found) == {
+    '_hparams_/session_start_info',
+    '_hparams_/session_end_info',
+  }
+
+
+def hparams(workdir):
+  return read_tensorboard(workdir).PluginTagToContent('hparams')
+
+
+def test_a_run_that_fails_has_no_end(tmp_path):
+  with contextlib.suppress(KeyError), MetricWriter(tmp_path) as writer:
+    writer.write_settings({'seed': 7})
+    raise KeyError
+  assert set(hparams(tmp_path)) == {'_hparams_/session_start_info'}
 
 
 def test_values_that_are_not_finite(tmp_path):
