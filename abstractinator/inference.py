@@ -22,8 +22,7 @@ from abstractinator.evaluation.reconstruction import (
 )
 from abstractinator.model.pyramid import DecodedRows
 from abstractinator.objective.objectives import OBJECTIVES
-from abstractinator.runs import checkpoint
-from abstractinator.runs.load import fingerprint, read_trained
+from abstractinator.runs.load import fingerprint, open_source
 from abstractinator.types import NUM_BYTES, Array, PyTree
 from abstractinator.view.inspection import Inspection, flatten, inspection
 
@@ -32,7 +31,8 @@ def load(workdir: str, step: int | None = None) -> 'TrainedPyramid':
   """Opens the pyramid that a run has trained.
 
   Args:
-    workdir: Directory of the run.
+    workdir: Directory of the run, or of a model that was exported from one; or
+      `hf:NAME` for such a model on the Hugging Face Hub.
     step: Step of the checkpoint; the latest one by default.
 
   Returns:
@@ -42,13 +42,14 @@ def load(workdir: str, step: int | None = None) -> 'TrainedPyramid':
     ValueError: If there is no such checkpoint, it is damaged, or the run
       trained an entropy model alone, which has no codes.
   """
-  config, variables = read_trained(workdir, step)
-  if not OBJECTIVES[config.objective].has_codes:
-    got = f'objective: got {config.objective!r}'
+  opened = open_source(workdir, step)
+  objective = opened.config.objective
+  if not OBJECTIVES[objective].has_codes:
+    got = f'objective: got {objective!r}'
     raise ValueError(f"{workdir}: {got}, allowed: 'all', which has codes")
-  if step is None:
-    step = checkpoint.latest_step(workdir)
-  return TrainedPyramid(config, variables, workdir=workdir, step=step)
+  return TrainedPyramid(
+    opened.config, opened.all_variables(), workdir=workdir, step=opened.step
+  )
 
 
 class TrainedPyramid:

@@ -46,7 +46,10 @@ def at_least(least: int) -> Callable[[str], int]:
 
 # Arguments of several commands; `add` adds them to a parser.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-  'workdir': {'type': os.path.expanduser, 'help': 'directory of the run'},
+  'workdir': {
+    'type': os.path.expanduser,
+    'help': 'directory of the run or of an exported model, or hf:NAME',
+  },
   '--step': {
     'type': int,
     'help': 'step of the checkpoint; default: the latest one',

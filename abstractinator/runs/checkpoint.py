@@ -60,8 +60,10 @@ def all_steps(workdir: str) -> list[int]:
   return _steps_in(directory_of(workdir))
 
 
-def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
-  """Returns the config in a checkpoint of a run.
+def read_config(
+  workdir: str, step: int | None = None
+) -> tuple[int, dict[str, Any]]:
+  """Returns the step of a checkpoint of a run, and the config in it.
 
   Args:
     workdir: Directory of the run.
@@ -72,7 +74,8 @@ def read_config(workdir: str, step: int | None = None) -> dict[str, Any]:
   """
   with _open_to_read(workdir) as manager:
     step = _choose_step(manager, step)
-    return _read_item(manager, step, 'config', _read_record(manager, step))
+    record = _read_record(manager, step)
+    return step, _read_item(manager, step, 'config', record)
 
 
 def restore(
@@ -181,7 +184,7 @@ def _read_state(
     raise_damaged(manager.directory, step, 'state: has no description')
   saved = checksums.by_path(metadata.tree)
   saved = {name: leaf for name, leaf in saved.items() if is_wanted(name)}
-  _require_same_leaves(path, saved, checksums.by_path(abstract))
+  require_same_leaves(path, saved, checksums.by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -205,10 +208,16 @@ def _read_state(
   return restored
 
 
-def _require_same_leaves(
+def require_same_leaves(
   path: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-  """Raises ValueError, naming one, if saved arrays differ from wanted ones."""
+  """Raises ValueError, naming one, if saved arrays differ from wanted ones.
+
+  Args:
+    path: Path of the arrays, for the message.
+    saved: Arrays that are there, with shapes and dtypes, by name.
+    wanted: Arrays that should be there.
+  """
   for name in {**wanted, **saved}:
     if name not in saved:
       raise ValueError(f'{path}: {name} is not in the checkpoint')
@@ -238,8 +247,7 @@ def require_sound_record(
     step: Step of the checkpoint.
     record: JSON values of the item.
   """
-  values = dict(record) if isinstance(record, dict) else {}
-  if values.pop('itself', None) != checksums.of_json(values):
+  if not checksums.is_sealed(record):
     raise_damaged(directory, step, 'checksums: wrong checksum')
   if record['step'] != step:
     detail = f'checksums: it was written as step {record["step"]}'

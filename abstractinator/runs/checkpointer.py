@@ -155,12 +155,13 @@ def _record(
   step: int, state: PyTree, items: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns the item `checksums`, by which all others are checked."""
-  record = {
-    'step': step,
-    'arrays': checksums.of_arrays(state),
-    'items': {name: checksums.of_json(x) for name, x in items.items()},
-  }
-  return record | {'itself': checksums.of_json(record)}
+  return checksums.sealed(
+    {
+      'step': step,
+      'arrays': checksums.of_arrays(state),
+      'items': {name: checksums.of_json(x) for name, x in items.items()},
+    }
+  )
 
 
 def _disk_error(error: BaseException | None) -> str | None:

@@ -26,6 +26,17 @@ def of_json(values: Any) -> int:
   return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+  """Returns JSON values with a checksum of themselves."""
+  return record | {'itself': of_json(record)}
+
+
+def is_sealed(record: Any) -> bool:
+  """Tells whether JSON values are what `sealed` returned."""
+  values = dict(record) if isinstance(record, dict) else {}
+  return values.pop('itself', None) == of_json(values)
+
+
 def of_arrays(tree: PyTree) -> dict[str, int]:
   """Returns a checksum of each array of a tree, by path.
 

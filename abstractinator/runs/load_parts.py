@@ -9,12 +9,8 @@ from flax import traverse_util
 
 from abstractinator.config import LevelConfig, RunConfig
 from abstractinator.objective.frozen import Part, parts
-from abstractinator.runs import checkpoint
-from abstractinator.runs.state import (
-  TrainState,
-  trained_params_field,
-  variables_of,
-)
+from abstractinator.runs.load import open_source
+from abstractinator.runs.state import TrainState, variables_of
 from abstractinator.types import PyTree
 
 _ENTROPY_SETTINGS = ('d_model', 'entropy_model', 'entropy_heads')
@@ -46,20 +42,13 @@ def load(
         f'{part.setting}: got None, allowed: the directory of a run, because'
         f' {"/".join(part.path)} of model.levels[{part.level}] is frozen'
       )
-    if checkpoint.latest_step(part.source) is None:
-      raise ValueError(
-        f'{part.setting}: got {part.source!r}, which has no checkpoint,'
-        ' allowed: the directory of a run'
-      )
-    stored = checkpoint.read_config(part.source)
-    source = RunConfig.from_stored(stored, part.source)
-    _require_same_settings(part, config.model.levels[part.level], source)
-    loaded = checkpoint.restore_variables(
-      part.source,
-      _at(part.place, wanted),
-      params_field=trained_params_field(source),
-      place=part.place,
-    )
+    try:
+      source = open_source(part.source)
+    except ValueError as error:
+      raise ValueError(f'{part.setting}: {error}') from error
+    level = config.model.levels[part.level]
+    _require_same_settings(part, level, source.config)
+    loaded = source.variables(_at(part.place, wanted), part.place)
     variables = traverse_util.unflatten_dict(
       traverse_util.flatten_dict(variables) | traverse_util.flatten_dict(loaded)
     )

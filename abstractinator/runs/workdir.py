@@ -6,6 +6,7 @@ from typing import Any
 
 from abstractinator.config import RunConfig
 from abstractinator.data.whole_files import write_whole
+from abstractinator.runs import exported
 
 # Settings, and groups of settings, that a resumed run may change; all others
 # determine its results.
@@ -42,6 +43,11 @@ def check(workdir: str, config: RunConfig) -> None:
       that differs; or files of a run but not its config, or a config that
       cannot be read or lacks a setting.
   """
+  if exported.is_exported(workdir):
+    raise ValueError(
+      f'workdir: got {workdir!r}, which holds an exported model, allowed: a run'
+      ' or a directory without one'
+    )
   stored = stored_config(workdir)
   if stored is not None:
     _require_same(config, stored, '', f'the run in {workdir}')

@@ -117,7 +117,7 @@ def test_half_written_checkpoint_is_removed(tmp_path):
   # A run that is killed while it saves leaves such a directory.
   leftover = tmp_path / 'checkpoints/6.orbax-checkpoint-tmp'
   shutil.copytree(tmp_path / 'checkpoints/5', leftover)
-  assert checkpoint.read_config(tmp_path) == CONFIG
+  assert checkpoint.read_config(tmp_path) == (5, CONFIG)
   assert checkpoint.latest_step(tmp_path) == 5
   save(tmp_path, 8)
   assert steps_in(tmp_path) == [5, 8]
@@ -161,8 +161,8 @@ def test_restore_variables_of_one_module(tmp_path):
 def test_read_config(tmp_path):
   save(tmp_path, 5)
   before = sorted(tmp_path.rglob('*'))
-  assert checkpoint.read_config(tmp_path) == CONFIG
-  assert checkpoint.read_config(tmp_path, 5) == CONFIG
+  assert checkpoint.read_config(tmp_path) == (5, CONFIG)
+  assert checkpoint.read_config(tmp_path, 5) == (5, CONFIG)
   assert sorted(tmp_path.rglob('*')) == before
 
 

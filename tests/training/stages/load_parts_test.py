@@ -41,7 +41,7 @@ def second_begun(corpus, tmp_path_factory):
   ('case', 'parts'),
   [
     ('nowhere', ('load_base_from: got None', 'directory of a run')),
-    ('missing', ('load_base_from: got', 'nothing_here', 'no checkpoint')),
+    ('missing', ('load_base_from: ', 'nothing_here', 'directory of a run')),
     ('entropy model', ('/codebook_KC is not in the checkpoint',)),
     (
       'part',
