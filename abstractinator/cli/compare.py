@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from abstractinator.cli import common
 from abstractinator.evaluation import units
-from abstractinator.runs import metric_lines
+from abstractinator.runs import hub, metric_lines
 from abstractinator.runs import workdir as workdirs
 
 EXAMPLE = 'abstractinator compare runs/a runs/b --csv=runs.csv'
@@ -92,16 +92,17 @@ def _read(workdir: str) -> _Run:
     ValueError: If there is no run, its files are damaged, or it has not
       evaluated yet.
   """
-  config = workdirs.stored_config(workdir)
+  directory = hub.directory_of(workdir)
+  config = workdirs.stored_config(directory)
   if config is None:
     raise ValueError(
       f'{workdir}: has no config.json, allowed: the directory of a run'
     )
-  lines = metric_lines.read(workdir)
+  lines = metric_lines.read(directory)
   evaluated = [x for x in lines if any(k.startswith('eval/') for k in x)]
   if not evaluated:
     raise ValueError(
-      f'{metric_lines.path_of(workdir)}: has no held-out figures, allowed: a'
+      f'{metric_lines.path_of(directory)}: has no held-out figures, allowed: a'
       ' run that has reached its eval_interval'
     )
   step = evaluated[-1]['step']

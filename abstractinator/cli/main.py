@@ -27,7 +27,7 @@ from abstractinator.runs import huge_pages
 _COMMANDS = (
   *('train', 'compare', 'segment', 'reconstruct', 'view', 'generate'),
   *('evaluate', 'encode', 'decode', 'compress', 'decompress', 'lm-eval'),
-  'plan',
+  *('export', 'plan'),
 )
 
 # Status of a process that Ctrl-C ends, as shells have it.

@@ -3,6 +3,7 @@
     DIR/model.safetensors   parameters and collections by path
     DIR/config.json         config of the run
     DIR/README.md           model card
+    DIR/metrics.jsonl       figures on held-out text, in one line
 
 The metadata of model.safetensors has the step, the type of the parameters, and
 checksums of each array, of the config and of itself, which are compared when
@@ -22,18 +23,13 @@ import safetensors.numpy
 
 from abstractinator.config import RunConfig
 from abstractinator.data.whole_files import write_whole
-from abstractinator.runs import checkpoint, checksums
+from abstractinator.runs import checkpoint, checksums, metric_lines, workdir
 from abstractinator.types import PyTree
 
-WEIGHTS, CARD, CONFIG = FILES = 'model.safetensors', 'README.md', 'config.json'
+WEIGHTS, CARD, METRICS, CONFIG = FILES = workdir.EXPORTED
 # Types that parameters may be written in; they are float32 when they are used.
 DTYPES = ('float32', 'bfloat16')
 _RECORD = 'abstractinator'
-
-
-def is_exported(directory: str) -> bool:
-  """Returns whether a directory holds an exported model, damaged or not."""
-  return os.path.lexists(os.path.join(directory, WEIGHTS))
 
 
 def require_room(directory: str, *, force: bool = False) -> None:
@@ -61,7 +57,7 @@ def write(
   directory: str,
   config: RunConfig,
   variables: Mapping[str, PyTree],
-  step: int,
+  line: metric_lines.Line,
   *,
   card: str,
   dtype: str,
@@ -72,7 +68,7 @@ def write(
     directory: The directory; see `require_room`.
     config: Config of the run.
     variables: Parameters, float32, and collections of its model.
-    step: Optimizer steps that it was trained for.
+    line: Figures of `held_out`, with the step.
     card: Text of the model card, Markdown.
     dtype: Type to round the parameters to, one of `DTYPES`.
 
@@ -87,7 +83,7 @@ def write(
   arrays, settings = checksums.by_path(host), config.to_dict()
   record = checksums.sealed(
     {
-      'step': step,
+      'step': line['step'],
       'dtype': dtype,
       'config': checksums.of_json(settings),
       'arrays': checksums.on_host_memory(arrays),
@@ -99,9 +95,45 @@ def write(
   for name, content in (
     (WEIGHTS, weights),
     (CARD, card.encode(errors='backslashreplace')),
+    (METRICS, metric_lines.to_text(line).encode()),
     (CONFIG, (json.dumps(settings, indent=2) + '\n').encode()),
   ):
     write_whole(os.path.join(directory, name), content)
+
+
+def dtype_of(directory: str) -> str:
+  """Returns the type that the parameters of an exported model are written in.
+
+  Raises:
+    ValueError: If the file is damaged.
+  """
+  with _opened(directory) as (_, record):
+    return record['dtype']
+
+
+def held_out(directory: str, step: int) -> metric_lines.Line:
+  """Returns the held-out figures of a run after a step, as one line.
+
+  Args:
+    directory: Directory of the run.
+    step: The step.
+
+  Returns:
+    `step`, figures as `eval/NAME`, and the mean of `perf/step_seconds`.
+
+  Raises:
+    ValueError: If metrics.jsonl is damaged. A run without it has no figures.
+  """
+  is_there = os.path.exists(metric_lines.path_of(directory))
+  lines = metric_lines.read(directory) if is_there else []
+  lines = [line for line in lines if line['step'] <= step]
+  found: metric_lines.Line = {'step': step}
+  for line in lines:
+    if line['step'] == step:
+      found |= {k: x for k, x in line.items() if k.startswith('eval/')}
+  if step > 0 and (minutes := metric_lines.minutes(lines)) > 0:
+    found['perf/step_seconds'] = 60 * minutes / step
+  return found
 
 
 def read_config(

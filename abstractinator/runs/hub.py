@@ -2,28 +2,28 @@
 
 from abstractinator.data.documents import one_line
 from abstractinator.data.extras import import_extra
-from abstractinator.runs import exported
+from abstractinator.runs import workdir
 
 PREFIX = 'hf:'
 
 
-def download(source: str) -> str:
-  """Downloads a model, unless it is in the cache of the hub's client.
+def directory_of(source: str) -> str:
+  """Returns the directory of a model; one on the hub is downloaded.
 
   Args:
-    source: `hf:NAME`, where NAME is `owner/model`, or `hf:NAME@REVISION`.
-
-  Returns:
-    The directory of the model.
+    source: A directory; or `hf:NAME`, where NAME is `owner/model`; or
+      `hf:NAME@REVISION`.
 
   Raises:
     ValueError: If it cannot be read.
   """
+  if not source.startswith(PREFIX):
+    return source
   hub = import_extra('huggingface_hub', 'hub', source)
   name, _, revision = source.removeprefix(PREFIX).partition('@')
   try:
     return hub.snapshot_download(
-      name, revision=revision or None, allow_patterns=list(exported.FILES)
+      name, revision=revision or None, allow_patterns=list(workdir.EXPORTED)
     )
   # The client raises errors of the network and its own, of many types.
   except Exception as error:
@@ -51,7 +51,7 @@ def push(directory: str, name: str) -> str:
     hub.upload_folder(
       repo_id=name,
       folder_path=directory,
-      allow_patterns=list(exported.FILES),
+      allow_patterns=list(workdir.EXPORTED),
       commit_message='Model and card of `abstractinator export`',
     )
   except Exception as error:

@@ -19,6 +19,7 @@ from abstractinator.runs import (
   exported,
   hub,
   processes,
+  workdir,
 )
 from abstractinator.runs.state import abstract_variables, trained_params_field
 from abstractinator.types import NUM_BYTES, PyTree
@@ -96,7 +97,7 @@ def open_source(source: str, step: int | None = None) -> Source:
       lacks a setting.
   """
   processes.require_device()
-  path = hub.download(source) if source.startswith(hub.PREFIX) else source
+  path = hub.directory_of(source)
   step, stored = _reader(path).read_config(path, step)
   config = RunConfig.from_stored(stored, path)
   auto = ImplementationConfig.everywhere('auto')
@@ -106,7 +107,7 @@ def open_source(source: str, step: int | None = None) -> Source:
 
 def _reader(path: str) -> ModuleType:
   """Returns the module that reads a model: of checkpoints, or exported."""
-  return exported if exported.is_exported(path) else checkpoint
+  return exported if workdir.is_exported(path) else checkpoint
 
 
 def read_trained(

@@ -6,8 +6,9 @@ from typing import Any
 
 from abstractinator.config import RunConfig
 from abstractinator.data.whole_files import write_whole
-from abstractinator.runs import exported
 
+# Files of an exported model; see `exported`.
+EXPORTED = ('model.safetensors', 'README.md', 'metrics.jsonl', 'config.json')
 # Settings, and groups of settings, that a resumed run may change; all others
 # determine its results.
 _FREE = (
@@ -29,6 +30,11 @@ _FREE = (
 )
 
 
+def is_exported(directory: str) -> bool:
+  """Returns whether a directory holds an exported model, damaged or not."""
+  return os.path.lexists(os.path.join(directory, EXPORTED[0]))
+
+
 def check(workdir: str, config: RunConfig) -> None:
   """Makes sure that a run may use a directory, changing nothing.
 
@@ -43,7 +49,7 @@ def check(workdir: str, config: RunConfig) -> None:
       that differs; or files of a run but not its config, or a config that
       cannot be read or lacks a setting.
   """
-  if exported.is_exported(workdir):
+  if is_exported(workdir):
     raise ValueError(
       f'workdir: got {workdir!r}, which holds an exported model, allowed: a run'
       ' or a directory without one'

@@ -199,11 +199,22 @@ def closing(
   else:
     lines.append('on held-out documents:')
     lines += units.table(units.figures(summary.flattened()), indent='  ')
-  return '\n'.join([*lines, 'next:', *_next_commands(workdir, config)])
+  commands = next_commands(workdir, config)
+  tensorboard = f'tensorboard --logdir={workdir}/tensorboard'
+  commands[tensorboard] = 'curves (pip install tensorboard)'
+  lines.append('next:')
+  for use, about in commands.items():
+    lines += [f'  # {about}', f'    {use}']
+  return '\n'.join(lines)
 
 
-def _next_commands(workdir: str, config: RunConfig) -> list[str]:
-  """Returns the commands that a run is ready for, each with its purpose."""
+def next_commands(workdir: str, config: RunConfig) -> dict[str, str]:
+  """Returns the commands that a model is ready for, each with its purpose.
+
+  Args:
+    workdir: Directory of the model, or what stands for it.
+    config: Config of its run.
+  """
   uses: dict[str, str] = {}
   if config.objective == 'entropy_model':
     level = '--config.model.levels[0]'
@@ -217,12 +228,7 @@ def _next_commands(workdir: str, config: RunConfig) -> list[str]:
       f'reconstruct {workdir} FILE': 'a text, from its codes alone',
       f"generate {workdir} --prompt='TEXT'": 'a continuation of a text',
     }
-  lines = {f'abstractinator {use}': f'# {x}' for use, x in uses.items()}
-  tensorboard = f'tensorboard --logdir={workdir}/tensorboard'
-  lines[tensorboard] = '# curves (pip install tensorboard)'
-  return [
-    x for use, about in lines.items() for x in (f'  {about}', f'    {use}')
-  ]
+  return {f'abstractinator {use}': about for use, about in uses.items()}
 
 
 def headline(summary: Summary) -> str:

@@ -284,7 +284,7 @@ def test_help_lists_commands_and_defaults(capsys, monkeypatch):
   assert main([]) == 0
   assert capsys.readouterr().out.strip() == general.strip()
   commands = dict(re.findall(r'\n    (\S+)\s+([A-Z].*)', general))
-  assert len(commands) == 13
+  assert len(commands) == 14
   assert commands['segment'] == 'Prints the segments of a text.'
   for name, about in commands.items():
     assert about in help_of(name)

@@ -23,7 +23,9 @@ def _model():
   config = tiny_run.config()
   variables = variables_of(tiny_run.random_state(config, 3))
   with tempfile.TemporaryDirectory() as folder:
-    exported.write(folder, config, variables, 3, card='', dtype='float32')
+    exported.write(
+      folder, config, variables, {'step': 3}, card='', dtype='float32'
+    )
     files = {}
     for name in (exported.WEIGHTS, exported.CONFIG):
       with open(f'{folder}/{name}', 'rb') as file:

@@ -18,6 +18,7 @@ from tests.helpers import tiny_run
 from tests.helpers.saved_states import abstract, assert_equal, error_of
 
 STEP = 3
+LINE = {'step': STEP, 'eval/loss_total': 2.5}
 WEIGHTS, CONFIG = exported.WEIGHTS, exported.CONFIG
 
 
@@ -34,7 +35,7 @@ def variables(config):
 @pytest.fixture
 def folder(config, variables, tmp_path):
   path = tmp_path / 'model'
-  exported.write(str(path), config, variables, STEP, card='ü', dtype='float32')
+  exported.write(str(path), config, variables, LINE, card='ü', dtype='float32')
   return path
 
 
@@ -94,7 +95,7 @@ def test_one_module_is_read(variables, folder):
 def test_bfloat16_rounds_parameters_alone(config, variables, tmp_path):
   folder = tmp_path / 'model'
   exported.write(
-    str(folder), config, variables, STEP, card='', dtype='bfloat16'
+    str(folder), config, variables, LINE, card='', dtype='bfloat16'
   )
   _, found = read_trained(str(folder))
   rounded = jax.tree.map(
@@ -208,7 +209,9 @@ def test_a_full_disk_leaves_an_older_export_whole(
 
   monkeypatch.setattr(os, 'fsync', fail)
   with pytest.raises(OSError, match='No space'):
-    exported.write(str(folder), config, variables, 9, card='', dtype='bfloat16')
+    exported.write(
+      str(folder), config, variables, {'step': 9}, card='', dtype='bfloat16'
+    )
   assert (folder / exported.CARD).read_text() == 'ü'
   assert exported.read_config(str(folder))[0] == STEP
   assert_equal(read_trained(str(folder))[1], variables)

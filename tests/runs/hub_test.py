@@ -34,12 +34,12 @@ def test_what_was_pushed_is_downloaded(server, tmp_path):
   address = hub.push(str(model), NAME)
   assert address == f'{server.endpoint}/{NAME}'
   assert list(server.commits.values()) == [first]
-  assert read(hub.download(f'hf:{NAME}')) == first
+  assert read(hub.directory_of(f'hf:{NAME}')) == first
   second = make_model(model, 'second')
   hub.push(str(model), NAME)
-  assert read(hub.download(f'hf:{NAME}')) == second
+  assert read(hub.directory_of(f'hf:{NAME}')) == second
   revision = next(iter(server.commits))
-  assert read(hub.download(f'hf:{NAME}@{revision}')) == first
+  assert read(hub.directory_of(f'hf:{NAME}@{revision}')) == first
 
 
 def error_of(function, *args):
@@ -52,11 +52,11 @@ def error_of(function, *args):
 def test_what_the_hub_refuses_is_told_in_a_line(server, tmp_path, monkeypatch):
   model = tmp_path / 'model'
   make_model(model, 'first')
-  message = error_of(hub.download, f'hf:{NAME}')
+  message = error_of(hub.directory_of, f'hf:{NAME}')
   assert message.startswith(f'hf:{NAME}: ')
   assert 'allowed: hf:NAME of a model on the hub' in message
-  assert error_of(hub.download, 'hf:a/b/c').startswith('hf:a/b/c: ')
-  assert error_of(hub.download, 'hf:').startswith('hf:: ')
+  assert error_of(hub.directory_of, 'hf:a/b/c').startswith('hf:a/b/c: ')
+  assert error_of(hub.directory_of, 'hf:').startswith('hf:: ')
   monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
   message = error_of(hub.push, str(model), NAME)
   assert message.startswith(f'{NAME}: ')
@@ -66,6 +66,6 @@ def test_what_the_hub_refuses_is_told_in_a_line(server, tmp_path, monkeypatch):
 
 def test_the_client_is_an_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-  for function, *args in ((hub.download, 'hf:a/b'), (hub.push, 'x', 'a/b')):
+  for function, *args in ((hub.directory_of, 'hf:a/b'), (hub.push, 'x', 'a/b')):
     message = error_of(function, *args)
     assert "pip install 'abstractinator[hub]'" in message
