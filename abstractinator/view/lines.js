@@ -6,8 +6,9 @@ const TEXT = 24;
 const GOT = 15;
 const CURVE = 30;
 const GAP = 16;
-const MARGIN = 68;
 const main = document.getElementById('text');
+// As in page.css: the panel is below the text.
+const narrow = matchMedia('(max-width: 800px)');
 
 // From the top: each level under the one above it, then the text.
 const barTop = [];
@@ -23,6 +24,7 @@ const LINE = curveTop + CURVE + GAP;
 
 let layout = null;
 let charWidth = 9;
+let margin = 68;
 let curve = 'entropy';
 const inSight = new Map();
 
@@ -43,7 +45,7 @@ function element(tag, className, content) {
 }
 
 function place(made, left, y, width) {
-  made.style.left = `${(MARGIN + left * charWidth).toFixed(2)}px`;
+  made.style.left = `${(margin + left * charWidth).toFixed(2)}px`;
   made.style.top = `${y}px`;
   if (width !== undefined) made.style.width = `${(width * charWidth).toFixed(2)}px`;
   return made;
@@ -144,7 +146,7 @@ function drawCurves(block, line) {
   const holder = element('template');
   holder.innerHTML = '<svg width="1" height="1"><path></path></svg>';
   const svg = holder.content.firstChild;
-  svg.style.left = `${MARGIN}px`;
+  svg.style.left = `${margin}px`;
   const paths = [steps(line, 0, curveTop, CURVE)];
   for (let number = 1; number < levels.length; number++) {
     paths.push(steps(line, number, barTop[number] + BAR + 1, CODE_CURVE - 3));
@@ -194,14 +196,15 @@ function drawInSight() {
 function drawAnew() {
   const heights = highest[curve].map((most) => (most / 100).toFixed(1));
   document.getElementById('highest').textContent =
-    `${heights.reverse().join(', ')} bits high`;
+    `full height: ${heights.reverse().join(', ')} bits`;
   main.replaceChildren();
   inSight.clear();
   const probe = element('span', '', '0'.repeat(100));
   main.append(probe);
+  margin = narrow.matches ? 46 : 68;
   charWidth = probe.getBoundingClientRect().width / 100;
   probe.remove();
-  const columns = Math.floor((main.clientWidth - MARGIN) / charWidth);
+  const columns = Math.floor((main.clientWidth - margin) / charWidth);
   layout = new Layout(Math.max(columns, 20));
   main.style.height = `${layout.count * LINE}px`;
   drawInSight();

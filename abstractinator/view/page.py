@@ -48,13 +48,38 @@ def page(
   data = {'name': name, 'run': run, 'step': step, **_data(inspection, levels)}
   # No part of it may look like the end of the script element it stands in.
   text = json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')
-  parts = {
-    'TITLE': html.escape(f'{name}: segments and codes'),
-    'STYLE': _read('page.css'),
-    'DATA': text,
-    'SCRIPT': ''.join(map(_read, _SCRIPTS)),
-  }
-  filled = _read('page.html')
+  return _filled(
+    'page.html',
+    TITLE=html.escape(f'{name}: segments and codes'),
+    STYLE=_read('page.css'),
+    DATA=text,
+    SCRIPT=''.join(map(_read, _SCRIPTS)),
+  )
+
+
+def beside(pages: Sequence[bytes], name: str) -> bytes:
+  """Returns the content of an HTML file that shows pages beside each other.
+
+  What is chosen in one of them, and the place to which it scrolls, is shown in
+  the other one too.
+
+  Args:
+    pages: Pages of two runs for the same text; see `page`.
+    name: Name of the text.
+  """
+  frames = [
+    f'<iframe srcdoc="{html.escape(x.decode())}"></iframe>' for x in pages
+  ]
+  return _filled(
+    'pair.html',
+    TITLE=html.escape(f'{name}: segments and codes of two runs'),
+    FRAMES=''.join(frames),
+  )
+
+
+def _filled(template: str, **parts: str) -> bytes:
+  """Returns a template with parts, which are in the order of their places."""
+  filled = _read(template)
   # Filled from the end, so that the text filled in is never searched.
   for place, part in reversed(parts.items()):
     before, after = filled.split(place, 1)

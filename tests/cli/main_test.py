@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -205,6 +206,18 @@ def test_view_writes_a_page_once(workdir, pyramid, file, tmp_path, capsys):
   assert page.read_bytes() == content
   for data in (b'text.txt', f'"run":"{workdir}","step":3'.encode()):
     assert data in content
+
+
+def test_view_sets_a_run_beside_another(workdir, file, tmp_path, capsys):
+  other, page = tmp_path / 'other', tmp_path / 'page.html'
+  shutil.copytree(workdir, other)
+  args = ['view', workdir, str(other), file, '--html', str(page)]
+  assert main(args) == 0
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.count(f'{len(TEXT)} bytes in ') == 2
+  left, right = page.read_bytes().split(b'<iframe ')[1:]
+  for path, frame in ((workdir, left), (other, right)):
+    assert f'&quot;run&quot;:&quot;{path}&quot;'.encode() in frame
 
 
 def test_a_page_of_a_file_whose_name_is_not_utf8(workdir, tmp_path):
@@ -427,6 +440,8 @@ def test_nothing_on_stdin(workdir):
     ('reconstruct RUN FILE --jsn', '--jsn: unknown argument, allowed: --json'),
     ('reconstruct RUN FILE more', 'more: unknown argument, allowed: those of'),
     ('reconstruct DAMAGED FILE', 'this checkpoint is damaged'),
+    ('view RUN absent FILE --html=x', "got 'absent', allowed: the directory"),
+    ('view RUN RUN RUN FILE --html=x', 'allowed: one run beside the first'),
     ('split RUN FILE', "invalid choice: 'split'"),
     ('encode RUN FILE --data=FILE', 'as well, allowed: one of them'),
     ('encode RUN FILE --shard_bytes=9', 'allowed: only with --data'),

@@ -1,10 +1,13 @@
 """The page in a real browser: what it shows, and how it takes input."""
 
+import re
+
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from abstractinator.view.page import beside
 from tests.helpers import tiny_run
 from tests.view import tiny_inspection
 from tests.view.page_test import make_page
@@ -109,7 +112,7 @@ def test_all_levels_stand_over_the_text(open_page, num_levels):
 
 def test_every_byte_is_shown(open_page):
   browser = open_page(TEXT, row_size=ROW)
-  shown = texts(browser, '.cell')
+  shown = texts(browser, '.line .cell')
   assert shown == [
     *'die·Katze·die·Maus·</script>·<b>↵die·Tür→die·␀€',
     *('\\xff', '\\xfe'),
@@ -118,7 +121,7 @@ def test_every_byte_is_shown(open_page):
     *'·die·Katze·end·',
     'end',
   ]
-  assert len(all_of(browser, '.row')) == (len(TEXT) + 1) // ROW
+  assert len(all_of(browser, '.line .row')) == (len(TEXT) + 1) // ROW
 
 
 def test_pointing_and_clicking(open_page):
@@ -196,8 +199,8 @@ def test_what_is_wrong_is_marked(open_page):
     forced={0: ord('D')},
     short=(1,),
   )
-  assert texts(browser, '.cell.wrong') == ['i', 'e', '€']
-  assert texts(browser, '.got:not(.more)') == ['o', '\u2013', '▪']
+  assert texts(browser, '.line .cell.wrong') == ['i', 'e', '€']
+  assert texts(browser, '.line .got:not(.more)') == ['o', '\u2013', '▪']
   assert texts(browser, '.got.more') == ['+2']
   point(browser, bar(browser, 0, 0))
   found = facts(browser)
@@ -207,7 +210,7 @@ def test_what_is_wrong_is_marked(open_page):
   found = facts(browser)
   assert found['decoded'] == 'Katze·n!'
   assert found['cut'] == 'for want of slots'
-  assert len(all_of(browser, '.bar.short')) == 1
+  assert len(all_of(browser, '.line .bar.short')) == 1
   (accuracy,) = texts(browser, '#accuracy')
   assert accuracy.startswith('75.0 % of bytes come back')
 
@@ -267,6 +270,150 @@ def test_a_long_text_is_drawn_where_it_is_seen(open_page):
   press(browser, Keys.HOME)
   assert texts(browser, '#segment + #same h2')[0].endswith('with this code')
   assert len(texts(browser, '#same li')) == 200
+
+
+def style(browser, selector, name):
+  """Returns a computed style of the first element of a kind."""
+  return browser.execute_script(
+    'const found = document.querySelector(arguments[0]);'
+    ' return getComputedStyle(found)[arguments[1]]',
+    selector,
+    name,
+  )
+
+
+def test_the_legend_looks_like_the_text(open_page):
+  browser = open_page(TEXT, 2, row_size=ROW, wrong={1: 111}, short=(1,))
+  plain = '.cell:not(.wrong)'
+  for selector, other, name in (
+    ('.bar.short', '.bar:not(.short)', 'backgroundImage'),
+    ('.cell.wrong', plain, 'boxShadow'),
+    ('.got', plain, 'color'),
+    ('.row', plain, 'borderLeftStyle'),
+    ('path', plain, 'fill'),
+  ):
+    there = style(browser, f'.line {selector}', name)
+    assert style(browser, f'#legend {selector}', name) == there, selector
+    assert style(browser, f'.line {other}', name) != there, selector
+  for word in ('red', 'dashed', 'pink'):
+    assert word in ''.join(texts(browser, '#legend dd'))
+
+
+def test_the_map_has_the_levels_above_the_first(open_page):
+  browser = open_page(TEXT, 3, row_size=ROW)
+  (map_,) = all_of(browser, '#map')
+  width, height = 14 + 2 * 9, int(map_.get_property('height'))
+  assert map_.get_property('width') == width
+  pixels = browser.execute_script(
+    'return Array.from(arguments[0].getContext("2d")'
+    '.getImageData(0, 0, arguments[1], arguments[2]).data)',
+    *(map_, width, height),
+  )
+
+  def pixel(x, y):
+    at = 4 * (y * width + x)
+    return pixels[at : at + 4]
+
+  seen = tiny_inspection.make(TEXT, 3, row_size=ROW)
+  for level, x in ((1, 18), (2, 27)):
+    last = len(seen.levels[level].lengths_P) - 1
+    for segment, y in ((0, 0), (last, height - 1)):
+      one = bar(browser, level, segment)
+      color = one.value_of_css_property('background-color')
+      wanted = [int(x) for x in re.findall(r'\d+', color)[:3]]
+      assert pixel(x, y)[:3] == pytest.approx(wanted, abs=2)
+  # The first column has what is wrong: here nothing.
+  assert pixel(5, 3) == [0, 0, 0, 0]
+
+
+@pytest.fixture
+def resize(browser):
+  """Gives the window another size until the test ends."""
+
+  def resized(width):
+    size = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+
+  yield resized
+  browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+@pytest.mark.parametrize(('width', 'is_below'), [(400, True), (1400, False)])
+def test_the_panel_covers_no_text(open_page, resize, width, is_below):
+  resize(width)
+  browser = open_page(TEXT, 3, row_size=ROW)
+  press(browser, Keys.END)
+  (panel,), (map_,) = all_of(browser, 'aside'), all_of(browser, '#map')
+  (now,) = all_of(browser, '.bar.now')
+  assert (panel.rect['y'] > 400) == is_below
+  assert (panel.rect['width'] > width - 30) == is_below
+  free = 'return arguments[0].getBoundingClientRect().bottom'
+  bottom = browser.execute_script(free, now)
+  assert bottom <= browser.execute_script(free, map_) <= 900
+  if is_below:
+    assert browser.execute_script(free, map_) <= panel.rect['y']
+  rights = (x.rect['x'] + x.rect['width'] for x in all_of(browser, '.line *'))
+  assert max(rights) <= map_.rect['x']
+  for element in ('documentElement', 'querySelector("aside")'):
+    script = f'return document.{element}.scrollWidth'
+    assert browser.execute_script(script) <= width
+  # What is chosen is seen in the panel at once.
+  (title,) = all_of(browser, '#segment h2')
+  assert panel.rect['y'] <= title.rect['y'] < 900
+
+
+def test_two_runs_show_the_same_place(open_page, tmp_path):
+  text = ('Zeile mit Wörtern; ' * 400).encode()
+  pages = [make_page(text, levels, row_size=256) for levels in (2, 1)]
+  path = tmp_path / 'pair.html'
+  path.write_bytes(beside(pages, 'text'))
+  browser = open_page(path=path)
+  left, right = all_of(browser, 'iframe')
+
+  def show(frame):
+    browser.switch_to.default_content()
+    browser.switch_to.frame(frame)
+
+  def begin():
+    return int(facts(browser)['bytes'].split()[0])
+
+  def top():
+    """Returns the line at the top of a page: its first byte."""
+    tops = {x.rect['y']: x for x in all_of(browser, '.line')}
+    (offset, *_) = tops[min(tops)].find_elements(By.CLASS_NAME, 'offset')
+    return int(offset.text)
+
+  show(left)
+  bar(browser, 1, 1).click()
+  place = begin()
+  show(right)
+  # A run of one level shows its segment at the first byte of that one.
+  assert (where(browser), begin()) == ((0, 2), place)
+  point(browser, bar(browser, 0, 5))
+  place = begin()
+  show(left)
+  assert (where(browser), begin()) == ((0, 5), place)
+  show(right)
+  point(browser, all_of(browser, '#name')[0])
+  assert where(browser) == (0, 2)
+  show(left)
+  assert where(browser) == (1, 1)
+  press(browser, Keys.END)
+  last = len(tiny_inspection.make(text, 2, row_size=256).levels[1].lengths_P)
+  assert where(browser) == (1, last - 1)
+  place = begin()
+  show(right)
+  assert begin() == place
+  assert top() > len(text) / 2
+  press(browser, Keys.ESCAPE)
+  assert where(browser) is None
+  all_of(browser, '#name')[0].click()
+  # The first key chooses what is in view.
+  press(browser, Keys.HOME, Keys.HOME)
+  assert (where(browser), top()) == ((0, 0), 0)
+  show(left)
+  assert (where(browser), top()) == ((0, 0), 0)
+  browser.switch_to.default_content()
 
 
 @pytest.mark.nightly

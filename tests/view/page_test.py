@@ -1,11 +1,12 @@
 """The content of the page; `browser_test` opens it."""
 
+import html.parser
 import re
 
 import numpy as np
 import pytest
 
-from abstractinator.view.page import page
+from abstractinator.view.page import beside, page
 from tests.view import tiny_inspection
 
 ABOUT = dict(name='text.txt', run='runs/a', step=3)
@@ -48,6 +49,26 @@ def test_it_links_to_nothing():
   assert not re.search(r'https?:|\bsrc=|//\w+\.\w|@import|url\(', content)
   hrefs = re.findall(r'href="([^"]*)"', content)
   assert hrefs == ['data:,']
+
+
+class Frames(html.parser.HTMLParser):
+  """Collects the pages in the frames of a page."""
+
+  def __init__(self, content):
+    super().__init__()
+    self.found = []
+    self.feed(content.decode())
+
+  def handle_starttag(self, tag, attrs):
+    if tag == 'iframe':
+      self.found.append(dict(attrs)['srcdoc'])
+
+
+def test_pages_beside_each_other_are_unchanged():
+  pages = [make_page(b'a "text" & <b>', levels) for levels in (1, 2)]
+  content = beside(pages, '</title><iframe>')
+  assert Frames(content).found == [x.decode() for x in pages]
+  assert content.count(b'</title>') == 1
 
 
 def test_no_name_ends_the_script_or_the_title():
