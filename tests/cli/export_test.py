@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pathlib
 import re
 import shutil
 
@@ -15,6 +16,7 @@ from abstractinator.training import report
 from abstractinator.training.metric_writer import MetricWriter
 from tests.helpers import model_hub, tiny_run
 
+EXAMPLE = pathlib.Path(__file__).parents[2] / 'docs' / 'example'
 TEXT = b'A text, cut into words.\nA second line of \xff words\n' * 2
 FIGURES = {
   'total_bits_per_byte': 3.5,
@@ -207,3 +209,22 @@ def test_a_model_goes_to_the_hub_and_comes_back(
   assert "abstractinator generate hf:someone/tiny --prompt='TEXT'" in card
   assert pyramid.fingerprint() == abstractinator.load(workdir).fingerprint()
   assert json.loads(files[exported.CONFIG])['seed'] == 0
+
+
+def test_the_example_is_small_and_can_be_read():
+  size = sum(path.stat().st_size for path in EXAMPLE.iterdir())
+  assert size < 5e6
+  pyramid = abstractinator.load(str(EXAMPLE))
+  assert exported.dtype_of(str(EXAMPLE)) == 'bfloat16'
+  assert f'{pyramid.num_parameters:,}' in (EXAMPLE / 'README.md').read_text()
+
+
+@pytest.mark.nightly
+def test_the_example_has_learned():
+  text = (EXAMPLE / 'README.md').read_bytes()
+  pyramid = abstractinator.load(str(EXAMPLE))
+  found = pyramid.reconstruct(text)
+  assert found.teacher_forced_byte_accuracy > 0.5
+  ((new,),) = pyramid.generate(b'def main(', max_new_bytes=60)
+  assert len(set(new)) > 5
+  assert new.isascii()
