@@ -1,12 +1,16 @@
-"""Refusal of runs to load from that do not fit."""
+"""Exported models to load from, and refusal of runs that do not fit."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from abstractinator.runs import exported
 from abstractinator.runs import load_parts as base_runs
+from abstractinator.runs.load import open_source
+from abstractinator.runs.state import variables_of
 from abstractinator.training.loop import Run
 from configs import (
   entropy_frozen,
@@ -16,7 +20,7 @@ from configs import (
   tiny_2level,
 )
 from tests.helpers import tiny_run
-from tests.helpers.tiny_stages import small
+from tests.helpers.tiny_stages import changed, small
 
 
 def start(config, workdir):
@@ -133,3 +137,27 @@ def test_a_frozen_entropy_model_has_to_come_from_somewhere(corpus, tmp_path):
   config = small(entropy_frozen.get_config(), corpus)
   message = start(config, tmp_path / 'run')
   assert 'model.levels[0].load_entropy_model_from: got None' in message
+
+
+def test_a_base_may_be_an_exported_model(second_begun, corpus, tmp_path):
+  base, folder = tmp_path / 'base', tmp_path / 'exported'
+  tiny_run.save(base, small(stage1.get_config(), corpus))
+  source = open_source(str(base))
+  exported.write(
+    str(folder),
+    source.config,
+    source.all_variables(),
+    {'step': source.step},
+    card='',
+    dtype='float32',
+  )
+  begun, loaded = second_begun[0], []
+  for path in (base, folder):
+    wanted = small(
+      stage2.get_config(),
+      corpus,
+      lambda values, path=path: values.update(load_base_from=str(path)),
+    )
+    loaded.append(variables_of(base_runs.load(*second_begun, wanted)))
+  jax.tree.map(np.testing.assert_array_equal, *loaded)
+  assert changed(loaded[0], variables_of(begun))
