@@ -14,16 +14,27 @@ from abstractinator.training.program import (
 )
 
 NAMES = config_file.names()
-# On a CPU, configs that differ in kernels only trace the same. The parts and
-# settings of these are in the others, in other sizes.
-SAME_STEPS = (
-  'default',
+# Parts and settings of these are in the others, in other sizes; on a CPU,
+# configs that differ in kernels only trace the same.
+AT_NIGHT = (
+  'frozen_level0',
+  'low_rate',
+  'mla_pallas',
   'mla_xla',
+  'pod_1b',
   'pyramid_2level',
+  'pyramid_3level',
+  'regular_pallas',
   'regular_pallas_512',
+  'regular_pallas_512_entropy_frozen',
   'regular_pallas_entropy_frozen',
   'regular_xla',
+  'stage2',
 )
+OFTEN = [
+  pytest.param(name, marks=pytest.mark.nightly) if name in AT_NIGHT else name
+  for name in NAMES
+]
 
 
 def with_prefix(count):
@@ -55,7 +66,7 @@ def test_there_is_a_config_for_every_experiment():
 
 
 # Module scope keeps the tests of a name together: its state is traced once.
-@pytest.mark.parametrize('name', NAMES, scope='module')
+@pytest.mark.parametrize('name', OFTEN, scope='module')
 def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   header = importlib.import_module(f'configs.{name}').__doc__
   assert f'--config=configs/{name}.py' in header or name == 'default'
@@ -68,16 +79,7 @@ def test_a_header_has_the_command_the_hardware_and_the_sizes(name):
   assert said in ' '.join(header.split())
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=pytest.mark.nightly)
-    if name in SAME_STEPS
-    else name
-    for name in NAMES
-  ],
-  scope='module',
-)
+@pytest.mark.parametrize('name', OFTEN, scope='module')
 def test_a_step_keeps_the_shapes_of_the_state(name):
   # As a loop, all layers of a stack are traced as one.
   config = config_file.load(name, ['model.implementation.scan_layers=True'])

@@ -74,6 +74,7 @@ def test_a_stream_joins_to_the_text(pyramid, drawn):
   assert b''.join(split) == drawn[0][0]
 
 
+@pytest.mark.nightly
 def test_one_program_generates_the_same_bytes(pyramid):
   """`generate_bytes` needs no host between the calls of `extend`."""
   options = Options(**DRAWN)

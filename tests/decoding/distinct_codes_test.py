@@ -15,8 +15,14 @@ from tests.helpers.jitted import jit, jit_to_numpy
 ROWS, SLOTS = 3, 12
 
 
-@pytest.mark.parametrize('queries', [1, 2])
-@pytest.mark.parametrize('lookback', [0, 1])
+@pytest.mark.parametrize(
+  ('lookback', 'queries'),
+  [(1, 2)]
+  + [
+    pytest.param(*x, marks=pytest.mark.nightly)
+    for x in ((0, 1), (0, 2), (1, 1))
+  ],
+)
 def test_each_slot_gets_what_its_codes_become(
   tiny_level, monkeypatch, lookback, queries
 ):

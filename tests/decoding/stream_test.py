@@ -61,7 +61,7 @@ WIRINGS = {
     {'inputs': 'segments'},
   ),
 }
-FURTHER = ('alone', 'codes', 'rvq')
+FURTHER = ('all', 'alone', 'codes', 'rvq')
 SIZE = 24
 
 
@@ -152,11 +152,7 @@ def whole_call(model, variables, ids_S, lengths_P, codes_P):
 
 @pytest.mark.parametrize(
   'name',
-  [
-    'all',
-    'two',
-    *(pytest.param(x, marks=pytest.mark.nightly) for x in FURTHER),
-  ],
+  ['two', *(pytest.param(x, marks=pytest.mark.nightly) for x in FURTHER)],
 )
 def test_codes_decode_to_the_ids_that_a_whole_call_finds_likeliest(name):
   model, variables = make(name)

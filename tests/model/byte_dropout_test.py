@@ -96,6 +96,7 @@ def test_only_calls_with_a_key_hide_ids(level, batch, tiny_level):
     np.testing.assert_allclose(got, hidden[jnp.array(rows)], atol=2e-5)
 
 
+@pytest.mark.nightly
 def test_a_training_step_hides_by_seed_and_step(level, batch):
   pyramid = AbstractinatorPyramid(
     ModelConfig((level.config,), None, 'float32', XLA_CONFIG),

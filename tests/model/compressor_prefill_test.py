@@ -181,10 +181,9 @@ def compare(tiny_config):
 rules = pytest.mark.parametrize(
   'rule',
   [
-    # The others differ in the rule alone, which `tests/ops` has, too. The rule
-    # of 'gaussian' is `entropy_delta`.
+    # The others differ in the rule alone, which `tests/ops` has, too.
     rule
-    if rule in ('equal_information', 'gaussian')
+    if rule == 'equal_information'
     else pytest.param(rule, marks=pytest.mark.nightly)
     for rule in SETTINGS
   ],

@@ -50,6 +50,7 @@ def test_the_average_follows_the_parameters():
   jax.tree.map(close, state.ema, expected)
 
 
+@pytest.mark.nightly
 def test_evaluation_and_commands_use_the_average(tmp_path):
   corpus = many_processes.write_corpus(tmp_path)
   workdir = str(tmp_path / 'run')

@@ -185,6 +185,7 @@ def broken(tmp_path, monkeypatch):
   return run
 
 
+@pytest.mark.nightly
 def test_one_code_for_every_byte(broken, capsys):
   def edit(values, level):
     level.segmentation.threshold = 1.0

@@ -27,7 +27,11 @@ def shallow(values):
 @pytest.mark.parametrize(
   ('name', 'platform'),
   [
-    (name, platform)
+    pytest.param(
+      name,
+      platform,
+      marks=[pytest.mark.nightly] if name == 'mla_pallas' else [],
+    )
     for name in ('regular_pallas', 'mla_pallas')
     for platform in KERNELS
   ],

@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.coded_rows import code_rows
@@ -56,6 +57,7 @@ def run_config() -> RunConfig:
   return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
+@pytest.mark.nightly
 def test_the_top_codes_alone_give_the_text_back():
   config, batch = run_config(), text_batch()
   program = make_program(config, 'cpu', STEPS)

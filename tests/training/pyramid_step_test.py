@@ -115,6 +115,7 @@ def test_a_step_moves_all_of_three_levels():
   assert after < before
 
 
+@pytest.mark.nightly
 def test_a_step_of_a_curriculum_moves_what_learns_and_nothing_else():
   """Levels with two stages and several queries, and with none; and a top LM."""
   model = tiny_pyramid.make_model(

@@ -30,15 +30,17 @@ def batches():
 @pytest.mark.parametrize(
   'changes',
   [
-    # `pyramid_overfit_test` trains it in every run.
-    pytest.param(dict(kind='vq'), marks=pytest.mark.nightly),
     dict(kind='vq', cosine=True, start='kmeans'),
-    # `train_test` trains it in every run.
-    pytest.param(
-      dict(kind='rvq', depth=3, codebook_size=16), marks=pytest.mark.nightly
+    *(
+      pytest.param(changes, marks=pytest.mark.nightly)
+      for changes in (
+        dict(kind='vq'),
+        # `train_test` trains it in every run.
+        dict(kind='rvq', depth=3, codebook_size=16),
+        dict(kind='rvq', codebook='gradient'),
+        dict(kind='fsq', levels=(5, 4, 3)),
+      )
     ),
-    dict(kind='rvq', codebook='gradient'),
-    dict(kind='fsq', levels=(5, 4, 3)),
   ],
   ids=str,
 )

@@ -42,6 +42,7 @@ def codes(base, corpus, tmp_path_factory):
   return directory
 
 
+@pytest.mark.nightly
 def test_a_top_lm_learns_from_codes_alone(base, codes, tmp_path, capsys):
   workdir, before = base
   config = codes_config(workdir, codes)

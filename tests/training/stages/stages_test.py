@@ -56,6 +56,7 @@ def test_the_second_stage_trains_the_top_lm_alone(base, second):
   assert summary.whole['top_lm_expander_bits_per_byte'] > 0
 
 
+@pytest.mark.nightly
 def test_steps_of_a_continuous_one_train_it_alone(base, corpus, tmp_path):
   def edit(values):
     values.load_base_from = str(base[0])
@@ -90,6 +91,7 @@ def test_a_stage_goes_on_without_its_base_but_from_no_other(
     Run(other, str(tmp_path / 'elsewhere')).start(str(workdir))
 
 
+@pytest.mark.nightly
 def test_averages_are_loaded_and_stay_where_frozen(
   corpus, tmp_path, monkeypatch
 ):
@@ -143,6 +145,7 @@ def test_predicted_codes_teach_through_the_frozen_expander(
   assert summary.whole['top_lm_expander_bits_per_byte'] > 0
 
 
+@pytest.mark.nightly
 def test_a_pretrained_entropy_model_stays_as_it_is(corpus, tmp_path):
   source, workdir = tmp_path / 'source', tmp_path / 'run'
   _, trained, summary, _ = train(
