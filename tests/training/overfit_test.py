@@ -28,7 +28,7 @@ QUANTIZERS = {
   'fsq': dict(kind='fsq', levels=(8, 5, 5, 5)),
 }
 
-# `pyramid_overfit_test` memorizes a batch in every run.
+# `quantizer_test` lowers a loss in every run.
 pytestmark = pytest.mark.nightly
 quantizers = pytest.mark.parametrize('name', QUANTIZERS)
 

@@ -85,8 +85,6 @@ def test_three_levels_have_the_shapes_of_a_step(mode):
 
 @pytest.mark.nightly
 def test_a_step_moves_all_of_three_levels():
-  # The test of a curriculum trains two levels in every run, `stages_test` a
-  # continuous top LM.
   init, step, model = setup_of(THREE['discrete'])
   batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)], [(40, 2)]], SIZE)
   state = jit(init)(jax.random.key(0))
