@@ -223,10 +223,12 @@ def next_commands(workdir: str, config: RunConfig) -> dict[str, str]:
       f" '{level}.load_entropy_model_from={workdir}'": 'codes on this model'
     }
   elif config.data.vocab_size == NUM_BYTES:
+    # Without a top LM, the last code would repeat.
+    only = '' if config.model.top_lm else ' --entropy_model_only'
     uses = {
       f'view {workdir} FILE --html=page.html': 'segments and codes of a text',
       f'reconstruct {workdir} FILE': 'a text, from its codes alone',
-      f"generate {workdir} --prompt='TEXT'": 'a continuation of a text',
+      f"generate {workdir} --prompt='TEXT'{only}": 'a continuation of a text',
     }
   return {f'abstractinator {use}': about for use, about in uses.items()}
 

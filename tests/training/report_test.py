@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from abstractinator.cli import config_file
 from abstractinator.config import RunConfig
 from abstractinator.objective.metrics import Summary
 from abstractinator.training import report
@@ -34,8 +35,8 @@ def config(**edits):
   return RunConfig.from_dict(json.loads(values.to_json_best_effort()))
 
 
-def closing(summary=None, objective='all', vocab_size=None):
-  run = config(objective=objective)
+def closing(summary=None, vocab_size=None, **edits):
+  run = config(**edits)
   if vocab_size:
     data = dataclasses.replace(run.data)
     object.__setattr__(data, 'vocab_size', vocab_size)
@@ -68,6 +69,14 @@ def test_closing_has_one_figure_a_line_with_its_unit():
     '50.00%',
   ]
   assert all(len(line) < 80 for line in lines)
+
+
+def test_a_run_without_a_top_lm_continues_texts_by_its_entropy_model():
+  hint = "generate RUN --prompt='TEXT'"
+  (without,) = [line for line in closing() if 'generate' in line]
+  assert without.endswith(f'{hint} --entropy_model_only')
+  found = report.next_commands('RUN', config_file.load('default', []))
+  assert f'abstractinator {hint}' in found
 
 
 def test_hints_name_what_the_run_can_do():
