@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import abstractinator
+from abstractinator import inference
 from abstractinator.cli import generate
 from abstractinator.cli import main as main_module
 from abstractinator.cli.common import show
@@ -208,11 +208,18 @@ def test_view_writes_a_page_once(workdir, pyramid, file, tmp_path, capsys):
     assert data in content
 
 
-def test_view_sets_a_run_beside_another(workdir, file, tmp_path, capsys):
-  other, page = tmp_path / 'other', tmp_path / 'page.html'
-  shutil.copytree(workdir, other)
-  args = ['view', workdir, str(other), file, '--html', str(page)]
+def test_view_sets_a_run_beside_another(
+  workdir, pyramid, file, tmp_path, monkeypatch, capsys
+):
+  # The same pyramid for both, so that nothing is compiled twice.
+  loaded = []
+  monkeypatch.setattr(
+    inference, 'load', lambda *args: loaded.append(args) or pyramid
+  )
+  other, page = 'OTHER', tmp_path / 'page.html'
+  args = ['view', workdir, other, file, '--html', str(page)]
   assert main(args) == 0
+  assert loaded == [(workdir, None), (other, None)]
   (line,) = capsys.readouterr().out.splitlines()
   assert line.count(f'{len(TEXT)} bytes in ') == 2
   left, right = page.read_bytes().split(b'<iframe ')[1:]
