@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from abstractinator.cli import common
@@ -11,7 +11,9 @@ from abstractinator.config import DataConfig
 from abstractinator.evaluation import units
 
 if TYPE_CHECKING:
-  from abstractinator.evaluation.evaluate import Figure
+  from abstractinator.data.documents import Documents
+  from abstractinator.evaluation.evaluate import Figure, Figures
+  from abstractinator.evaluation.evaluator import Evaluator
   from abstractinator.evaluation.windows import DocumentPassages, Passage
   from abstractinator.objective.by_level import ByLevel
 
@@ -55,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='also measure on disturbed text, and the effects of one edited byte',
   )
   parser.add_argument(
+    '--generated',
+    action='store_true',
+    help='also continue held-out texts at a temperature of 1, and compare what'
+    ' the entropy model says of these and of the true continuations',
+  )
+  parser.add_argument(
     '--drift',
     action='store_true',
     help='also measure whether segments grow along a repetitive text',
@@ -92,6 +100,8 @@ def run(args: argparse.Namespace) -> str:
 
     common.say('evaluating disturbed text')
     more |= noise_figures(evaluator, passages.documents, decode=decode)
+  if args.generated:
+    more |= _generated(evaluator, args, passages.documents)
   if args.drift:
     from abstractinator.evaluation.robustness import drift_figures
 
@@ -104,6 +114,28 @@ def run(args: argparse.Namespace) -> str:
   return common.answer(
     args, found.whole | found.flattened() | more, grouped(found, more)
   )
+
+
+def _generated(
+  evaluator: 'Evaluator', args: argparse.Namespace, documents: 'Documents'
+) -> 'Figures':
+  """Figures of text that a run generates."""
+  from abstractinator.evaluation.generated import generated_figures
+  from abstractinator.inference import load
+
+  pyramid = load(args.workdir, args.step)
+
+  def continue_texts(prompts: Sequence[bytes], num_bytes: int) -> list[bytes]:
+    drawn = pyramid.generate(
+      prompts,
+      temperature=1.0,
+      max_new_bytes=num_bytes,
+      entropy_model_only=not evaluator.has_codes,
+    )
+    return [sample for (sample,) in drawn]
+
+  common.say('generating texts')
+  return generated_figures(evaluator, documents, continue_texts)
 
 
 # Figures that come first, in this order.
