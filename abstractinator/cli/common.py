@@ -81,6 +81,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     'type': at_least(1),
     'help': 'rows of a batch; default: as many as have 8192 ids',
   },
+  '--candidates': {
+    'type': at_least(1),
+    'default': 1,
+    'help': 'number of nearest codes of a top segment of which the cheapest in'
+    ' bits is taken; default: %(default)s',
+  },
 }
 
 

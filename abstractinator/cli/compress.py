@@ -15,7 +15,7 @@ EXAMPLE = 'abstractinator compress RUN notes.txt notes.small'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator compress`."""
-  common.add(parser, 'workdir', '--step')
+  common.add(parser, 'workdir', '--step', '--candidates')
   common.add_files(parser)
   parser.add_argument(
     '--model',
@@ -43,8 +43,13 @@ def run(args: argparse.Namespace) -> str:
     raise ValueError(
       f'--lanes: got {args.lanes}, allowed: with --model entropy_model only'
     )
+  if not is_hierarchy and args.candidates > 1:
+    raise ValueError(
+      f'--candidates: got {args.candidates}, allowed: with --model hierarchy'
+      ' only'
+    )
   data = pathlib.Path(args.file).read_bytes()
-  model = open_model(args, is_hierarchy)
+  model = open_model(args, is_hierarchy, candidates=args.candidates)
   from abstractinator.compression import codec
 
   content = codec.compress(model, data, args.lanes)
@@ -54,14 +59,22 @@ def run(args: argparse.Namespace) -> str:
 
 
 def open_model(
-  args: argparse.Namespace, is_hierarchy: bool
+  args: argparse.Namespace, is_hierarchy: bool, candidates: int = 1
 ) -> 'ByteModel | HierarchyModel':
-  """Opens the model of `workdir` and `--step` that predicts a text."""
+  """Opens the model of `workdir` and `--step` that predicts a text.
+
+  Args:
+    args: Arguments of the command.
+    is_hierarchy: Whether all levels predict it, not the entropy model alone.
+    candidates: Number of codes of a top segment from which an encoder chooses.
+  """
   common.be_quiet()
   common.say(f'loading {args.workdir}')
   from abstractinator.compression.byte_model import ByteModel
   from abstractinator.compression.hierarchy_model import HierarchyModel
   from abstractinator.runs.load import read_trained
 
-  kind = HierarchyModel if is_hierarchy else ByteModel
-  return kind(*read_trained(args.workdir, args.step))
+  trained = read_trained(args.workdir, args.step)
+  if is_hierarchy:
+    return HierarchyModel(*trained, candidates=candidates)
+  return ByteModel(*trained)

@@ -27,6 +27,7 @@ _INTERVAL_SECONDS = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the arguments of `abstractinator evaluate`."""
   common.add(parser, 'workdir', '--step', '--json', '--stride', '--batch_size')
+  common.add(parser, '--candidates')
   parser.add_argument(
     '--data',
     help='globs of the files to measure on; default: the documents that the run'
@@ -43,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action='store_true',
     help='leave out figures of texts decoded from codes alone, the slowest'
     ' part',
-  )
-  parser.add_argument(
-    '--candidates',
-    type=common.at_least(1),
-    default=1,
-    help='number of nearest codes of a segment of which the cheapest in bits is'
-    ' taken; default: %(default)s',
   )
   parser.add_argument(
     '--noise',

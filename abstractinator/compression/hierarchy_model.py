@@ -25,6 +25,7 @@ from abstractinator.compression.segment_coder import SegmentCoder
 from abstractinator.compression.top_codes import CodeTopLM, code_by_counts
 from abstractinator.config import RunConfig
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
+from abstractinator.evaluation import code_choice
 from abstractinator.evaluation.coded_rows import code_levels
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.objective.objectives import OBJECTIVES
@@ -54,6 +55,7 @@ class HierarchyModel:
     config: RunConfig,
     variables: PyTree,
     shapes: CodingShapes | None = None,
+    candidates: int = 1,
   ) -> None:
     """Reads a model; nothing is compiled yet.
 
@@ -62,15 +64,20 @@ class HierarchyModel:
       variables: `params` and the collections of the whole model.
       shapes: Sizes of the coder's arrays; None for those of all files that
         `abstractinator compress` writes.
+      candidates: Number of nearest codes of a top segment of which `encode`
+        takes the cheapest; see `code_choice`. A decoder needs not know it.
 
     Raises:
       ValueError: If the run has no codes, or a setting is not supported.
     """
     reason = unsupported(config)
+    if reason is None and candidates > 1:
+      reason = code_choice.unsupported(config.model, candidates)
     if reason is not None:
       raise ValueError(f'{reason}, to compress under the hierarchy')
     self._model = make_model(config, jax.default_backend())
     self._variables = jax.device_put(variables)
+    self._candidates = candidates
     self._shapes = shapes or CodingShapes()
     size = config.data.sequence_length
     self._row_ids = self._shapes.row_ids if _has_windows(config) else size
@@ -141,7 +148,9 @@ class HierarchyModel:
     ids = np.pad(ids_N, (0, missing)).reshape(shape)
     document = np.pad(np.zeros_like(ids_N), (0, missing), constant_values=-1)
     parts = [
-      jax.device_get(_encode_rows(self._model, self._variables, *rows))
+      jax.device_get(
+        _encode_rows(self._model, self._candidates, self._variables, *rows)
+      )
       for rows in zip(ids, document.reshape(shape), strict=True)
     ]
     segments = []
@@ -250,9 +259,10 @@ def _has_windows(config: RunConfig) -> bool:
   return all(stack.window is not None for stack in stacks)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode_rows(
   model: AbstractinatorPyramid,
+  candidates: int,
   variables: PyTree,
   ids_BS: Array,
   document_BS: Array,
@@ -260,5 +270,5 @@ def _encode_rows(
   """Returns `index_BS`, `codes_BU` and `is_code_BU` of each `CodedLevel`."""
   row_B = jnp.zeros(len(ids_BS), jnp.int32)
   batch = Batch(ids_BS=ids_BS, document_BS=document_BS, row_B=row_B)
-  levels = code_levels(variables, batch, model=model)
+  levels = code_levels(variables, batch, model=model, candidates=candidates)
   return [(x.index_BS, x.codes_BU, x.is_code_BU) for x in levels]

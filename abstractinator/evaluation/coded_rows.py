@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.evaluation import code_choice
 from abstractinator.evaluation.likelihood import row_bits
 from abstractinator.model.pyramid import DecodedRows, PyramidCodes
 from abstractinator.ops import segmentation
@@ -103,11 +104,28 @@ def code_rows(
 
 
 def code_levels(
-  variables: PyTree, batch: Batch, *, model: AbstractinatorPyramid
+  variables: PyTree,
+  batch: Batch,
+  *,
+  model: AbstractinatorPyramid,
+  candidates: int = 1,
 ) -> tuple[CodedLevel, ...]:
-  """Encodes rows, without the rest of `code_rows`."""
-  codes = model.apply(variables, batch, method='compress_all')
-  return coded_levels(cast(PyramidCodes, codes))
+  """Encodes rows, without the rest of `code_rows`.
+
+  Args:
+    variables: Parameters and collections of the model.
+    batch: Rows of bytes.
+    model: The pyramid.
+    candidates: Number of nearest codes of a top segment of which the cheapest
+      is taken; see `code_choice`.
+  """
+
+  def run(pyramid: AbstractinatorPyramid) -> PyramidCodes:
+    if candidates == 1:
+      return pyramid.compress_all(batch)
+    return code_choice.choose_codes(pyramid, batch, candidates)[0]
+
+  return coded_levels(cast(PyramidCodes, model.apply(variables, method=run)))
 
 
 def coded_levels(codes: PyramidCodes) -> tuple[CodedLevel, ...]:

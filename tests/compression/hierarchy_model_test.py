@@ -222,6 +222,21 @@ def test_files_take_the_bits_that_the_pyramid_predicts(name):
   assert read_block(model, payload, len(longer)) == longer
 
 
+def test_chosen_codes_take_fewer_bits_and_any_decoder_reads_them(
+  streaming_model,
+):
+  choosing, _ = make(stream_config(), candidates=8, widths=(2, 8))
+  data = letters()
+  (nearest, chosen) = (x.encode(data)[1] for x in (streaming_model, choosing))
+  assert nearest.shape == chosen.shape
+  assert np.any(nearest != chosen)
+  of_nearest, of_chosen = BitCounter(), BitCounter()
+  write_block(streaming_model, data, of_nearest)
+  payload = write_block(choosing, data, of_chosen)
+  assert of_chosen.bits < of_nearest.bits
+  assert read_block(streaming_model, payload, ROW) == data
+
+
 def test_more_codes_between_levels_than_bytes_come_back():
   values = json.loads(json.dumps(pyramid_config().to_dict()))
   values['model']['top_lm'] = None
@@ -376,6 +391,8 @@ def test_commands(tmp_path, capsys):
   how = ['--model', 'hierarchy']
   assert main(['compress', run, text, small, *how, '--lanes=2']) == 2
   assert 'allowed: with --model entropy_model only' in capsys.readouterr().err
+  assert main(['compress', run, text, small, '--candidates=2']) == 2
+  assert 'allowed: with --model hierarchy only' in capsys.readouterr().err
   assert main(['compress', run, text, small, *how]) == 0
   assert main(['decompress', run, small, back]) == 0
   assert (tmp_path / 'back').read_bytes() == b'a' * 500

@@ -41,11 +41,11 @@ def louder(variables):
   return jax.tree_util.tree_map_with_path(leaf, variables)
 
 
-def make(config, seed=3, **shapes):
+def make(config, seed=3, candidates=1, **shapes):
   """Returns a model that encodes a row at a time, and its variables."""
   variables = louder(variables_of(tiny_run.random_state(config, seed)))
   shapes = CodingShapes(row_ids=ROW, batch_ids=ROW, **shapes)
-  return HierarchyModel(config, variables, shapes), variables
+  return HierarchyModel(config, variables, shapes, candidates), variables
 
 
 def pyramid_config():
