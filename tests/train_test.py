@@ -436,15 +436,12 @@ def test_second_process_in_a_directory_changes_nothing(finished, tmp_path):
   assert f'{workdir}: process {os.getpid()} on ' in err.splitlines()[-1]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
   ('limit', 'path'),
   [
     (30_000, 'checkpoints: a checkpoint'),
-    pytest.param(
-      5_000,
-      r'(metrics\.jsonl|tensorboard/events\S+):',
-      marks=pytest.mark.nightly,
-    ),
+    (5_000, r'(metrics\.jsonl|tensorboard/events\S+):'),
   ],
 )
 def test_disk_that_refuses_is_told_and_the_run_goes_on_after_it(

@@ -14,6 +14,7 @@ from tests.helpers import tiny_run
 TINY = ['--config=tiny', '--set', 'data.sequence_length=64']
 
 
+@pytest.mark.nightly
 def test_prompts_are_continued(tmp_path):
   path = tmp_path / 'rows.jsonl'
   sizes = ['--contexts', '8', '--batches', '1', '2', '--num_calls=1']

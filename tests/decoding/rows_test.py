@@ -43,16 +43,12 @@ WIRINGS = {
   'segment-entropy-mla': ('segment', 'entropy', 0, MLA),
   'full-head-code_dim': ('full', 'head', 0, {'expander__code_dim': 6}),
 }
-# Each context with each way to end, and what else there is once. Of the others
-# each setting is in one of these.
+# Each context, way to end, form and kind of code is in one of these.
 ALWAYS = (
   'segment-head',
-  'window-head',
-  'segment-entropy',
   'full-entropy',
   'window-entropy-queries',
   'full-head-mla',
-  'full-head-code_dim',
 )
 
 

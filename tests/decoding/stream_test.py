@@ -204,6 +204,7 @@ def continued(model, variables, prompt, count, temperature=0.0):
   return [*map(int, new_BN[1, :count])]
 
 
+@pytest.mark.nightly
 def test_a_text_goes_on_as_if_its_beginning_had_been_a_prompt():
   """Prompts that end with a segment, and one that ends within one.
 

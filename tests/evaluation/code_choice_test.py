@@ -75,6 +75,7 @@ def chosen(config, batch, candidates):
   return model, variables, codes, nats_BU
 
 
+@pytest.mark.nightly
 def test_all_codes_tried_one_by_one_say_the_same():
   """With segments that do not see each other each has its own best code."""
   batch = batch_of(1)

@@ -107,6 +107,7 @@ def test_batches_and_devices_change_nothing(workdir):
   )
 
 
+@pytest.mark.nightly
 def test_command_and_its_levels(pyramid, tmp_path, capsys):
   trained = abstractinator.load(pyramid)
   # Words, and bytes of which the model predicts some right.

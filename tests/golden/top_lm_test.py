@@ -271,6 +271,7 @@ def nearest_scores(quantizer, vectors):
   )
 
 
+@pytest.mark.nightly
 @pytest.mark.golden('*c14_pyr1_top_*')
 def test_golden_top_lm_loss_and_diagnostics(golden, monkeypatch):
   """Predictions of the codes of a pyramid, with the original's masks.

@@ -66,8 +66,8 @@ def codebook_steps(state):
 
 @pytest.mark.parametrize(
   'mode',
-  # The discrete one is trained at night, and traced in `configs_test`.
-  ['continuous', pytest.param('discrete', marks=pytest.mark.nightly)],
+  # Steps of two levels are in other tests of every run.
+  [pytest.param(x, marks=pytest.mark.nightly) for x in THREE],
 )
 def test_three_levels_have_the_shapes_of_a_step(mode):
   init, step, _ = setup_of(THREE[mode])

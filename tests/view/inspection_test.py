@@ -35,9 +35,8 @@ CONFIGS['three levels'] = three_levels()
 @pytest.mark.parametrize(
   'name',
   [
-    # `inference_test` covers the places at which a text is cut.
-    pytest.param('one level', marks=pytest.mark.nightly),
-    'two levels and a top LM',
+    'one level',
+    pytest.param('two levels and a top LM', marks=pytest.mark.nightly),
     pytest.param('three levels', marks=pytest.mark.nightly),
   ],
 )

@@ -126,6 +126,7 @@ def test_averages_are_loaded_and_stay_where_frozen(
   assert not changed(found, expected)
 
 
+@pytest.mark.nightly
 def test_predicted_codes_teach_through_the_frozen_expander(
   base, corpus, tmp_path
 ):
