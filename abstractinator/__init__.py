@@ -20,6 +20,7 @@ _DEFINED_IN = {
   'CodeSequenceTransformer': 'model.top_lm',
   'Codes': 'codes.codes',
   'DecoderOnlyExpanderRVQ': 'model.expander',
+  'DictionaryQuantizer': 'model.quantizers',
   'EntropyModel': 'model.entropy_model',
   'FiniteScalarQuantizer': 'model.quantizers',
   'LearnedQueryAttention': 'model.pooling',

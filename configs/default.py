@@ -160,11 +160,16 @@ def get_level() -> ml_collections.ConfigDict:
       # Kind of quantizer. 'vq': the nearest entry of a codebook. 'rvq': `depth`
       # codebooks, each for the residual that the ones before it leave. 'fsq':
       # no codebook; every dimension is rounded to one of a few values.
+      # 'dictionary': each of the commonest segments of the training text has a
+      # code, from which it comes back exactly, and all others share the last
+      # code. They are counted before the first step. First level only, with one
+      # code a segment, and with rule 'stride' or 'space' or a frozen entropy
+      # model; not with a top LM of mode 'continuous' or with `expand`.
       kind='vq',
       # Width of codebook entries; 1 or more, None for d_model. 'fsq' ignores
       # it: its width is the number of `levels`.
       code_dim=placeholder(int),
-      # Entries of a codebook; 1 or more.
+      # Entries of a codebook; 1 or more, 2 or more with 'dictionary'.
       codebook_size=1024,
       # Codebooks of 'rvq'; 1 to 4.
       depth=2,
@@ -174,6 +179,7 @@ def get_level() -> ml_collections.ConfigDict:
       # Learning of codebook entries. 'ema': entries are moving averages of the
       # vectors they stand for. 'gradient': entries are parameters that the loss
       # term `codebook` moves, and no entry is replaced; not with 'fsq'.
+      # Entries of 'dictionary' are embeddings in either case.
       codebook='ema',
       # True compares directions only: vectors and entries are normalised; not
       # with 'fsq'.
@@ -181,6 +187,7 @@ def get_level() -> ml_collections.ConfigDict:
       # Temperature, in squared distances, of the soft assignment of segments
       # to entries in the loss term `rate`; above 0, None for no such term. It
       # needs a prediction of the codes: a discrete top LM, or a level above.
+      # 'dictionary' ignores it.
       rate_temperature=placeholder(float),
       # Initial entries. 'normal': random entries, which vectors of the first
       # step replace. 'kmeans': the k-means centers of the vectors of the first

@@ -226,9 +226,8 @@ def decode(
 
   def one_by_one(model: AbstractinatorPyramid, codes_BU: Array) -> Any:
     level = model.levels[0]
-    vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
     most = len(codes_PQ) * config.segmentation.max_length
-    codes = SegmentCodes(level.expander.remember(vectors_BUD), slots[1])
+    codes = SegmentCodes.of(level, codes_BU, slots[1])
     return decode_greedily(level, codes, slots[0], most)
 
   runs, results = {}, {}

@@ -34,6 +34,7 @@ from abstractinator.config import LevelConfig
 from abstractinator.decoding import ends
 from abstractinator.decoding.prompt import codebooks_below
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
+from abstractinator.decoding.segments import flat_spelling
 from abstractinator.decoding.stream import StreamState
 from abstractinator.model.attention import CodeKeyValues
 from abstractinator.model.entropy_model import Prior
@@ -41,6 +42,7 @@ from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.dictionary import Spelling
 from abstractinator.types import Array, PyTree, Special
 
 # Frequency of an end that is not as the rule says: 12 bits. Others take 0.0004.
@@ -236,7 +238,7 @@ class SegmentCoder:
     # Lanes that are done stand behind their last segments.
     around_BU = lanes.at_B[:, None] + np.arange(-lookback, 1)
     around_BU = np.clip(around_BU, 0, len(codes_PQ) - 1)
-    first_table, x_BD, lanes.cache = self._step(
+    first_table, x_BD, lanes.cache, spelling = self._step(
       lanes.fed_B,
       lanes.offset_B,
       lanes.at_B.astype(np.int32),
@@ -262,6 +264,9 @@ class SegmentCoder:
     )
     is_end_N = offset_N == self.config.segmentation.max_length - 1
     is_asked_N = ~is_end_N
+    if spelling is not None:
+      is_end_N |= np.asarray(spelling.is_end)[active_N]
+      is_asked_N &= ~np.asarray(spelling.is_given)[active_N]
     table_B2 = self._read(lanes, x_BD, ids_B)
     if is_asked_N.any():
       says_N = offset_N + 1 == length_P[at_N]
@@ -312,7 +317,7 @@ class SegmentCoder:
     cache: Cache,
     prior: Prior | None,
     remembered: list[CodeKeyValues] | None,
-  ) -> tuple[Array, Array, Cache]:
+  ) -> tuple[Array, Array, Cache, Spelling | None]:
     """Predicts the next id of each lane; `_Lanes` describes most arguments.
 
     Args:
@@ -329,12 +334,12 @@ class SegmentCoder:
 
     Returns:
       Frequencies of the first digit, [B, K] int32; the states that ids are
-      predicted from, [B, D]; and the new cache.
+      predicted from, [B, D]; the new cache; and what the codes alone say.
     """
     level, codebooks = self._bound()
+    quantizer = level.compressor.quantizer
     if remembered is None:
-      vectors_BUD = level.compressor.quantizer.lookup(codes_BU)
-      remembered = level.expander.remember(vectors_BUD)
+      remembered = level.expander.remember(quantizer.lookup(codes_BU))
     if not level.expander.has_prior:
       prior = None
     own_B = jnp.full_like(lowest_B, self.config.expander.lookback)
@@ -353,9 +358,14 @@ class SegmentCoder:
     predicted = level.expander.vocabulary.predict(
       x_BD, None, codebooks, base_BV
     )
+    spelling = flat_spelling(
+      quantizer.spell(codes_BU[:, -1:]),
+      jnp.zeros_like(offset_B)[:, None],
+      offset_B[:, None],
+    )
     # Special ids, such as EOS, are never coded.
-    logits_BK = predicted.logits[0][:, : self.sizes[0]]
-    return logit_frequencies(logits_BK), x_BD, cache
+    logits_BK = predicted.told(spelling).logits[0][:, : self.sizes[0]]
+    return logit_frequencies(logits_BK), x_BD, cache, spelling
 
   @functools.partial(jax.jit, static_argnames='stage')
   def _digit(self, stage: int, x_BD: Array, ids_B: Array) -> Array:

@@ -143,6 +143,20 @@ class LevelConfig(Section):
       'entropy_heads.source',
       "'logit' with segmentation.rule 'equal_information', which adds up bits",
     )
+    if self.quantizer.kind == 'dictionary':
+      self.require(
+        self.pooling.num_queries == 1,
+        'pooling.num_queries',
+        "1 with quantizer.kind 'dictionary'",
+      )
+      self.require(
+        self.segmentation.rule in ('stride', 'space')
+        or self.freeze
+        or self.freeze_entropy_model,
+        'segmentation.rule',
+        "'stride' or 'space' with quantizer.kind 'dictionary', whose segments"
+        ' are counted before training; or True for freeze_entropy_model',
+      )
 
   @property
   def codebook_width(self) -> int | None:

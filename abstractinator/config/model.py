@@ -102,6 +102,14 @@ class ModelConfig(Section):
         f'{name}.quantizer.rate_temperature',
         "None without a top_lm of mode 'discrete', which predicts the codes",
       )
+    self.require(
+      top.quantizer.kind != 'dictionary'
+      or self.top_lm is None
+      or (self.top_lm.mode == 'discrete' and not self.top_lm.expand),
+      f'{last}.quantizer.kind',
+      "any but 'dictionary' with a top_lm of mode 'continuous' or with expand"
+      ' True, whose vectors are no entries of it',
+    )
     if self.streams:
       for name, value, only in (
         ('pooling.num_queries', top.pooling.num_queries, 1),
@@ -134,6 +142,11 @@ class ModelConfig(Section):
       level.segmentation.rule != 'space',
       f'{name}.segmentation.rule',
       "any but 'space' above the first level, whose ids are not bytes",
+    )
+    self.require(
+      level.quantizer.kind != 'dictionary',
+      f'{name}.quantizer.kind',
+      "any but 'dictionary' above the first level",
     )
     self.require(
       child.freeze or not level.freeze,

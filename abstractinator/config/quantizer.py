@@ -14,7 +14,7 @@ from abstractinator.config.section import (
   positive,
 )
 
-QuantizerKind = Literal['vq', 'rvq', 'fsq']
+QuantizerKind = Literal['vq', 'rvq', 'fsq', 'dictionary']
 
 # Codes and the three special ids, whose values follow the last code, are int32.
 _MAX_CODES = 2**31 - 4
@@ -68,6 +68,15 @@ class QuantizerConfig(Section):
         forbidden=(),
         protected=(),
       )
+    if self.kind == 'dictionary':
+      self._require_values(
+        "kind 'dictionary'", start='normal', forbidden=(), protected=()
+      )
+      self.require(
+        self.codebook_size > 1,
+        'codebook_size',
+        "at least 2 with kind 'dictionary': a segment and the escape",
+      )
     if self.codebook == 'gradient':
       self._require_values("codebook 'gradient'", start='normal', protected=())
     self.require(
@@ -89,7 +98,13 @@ class QuantizerConfig(Section):
       'vq': (self.codebook_size,),
       'rvq': (self.codebook_size,) * self.depth,
       'fsq': self.levels,
+      'dictionary': (self.codebook_size,),
     }[self.kind]
+
+  @property
+  def has_learned_entries(self) -> bool:
+    """True if the entries of codebooks are parameters."""
+    return self.codebook == 'gradient' or self.kind == 'dictionary'
 
   @property
   def num_codes(self) -> int:

@@ -64,7 +64,8 @@ class Greedy(Choice):
 
   def ends(self, at: NextIds, ids_N: Array) -> Array:
     """Returns where the end head says yes, or an end is certain, [N] bool."""
-    return at.expander.is_end(at.x_ND, ids_N, at.offset_N, at.codebooks)
+    is_certain_N = at.expander.end_is_certain(ids_N, at.offset_N)
+    return (at.end_logits(ids_N) > 0) | is_certain_N
 
 
 @flax.struct.dataclass
@@ -101,7 +102,7 @@ class Drawn(Choice):
 
   def ends(self, at: NextIds, ids_N: Array) -> Array:
     """Draws the answers of the end head; no known id ends its segment."""
-    log_odds_N = at.expander.end_logits(at.x_ND, ids_N, at.codebooks)
+    log_odds_N = at.end_logits(ids_N)
     draws = self._draws(at).fold(len(at.expander.sizes))
     is_certain_N = at.expander.end_is_certain(ids_N, at.offset_N)
     return (draw_bools(draws, log_odds_N) | is_certain_N) & self.is_new(at)
@@ -143,6 +144,6 @@ class Told(Choice):
     """Returns -log p of the known ids and of no end by the head after them."""
     nats_N = at.expander.vocabulary.nats(at.predict(ids_N), ids_N)
     if at.expander.config.expander.ends == 'head':
-      log_odds_N = at.expander.end_logits(at.x_ND, ids_N, at.codebooks)
+      log_odds_N = at.end_logits(ids_N)
       nats_N += jax.nn.softplus(log_odds_N)
     return jnp.where(at.offset_N < self.known.num_known_B, nats_N, 0.0)

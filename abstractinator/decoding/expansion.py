@@ -112,6 +112,7 @@ def segment_codes(
     ),
     lowest_BP=jnp.broadcast_to(lowest_B1, shape),
     num_before=lookback,
+    spelled_BUL=level.compressor.quantizer.spell(all_BU),
   )
 
 

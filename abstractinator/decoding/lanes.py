@@ -159,9 +159,17 @@ def _make_step(
       codes.seen_from(slot_BQ),
       codebooks,
     )
-    at = NextIds(expander, codebooks, x_ND, slot_BQ.reshape(-1), offset_N)
+    at = NextIds(
+      expander,
+      codebooks,
+      x_ND,
+      slot_BQ.reshape(-1),
+      offset_N,
+      spelling=codes.spelling(None, slot_BQ, state.offset_BQ),
+    )
     ids_N = choice.ids(at)
-    is_end_BQ = choice.ends(at, ids_N).reshape(shape)
+    is_end_N = at.ends(choice.ends(at, ids_N)) & choice.may_end(at)
+    is_end_BQ = is_end_N.reshape(shape)
     ids_BQ = ids_N.reshape(shape)
     at_BQ = jnp.where(state.is_active_BQ, slot_BQ, slots)
     out = out.record((row_B1, at_BQ, state.offset_BQ), ids_BQ, None)
@@ -262,7 +270,7 @@ def decode_distinct(
     L, 0 in empty slots.
   """
   batch, slots = is_valid_BP.shape
-  expander, lookback = level.expander, level.config.expander.lookback
+  lookback = level.config.expander.lookback
   groups = batch if lookback else num_row_shards(batch)
   # The rows of a group become one row, whose slots are numbered through.
   begin_B = slots * (jnp.arange(batch) % (batch // groups))
@@ -274,10 +282,9 @@ def decode_distinct(
   # The arbitrary code of an empty slot must not make it like a real segment.
   first_GP = first_equal(jnp.where(is_valid_GP[..., None], seen_GPK, -2))
   slot_P = jnp.arange(first_GP.shape[1])
-  vectors_GUD = level.compressor.quantizer.lookup(codes_GU)
   decoded = decode_lanes(
-    expander,
-    SegmentCodes(expander.remember(vectors_GUD), lowest_GP),
+    level.expander,
+    SegmentCodes.of(level, codes_GU, lowest_GP),
     is_valid_GP & (first_GP == slot_P),
     Greedy(),
     codebooks,

@@ -187,8 +187,7 @@ def decode_level(
     return decode_distinct(
       level, rows.codes_BU, rows.is_valid_BP, rows.lowest_BP, codebooks
     )
-  vectors_BUD = level.compressor.quantizer.lookup(rows.codes_BU)
-  codes = SegmentCodes(level.expander.remember(vectors_BUD), rows.lowest_BP)
+  codes = SegmentCodes.of(level, rows.codes_BU, rows.lowest_BP)
   return decode_greedily(
     level, codes, rows.is_valid_BP, sequence_length, codebooks
   )

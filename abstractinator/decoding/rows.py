@@ -188,6 +188,10 @@ def decode_rows(
     at, cache = _expander_step(
       level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
     )
+    spelling = codes.spelling(
+      stream, loop.slot_B[:, None], loop.offset_B[:, None]
+    )
+    at = dataclasses.replace(at, spelling=spelling)
     ids_B = choice.ids(at)
     where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
     out = out.record(where, ids_B, choice.nats(at, ids_B))
@@ -387,7 +391,7 @@ def _take(
     entropy, opens_B = entropy_ends.after(
       level, entropy, ids_B, fed_B, document_B, is_active_B & ~is_done_B
     )
-    opens_B &= choice.may_end(at)
+  opens_B = at.ends(opens_B) & choice.may_end(at)
   return dataclasses.replace(
     loop,
     x_BD=jnp.where(is_active_B[:, None], at.x_ND, loop.x_BD),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from abstractinator.model.attention import CodeKeyValues
@@ -12,7 +13,9 @@ from abstractinator.model.expander import DecoderOnlyExpanderRVQ
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import ChooseDigit, Codebooks, IdLogits
+from abstractinator.ops import dictionary
 from abstractinator.ops.compact import compact
+from abstractinator.ops.dictionary import Spelling
 from abstractinator.types import Array
 
 
@@ -25,11 +28,31 @@ class SegmentCodes:
       from `DecoderOnlyExpanderRVQ.remember`.
     lowest_BP: First slot that each segment to decode attends to, [B, P] int32.
     num_before: Slots before that of the first segment to decode.
+    spelled_BUL: Segments of the codes; see `Quantizer.spell`.
   """
 
   remembered: Sequence[CodeKeyValues]
   lowest_BP: Array
   num_before: int = flax.struct.field(pytree_node=False, default=0)
+  spelled_BUL: Array | None = None
+
+  @classmethod
+  def of(
+    cls, level: Abstractinator, codes_BU: Array, lowest_BP: Array
+  ) -> 'SegmentCodes':
+    """Projects codes that no top LM predicts.
+
+    Args:
+      level: A bound level.
+      codes_BU: Codes, those of a slot side by side, [B, U] int32.
+      lowest_BP: First slot that each segment attends to, [B, P] int32.
+    """
+    quantizer = level.compressor.quantizer
+    return cls(
+      level.expander.remember(quantizer.lookup(codes_BU)),
+      lowest_BP,
+      spelled_BUL=quantizer.spell(codes_BU),
+    )
 
   def level(self, module: Any) -> Abstractinator:
     """Returns the level that decodes: the module of the loop."""
@@ -60,6 +83,21 @@ class SegmentCodes:
     """
     lowest_RT = jnp.take_along_axis(self.lowest_BP, segment_RT, axis=1)
     return StepCodes(self.remembered, self.num_before + segment_RT, lowest_RT)
+
+  def spelling(
+    self, state: Any, slot_RT: Array, offset_RT: Array
+  ) -> Spelling | None:
+    """Returns what the codes of slots say about ids at offsets."""
+    return flat_spelling(self.spelled_BUL, self.num_before + slot_RT, offset_RT)
+
+
+def flat_spelling(
+  spelled_BUL: Array | None, slot_RT: Array, offset_RT: Array
+) -> Spelling | None:
+  """Returns `dictionary.spelling` of N = R x T ids, one after the other."""
+  return jax.tree.map(
+    jnp.ravel, dictionary.spelling(spelled_BUL, slot_RT, offset_RT)
+  )
 
 
 class CodeSource(Protocol):
@@ -101,6 +139,19 @@ class CodeSource(Protocol):
 
   def seen(self, state: Any, slot_B: Array) -> StepCodes:
     """Returns the codes that ids of the slots, [B] int32, attend to."""
+    ...
+
+  def spelling(
+    self, state: Any, slot_RT: Array, offset_RT: Array
+  ) -> Spelling | None:
+    """Returns what codes alone say about R x T ids, [N]; None for nothing.
+
+    Args:
+      state: State of the source.
+      slot_RT: Segments of the ids, counted from the first one to decode, [R, T]
+        int32.
+      offset_RT: Positions of the ids in their segments, [R, T] int32.
+    """
     ...
 
   def read(
@@ -152,6 +203,7 @@ class NextIds:
     offset_N: Position of each id within its segment, [N] int32.
     base_NV: Logits of the entropy model that the expander adds to, [N, V]
       float32; None without.
+    spelling: Ids and ends that follow from the codes alone, [N]; None for none.
   """
 
   expander: DecoderOnlyExpanderRVQ
@@ -160,18 +212,33 @@ class NextIds:
   slot_N: Array
   offset_N: Array
   base_NV: Array | None = None
+  spelling: Spelling | None = None
 
   def predict(self, ids_N: Array | None = None) -> IdLogits:
     """Returns `Vocabulary.predict` of the states."""
-    return self.expander.vocabulary.predict(
+    predicted = self.expander.vocabulary.predict(
       self.x_ND, ids_N, self.codebooks, self.base_NV
     )
+    return predicted.told(self.spelling)
 
   def draw(self, choose: ChooseDigit) -> Array:
     """Returns ids whose digits a function chooses, [N] int32."""
-    return self.expander.vocabulary.draw(
+    ids_N, _ = self.expander.vocabulary.draw(
       self.x_ND, choose, self.codebooks, self.base_NV
-    )[0]
+    )
+    if self.spelling is None:
+      return ids_N
+    return jnp.where(self.spelling.is_given, self.spelling.ids, ids_N)
+
+  def end_logits(self, ids_N: Array) -> Array:
+    """Returns the log-odds of the head that ids end segments, [N] float32."""
+    return self.expander.end_logits(
+      self.x_ND, ids_N, self.codebooks, self.spelling
+    )
+
+  def ends(self, is_end_N: Array) -> Array:
+    """Returns which ids end segments, [N] bool; codes may know better."""
+    return is_end_N if self.spelling is None else self.spelling.ends(is_end_N)
 
 
 @flax.struct.dataclass

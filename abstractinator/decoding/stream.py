@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from abstractinator.decoding.prompt import LevelPrompt, below_of
+from abstractinator.decoding.segments import flat_spelling
 from abstractinator.model.attention import CodeKeyValues
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
 from abstractinator.model.transformer import StepCodes
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.dictionary import Spelling
 from abstractinator.types import Array
 
 
@@ -41,6 +43,7 @@ class StreamState:
     length_B: Ids of the open segment so far, [B] int32.
     remembered: Code of the open segment, to which ids attend, projected for
       each block.
+    spelled_B1L: Segment of this code; see `Quantizer.spell`.
   """
 
   cache: Cache
@@ -53,6 +56,7 @@ class StreamState:
   encoded_BLD: Array
   length_B: Array
   remembered: list[CodeKeyValues]
+  spelled_B1L: Array | None
 
 
 # Function that chooses codes: from the pyramid, the stream as its segments
@@ -113,6 +117,13 @@ class StreamCodes:
     zero_B1 = jnp.zeros_like(slot_B)[:, None]
     return StepCodes(state.remembered, zero_B1, zero_B1)
 
+  def spelling(
+    self, state: StreamState, slot_RT: Array, offset_RT: Array
+  ) -> Spelling | None:
+    """Returns what the codes of open segments say about ids at offsets."""
+    # There is but one code.
+    return flat_spelling(state.spelled_B1L, jnp.zeros_like(slot_RT), offset_RT)
+
   def read(
     self,
     pyramid: Pyramid,
@@ -151,6 +162,7 @@ def empty(pyramid: Pyramid, batch_size: int, capacity: int) -> StreamState:
     remembered=level.expander.remember(
       jnp.zeros((batch_size, 1, width), level.dtype)
     ),
+    spelled_B1L=level.compressor.quantizer.spell(zero_B[:, None]),
   )
 
 
@@ -262,21 +274,24 @@ def take(
   Returns:
     The state whose segments have these codes.
   """
-  level = pyramid.levels[-1]
+  level, codes_B1 = pyramid.levels[-1], codes_B[:, None]
+  quantizer = level.compressor.quantizer
   memory_B1D = level.expander.memory(
-    level.compressor.quantizer.lookup(codes_B[:, None]),
-    state.hidden_BY[:, None],
+    quantizer.lookup(codes_B1), state.hidden_BY[:, None]
   )
+  opened = level.expander.remember(memory_B1D), quantizer.spell(codes_B1)
 
   def where_open(new: Array, old: Array) -> Array:
     return jnp.where(opens_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
+  remembered, spelled_B1L = jax.tree.map(
+    where_open, opened, (state.remembered, state.spelled_B1L)
+  )
   return dataclasses.replace(
     state,
     code_B=jnp.where(opens_B, codes_B, state.code_B),
-    remembered=jax.tree.map(
-      where_open, level.expander.remember(memory_B1D), state.remembered
-    ),
+    remembered=remembered,
+    spelled_B1L=spelled_B1L,
   )
 
 

@@ -161,19 +161,24 @@ def coded_levels(codes: PyramidCodes) -> tuple[CodedLevel, ...]:
 
 
 def substitute(
-  vectors_BUD: Array, is_code_BU: Array, num_queries: int, name: str
+  vectors_BUD: Array,
+  is_code_BU: Array,
+  num_queries: int,
+  name: str,
+  nothing: int = 0,
 ) -> Array:
   """Returns vectors of codes in place of those of the segments of a row.
 
   Args:
-    vectors_BUD: Vectors of the codes, [B, U, D].
+    vectors_BUD: Vectors of the codes, [B, U, D], or the codes, [B, U, 1].
     is_code_BU: True for the codes of slots that hold a segment, which are the
       first ones of a row, [B, U] bool.
     num_queries: Number of codes of a segment, Q.
-    name: 'true' for the codes themselves; 'zeroed' for zeros; or 'shuffled',
-      where each segment gets the codes of the segment half a row further on,
+    name: 'true' for the codes themselves; 'zeroed' for `nothing`; 'shuffled':
+      each segment gets the codes of the segment half a row further on,
       cyclically. Rows are not mixed, so that the result does not depend on
       which rows share a batch.
+    nothing: Number that stands for no code.
 
   Returns:
     The vectors, [B, U, D].
@@ -181,7 +186,7 @@ def substitute(
   if name == 'true':
     return vectors_BUD
   if name == 'zeroed':
-    return jnp.zeros_like(vectors_BUD)
+    return jnp.full_like(vectors_BUD, nothing)
   count_B1 = jnp.sum(is_code_BU, axis=1, keepdims=True)
   by_B1 = count_B1 // num_queries // 2 * num_queries
   at_U = jnp.arange(vectors_BUD.shape[1])
@@ -204,18 +209,30 @@ def _compress_and_score(
   for number, (level, compressed) in enumerate(
     zip(pyramid.levels, codes.levels, strict=True)
   ):
-    vectors_NUD = jnp.concatenate(
-      [
-        substitute(
-          compressed.quantized.vectors_BPD,
-          compressed.is_code_BU,
-          level.config.pooling.num_queries,
-          name,
-        )
-        for name in substitutes
-      ]
+    quantized = compressed.quantized
+    # The last code of a dictionary spells nothing.
+    last = level.config.quantizer.num_codes - 1
+    vectors_NUD, codes_NU1 = (
+      jnp.concatenate(
+        [
+          substitute(
+            x,
+            compressed.is_code_BU,
+            level.config.pooling.num_queries,
+            name,
+            nothing,
+          )
+          for name in substitutes
+        ]
+      )
+      for x, nothing in (
+        (quantized.vectors_BPD, 0),
+        (quantized.codes_BP[..., None], last),
+      )
     )
-    expanded = pyramid.expand(repeated, top_lm, number, vectors_NUD)
+    expanded = pyramid.expand(
+      repeated, top_lm, number, vectors_NUD, codes_NU1[..., 0]
+    )
     is_id_NS = repeated.batches[number].document_BS >= 0
     parts = jnp.split(row_bits(expanded.nats_BS, is_id_NS), len(substitutes))
     found.append(dict(zip(substitutes, parts, strict=True)))

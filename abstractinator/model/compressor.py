@@ -15,11 +15,16 @@ from abstractinator.model.entropy_model import (
   predictive_entropy_bits,
 )
 from abstractinator.model.pooling import LearnedQueryAttention
-from abstractinator.model.quantizers import QUANTIZERS, QuantizerOutput
+from abstractinator.model.quantizers import (
+  QUANTIZERS,
+  DictionaryQuantizer,
+  QuantizerOutput,
+)
 from abstractinator.model.transformer import Stack
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops import (
   calibration,
+  dictionary,
   sampling,
   segmentation,
   segmentation_stream,
@@ -174,7 +179,7 @@ class SegmentCompressor(nn.Module):
       c.pooling.num_heads, c.pooling.num_queries, ops, dtype
     )
     self.quantizer = QUANTIZERS[c.quantizer.kind](
-      c.quantizer, c.d_model, ops, dtype
+      c.quantizer, c.d_model, ops, dtype, c.segmentation.max_length
     )
     self.threshold = self.variable(
       'calibration',
@@ -412,7 +417,9 @@ class SegmentCompressor(nn.Module):
     pooled_BUD = by_rows(self.pooling(states_BSD, index_BS, num_slots))
     is_valid_BP = jnp.arange(num_slots) < segments.count_B[:, None]
     is_code_BU = jnp.repeat(is_valid_BP, self.pooling.num_queries, axis=1)
-    temperature = self.config.quantizer.rate_temperature
+    quantized, soft_digits = self._quantize(
+      ids_BS, segments, pooled_BUD, is_code_BU, row_B
+    )
     output = CompressorOutput(
       entropy_logits_BSV=predicted.logits,
       entropy_states_BSD=predicted.states,
@@ -423,12 +430,31 @@ class SegmentCompressor(nn.Module):
       is_valid_BP=is_valid_BP,
       is_code_BU=is_code_BU,
       pooled_BUD=pooled_BUD,
-      quantized=self.quantizer(pooled_BUD, is_code_BU, row_B),
-      soft_digits=None
-      if temperature is None
-      else self.quantizer.soft_digits(pooled_BUD, temperature),
+      quantized=quantized,
+      soft_digits=soft_digits,
     )
     return output, known, wish
+
+  def _quantize(
+    self,
+    ids_BS: Array,
+    segments: Segments,
+    pooled_BUD: Array,
+    is_code_BU: Array,
+    row_B: Array,
+  ) -> tuple[QuantizerOutput, tuple[Array, ...] | None]:
+    """Returns the codes of segments and `soft_digits` of the output."""
+    quantizer = self.quantizer
+    if isinstance(quantizer, DictionaryQuantizer):
+      ids_BPL = dictionary.segment_ids(
+        ids_BS, segments, is_code_BU.shape[1], quantizer.max_length
+      )
+      return quantizer.look_up(ids_BPL), None
+    quantized = quantizer(pooled_BUD, is_code_BU, row_B)
+    temperature = quantizer.config.rate_temperature
+    if temperature is None:
+      return quantized, None
+    return quantized, quantizer.soft_digits(pooled_BUD, temperature)
 
   def _nats(
     self, ids_BS: Array, predicted: EntropyOutput, codebooks: Codebooks | None

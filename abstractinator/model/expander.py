@@ -13,6 +13,7 @@ from abstractinator.model.entropy_model import Prior
 from abstractinator.model.transformer import CodeMemory, StepCodes
 from abstractinator.model.vocabulary import Codebooks, Vocabulary
 from abstractinator.ops.cache import Cache
+from abstractinator.ops.dictionary import Spelling
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.segmentation import document_starts, first_slots
 from abstractinator.ops.shards import by_rows
@@ -166,6 +167,7 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     hidden_BS: Array | None = None,
     codebooks: Codebooks | None = None,
     prior: Prior | None = None,
+    spelling: Spelling | None = None,
   ) -> ExpanderOutput:
     """Predicts the ids of rows, teacher-forced.
 
@@ -179,6 +181,8 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       codebooks: Codebooks of the level below, if ids are its codes.
       prior: Predictions of the ids by the entropy model, [B, S], with
         `has_prior`.
+      spelling: Ids and ends that follow from the codes alone, [B, S], and so
+        cost nothing; None for none.
 
     Returns:
       The predictions.
@@ -189,13 +193,15 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     x_BSD = self.norm(transformer.run_blocks(self.blocks, *inputs)[0])
     base_BSV = prior.logits if prior is not None else None
     predicted = self.vocabulary.predict(x_BSD, ids_BS, codebooks, base_BSV)
+    predicted = predicted.told(spelling)
+    end_logits_BS = None
+    if self.config.expander.ends == 'head':
+      end_logits_BS = self.end_logits(x_BSD, ids_BS, codebooks, spelling)
     return ExpanderOutput(
       logits=predicted.logits,
       nats_BS=self.vocabulary.nats(predicted, ids_BS),
       best_BS=predicted.best,
-      end_logits_BS=self.end_logits(x_BSD, ids_BS, codebooks)
-      if self.config.expander.ends == 'head'
-      else None,
+      end_logits_BS=end_logits_BS,
       end_is_certain_BS=self.end_is_certain(ids_BS, segments.offset_BS),
     )
 
@@ -320,19 +326,12 @@ class DecoderOnlyExpanderRVQ(nn.Module):
     )
     return self.norm(x_BD), cache
 
-  def is_end(
-    self,
-    x_BD: Array,
-    ids_B: Array,
-    offset_B: Array,
-    codebooks: Codebooks | None = None,
-  ) -> Array:
-    """Returns True for ids that end their segments by the head, [B] bool."""
-    is_likely = self.end_logits(x_BD, ids_B, codebooks) > 0
-    return is_likely | self.end_is_certain(ids_B, offset_B)
-
   def end_logits(
-    self, x: Array, ids: Array, codebooks: Codebooks | None = None
+    self,
+    x: Array,
+    ids: Array,
+    codebooks: Codebooks | None = None,
+    spelling: Spelling | None = None,
   ) -> Array:
     """Computes the log-odds that ids end their segments.
 
@@ -340,13 +339,16 @@ class DecoderOnlyExpanderRVQ(nn.Module):
       x: Normalised states that the ids are predicted from, [..., D].
       ids: The ids, [...] int32.
       codebooks: Codebooks of the level below, if ids are its codes.
+      spelling: Ids and ends that follow from the codes alone, [...]; None for
+        none.
 
     Returns:
       [...] float32.
     """
     both = jnp.concatenate([x, self.vocabulary.embed(ids, codebooks)], axis=-1)
     hidden = nn.silu(self.end_hidden(by_rows(both)))
-    return self.end_head(hidden)[..., 0].astype(jnp.float32)
+    logits = self.end_head(hidden)[..., 0].astype(jnp.float32)
+    return logits if spelling is None else spelling.end_logits(logits)
 
   def end_is_certain(self, ids: Array, offset: Array) -> Array:
     """Returns True for ids that always end their segments, [...] bool."""

@@ -14,6 +14,7 @@ from abstractinator.model.compressor import (
 )
 from abstractinator.model.expander import DecoderOnlyExpanderRVQ, ExpanderOutput
 from abstractinator.model.vocabulary import Codebooks
+from abstractinator.ops import dictionary
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.sampling import hidden_ids
 from abstractinator.types import Array, Batch
@@ -110,6 +111,7 @@ class Abstractinator(nn.Module):
     codebooks: Codebooks | None = None,
     *,
     vectors_BUD: Array | None = None,
+    codes_BU: Array | None = None,
     states_BUY: Array | None = None,
   ) -> ExpanderOutput:
     """Predicts rows from codes, teacher-forced.
@@ -123,6 +125,8 @@ class Abstractinator(nn.Module):
       codebooks: Codebooks of the level below, if ids are its codes.
       vectors_BUD: Vectors in place of those of the codes, [B, U, D]; None for
         the codes.
+      codes_BU: Codes in place of those of the segments, [B, U] int32; None for
+        these. They matter where codes alone tell ids: see `Quantizer.spell`.
       states_BUY: States from which the top LM predicts the codes, [B, U, Y];
         see `DecoderOnlyExpanderRVQ.memory`.
 
@@ -139,12 +143,17 @@ class Abstractinator(nn.Module):
       )
     if vectors_BUD is None:
       vectors_BUD = compressed.quantized.vectors_BPD
+    if codes_BU is None:
+      codes_BU = compressed.quantized.codes_BP
+    segments = compressed.segments
+    spelled_BUL = self.compressor.quantizer.spell(codes_BU)
     return self.expander(
       batch.ids_BS,
       batch.document_BS,
-      compressed.segments,
+      segments,
       self.expander.memory(vectors_BUD, states_BUY),
       hidden_BS,
       codebooks,
       compressed.prior if self.expander.has_prior else None,
+      dictionary.spelling(spelled_BUL, segments.index_BS, segments.offset_BS),
     )

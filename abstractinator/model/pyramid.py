@@ -175,6 +175,7 @@ class Pyramid(nn.Module):
         top.quantizer.forbidden,
         self.implementation,
         self.dtype,
+        moves_codes=top.quantizer.kind == 'dictionary',
       )
 
   def __call__(self, batch: Batch) -> PyramidOutput:
@@ -223,6 +224,7 @@ class Pyramid(nn.Module):
     top_lm: CodeSequenceOutput | None,
     number: int,
     vectors_BUD: Array | None = None,
+    codes_BU: Array | None = None,
   ) -> ExpanderOutput:
     """Predicts the ids of one level from codes, teacher-forced.
 
@@ -232,6 +234,8 @@ class Pyramid(nn.Module):
       number: Number of the level, counted from 0 at the bottom.
       vectors_BUD: Vectors in place of those of the codes, [B, U, D]; None for
         the codes.
+      codes_BU: Codes in place of those of the level, [B, U] int32; None for
+        these.
 
     Returns:
       Predictions of the ids.
@@ -245,6 +249,7 @@ class Pyramid(nn.Module):
       codes.levels[number],
       codebooks,
       vectors_BUD=vectors_BUD,
+      codes_BU=codes_BU,
       states_BUY=top_lm.states_BPY if is_top and top_lm is not None else None,
     )
 
@@ -413,7 +418,8 @@ def advance_collections(collections: PyTree) -> PyTree:
     The collections of the next step.
   """
   return jax.tree.map(
-    lambda state: _ADVANCE[type(state)](state),
+    # The table of a dictionary stays as it is.
+    lambda state: _ADVANCE.get(type(state), lambda table: table)(state),
     collections,
     is_leaf=lambda node: type(node) in _ADVANCE,
   )

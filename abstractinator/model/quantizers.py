@@ -2,8 +2,9 @@
 
 `VectorQuantizer` takes the nearest entry of a codebook,
 `ResidualVectorQuantizer` one entry of each of several codebooks, and
-`FiniteScalarQuantizer` rounds each dimension. A code of M stages is one number
-whose digits are the choices of the stages; see `ops.digits`.
+`FiniteScalarQuantizer` rounds each dimension. `DictionaryQuantizer` looks
+segments up. A code of M stages is one number whose digits are the choices of
+the stages; see `ops.digits`.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.config import QuantizerConfig
-from abstractinator.ops import codebook, fsq, stage_logits
+from abstractinator.ops import codebook, dictionary, fsq, stage_logits
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.nearest_code import nearest_code
@@ -60,6 +61,7 @@ class Quantizer(nn.Module):
     d_model: Width of the vectors, D.
     implementation: Names of the implementations of the ops.
     dtype: Type of the projections and their products; all else is float32.
+    max_length: Most ids of a segment, L; only a dictionary needs it.
 
   Parameters:
     down/kernel: Map to the code space, [D, C]; absent if `code_dim` is None,
@@ -71,6 +73,7 @@ class Quantizer(nn.Module):
   d_model: int
   implementation: Implementations
   dtype: jnp.dtype
+  max_length: int = 1
 
   def __call__(
     self, x_BPD: Array, is_valid_BP: Array, row_B: Array
@@ -101,6 +104,13 @@ class Quantizer(nn.Module):
       [B, P, D] of the compute type.
     """
     raise NotImplementedError
+
+  def spell(self, codes_BP: Array) -> Array | None:
+    """Returns the segments of codes; None if codes alone do not tell them.
+
+    They are those of `dictionary.spell`, [B, P, L + 1] int32.
+    """
+    return None
 
   def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
     """Assigns vectors to digits softly: softmax(-squared distance / t).
@@ -141,7 +151,7 @@ class Quantizer(nn.Module):
     """Maps [B, P, D] to [B, P, C] float32, to unit vectors if `cosine`."""
     y_BPC = self.down(x_BPD) if self.is_projected else x_BPD
     y_BPC = by_rows(y_BPC).astype(jnp.float32)
-    return unit(y_BPC) if self.config.cosine else y_BPC
+    return codebook.unit(y_BPC) if self.config.cosine else y_BPC
 
   def to_model(self, y_BPC: Array) -> Array:
     """Maps [B, P, C] to [B, P, D] of the compute type.
@@ -153,19 +163,6 @@ class Quantizer(nn.Module):
       y_BPC = y_BPC * self.width**0.5
     y_BPC = y_BPC.astype(self.dtype)
     return by_rows(self.up(y_BPC)) if self.is_projected else y_BPC
-
-
-def unit(x: Array) -> Array:
-  """Scales vectors [..., C] float32 to length 1; zeros stay zeros."""
-  return x * lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
-
-
-def straight_through(y_BPC: Array, entry_BPC: Array) -> Array:
-  """Returns the value of the entry with the gradient of the input y.
-
-  Source: Bengio et al., arXiv:1308.3432; y + stop_gradient(entry - y).
-  """
-  return y_BPC + lax.stop_gradient(entry_BPC - y_BPC)
 
 
 def read_only(quantizer: Quantizer) -> Callable[..., Any]:
@@ -220,7 +217,7 @@ class VectorQuantizer(Quantizer):
   def setup(self) -> None:
     c = self.config
     self.setup_projections(c.code_dim)
-    if c.codebook == 'gradient':
+    if c.has_learned_entries:
       self.codebook = nn.Embed(
         c.codebook_size, self.width, embedding_init=nn.initializers.normal(1.0)
       )
@@ -255,7 +252,7 @@ class VectorQuantizer(Quantizer):
       forbidden=self.config.forbidden,
     )
     codes_BP = codes_N.reshape(is_valid_BP.shape)
-    learns = self.config.codebook == 'gradient'
+    learns = self.config.has_learned_entries
     if not learns and self.is_mutable_collection('vq'):
       self._observe(y_NC, codes_N, is_valid_BP, row_B)
     entry_BPC = entries_KC[codes_BP]
@@ -263,7 +260,7 @@ class VectorQuantizer(Quantizer):
     return QuantizerOutput(
       codes_BP=codes_BP,
       digits_BPM=codes_BP[..., None],
-      vectors_BPD=self.to_model(straight_through(y_BPC, entry_BPC)),
+      vectors_BPD=self.to_model(codebook.straight_through(y_BPC, entry_BPC)),
       distance_BP=distance_BP,
       codebook_distance_BP=_mean_square(lax.stop_gradient(y_BPC) - entry_BPC)
       if learns
@@ -288,11 +285,11 @@ class VectorQuantizer(Quantizer):
 
   def entries(self) -> Array:
     """Returns the codebook, [K, C] float32; unit vectors if `cosine`."""
-    if self.config.codebook == 'gradient':
+    if self.config.has_learned_entries:
       entries_KC = self.codebook.embedding
     else:
       entries_KC = self.state.value.codebook_KC
-    return unit(entries_KC) if self.config.cosine else entries_KC
+    return codebook.unit(entries_KC) if self.config.cosine else entries_KC
 
   def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
     (scored,) = stage_logits.stage_logits(
@@ -367,7 +364,7 @@ class ResidualVectorQuantizer(Quantizer):
     return QuantizerOutput(
       codes_BP=digits_lib.compose(digits_BPM, self.config.stage_sizes),
       digits_BPM=digits_BPM,
-      vectors_BPD=self.to_model(straight_through(y_BPC, total_BPC)),
+      vectors_BPD=self.to_model(codebook.straight_through(y_BPC, total_BPC)),
       distance_BP=_sum(o.distance_BP for o in outputs),
       codebook_distance_BP=_sum(o.codebook_distance_BP for o in outputs),
     )
@@ -399,6 +396,42 @@ class ResidualVectorQuantizer(Quantizer):
 
 
 _sum = functools.partial(functools.reduce, operator.add)
+
+
+class DictionaryQuantizer(VectorQuantizer):
+  """Dictionary: common segments own a code each, all others share the last.
+
+  Codes follow from ids and do not learn; their entries are embeddings.
+
+  Collections:
+    vq: `table`, the segments of all codes but the last, [K - 1, L] int32; see
+      `ops.dictionary` and `training.dictionary`, which fills it.
+  """
+
+  def setup(self) -> None:
+    super().setup()
+    self.table = self.variable(
+      'vq',
+      'table',
+      dictionary.empty_table,
+      self.config.codebook_size - 1,
+      self.max_length,
+    )
+
+  def look_up(self, ids_BPL: Array) -> QuantizerOutput:
+    """Returns the codes of segments, given their ids as `dictionary.find`."""
+    codes_BP = dictionary.find(self.table.value, ids_BPL)
+    zeros_BP = jnp.zeros(codes_BP.shape, jnp.float32)
+    return QuantizerOutput(
+      codes_BP=codes_BP,
+      digits_BPM=codes_BP[..., None],
+      vectors_BPD=self.lookup(codes_BP),
+      distance_BP=zeros_BP,
+      codebook_distance_BP=zeros_BP,
+    )
+
+  def spell(self, codes_BP: Array) -> Array:
+    return dictionary.spell(self.table.value, codes_BP)
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -462,4 +495,5 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
   'vq': VectorQuantizer,
   'rvq': ResidualVectorQuantizer,
   'fsq': FiniteScalarQuantizer,
+  'dictionary': DictionaryQuantizer,
 }

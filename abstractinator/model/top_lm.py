@@ -160,7 +160,8 @@ class CodeSequenceTransformer(nn.Module):
   vector is predicted, and generation takes the nearest code. The quantizer is
   not a part of this model, which is given vectors.
 
-  With `inputs='codes'` it reads the vectors of codes, which get no gradient.
+  With `inputs='codes'` it reads the vectors of codes, which get no gradient
+  unless they are embeddings that decide nothing about codes.
   With 'segments' it reads the vectors of segments before quantization, and its
   gradient reaches the encoder: a code need not say what the decoded text tells.
 
@@ -171,6 +172,7 @@ class CodeSequenceTransformer(nn.Module):
     forbidden: Digits of stage 0 that no code has.
     implementation: Names of the implementations of the ops.
     dtype: Type of activations and matrix products; parameters are float32.
+    moves_codes: Whether vectors of codes get a gradient.
 
   Parameters:
     segment_norm/scale: [D], with `inputs='segments'` only.
@@ -189,6 +191,7 @@ class CodeSequenceTransformer(nn.Module):
   forbidden: tuple[int, ...]
   implementation: Implementations
   dtype: jnp.dtype
+  moves_codes: bool = False
 
   def setup(self) -> None:
     c, width = self.config, self.config.d_model
@@ -321,4 +324,6 @@ class CodeSequenceTransformer(nn.Module):
   def _embed(self, vectors: Array) -> Array:
     if self.config.inputs == 'segments':
       return self.project(self.segment_norm(vectors))
-    return self.project(lax.stop_gradient(vectors))
+    return self.project(
+      vectors if self.moves_codes else lax.stop_gradient(vectors)
+    )

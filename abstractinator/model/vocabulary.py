@@ -14,6 +14,7 @@ from optax.losses import (
 from abstractinator.model import layers
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops import stage_logits
+from abstractinator.ops.dictionary import Spelling
 from abstractinator.ops.sampling import likeliest
 from abstractinator.ops.take_rows import take_rows
 from abstractinator.types import Array, Special
@@ -38,6 +39,15 @@ class IdLogits:
 
   logits: tuple[Array, ...]
   best: Array
+
+  def told(self, spelling: Spelling | None) -> 'IdLogits':
+    """Returns predictions that are certain of the ids that codes spell."""
+    if spelling is None:
+      return self
+    # Only bytes are spelled, which have one digit.
+    (logits_V,) = self.logits
+    best = jnp.where(spelling.is_given, spelling.ids, self.best)
+    return IdLogits((spelling.logits(logits_V),), best)
 
 
 class Vocabulary(nn.Module):

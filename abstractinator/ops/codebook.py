@@ -354,3 +354,16 @@ def _hash(x: Array) -> Array:
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
+
+
+def unit(x: Array) -> Array:
+  """Scales vectors [..., C] float32 to length 1; zeros stay zeros."""
+  return x * lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
+
+
+def straight_through(y_BPC: Array, entry_BPC: Array) -> Array:
+  """Returns the value of the entry with the gradient of the input y.
+
+  Source: Bengio et al., arXiv:1308.3432; y + stop_gradient(entry - y).
+  """
+  return y_BPC + lax.stop_gradient(entry_BPC - y_BPC)

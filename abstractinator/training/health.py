@@ -154,6 +154,8 @@ def _level_alarms(
   """Judges the metrics of a level whose segments have `ids` ids on average."""
   c, sizes = level.segmentation, level.quantizer.stage_sizes
   counted = {'': math.prod(sizes)}
+  if level.quantizer.kind == 'dictionary':
+    counted = {}  # Its use is that of the text.
   if len(sizes) > 1:
     # A few steps see only a part of the combinations of several stages.
     counted = {f'stage{number}/': size for number, size in enumerate(sizes)}

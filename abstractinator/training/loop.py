@@ -1,6 +1,7 @@
 """A training run, from a config and a directory to a trained model."""
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from abstractinator.runs import (
 from abstractinator.runs import workdir as workdirs
 from abstractinator.runs.checkpointer import Checkpointer, require_sound_metrics
 from abstractinator.runs.state import TrainState, averaged_variables_of
+from abstractinator.training import dictionary
 from abstractinator.training.open_rows import open_rows
 from abstractinator.training.optimizer import rise_of_longer_run, warmup_of
 from abstractinator.training.profile import NO_PROFILE, Profile
@@ -66,6 +68,8 @@ class Run:
     self._begun: dict[str, Any] | None = None
     # A line about a learning rate that rises again, on a longer run.
     self._rise: str | None = None
+    # A line about the dictionary that was counted, if any.
+    self._counted: str | None = None
     self._open_data()
     program = self._program = make_program(
       config, self._mesh.devices.flat[0].platform, self.total_steps
@@ -160,7 +164,8 @@ class Run:
       source = resume_from
     else:
       state = self._init(jax.random.key(self.config.seed))
-      return load_parts.load(state, self._abstract, self.config)
+      state = load_parts.load(state, self._abstract, self.config)
+      return self._with_dictionary(state)
     restored = checkpoint.restore(source, self._abstract, step)
     workdirs.check_checkpoint(source, restored.step, restored.config)
     load_parts.check_sources(self.config, restored.config, source)
@@ -180,6 +185,24 @@ class Run:
       restored.step,
     )
     return restored.state
+
+  def _with_dictionary(self, state: TrainState) -> TrainState:
+    """Fills the dictionary of a new run, if it has one."""
+    if not dictionary.is_wanted(self.config):
+      return state
+    batches = self._train_batches(0)
+    size = self.config.data.batch_size * self.config.data.sequence_length
+    count = min(
+      -(-len(self._train_rows) // self.config.data.batch_size),
+      max(dictionary.SAMPLE_IDS // size, 1),
+    )
+    state, self._counted = dictionary.fill(
+      state,
+      self._program.model,
+      self._mesh,
+      list(itertools.islice(batches, count)),
+    )
+    return state
 
   def _latest_without_checkpoint(self) -> int:
     """Returns the last step that a run may log before it has a checkpoint.
@@ -387,8 +410,9 @@ class Run:
         f'optimizer.warmup_steps: shortened from {optimizer.warmup_steps} to'
         f' {warmup_steps} of {steps} steps; raise {limit}'
       )
-    if self._rise is not None:
-      report.progress.message(self._rise)
+    for line in (self._rise, self._counted):
+      if line is not None:
+        report.progress.message(line)
     report.progress.message('compiling the training step')
     return report
 

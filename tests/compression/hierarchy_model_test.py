@@ -20,7 +20,7 @@ from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.objective import losses
 from abstractinator.types import Batch
-from tests.helpers import tiny_run, tiny_texts
+from tests.helpers import tiny_dictionary, tiny_run, tiny_texts
 from tests.helpers.jitted import jit
 from tests.helpers.tiny_hierarchy import (
   BASE,
@@ -127,6 +127,10 @@ CONFIGS = {
     {'expander.conditioning': 'none'},
     {'expander.conditioning': 'top_lm'},
   ),
+  'a dictionary': lambda: edited(
+    config_of('window', lookback=1), tiny_dictionary.LEVEL
+  ),
+  'a stream of a dictionary': lambda: stream_config(tiny_dictionary.LEVEL),
 }
 NIGHTLY = (
   'segment',
@@ -135,6 +139,7 @@ NIGHTLY = (
   'a stream of two digits, segments alone',
   'a stream, ends by a head',
   'a stream over two levels',
+  'a dictionary',
 )
 
 
@@ -207,6 +212,8 @@ def test_files_take_the_bits_that_the_pyramid_predicts(name):
   # Each code is counted before the next, as `CodeCounts.bits` does.
   model, variables = make(CONFIGS[name](), max_table_codes=1)
   data, counter = letters(), BitCounter()
+  if 'dictionary' in name:
+    data = tiny_dictionary.text(ROW)[:ROW]
   payload = write_block(model, data, counter)
   assert read_block(model, payload, ROW) == data
   bits = bits_of(model, variables, np.frombuffer(data, 'u1').astype(np.int32))

@@ -67,6 +67,59 @@ from tests.helpers.config_values import (
       ('model.levels[0].quantizer.start', "'kmeans'", "with kind 'fsq'"),
     ),
     (
+      {
+        f'{LEVEL}.quantizer.kind': 'dictionary',
+        f'{LEVEL}.segmentation.rule': 'entropy_delta',
+      },
+      (
+        'model.levels[0].segmentation.rule',
+        "'entropy_delta'",
+        "'stride' or 'space' with quantizer.kind 'dictionary'",
+        'or True for freeze_entropy_model',
+      ),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.kind': 'dictionary',
+        f'{LEVEL}.pooling.num_queries': 2,
+      },
+      ('model.levels[0].pooling.num_queries', '2', '1 with quantizer.kind'),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.kind': 'dictionary',
+        f'{LEVEL}.quantizer.codebook_size': 1,
+      },
+      ('model.levels[0].quantizer.codebook_size', '1', 'the escape'),
+    ),
+    (
+      {
+        f'{LEVEL}.quantizer.kind': 'dictionary',
+        f'{LEVEL}.quantizer.forbidden': (1,),
+      },
+      ('model.levels[0].quantizer.forbidden', '(1,)', "kind 'dictionary'"),
+    ),
+    (
+      stacked(
+        {
+          'quantizer.kind': 'dictionary',
+          'segmentation.rule': 'stride',
+          'segmentation.threshold': 2.0,
+        }
+      ),
+      ('model.levels[1].quantizer.kind', "'dictionary'", 'above the first'),
+    ),
+    *(
+      (
+        {
+          f'{LEVEL}.quantizer.kind': 'dictionary',
+          'model.top_lm': TOP_LM | edits,
+        },
+        ('model.levels[0].quantizer.kind', "'dictionary'", "mode 'continuous'"),
+      )
+      for edits in ({'mode': 'continuous'}, {'expand': True})
+    ),
+    (
       {f'{LEVEL}.expander.context': 'row'},
       ('model.levels[0].expander.context', "'row'", 'segment, window, full'),
     ),

@@ -10,7 +10,7 @@ from abstractinator.compression.coding_shapes import CodingShapes
 from abstractinator.compression.hierarchy_model import HierarchyModel
 from abstractinator.config import RunConfig
 from abstractinator.runs.state import variables_of
-from tests.helpers import tiny_run
+from tests.helpers import tiny_dictionary, tiny_run
 
 ROW = 128
 # Settings of a first level that the entropy model divides, and of its expander.
@@ -44,6 +44,8 @@ def louder(variables):
 def make(config, seed=3, candidates=1, **shapes):
   """Returns a model that encodes a row at a time, and its variables."""
   variables = louder(variables_of(tiny_run.random_state(config, seed)))
+  if config.model.levels[0].quantizer.kind == 'dictionary':
+    variables = tiny_dictionary.filled(variables)
   shapes = CodingShapes(row_ids=ROW, batch_ids=ROW, **shapes)
   return HierarchyModel(config, variables, shapes, candidates), variables
 

@@ -1,0 +1,106 @@
+"""Codes of a dictionary, what they cost, and the text that comes back."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from abstractinator.inference import TrainedPyramid
+from abstractinator.runs.state import variables_of
+from abstractinator.types import EOS_ID, Batch
+from tests.helpers import tiny_run
+from tests.helpers.jitted import jit
+from tests.helpers.tiny_dictionary import KNOWN, LEVEL, SIZE, filled, text
+from tests.helpers.tiny_hierarchy import edited, louder, stream_config
+
+ESCAPE = SIZE - 1
+CODE_OF = {ids: code for code, ids in enumerate(sorted(KNOWN))}
+
+CONFIGS = {
+  'in parallel': lambda: edited(
+    tiny_run.config(), LEVEL | {'segmentation.capacity_length': 1.0}
+  ),
+  'one by one': lambda: edited(
+    tiny_run.config(context='window', ends='entropy'), LEVEL
+  ),
+  'a stream': lambda: stream_config(LEVEL),
+}
+forms = pytest.mark.parametrize('form', CONFIGS)
+
+
+@functools.cache
+def make(form):
+  config = CONFIGS[form]()
+  data = dataclasses.replace(config.data, sequence_length=64)
+  config = dataclasses.replace(config, data=data)
+  variables = louder(variables_of(tiny_run.random_state(config, 3)))
+  return TrainedPyramid(config, filled(variables))
+
+
+@pytest.mark.parametrize('form', ['in parallel', 'a stream'])
+def test_codes_are_those_of_a_python_dictionary(form):
+  pyramid = make(form)
+  for seed in range(3):
+    data = text(200, seed)
+    codes = pyramid.encode(data).codes_N.tolist()
+    segments = [*map(tuple, pyramid.segment(data)), (EOS_ID,)]
+    want = [CODE_OF.get(ids, ESCAPE) for ids in segments]
+    assert codes == want
+    assert 0.1 < np.mean(np.array(codes) == ESCAPE) < 0.9
+
+
+@forms
+def test_known_segments_come_back_whatever_the_expander_says(form):
+  pyramid = make(form)
+  known = b'the cat and a dog and the dog and a cat and the dog '
+  assert pyramid.decode(pyramid.encode(known)) == known
+  # What the expander makes of a segment that is not known moves no other.
+  before, after = b'the cat and the ', b'dog and a cat '
+  decoded = pyramid.decode(pyramid.encode(before + b'elk ' + after))
+  assert decoded.startswith(before)
+  assert decoded.endswith(after)
+  assert decoded != before + b'elk ' + after
+
+
+@forms
+def test_ids_that_codes_spell_cost_nothing(form):
+  pyramid = make(form)
+  data = text(40)[:40]
+  ids_BS = np.array([[*data, EOS_ID]], np.int32)
+  zeros_BS = np.zeros_like(ids_BS)
+  output = jit(pyramid._model.apply)(
+    pyramid._variables, Batch(ids_BS, zeros_BS, zeros_BS[:, 0])
+  )
+  (level,) = output.levels
+  segments = level.compressed.segments
+  codes_S = level.compressed.quantized.codes_BP[0][segments.index_BS[0]]
+  is_known_S = np.asarray(codes_S) != ESCAPE
+  nats_S = np.asarray(level.expanded.nats_BS[0])
+  assert 0.2 < is_known_S.mean() < 0.9
+  assert (nats_S[is_known_S] == 0).all()
+  assert (nats_S[~is_known_S] > 1e-3).all()
+  best_S = np.asarray(level.expanded.best_BS[0])
+  assert (best_S[is_known_S] == ids_BS[0][is_known_S]).all()
+  if level.expanded.end_logits_BS is None:
+    return
+  says_S = np.asarray(level.expanded.end_logits_BS[0])[is_known_S]
+  is_end_S = np.asarray(segments.is_end_BS[0])[is_known_S]
+  assert (np.where(is_end_S, says_S, -says_S) > 20).all()
+
+
+@pytest.mark.parametrize(
+  ('form', 'prompt', 'want'),
+  [
+    # Without a top LM the last code repeats.
+    ('in parallel', b'the dog ', b'dog dog dog '),
+    pytest.param(
+      *('one by one', b'the dog ', b'dog dog dog '), marks=pytest.mark.nightly
+    ),
+    # The code is one that spells what the prompt has of its word.
+    ('a stream', b'the dog and the c', b'at '),
+  ],
+)
+def test_prompts_go_on_as_their_codes_spell(form, prompt, want):
+  ((new,),) = make(form).generate(prompt, max_new_bytes=len(want))
+  assert new == want
