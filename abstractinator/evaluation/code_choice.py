@@ -29,7 +29,10 @@ def unsupported(config: ModelConfig, num_candidates: int) -> str | None:
   if level.pooling.num_queries > 1:
     return f'pooling.num_queries: got {level.pooling.num_queries}, allowed: 1'
   if level.quantizer.kind == 'dictionary':
-    return "quantizer.kind: got 'dictionary', allowed: any other"
+    return (
+      "quantizer.kind: got 'dictionary', whose segments have one code each,"
+      ' allowed: any other'
+    )
   most = level.quantizer.stage_sizes[-1]
   if not 1 <= num_candidates <= most:
     return f'candidates: got {num_candidates}, allowed: 1 to {most}'

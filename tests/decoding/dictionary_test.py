@@ -6,7 +6,9 @@ import functools
 import numpy as np
 import pytest
 
+from abstractinator.evaluation import coded_rows
 from abstractinator.inference import TrainedPyramid
+from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.runs.state import variables_of
 from abstractinator.types import EOS_ID, Batch
 from tests.helpers import tiny_run
@@ -87,6 +89,35 @@ def test_ids_that_codes_spell_cost_nothing(form):
   says_S = np.asarray(level.expanded.end_logits_BS[0])[is_known_S]
   is_end_S = np.asarray(segments.is_end_BS[0])[is_known_S]
   assert (np.where(is_end_S, says_S, -says_S) > 20).all()
+
+
+def test_codes_of_other_segments_spell_other_ids():
+  pyramid = make('in parallel')
+  data = text(60)[:60]
+  ids_BS = np.array([[*data, EOS_ID]], np.int32)
+  zeros_BS = np.zeros_like(ids_BS)
+  batch = Batch(ids_BS, zeros_BS, zeros_BS[:, 0])
+  rows = jit(
+    functools.partial(
+      coded_rows.code_rows,
+      model=pyramid._model,
+      substitutes=coded_rows.SUBSTITUTES,
+      decode=False,
+    )
+  )(pyramid._variables, batch)
+  bits = {name: float(bits_B[0]) for name, bits_B in rows.bits[0].items()}
+  (level,) = rows.levels
+  codes_S = np.asarray(level.codes_BU)[0][np.asarray(level.index_BS)[0]]
+  num_known = int((codes_S != ESCAPE).sum())
+  # A wrong id costs 30 nats; few are right by chance.
+  wrong = 30 * BITS_PER_NAT
+  assert bits['shuffled'] > bits['true'] + 0.3 * num_known * wrong
+  # Without a code ids cost what the expander says.
+  assert (
+    bits['true'] + num_known
+    < bits['zeroed']
+    < bits['true'] + 0.3 * num_known * wrong
+  )
 
 
 @pytest.mark.parametrize(

@@ -138,10 +138,12 @@ def test_chosen_codes_cost_less_than_the_nearest():
 def test_what_cannot_be_chosen_is_named():
   none = tiny_pyramid.make_config({}, top_lm=None)
   queries = tiny_pyramid.make_config({'pooling.num_queries': 2})
+  dictionary = tiny_pyramid.make_config({'quantizer.kind': 'dictionary'})
   for config, count, part in (
     (none, 2, 'top_lm'),
     (queries, 2, 'num_queries: got 2, allowed: 1'),
     (HEAD, 7, 'candidates: got 7, allowed: 1 to 6'),
+    (dictionary, 2, "quantizer.kind: got 'dictionary'"),
   ):
     assert part in code_choice.unsupported(config, count)
   assert code_choice.unsupported(HEAD, 6) is None

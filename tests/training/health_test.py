@@ -120,12 +120,22 @@ def test_of_several_levels_each_has_its_own():
   assert set(tags) < set(health.alarm_tags(config, health.TRAIN_ALARMS))
 
 
-def test_stages_are_judged_one_by_one():
+def with_quantizer(**changes):
   (level,) = CONFIG.model.levels
-  quantizer = dataclasses.replace(level.quantizer, kind='rvq', depth=2)
+  quantizer = dataclasses.replace(level.quantizer, **changes)
   level = dataclasses.replace(level, quantizer=quantizer)
   model = dataclasses.replace(CONFIG.model, levels=(level,))
-  config = dataclasses.replace(CONFIG, model=model)
+  return dataclasses.replace(CONFIG, model=model)
+
+
+def test_the_text_decides_how_much_of_a_dictionary_is_used():
+  config = with_quantizer(kind='dictionary')
+  few = changed('codebook_perplexity', 1.0)
+  assert not health.train_alarms(config, 100, few)
+
+
+def test_stages_are_judged_one_by_one():
+  config = with_quantizer(kind='rvq', depth=2)
   sane = SANE | ByLevel(({'stage0/codebook_perplexity': 9},))
   # A few steps need not use many of the 4096 codes of both stages together.
   assert not health.train_alarms(config, 100, sane)
