@@ -57,6 +57,12 @@ def test_known_segments_come_back_whatever_the_expander_says(form):
   pyramid = make(form)
   known = b'the cat and a dog and the dog and a cat and the dog '
   assert pyramid.decode(pyramid.encode(known)) == known
+  # Its code ends a segment where no rule would.
+  codes = pyramid.encode(b'the the dog ')
+  codes_N = codes.codes_N.copy()
+  codes_N[0] = CODE_OF[tuple(b'th')]
+  codes = dataclasses.replace(codes, codes_N=codes_N)
+  assert pyramid.decode(codes) == b'ththe dog '
   # What the expander makes of a segment that is not known moves no other.
   before, after = b'the cat and the ', b'dog and a cat '
   decoded = pyramid.decode(pyramid.encode(before + b'elk ' + after))
@@ -121,17 +127,20 @@ def test_codes_of_other_segments_spell_other_ids():
 
 
 @pytest.mark.parametrize(
-  ('form', 'prompt', 'want'),
+  ('form', 'prompt', 'want', 'temperature'),
   [
     # Without a top LM the last code repeats.
-    ('in parallel', b'the dog ', b'dog dog dog '),
+    ('in parallel', b'the dog ', b'dog dog dog ', 30.0),
     pytest.param(
-      *('one by one', b'the dog ', b'dog dog dog '), marks=pytest.mark.nightly
+      *('one by one', b'the dog ', b'dog dog dog ', 30.0),
+      marks=pytest.mark.nightly,
     ),
     # The code is one that spells what the prompt has of its word.
-    ('a stream', b'the dog and the c', b'at '),
+    ('a stream', b'the dog and the c', b'at ', 0.0),
   ],
 )
-def test_prompts_go_on_as_their_codes_spell(form, prompt, want):
-  ((new,),) = make(form).generate(prompt, max_new_bytes=len(want))
+def test_prompts_go_on_as_their_codes_spell(form, prompt, want, temperature):
+  ((new,),) = make(form).generate(
+    prompt, max_new_bytes=len(want), temperature=temperature
+  )
   assert new == want
