@@ -24,7 +24,6 @@ from abstractinator.decoding.segments import (
 from abstractinator.decoding.stream import StreamState
 from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
-from abstractinator.model.transformer import StepCodes
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops.cache import Cache
 from abstractinator.types import Array, Special
@@ -170,7 +169,7 @@ def decode_rows(
   batch, slots = codes.lowest_BP.shape
   row_B = jnp.arange(batch)
   has_documents = first_slot_B is None
-  number_B = 0 if first_slot_B is None else first_slot_B
+  first_B = 0 if first_slot_B is None else first_slot_B
 
   def is_active(loop):
     return ~loop.is_done_B & (loop.slot_B + loop.opens_B < count_B)
@@ -184,14 +183,10 @@ def decode_rows(
       module, loop, stream, codes, is_active_B, has_documents
     )
     is_active_B &= ~loop.is_done_B
-    seen = codes.seen(stream, jnp.clip(loop.slot_B, 0, slots - 1))
+    number_B = first_B + loop.slot_B
     at, cache = _expander_step(
-      level, loop, is_active_B, seen, number_B + loop.slot_B, codebooks
+      level, loop, is_active_B, codes, stream, number_B, codebooks
     )
-    spelling = codes.spelling(
-      stream, loop.slot_B[:, None], loop.offset_B[:, None]
-    )
-    at = dataclasses.replace(at, spelling=spelling)
     ids_B = choice.ids(at)
     where = (row_B, jnp.where(is_active_B, at.slot_N, slots), at.offset_N)
     out = out.record(where, ids_B, choice.nats(at, ids_B))
@@ -329,7 +324,8 @@ def _expander_step(
   level: Abstractinator,
   loop: _RowsLoop,
   is_active_B: Array,
-  seen: StepCodes,
+  codes: CodeSource,
+  stream: StreamState | None,
   number_B: Array,
   codebooks: Codebooks | None,
 ) -> tuple[NextIds, Cache]:
@@ -338,6 +334,7 @@ def _expander_step(
   `number_B` tells segments of a row apart where they see no ids of each other.
   """
   fed_B, group_B = loop.fed_B, loop.document_B
+  slots = codes.lowest_BP.shape[1]
   if level.expander.is_alone:
     bos = level.expander.num_ids + Special.BOS
     fed_B = jnp.where(loop.opens_B, bos, fed_B)
@@ -352,12 +349,21 @@ def _expander_step(
     group_B,
     loop.cache,
     is_active_B,
-    seen,
+    codes.seen(stream, jnp.clip(loop.slot_B, 0, slots - 1)),
     codebooks,
     prior,
   )
+  spelling = codes.spelling(
+    stream, loop.slot_B[:, None], loop.offset_B[:, None]
+  )
   at = NextIds(
-    level.expander, codebooks, x_BD, loop.slot_B, loop.offset_B, base_BV
+    level.expander,
+    codebooks,
+    x_BD,
+    loop.slot_B,
+    loop.offset_B,
+    base_BV,
+    spelling,
   )
   return at, cache
 
