@@ -16,8 +16,8 @@ configs/default.py describes every setting. `abstractinator train` is the same.
 import sys
 
 from abstractinator.cli.main import main
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   sys.exit(main(['train', *sys.argv[1:]], program='train.py'))

@@ -39,7 +39,7 @@ from abstractinator.cli.evaluate import open_documents
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.evaluate import evaluate
 from abstractinator.evaluation.evaluator import open_run
-from abstractinator.runs import huge_pages, metric_lines, processes, workdir
+from abstractinator.runs import allocator, metric_lines, processes, workdir
 from abstractinator.training.loop import Run
 
 Row = dict[str, Any]
@@ -181,5 +181,5 @@ def _corpus(config: RunConfig) -> tuple[str, str, float]:
 
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   main(sys.argv[1:])

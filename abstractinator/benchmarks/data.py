@@ -25,7 +25,7 @@ from abstractinator.data.documents import Documents
 from abstractinator.data.packing import PackedRows
 from abstractinator.data.pipeline import BatchOrder, TrainIterator
 from abstractinator.data.sources import find_documents, standard_library
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 from abstractinator.types import NUM_BYTES
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'arrayrecord', 'npy')
@@ -132,5 +132,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   main(sys.argv[1:])

@@ -49,7 +49,7 @@ from abstractinator.decoding.options import Options
 from abstractinator.decoding.pyramid import AbstractinatorPyramid, make_model
 from abstractinator.decoding.rows import decode_greedily
 from abstractinator.decoding.segments import SegmentCodes
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 from abstractinator.runs.load import read_trained
 from abstractinator.types import PAD_ID, Array, Batch, PyTree
 
@@ -317,5 +317,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   main(sys.argv[1:])

@@ -32,7 +32,7 @@ from abstractinator.ops.implementation import OPS
 from abstractinator.ops.nearest_code import nearest_code
 from abstractinator.ops.segment_cross import segment_cross_attention
 from abstractinator.ops.segment_pool import segment_pool
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 from abstractinator.types import Array
 
 ORACLE = 'reference'
@@ -352,5 +352,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   main(sys.argv[1:])

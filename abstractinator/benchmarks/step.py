@@ -36,7 +36,7 @@ import optax
 from abstractinator.benchmarks import timing
 from abstractinator.cli import config_file
 from abstractinator.config import RunConfig
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 from abstractinator.runs.chips import chip_of
 from abstractinator.training.flops import model_flops, training_flops
 from abstractinator.training.program import make_program, state_shapes
@@ -270,5 +270,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  huge_pages.ensure()
+  allocator.keep_memory()
   main(sys.argv[1:])

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import abstractinator
 from abstractinator.cli import common
-from abstractinator.runs import huge_pages
+from abstractinator.runs import allocator
 
 # Commands in the order in which `--help` lists them; each has a module.
 _COMMANDS = (
@@ -56,7 +56,7 @@ def main(
   if argv is None:
     argv = sys.argv[1:]
     if argv[:1] == ['train']:
-      huge_pages.ensure()
+      allocator.keep_memory()
   # A terminal that lacks a character must not end in an exception.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors='backslashreplace')

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from abstractinator.cli import common, config_file
+from abstractinator.runs import allocator
 
 if TYPE_CHECKING:
   import ml_collections
@@ -75,6 +76,12 @@ _FLAGS: dict[str, dict] = {
     'type': os.path.expanduser,
     'help': 'directory in which compiled programs are kept for later runs;'
     ' default: JAX_COMPILATION_CACHE_DIR, and no cache without that',
+  },
+  allocator.OFF: {
+    'action': 'store_true',
+    'help': 'give memory back to the system after each step; by default a'
+    ' process on CPU and Linux keeps it for the next step, which is faster and'
+    ' takes more of it',
   },
 }
 

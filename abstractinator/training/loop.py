@@ -15,6 +15,7 @@ from abstractinator.evaluation.held_out import Evaluation, HeldOut
 from abstractinator.objective.learning import require_time
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import (
+  allocator,
   checkpoint,
   load_parts,
   metric_lines,
@@ -401,6 +402,9 @@ class Run:
       f' {len(held_out.documents):,} held out\n'
       f'steps {int(state.step)} to {self.total_steps}'
     )
+    memory = allocator.note()
+    if memory is not None:
+      report.progress.message(memory)
     optimizer = self.config.optimizer
     warmup_steps = warmup_of(optimizer, self.total_steps)
     if warmup_steps < optimizer.warmup_steps:

@@ -1,5 +1,6 @@
 """Messages of a run before its first step."""
 
+from abstractinator.runs import allocator
 from abstractinator.training.loop import Run
 from configs import tiny
 from tests.helpers import many_processes, tiny_stages
@@ -15,15 +16,21 @@ def make_run(tmp_path, **optimizer):
   return Run(config, str(tmp_path / 'run'))
 
 
-def test_a_run_says_what_it_is_and_that_it_compiles(tmp_path, capsys):
+def test_a_run_says_what_it_is_and_that_it_compiles(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setenv('GLIBC_TUNABLES', allocator._TUNABLES)
   run = make_run(tmp_path, warmup_steps=50)
   run._reporter(run.start()).writer.close()
-  first, ops, data, steps, warmup, last = capsys.readouterr().err.splitlines()
+  lines = capsys.readouterr().err.splitlines()
+  first, ops, data, steps, memory, warmup, last = lines
   assert first.startswith(f'{tmp_path}/run: ')
   assert 'parameters in float32 on 8 device(s) of kind cpu' in first
   assert ops.startswith('ops: attention xla, ')
   assert 'held out' in data
   assert steps == 'steps 0 to 6'
+  assert '0.9 GiB' in memory
+  assert allocator.OFF in memory
   assert warmup == (
     'optimizer.warmup_steps: shortened from 50 to 3 of 6 steps; raise max_steps'
   )
