@@ -34,7 +34,7 @@ METRIC = re.compile(
   r'(_bits_per_\w+|_accuracy(_\w+)?|_fraction|_perplexity|_efficiency'
   r'|_over_flat|_ratio|_p\d\d)$'
 )
-PLACE = re.compile(r'^(train|eval|perf|noise|level\d|stage\d)/(?=.)')
+PLACE = re.compile(r'^(train|eval|perf|noise|generated|level\d|stage\d)/(?=.)')
 
 
 def ids(paths):

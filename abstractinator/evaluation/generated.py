@@ -64,8 +64,9 @@ def generated_figures(
     num_bytes = sum(cost.num_bytes for cost in costs)
     bits_per_byte[name] = sum(cost.bits for cost in costs) / max(num_bytes, 1)
   drawn, true = bits_per_byte['generated'], bits_per_byte['held out']
-  return {
-    'generated/entropy_model_bits_per_byte': drawn,
-    'generated/held_out_bits_per_byte': true,
-    'generated/over_held_out': drawn / true,
+  figures = {
+    'entropy_model_bits_per_byte': drawn,
+    'held_out_bits_per_byte': true,
+    'over_held_out': drawn / true,
   }
+  return {f'generated/{name}': value for name, value in figures.items()}
