@@ -23,9 +23,10 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 # Files in which figures of a run get their names.
 NAMING = (
   *('objective/losses.py', 'objective/metrics.py', 'objective/objectives.py'),
-  *('evaluation/evaluate.py', 'evaluation/held_out.py'),
-  *('evaluation/level_statistics.py', 'evaluation/likelihood.py'),
-  *('evaluation/coded_rows.py', 'evaluation/robustness.py'),
+  *('evaluation/evaluate.py', 'evaluation/generated.py'),
+  *('evaluation/held_out.py', 'evaluation/level_statistics.py'),
+  *('evaluation/likelihood.py', 'evaluation/coded_rows.py'),
+  'evaluation/robustness.py',
   *('training/flops.py', 'training/health.py', 'training/report.py'),
   *('training/loop.py', 'training/step.py', 'training/step_metrics.py'),
 )
