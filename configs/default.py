@@ -360,7 +360,7 @@ def get_settings() -> ml_collections.ConfigDict:
     dict(
       # Training documents: comma-separated globs and data sets; empty for the
       # sources of Python's standard library. '0.7:GLOBS;0.3:GLOBS' mixes
-      # corpora by weight.
+      # corpora by weight. A comma or semicolon in a path is written '?'.
       train='',
       # Held-out files, as globs; empty to hold out a fraction of the training
       # documents.

@@ -19,7 +19,7 @@ from abstractinator.evaluation import units
 from abstractinator.runs import metric_lines
 from abstractinator.runs.lock import Lock
 from tests.helpers import many_processes
-from tests.helpers.many_processes import ROOT, assert_same_state
+from tests.helpers.many_processes import ROOT, assert_same_state, metrics
 
 _STEPS, _INTERVAL = 30, 10
 
@@ -94,15 +94,6 @@ def finished_otherwise(settings, tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
-def _metrics(workdir: pathlib.Path) -> list[dict]:
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  # Only the speed may differ between two runs.
-  return [
-    {k: v for k, v in json.loads(line).items() if not k.startswith('perf/')}
-    for line in lines
-  ]
-
-
 def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   workdir = tmp_path / 'run'
   started = many_processes.start([*settings, f'--workdir={workdir}'], devices=1)
@@ -119,7 +110,7 @@ def test_killed_run_ends_like_one_never_killed(settings, finished, tmp_path):
   assert all(len(x) <= 80 for x in err.splitlines() if str(tmp_path) not in x)
   assert _INTERVAL <= first <= _STEPS
   assert_same_state(workdir, finished, _STEPS)
-  assert _metrics(workdir) == _metrics(finished)
+  assert metrics(workdir) == metrics(finished)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +137,7 @@ def test_run_resumed_elsewhere_ends_the_same(name, request, tmp_path):
 
 
 def test_metrics_hold_what_the_readme_promises(finished):
-  lines = _metrics(finished)
+  lines = metrics(finished)
   tags = set().union(*lines)
   assert tags >= {
     'step',
@@ -177,7 +168,7 @@ def test_tensorboard_reads_the_run(finished):
   for tag in ('train/loss_total', 'train/learning_rate'):
     steps = [event.step for event in reader.Scalars(tag)]
     assert steps == list(range(5, _STEPS + 1, 5))
-  last = [x for x in _metrics(finished) if 'eval/loss_total' in x][-1]
+  last = [x for x in metrics(finished) if 'eval/loss_total' in x][-1]
   scalar = reader.Scalars('eval/loss_total')[-1]
   assert scalar.value == pytest.approx(last['eval/loss_total'], rel=1e-6)
   usage = reader.Histograms('eval/code_usage')[-1].histogram_value
@@ -413,7 +404,7 @@ def test_run_killed_in_its_first_checkpoint_starts_again(finished, tmp_path):
   assert code == 0, err
   assert f'steps 0 to {_STEPS}' in err
   assert_same_state(workdir, finished, _STEPS)
-  assert _metrics(workdir) == _metrics(finished)
+  assert metrics(workdir) == metrics(finished)
 
 
 def test_home_directory_in_flags(settings, tmp_path, monkeypatch, capsys):
@@ -465,4 +456,4 @@ def test_disk_that_refuses_is_told_and_the_run_goes_on_after_it(
   code, _, err = _run(*args)
   assert code == 0, err
   assert_same_state(workdir, finished, _STEPS)
-  assert _metrics(workdir) == _metrics(finished)
+  assert metrics(workdir) == metrics(finished)

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import os
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 EXAMPLE = 'abstractinator train --config=tiny --config.max_steps=100'
 # Status of a process that SIGTERM ends, so that a scheduler starts it again.
 _PREEMPTED = 143
+# Time that other processes need to end after a fault of this one.
+_GRACE_SECONDS = 2.0
 # Kept with their default None, which each help text explains.
 _FLAGS: dict[str, dict] = {
   '--config': {
@@ -126,6 +129,12 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
     except OSError as error:
       _leave_others(held, str(error))
       raise
+    except jax.errors.JaxRuntimeError as error:
+      reason = str(error).partition('\n')[0]
+      _leave_others(
+        held, f'another process has ended, or a device failed ({reason})'
+      )
+      raise
     except ValueError as error:
       # All that a user can mend is an OSError by now: this needs a traceback.
       raise RuntimeError(str(error)) from error
@@ -157,6 +166,8 @@ def _leave_others(held: contextlib.ExitStack, line: str) -> None:
   held.close()
   sys.stderr.write(f'error: {line}\n')
   sys.stderr.flush()
+  # The end of process 0, by which they are connected, would abort the others.
+  time.sleep(_GRACE_SECONDS if processes.is_main() else 0)
   os._exit(2)
 
 

@@ -70,7 +70,7 @@ def find_files(
       f' such as {os.path.join(pattern, "**")!r}'
       if pattern and has_directories
       else f'{pattern!r}: matches no file, allowed: comma-separated paths or'
-      " globs such as 'texts/**/*.txt'"
+      " globs such as 'texts/**/*.txt', with '?' for a comma in a path"
     )
 
   def has_links(path: str) -> bool:

@@ -101,7 +101,8 @@ def parse_mixture(text: str) -> list[tuple[float, str]]:
   """Parses the setting `data.train`: one corpus, or several with weights.
 
   Args:
-    text: Globs, or WEIGHT:GLOBS;WEIGHT:GLOBS and so on.
+    text: Globs, or WEIGHT:GLOBS;WEIGHT:GLOBS and so on. A semicolon in a path
+      is written `?`.
 
   Returns:
     Weight and globs of each corpus.
@@ -117,7 +118,8 @@ def parse_mixture(text: str) -> list[tuple[float, str]]:
     if not match or not float(match[1]):
       raise ValueError(
         f'data.train: got {part.strip()!r}, allowed: WEIGHT:GLOBS with a weight'
-        " above 0, such as '0.7:texts/*.txt;0.3:code/*.py'"
+        " above 0, such as '0.7:texts/*.txt;0.3:code/*.py', with '?' for a"
+        ' semicolon in a path'
       )
     found.append((float(match[1]), match[2]))
   return found

@@ -3,15 +3,17 @@
 import contextlib
 import functools
 import json
+import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import orbax.checkpoint as ocp
 
-from abstractinator.runs import checkpoint, checksums
+from abstractinator.runs import checkpoint, checksums, processes
 from abstractinator.types import PyTree
 
 _POLICIES = ocp.checkpoint_managers
@@ -40,6 +42,7 @@ class Checkpointer:
     self.directory = checkpoint.directory_of(workdir)
     require_sound_metrics(workdir)
     self._best_metric = best_metric
+    self._first_error = _FirstError()
     policies = [_POLICIES.LatestN(max_to_keep)]
     score = None
     if best_metric is not None:
@@ -100,6 +103,7 @@ class Checkpointer:
     items = {'data': dict(data_position), 'config': dict(config_dict)}
     record = _record(step, state, {**items, 'metrics': best})
     with self._writing():
+      self._wait()
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -117,9 +121,17 @@ class Checkpointer:
 
     It does not wait for one that is still being written.
     """
-    if not self._manager.is_saving_in_progress():
-      with self._writing():
+    with self._writing():
+      if self._first_error.error is not None:
+        raise self._first_error.error
+      if not self._manager.is_saving_in_progress():
         self._manager.wait_until_finished()
+
+  def _wait(self) -> None:
+    """Waits for the checkpoint before, as long as it can be written."""
+    while self._manager.is_saving_in_progress():
+      self.check()
+      time.sleep(0.01)
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -137,14 +149,41 @@ class Checkpointer:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *unused: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
     """Waits until the last checkpoint is on the disk.
+
+    After a fault of one of several processes nothing waits: the others may be
+    gone.
 
     Raises:
       OSError: If it cannot be written.
     """
+    is_fault = kind is not None and issubclass(kind, processes.FAULTS)
+    if is_fault and not processes.is_alone():
+      return
     with self._writing():
+      if not is_fault:
+        self._wait()
       self._manager.close()
+
+
+class _FirstError(logging.Filter):
+  """Keeper of the first error of the thread that writes checkpoints.
+
+  Orbax logs it at once. Before it raises it, it waits for the other processes,
+  and they wait for this one.
+  """
+
+  def __init__(self) -> None:
+    super().__init__()
+    self.error: BaseException | None = None
+    # Before the filters that reject what orbax logs.
+    logging.getLogger('absl').filters.insert(0, self)
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    if record.exc_info and record.threadName == 'async_save':
+      self.error = self.error or record.exc_info[1]
+    return True
 
 
 def _value_or_inf(metrics: Mapping[str, float], *, name: str) -> float:

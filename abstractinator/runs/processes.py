@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 
 # Errors that say, in one line, why a run cannot start.
 REFUSALS = (ValueError, NotImplementedError, OSError)
+# Errors of a disk, of a device, and of the connection to another process.
+FAULTS = (OSError, jax.errors.JaxRuntimeError)
 
 _MAX_BYTES = 4096
 # PCI vendor number of Google, and PCI classes of disks and network cards.
@@ -217,8 +219,8 @@ def together() -> Iterator[None]:
   if jax.process_count() > 1:
     failed = multihost_utils.process_allgather(np.array(error is not None))
     if error is None and failed.any():
-      raise ValueError(
-        f'process {int(np.argmax(failed))} cannot start; its output says why'
+      raise OSError(
+        f'process {int(np.argmax(failed))} cannot go on; its output says why'
       )
   if error is not None:
     raise error

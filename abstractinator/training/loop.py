@@ -330,13 +330,16 @@ class Run:
     """Logs, evaluates and saves if due; returns held-out metrics, if any."""
     summary = report.steps.summary()
     held_out, tags = None, None
-    if 'log' in due:
-      report.log(step, summary)
-      saver.check()
+    if due & {'log', 'save'}:
+      with processes.together():
+        if 'log' in due:
+          report.log(step, summary)
+        saver.check()
     if 'eval' in due:
       with report.steps.apart('eval'):
         found = self._evaluate(state, step, report)
-        tags = report.evaluated(step, found, summary)
+        with processes.together():
+          tags = report.evaluated(step, found, summary)
         held_out = found.summary
     if 'save' in due:
       with report.steps.apart('checkpoint'):

@@ -9,7 +9,7 @@ import pytest
 from abstractinator.data import pipeline
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.data.packing import PackedRows
-from abstractinator.data.sources import parse_mixture
+from abstractinator.data.sources import find_documents, parse_mixture
 from tests.data.pipeline_test import (
   data_config,
   row_numbers,
@@ -95,6 +95,22 @@ def test_parse_mixture(text, expected):
 def test_a_mixture_without_weights_is_refused(text):
   with pytest.raises(ValueError, match=r'data\.train: got .*WEIGHT:GLOBS'):
     parse_mixture(text)
+
+
+def test_separators_in_a_path_are_written_as_wildcards(tmp_path):
+  folder = tmp_path / 'a,b;c'
+  folder.mkdir()
+  (folder / '0.txt').write_text('text')
+
+  def documents(path):
+    ((_, globs),) = parse_mixture(f'{path}/*')
+    return find_documents(globs)
+
+  assert len(documents(tmp_path / 'a?b?c')) == 1
+  with pytest.raises(ValueError, match=r"'\?' for a semicolon in a path"):
+    documents(folder)
+  with pytest.raises(ValueError, match=r"'\?' for a comma in a path"):
+    documents(tmp_path / 'a,b?c')
 
 
 def test_a_mixture_from_a_config(tmp_path):

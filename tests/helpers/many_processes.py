@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from abstractinator.runs import checksums
+from abstractinator.runs import checksums, metric_lines
 from tests.helpers import xla_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,6 +58,7 @@ def start(
   devices: int = 8,
   own: Sequence[list[str]] = (),
   file_bytes: int | None = None,
+  limited: Sequence[int] = (0,),
 ) -> list[subprocess.Popen]:
   """Starts the processes of a run.
 
@@ -68,6 +69,7 @@ def start(
     own: More arguments for each process; none by default.
     file_bytes: Size above which the system refuses to write a file; None for
       no limit.
+    limited: Numbers of the processes that `file_bytes` holds for.
   """
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -99,9 +101,9 @@ def start(
         env=env,
       )
     )
-  for process in started if file_bytes is not None else ():
+  for number in limited if file_bytes is not None else ():
     limits = (file_bytes, file_bytes)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+    resource.prlimit(started[number].pid, resource.RLIMIT_FSIZE, limits)
   return started
 
 
@@ -119,7 +121,7 @@ def wait_until(
 def finish(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
   """Waits for processes; returns the status, output and errors of each."""
   try:
-    ended = [process.communicate(timeout=400) for process in started]
+    ended = [process.communicate(timeout=3600) for process in started]
   finally:
     for process in started:
       process.kill()
@@ -136,6 +138,14 @@ def run(args: Sequence[str], processes: int = 1, devices: int = 8) -> None:
   ):
     assert code == 0, f'process {number} of {processes}: {err[-3000:]}'
     assert ('next:' in out) == (number == 0), out
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Returns the lines of metrics.jsonl without what tells of speed."""
+  return [
+    {k: v for k, v in line.items() if not k.startswith('perf/')}
+    for line in metric_lines.read(workdir)
+  ]
 
 
 def losses(workdir: pathlib.Path) -> list[float]:

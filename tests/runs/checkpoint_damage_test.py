@@ -191,12 +191,16 @@ def no_file_above(num_bytes):
     signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_disk_that_refuses_a_checkpoint(tmp_path, caplog):
+@pytest.mark.parametrize('is_held', [False, True])
+def test_a_disk_that_refuses_a_checkpoint(is_held, tmp_path, caplog):
   target = save_one_array(tmp_path, 5)
   state = {'x': jax.random.normal(jax.random.key(7), (64, 64))}
   checkpointer = Checkpointer(tmp_path, 9)
   with no_file_above(6000):
     checkpointer.save(7, state, {}, CONFIG)
+    if is_held:
+      # So it is if another process waits for this one at a barrier.
+      checkpointer._manager.is_saving_in_progress = lambda: True
     message = None
     for _ in range(1000):
       try:
@@ -209,7 +213,26 @@ def test_a_disk_that_refuses_a_checkpoint(tmp_path, caplog):
     f'{tmp_path}/checkpoints: a checkpoint cannot be written (File too large)'
   )
   assert not caplog.records
+  if is_held:
+    with pytest.raises(OSError, match='File too large'):
+      checkpointer.save(9, state, {}, CONFIG)
   assert checkpoint.restore(tmp_path, target).step == 5
   with Checkpointer(tmp_path, 9) as checkpointer:
     checkpointer.save(7, state, {}, CONFIG)
   assert_equal(checkpoint.restore(tmp_path, target).state, state)
+
+
+@pytest.mark.parametrize(
+  ('error', 'number', 'is_closed'),
+  [(OSError, 2, False), (OSError, 1, True), (FloatingPointError, 2, True)],
+)
+def test_only_a_fault_of_one_of_several_waits_for_no_checkpoint(
+  error, number, is_closed, tmp_path, monkeypatch
+):
+  closed = []
+  checkpointer = Checkpointer(tmp_path, 9)
+  monkeypatch.setattr(jax, 'process_count', lambda: number)
+  checkpointer._manager.close = lambda: closed.append(True)
+  with contextlib.suppress(error), checkpointer:
+    raise error('no')
+  assert bool(closed) == is_closed
