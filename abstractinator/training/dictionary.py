@@ -70,7 +70,8 @@ def fill(
     if level.segmentation.target_length is not None:
       for batch in itertools.islice(itertools.cycle(sample), _SETTLING_BATCHES):
         *_, after = divide(variables, shard_batch(batch, mesh))
-        variables |= after
+        # Processes that run ahead of each other would wait for ever.
+        variables |= jax.block_until_ready(after)
     for batch in sample:
       ids_BS, index_BS, _ = divide(variables, shard_batch(batch, mesh))
       counts.update(_segments(*jax.device_get((ids_BS, index_BS))))
