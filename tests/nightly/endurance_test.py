@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from abstractinator.runs import checkpoint
 from tests.helpers import many_processes
 from tests.helpers.many_processes import assert_same_state, finish, metrics
 
@@ -138,11 +139,13 @@ def test_killed_runs_end_like_one_never_killed(name, corpus, tmp_path):
     begun = time.time()
     started = many_processes.start(flags, processes, devices)
     if killed.total() < kills:
+      seconds = rng.uniform(0, whole)
       if killed.total() % 2:
         # Most of a short run passes before its first step.
         wait_for_training(workdir, begun, started)
+        seconds /= 3
       with contextlib.suppress(subprocess.TimeoutExpired):
-        started[0].wait(rng.uniform(0, whole))
+        started[0].wait(seconds)
       for process in started:
         process.kill()
     ended = finish(started)
@@ -157,10 +160,21 @@ def test_killed_runs_end_like_one_never_killed(name, corpus, tmp_path):
   assert killed['during a save'] + killed['in between'] > 0
 
 
-def wait_for_training(workdir, begun, started):
+def wait_for_training(
+  workdir: pathlib.Path, begun: float, started: list[subprocess.Popen]
+) -> None:
+  """Waits until a run logs a step that has no checkpoint yet, or ends."""
+  path = workdir / 'metrics.jsonl'
+
   def is_training():
-    events = workdir.glob('tensorboard/*')
-    return any(p.stat().st_mtime >= begun for p in events)
+    if started[0].poll() is not None:
+      return True
+    # Before that, lines of the process before are there.
+    if not path.exists() or path.stat().st_mtime < begun:
+      return False
+    logged = [line['step'] for line in metrics(workdir)]
+    saved = checkpoint.latest_step(str(workdir)) or 0
+    return max(logged, default=0) > saved
 
   many_processes.wait_until(is_training, started)
 
