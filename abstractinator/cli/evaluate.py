@@ -11,11 +11,12 @@ from abstractinator.config import DataConfig
 from abstractinator.evaluation import units
 
 if TYPE_CHECKING:
-  from abstractinator.data.documents import Documents
+  from abstractinator.config import RunConfig
   from abstractinator.evaluation.evaluate import Figure, Figures
   from abstractinator.evaluation.evaluator import Evaluator
   from abstractinator.evaluation.windows import DocumentPassages, Passage
   from abstractinator.objective.by_level import ByLevel
+  from abstractinator.types import PyTree
 
 EXAMPLE = "abstractinator evaluate RUN --data='texts/*.txt'"
 
@@ -68,11 +69,12 @@ def run(args: argparse.Namespace) -> str:
   common.be_quiet()
   common.say(f'loading {args.workdir}')
   from abstractinator.evaluation.evaluate import evaluate
-  from abstractinator.evaluation.evaluator import open_run
+  from abstractinator.evaluation.evaluator import Evaluator
+  from abstractinator.runs.load import read_trained
 
-  evaluator = open_run(
-    args.workdir,
-    args.step,
+  trained = read_trained(args.workdir, args.step)
+  evaluator = Evaluator(
+    *trained,
     batch_size=args.batch_size,
     stride=args.stride,
     candidates=args.candidates,
@@ -82,9 +84,18 @@ def run(args: argparse.Namespace) -> str:
       '--data: got none, allowed: globs of texts, for a run that has learned'
       ' from codes and held out no text'
     )
+  if args.drift and not evaluator.has_codes:
+    raise ValueError(
+      '--drift: got a run of an entropy model, allowed: a run with codes'
+    )
   passages = open_documents(
     evaluator.config.data, args.data, args.max_documents
   )
+  if args.generated:
+    from abstractinator.evaluation import generated
+
+    # Before the long work, since there may be none.
+    texts = generated.held_out_texts(evaluator, passages.documents)
   common.say(f'evaluating {len(passages.documents):,} documents, compiling')
   decode = not args.no_decode
   found = evaluate(evaluator, _Counted(passages), decode=decode)
@@ -95,14 +106,10 @@ def run(args: argparse.Namespace) -> str:
     common.say('evaluating disturbed text')
     more |= noise_figures(evaluator, passages.documents, decode=decode)
   if args.generated:
-    more |= _generated(evaluator, args, passages.documents)
+    more |= _generated(evaluator, trained, texts)
   if args.drift:
     from abstractinator.evaluation.robustness import drift_figures
 
-    if not evaluator.has_codes:
-      raise ValueError(
-        '--drift: got a run of an entropy model, allowed: a run with codes'
-      )
     common.say('evaluating repetitive text')
     more |= drift_figures(evaluator, passages.documents)
   return common.answer(
@@ -111,13 +118,15 @@ def run(args: argparse.Namespace) -> str:
 
 
 def _generated(
-  evaluator: 'Evaluator', args: argparse.Namespace, documents: 'Documents'
+  evaluator: 'Evaluator',
+  trained: tuple['RunConfig', 'PyTree'],
+  texts: Sequence[bytes],
 ) -> 'Figures':
-  """Figures of text that a run generates."""
+  """Figures of continuations of texts by a run: its config and variables."""
   from abstractinator.evaluation.generated import generated_figures
-  from abstractinator.inference import load
+  from abstractinator.inference import TrainedPyramid
 
-  pyramid = load(args.workdir, args.step)
+  pyramid = TrainedPyramid(*trained)
 
   def continue_texts(prompts: Sequence[bytes], num_bytes: int) -> list[bytes]:
     drawn = pyramid.generate(
@@ -129,7 +138,9 @@ def _generated(
     return [sample for (sample,) in drawn]
 
   common.say('generating texts')
-  return generated_figures(evaluator, documents, continue_texts)
+  if evaluator.has_codes and evaluator.config.model.top_lm is None:
+    common.say('this run has no top LM: the last code of each prompt repeats')
+  return generated_figures(evaluator, texts, continue_texts)
 
 
 # Figures that come first, in this order.

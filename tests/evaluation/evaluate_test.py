@@ -212,10 +212,24 @@ def test_an_entropy_model_has_its_own_figures(tmp_path, capsys):
   tiny_run.save(tmp_path, config)
   text = tmp_path / 'a.txt'
   text.write_bytes(b'some text' * 9)
-  assert main(['evaluate', str(tmp_path), f'--data={text}', '--json']) == 0
+  args = ['evaluate', str(tmp_path), f'--data={text}']
+  assert main([*args, '--generated', '--json']) == 0
   assert set(json.loads(capsys.readouterr().out)) == {
     'documents',
     'bytes',
     'entropy_model_bits_per_byte',
     'entropy_model_byte_accuracy',
+    'generated/entropy_model_bits_per_byte',
+    'generated/held_out_bits_per_byte',
+    'generated/over_held_out',
   }
+  text.write_bytes(b'short')
+  for flag, message in (
+    ('--generated', 'data: got no document of 24 bytes, allowed: at least one'),
+    ('--drift', '--drift: got a run of an entropy model, allowed: a run with'),
+  ):
+    assert main([*args, flag]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    # Nothing long was done before.
+    assert 'compiling' not in said

@@ -7,7 +7,10 @@ from abstractinator import types
 from abstractinator.data.documents import Documents, MemoryDocument
 from abstractinator.evaluation.evaluate import texts_bits
 from abstractinator.evaluation.evaluator import open_run
-from abstractinator.evaluation.generated import generated_figures
+from abstractinator.evaluation.generated import (
+  generated_figures,
+  held_out_texts,
+)
 from abstractinator.evaluation.windows import Passage
 from tests.helpers import tiny_run
 
@@ -33,7 +36,9 @@ def test_both_continuations_are_priced_after_the_prompt(evaluator):
     asked.append((prompts, num_bytes))
     return [b'', bytes(reversed(texts[2][start:stop])), b'abc']
 
-  found = generated_figures(evaluator, documents, draw)
+  found = generated_figures(
+    evaluator, held_out_texts(evaluator, documents), draw
+  )
   # The first text is too short.
   assert asked == [([text[:start] for text in texts[1:]], stop - start)]
 
@@ -62,4 +67,4 @@ def test_both_continuations_are_priced_after_the_prompt(evaluator):
 
 def test_short_documents_alone_are_refused(evaluator):
   with pytest.raises(ValueError, match=r'data: got no document of \d+ bytes'):
-    generated_figures(evaluator, Documents([MemoryDocument('a', b'a')]), list)
+    held_out_texts(evaluator, Documents([MemoryDocument('a', b'a')]))
