@@ -98,7 +98,10 @@ def add(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def add_files(parser: argparse.ArgumentParser) -> None:
   """Adds the file that a command reads and the one it writes."""
-  for name, use in (('file', 'read'), ('out', 'write')):
+  for name, use in (
+    ('file', 'read, or - for standard input'),
+    ('out', 'write'),
+  ):
     parser.add_argument(name, type=os.path.expanduser, help=f'file to {use}')
   add(parser, '--force')
 

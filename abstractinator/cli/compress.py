@@ -1,7 +1,6 @@
 """Command `abstractinator compress`."""
 
 import argparse
-import pathlib
 from typing import TYPE_CHECKING
 
 from abstractinator.cli import common
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> str:
       f'--candidates: got {args.candidates}, allowed: with --model hierarchy'
       ' only'
     )
-  data = pathlib.Path(args.file).read_bytes()
+  data = common.read_bytes(args.file)
   model = open_model(args, is_hierarchy, candidates=args.candidates)
   from abstractinator.compression import codec
 

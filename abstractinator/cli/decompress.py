@@ -1,7 +1,6 @@
 """Command `abstractinator decompress`."""
 
 import argparse
-import pathlib
 
 from abstractinator.cli import common, compress
 
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
   """Restores a file that `compress` wrote, byte for byte."""
   common.require_new(args.out, force=args.force)
-  content = pathlib.Path(args.file).read_bytes()
+  content = common.read_bytes(args.file)
   common.be_quiet()
   from abstractinator.compression import codec, container
 

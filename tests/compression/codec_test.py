@@ -1,6 +1,8 @@
 import dataclasses
+import io
 import lzma
 import os
+import sys
 
 import jax
 import numpy as np
@@ -209,7 +211,7 @@ def test_lanes_are_bounded_by_bytes_and_memory(model):
   assert large.max_lanes == (1 << 29) // size < model.max_lanes <= 65535
 
 
-def test_commands(tmp_path, capsys):
+def test_commands(tmp_path, monkeypatch, capsys):
   tiny_run.save(tmp_path / 'run', tiny_run.config())
   tiny_run.save(tmp_path / 'other', tiny_run.config(), steps=(4,))
   text, small, back = (str(tmp_path / x) for x in ('text', 'small', 'back'))
@@ -217,7 +219,12 @@ def test_commands(tmp_path, capsys):
   with open(text, 'wb') as file:
     file.write(data)
   run, other = str(tmp_path / 'run'), str(tmp_path / 'other')
-  assert main(['compress', run, text, small, '--lanes=1']) == 0
+
+  def give(content):
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
+
+  give(data)
+  assert main(['compress', run, '-', small, '--lanes=1']) == 0
   assert main(['decompress', other, small, back]) == 2
   assert 'allowed: the checkpoint that wrote it' in capsys.readouterr().err
   assert not (tmp_path / 'back').exists()
@@ -226,6 +233,9 @@ def test_commands(tmp_path, capsys):
     f'{len(data)} bytes restored from {os.path.getsize(small)}\n'
   )
   assert (tmp_path / 'back').read_bytes() == data
-  assert main(['decompress', run, small, back, '--force']) == 0
+  (tmp_path / 'back').write_bytes(b'')
+  give((tmp_path / 'small').read_bytes())
+  assert main(['decompress', run, '-', back, '--force']) == 0
+  assert (tmp_path / 'back').read_bytes() == data
   assert main(['compress', run, text, back]) == 2
   assert 'exists, allowed' in capsys.readouterr().err
