@@ -92,7 +92,7 @@ def text(
     train=_source(data.train),
     held_out=_source(data.validation)
     if data.validation
-    else f'{data.validation_fraction:.0%} of the documents',
+    else f'{100 * data.validation_fraction:g}% of the documents',
     rows=data.batch_size,
     length=data.sequence_length,
     ids=step * data.batch_size * data.sequence_length,
@@ -150,4 +150,4 @@ def _figures(figures: Mapping[str, float | None], dtype: str) -> str:
   table = '\n'.join(['| figure | value |', '|---|---|', *rows])
   if dtype == 'float32':
     return table
-  return f'{table}\n\nMeasured in float32, before parameters were rounded.'
+  return f'{table}\n\nMeasured before parameters were rounded.'

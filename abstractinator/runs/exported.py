@@ -44,7 +44,8 @@ def require_room(directory: str, *, force: bool = False) -> None:
     OSError: If it cannot be listed.
   """
   there = os.listdir(directory) if os.path.lexists(directory) else []
-  if 'checkpoints' in there:
+  # A run has the second one before its first checkpoint.
+  if not {'checkpoints', 'tensorboard'}.isdisjoint(there):
     raise ValueError(f'{directory}: holds a run, allowed: another directory')
   if there and not force:
     raise ValueError(

@@ -178,6 +178,11 @@ def test_nothing_is_replaced_unasked(workdir, folder, tmp_path, capsys):
     assert message in line
   assert main(['export', workdir, workdir, '--force']) == 2
   assert 'holds a run' in capsys.readouterr().err
+  # It has no checkpoint yet.
+  (tmp_path / 'early' / 'tensorboard').mkdir(parents=True)
+  assert main(['export', workdir, str(tmp_path / 'early'), '--force']) == 2
+  assert 'holds a run' in capsys.readouterr().err
+  shutil.rmtree(tmp_path / 'early')
   assert [x.name for x in tmp_path.iterdir()] == ['kept']
   assert main(['export', workdir, str(tmp_path), '--force', '--step=3']) == 0
   assert abstractinator.load(str(tmp_path)).step == 3
