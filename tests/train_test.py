@@ -414,6 +414,9 @@ def test_home_directory_in_flags(settings, tmp_path, monkeypatch, capsys):
   *_, line = _refused(capsys, *settings, *flags)
   assert f"workdir: got '{tmp_path}/absent'" in line
   assert not os.listdir(tmp_path)
+  with Lock(str(tmp_path / 'run')):
+    *_, line = _refused(capsys, *settings, flags[0])
+  assert f'{tmp_path}/run: process {os.getpid()} on ' in line
 
 
 def test_second_process_in_a_directory_changes_nothing(finished, tmp_path):

@@ -8,6 +8,7 @@ import stat
 import pytest
 
 from abstractinator.cli import common
+from abstractinator.cli.main import main
 
 
 def test_a_new_file_is_like_any_other(tmp_path):
@@ -96,6 +97,23 @@ def test_a_name_that_cannot_be_written(tmp_path):
     common.require_new(path)
   common.require_new(str(tmp_path / 'out'))
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    'encode no_run no_file --out=OUT.npz',
+    'decode no_run no_file.npz --out=OUT',
+    'view no_run no_file --html=OUT',
+    'compress no_run no_file OUT',
+    'decompress no_run no_file OUT',
+  ],
+)
+def test_it_is_refused_before_the_work(command, tmp_path, capsys):
+  out = str(tmp_path / ('x' * 300))
+  assert main(command.replace('OUT', out).split()) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'File name too long' in line
 
 
 def test_a_directory_that_is_not_there(tmp_path):

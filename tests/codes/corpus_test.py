@@ -183,6 +183,17 @@ def test_a_manifest_is_mended_for_its_own_corpus_and_run_alone(tmp_path):
     encode(tmp_path, Encoder())
 
 
+def test_a_link_under_the_name_of_a_temporary_file_is_not_followed(tmp_path):
+  encode(tmp_path, Encoder())
+  sound = (tmp_path / corpus.MANIFEST).read_text()
+  (tmp_path / 'manifest.json.tmp').symlink_to(tmp_path / 'kept')
+  (tmp_path / 'kept').write_text('kept')
+  damage(tmp_path, lambda manifest: manifest['data'].update(num_texts=4))
+  encode(tmp_path, Encoder())
+  assert (tmp_path / corpus.MANIFEST).read_text() == sound
+  assert (tmp_path / 'kept').read_text() == 'kept'
+
+
 def test_another_corpus_or_run_is_refused(tmp_path):
   encode(tmp_path, Encoder())
   with pytest.raises(ValueError, match=r'data is .* allowed'):

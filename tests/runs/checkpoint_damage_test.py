@@ -1,6 +1,7 @@
 """Damaged checkpoints, and a disk that refuses one."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -37,6 +38,10 @@ def truncate(path):
     f.truncate(os.path.getsize(path) // 2)
 
 
+def nest(path):
+  path.write_text('[' * 100_000)
+
+
 def save_one_array(workdir, *steps):
   """Saves one array, so that the largest file is its data and not an index."""
   with Checkpointer(workdir, 9, 'loss') as checkpointer:
@@ -60,6 +65,8 @@ def save_one_array(workdir, *steps):
     (truncate, 'config/metadata'),
     (os.remove, 'config/metadata'),
     (truncate, 'checksums/metadata'),
+    (nest, 'config/metadata'),
+    (nest, 'checksums/metadata'),
     (shutil.rmtree, 'state'),
     (shutil.rmtree, 'checksums'),
     (shutil.rmtree, 'data'),
@@ -220,6 +227,23 @@ def test_a_disk_that_refuses_a_checkpoint(is_held, tmp_path, caplog):
   with Checkpointer(tmp_path, 9) as checkpointer:
     checkpointer.save(7, state, {}, CONFIG)
   assert_equal(checkpoint.restore(tmp_path, target).state, state)
+
+
+@pytest.mark.parametrize('name', ['EDQUOT', 'EIO', 'ENOSPC', 'EROFS'])
+def test_any_error_of_a_disk_is_told(name, tmp_path):
+  number = getattr(errno, name)
+  reason = os.strerror(number)
+  checkpointer = Checkpointer(tmp_path, 9)
+  for error in (
+    OSError(number, reason),
+    # TensorStore says it in one of these ways.
+    ValueError(f"INTERNAL: [source='x' os_error_code='{number}']"),
+    ValueError(f'Error writing "x" [OS error {number}: no]'),
+  ):
+    checkpointer._first_error.error = error
+    with pytest.raises(OSError, match='cannot be written') as info:
+      checkpointer.check()
+    assert str(info.value).endswith(f'cannot be written ({reason})')
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from abstractinator.runs import metric_lines
+from abstractinator.config import RunConfig
+from abstractinator.runs import metric_lines, workdir
+from tests.helpers.config_values import values
 
 
 def write(folder, text):
@@ -64,3 +66,14 @@ def test_minutes_are_those_of_all_steps(tmp_path):
   ]
   write(tmp_path, '\n'.join(map(json.dumps, lines)))
   assert metric_lines.minutes(metric_lines.read(tmp_path)) == 2.0
+
+
+def test_links_under_names_of_temporary_files_are_not_followed(tmp_path):
+  kept = tmp_path / 'kept'
+  kept.write_text('kept')
+  for name in ('config.json.tmp', 'metrics.jsonl.tmp'):
+    (tmp_path / name).symlink_to(kept)
+  workdir.claim(str(tmp_path), RunConfig.from_dict(values()))
+  metric_lines.drop_after(write(tmp_path, '{"step": 1}\n{"step": 2}\n'), 1)
+  assert metric_lines.last_step(tmp_path) == 1
+  assert kept.read_text() == 'kept'

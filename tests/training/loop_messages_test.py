@@ -35,6 +35,11 @@ def test_a_run_says_what_it_is_and_that_it_compiles(
     'optimizer.warmup_steps: shortened from 50 to 3 of 6 steps; raise max_steps'
   )
   assert last == 'compiling the training step'
+  # Of more epochs the run would be longer.
+  run.config.__dict__.update(max_steps=99)
+  run._reporter(run.start()).writer.close()
+  *_, warmup, last = capsys.readouterr().err.splitlines()
+  assert warmup.endswith(' 3 of 6 steps; raise num_epochs')
 
 
 def test_the_batches_of_evaluations_to_come(tmp_path):

@@ -2,10 +2,12 @@
 
 import json
 import os
+from unittest import mock
 
 import pytest
 
 from abstractinator.config import RunConfig
+from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.training.loop import Run
 from configs import entropy_pretrain, tiny
 
@@ -54,3 +56,36 @@ def test_a_mistake_in_the_program_stays_one(run, monkeypatch):
   monkeypatch.setattr(run, '_step', fail)
   with pytest.raises(ValueError, match='a mistake'):
     run.train(state)
+
+
+def test_a_failed_save_is_noticed_at_the_next_line_of_the_log(run):
+  saver = mock.Mock(check=mock.Mock(side_effect=OSError('disk full')))
+  with pytest.raises(OSError, match='disk full'):
+    run._interrupt({'log'}, 2, None, None, mock.Mock(), saver)
+
+
+def test_metrics_of_two_intervals_may_come_before_a_checkpoint(run):
+  """A run that is killed while it writes its first checkpoint leaves them."""
+  os.makedirs(f'{run.workdir}/checkpoints/2.orbax-checkpoint-tmp')
+  for step, is_refused in ((4, False), (5, True)):
+    with open(f'{run.workdir}/metrics.jsonl', 'w') as file:
+      file.write(json.dumps({'step': step}))
+      file.write('\n')
+    if is_refused:
+      with pytest.raises(ValueError, match='no checkpoint to resume from'):
+        run.start()
+    else:
+      assert int(run.start().step) == run._next_row == 0
+
+
+def test_a_run_resumes_from_an_earlier_checkpoint_of_another(run, tmp_path):
+  state, other = run.start(), str(tmp_path / 'other')
+  with Checkpointer(other, 9) as saver:
+    for step in (1, 2):
+      position = {'next_row': 8 * step, 'metrics': None, **run._data_identity}
+      saver.save(step, state, position, run.config.to_dict())
+  for step, next_row in ((1, 8), (None, 16)):
+    run.start(other, step)
+    assert run._next_row == next_row
+  with pytest.raises(ValueError, match=r"OTHER: item data .* no 'metrics'"):
+    run._go_on_at({'next_row': 8}, 'OTHER')
