@@ -132,8 +132,9 @@ def test_killed_runs_end_like_one_never_killed(name, corpus, tmp_path):
   whole = time.time() - begun
   print(f'{name}: {whole:.0f} seconds of a run never killed', flush=True)
   rng = random.Random(0)
-  killed, ends = collections.Counter(), 0
-  while killed.total() < kills or not ends:
+  killed, ends, code = collections.Counter(), 0, 0
+  # The last run has to end, too.
+  while killed.total() < kills or code:
     workdir = tmp_path / f'run{ends}'
     flags = [*args, f'--workdir={workdir}']
     begun = time.time()
