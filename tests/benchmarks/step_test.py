@@ -10,6 +10,7 @@ from abstractinator.cli import config_file
 TINY = ['data.batch_size=2', 'data.sequence_length=32']
 
 
+@pytest.mark.nightly
 def test_rows_are_each_config_varied_and_the_plain_transformer(tmp_path):
   path = tmp_path / 'rows.jsonl'
   argv = ['tiny', '--steps=1', f'--json={path}']
