@@ -417,9 +417,12 @@ def advance_collections(collections: PyTree) -> PyTree:
   Returns:
     The collections of the next step.
   """
-  return jax.tree.map(
-    # The table of a dictionary stays as it is.
-    lambda state: _ADVANCE.get(type(state), lambda table: table)(state),
-    collections,
-    is_leaf=lambda node: type(node) in _ADVANCE,
+
+  def advance(path: tuple[jax.tree_util.DictKey, ...], state: PyTree) -> PyTree:
+    if path[-1].key == 'table':  # That of a dictionary is counted once.
+      return state
+    return _ADVANCE[type(state)](state)
+
+  return jax.tree_util.tree_map_with_path(
+    advance, collections, is_leaf=lambda node: type(node) in _ADVANCE
   )
