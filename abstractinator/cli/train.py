@@ -200,6 +200,7 @@ def _start(
   if args.profile_steps is not None:
     profile = Profile.parse(args.profile_steps)
   processes.join(args.coordinator_address, args.num_processes, args.process_id)
+  processes.require_device()
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   workdir = args.workdir or processes.agree(os.path.join('runs', now))
   for name, text in (

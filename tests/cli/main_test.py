@@ -390,11 +390,18 @@ def test_output_on_a_full_disk_is_told_in_a_line(workdir):
   assert process.returncode == 2
 
 
-@pytest.mark.parametrize('platform', ['cuda', 'nowhere'])
-def test_a_platform_that_is_not_there(workdir, platform):
-  process = run('segment', workdir, JAX_PLATFORMS=platform)
-  # The first line says what the command waits for.
-  _, line = process.stderr.decode().splitlines()
+@pytest.mark.parametrize(
+  ('command', 'platform'), [('segment', 'nowhere'), ('train', 'cuda')]
+)
+def test_a_platform_that_is_not_there(workdir, tmp_path, command, platform):
+  args = {
+    'segment': [workdir],
+    'train': ['--config=tiny', f'--workdir={tmp_path / "run"}'],
+  }
+  process = run(command, *args[command], JAX_PLATFORMS=platform)
+  # The first lines say what the command waits for.
+  *_, line = process.stderr.decode().splitlines()
+  assert 'Traceback' not in process.stderr.decode()
   assert line.startswith('abstractinator: error: JAX_PLATFORMS: got ')
   assert f"'{platform}'" in line
   assert "pip install 'abstractinator[cuda13]'" in line
