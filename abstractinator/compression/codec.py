@@ -136,8 +136,9 @@ def _cause(wrote: str, reads: str) -> str:
   """Returns why a block decodes to something else, and what is allowed."""
   if wrote == reads:
     return (
-      f'the file is damaged, since floats are those of {reads}, where it was'
-      ' written; allowed: the file that `compress` wrote'
+      'the file is damaged, or written by other code, since floats are those'
+      f' of {reads}, where it was written; allowed: the file that `compress`'
+      ' wrote, and the version of abstractinator that did'
     )
   return (
     f'floats differ between {wrote}, where it was written, and {reads};'

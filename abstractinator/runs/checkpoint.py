@@ -174,17 +174,16 @@ def _read_state(
   Returns:
     The tree, filled.
   """
-  path = os.path.join(manager.directory, str(step))
+  path = manager.directory / str(step)
   try:
-    metadata = manager.item_metadata(step).state
+    # By the manager metrics would be read, too.
+    metadata = ocp.PyTreeCheckpointHandler().metadata(path / 'state')
   except Exception as error:
     detail = f'state: {_first_line(error)}'
     raise_damaged(manager.directory, step, detail, error)
-  if metadata is None:
-    raise_damaged(manager.directory, step, 'state: has no description')
   saved = checksums.by_path(metadata.tree)
   saved = {name: leaf for name, leaf in saved.items() if is_wanted(name)}
-  require_same_leaves(path, saved, checksums.by_path(abstract))
+  require_same_leaves(str(path), saved, checksums.by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -378,7 +377,9 @@ def _open_to_read(workdir: str) -> ocp.CheckpointManager:
     raise ValueError(
       f'workdir: got {workdir!r}, allowed: the directory of a run'
     )
-  return open_manager(directory_of(workdir), create=False)
+  # A reader needs no metrics, and so their damage does not concern it.
+  directory = directory_of(workdir)
+  return open_manager(directory, create=False, lightweight_initialize=True)
 
 
 def open_manager(directory: str, **options: Any) -> ocp.CheckpointManager:

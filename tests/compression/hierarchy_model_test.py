@@ -19,6 +19,7 @@ from abstractinator.compression.hierarchy_model import (
 from abstractinator.config import RunConfig
 from abstractinator.evaluation.unigram import CodeCounts
 from abstractinator.objective import losses
+from abstractinator.ops.segmentation_rules import RULES
 from abstractinator.types import Batch
 from tests.helpers import tiny_dictionary, tiny_run, tiny_texts
 from tests.helpers.jitted import jit
@@ -136,6 +137,8 @@ NIGHTLY = (
   'segment',
   'full',
   'a base',
+  # `a stream of a dictionary` has all of it, and its codes are coded alike.
+  'a stream',
   'a stream of two digits, segments alone',
   'a stream, ends by a head',
   'a stream over two levels',
@@ -318,7 +321,7 @@ def test_other_payloads_are_refused(model):
   'context', ['window', pytest.param('segment', marks=pytest.mark.nightly)]
 )
 @pytest.mark.usefixtures('always_coded')
-def test_ends_by_entropy_come_back_and_take_no_bits(context):
+def test_ends_by_entropy_come_back_and_take_no_bits(context, monkeypatch):
   """Rows of a block are lanes; the rule says nearly all of their ends."""
   config = config_of(context, lookback=1, ends='entropy')
   model, _ = make(config, widths=(2, 8))
@@ -337,7 +340,23 @@ def test_ends_by_entropy_come_back_and_take_no_bits(context):
   for wrong in ([0, *numbers[1:]], [*numbers[:-1], numbers[-1] + 1]):
     with pytest.raises(ValueError, match='got rows of'):
       level.first_segments(wrong, len(length_P))
-  assert decompress(model, compress(model, data)) == data
+  content = compress(model, data)
+  assert decompress(model, content) == data
+  # The fingerprint does not cover the code of a rule, and checksums do.
+  rule = RULES['entropy_delta']
+  monkeypatch.setitem(RULES, 'entropy_delta', rule._replace(wish=later(rule)))
+  # Other widths are traced anew.
+  other, _ = make(config, widths=(4, 8))
+  assert other.fingerprint == model.fingerprint
+  with pytest.raises(ValueError, match='decodes to something else, '):
+    decompress(other, content)
+
+
+def later(rule):
+  """Returns a rule's wishes at a higher threshold."""
+  return lambda known, policy: rule.wish(
+    known, policy.replace(threshold=policy.threshold + 0.5)
+  )
 
 
 class EndCounter(RangeCoder):

@@ -96,11 +96,13 @@ def test_flipped_bytes_in_an_array(tmp_path):
 
 
 def test_damaged_metrics(tmp_path):
-  save_one_array(tmp_path, 5)
+  target = save_one_array(tmp_path, 5)
   truncate(tmp_path / 'checkpoints/5/metrics/metrics')
   message = error_of(Checkpointer, tmp_path, 9, 'loss')
   assert f'{tmp_path}/checkpoints/5: this checkpoint is damaged' in message
   assert '(metrics: Unterminated string' in message
+  # Only what continues a run has use for them.
+  assert checkpoint.restore(tmp_path, target).step == 5
 
 
 def json_files(workdir, step):
