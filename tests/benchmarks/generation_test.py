@@ -52,7 +52,9 @@ def test_random_codes_decode_alike_both_ways(capsys):
   assert one_by_one.startswith('| one_by_one ')
 
 
-@pytest.mark.parametrize('lookback', [0, 1])
+@pytest.mark.parametrize(
+  'lookback', [pytest.param(0, marks=pytest.mark.nightly), 1]
+)
 def test_codes_of_a_text_decode_once_for_each_context(tmp_path, lookback):
   config = tiny_run.config(lookback=lookback)
   run, text, path = (tmp_path / name for name in ('run', 'text', 'rows.jsonl'))

@@ -349,11 +349,14 @@ def test_the_version(capsys):
   )
 
 
-def test_a_terminal_without_the_characters(workdir):
-  process = run('segment', workdir, PYTHONIOENCODING='ascii')
-  assert process.returncode == 0
-  assert b'Zweite' in process.stdout.replace(b'|', b'')
-  assert process.stdout.isascii()
+def test_a_terminal_without_the_characters(workdir, file, monkeypatch):
+  out = io.BytesIO()
+  # As PYTHONIOENCODING makes it.
+  monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(out, encoding='ascii'))
+  assert main(['segment', workdir, file]) == 0
+  sys.stdout.flush()
+  assert b'Zweite' in out.getvalue().replace(b'|', b'')
+  assert out.getvalue().isascii()
 
 
 def test_a_reader_that_leaves_is_no_error(workdir):

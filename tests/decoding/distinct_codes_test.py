@@ -65,7 +65,10 @@ def test_each_slot_gets_what_its_codes_become(
   assert len(set(map(tuple, ids[is_valid]))) > 1
 
 
-@pytest.mark.parametrize(('lookback', 'groups'), [(0, 4), (1, 8)])
+@pytest.mark.parametrize(
+  ('lookback', 'groups'),
+  [pytest.param(0, 4, marks=pytest.mark.nightly), (1, 8)],
+)
 def test_rows_of_a_device_are_decoded_together(
   tiny_level, monkeypatch, lookback, groups
 ):

@@ -39,10 +39,15 @@ FORMS = {
     top={'inputs': 'segments'},
   ),
 }
-# Levels on levels; what codes of `fsq` cost is tested always.
+# Levels on levels. A digit is the case of several with one, and `streams` have
+# one too; what codes of `fsq` cost is tested always.
 kinds = pytest.mark.parametrize(
   'kind',
-  ['vq', 'rvq', 'streams', pytest.param('fsq', marks=pytest.mark.nightly)],
+  [
+    'rvq',
+    'streams',
+    *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ('vq', 'fsq')),
+  ],
 )
 
 

@@ -52,15 +52,13 @@ def moved(state, x_NC, code_N, pad_code):
   In the original one code stands for padding, and its vectors do not count.
   Ours has no such code, so those vectors are passed as invalid.
   """
-  return codebook.advance(
-    codebook.observe(
-      state,
-      jnp.asarray(x_NC),
-      code_N,
-      code_N != pad_code,
-      jnp.arange(len(code_N), dtype=jnp.uint32),
-    )
-  )
+  row_N = np.arange(len(code_N), dtype=np.uint32)
+  return _step(state, x_NC, code_N, code_N != pad_code, row_N)
+
+
+@jax.jit
+def _step(state, *observed):
+  return codebook.advance(codebook.observe(state, *observed))
 
 
 def staying(state, code_N, pad_code):

@@ -57,7 +57,8 @@ def make_values(levels=2):
     level.quantizer.update(cosine=True, rate_temperature=0.5)
     top_lm.inputs = 'segments'
   top_lm.d_model = 16
-  top_lm.stack.update(num_layers=2, num_heads=2, ffn_dim=32)
+  # A second level runs at night, on layers as a loop as well.
+  top_lm.stack.update(num_layers=levels, num_heads=2, ffn_dim=32)
   return values
 
 

@@ -27,6 +27,8 @@ WIRINGS = [
   ('segment', 0, 'regular', 2),
   ('window', 1, 'mla', 3),
 ]
+# The others of each context have more to see.
+AT_NIGHT = WIRINGS[:3] + WIRINGS[4:5]
 LATENT = {
   'expander__attention__kv_dim': 6,
   'expander__attention__query_dim': 5,
@@ -35,7 +37,12 @@ LATENT = {
 
 
 @pytest.fixture(
-  scope='module', params=WIRINGS, ids=lambda w: '-'.join(map(str, w))
+  scope='module',
+  params=[
+    pytest.param(w, marks=[pytest.mark.nightly] * (w in AT_NIGHT))
+    for w in WIRINGS
+  ],
+  ids=lambda w: '-'.join(map(str, w)),
 )
 def level(request, tiny_level):
   context, lookback, form, queries = request.param

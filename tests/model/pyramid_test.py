@@ -29,7 +29,9 @@ def shapes(model):
   return jax.eval_shape(model.init, jax.random.key(0), batch)
 
 
-@pytest.mark.parametrize('top_lm', [None, 'discrete'])
+@pytest.mark.parametrize(
+  'top_lm', [pytest.param(None, marks=pytest.mark.nightly), 'discrete']
+)
 def test_a_single_level_starts_as_it_does_without_a_pyramid(top_lm):
   """Its variables lie under `level_0`, and are the same numbers."""
   config = tiny_pyramid.make_config(
@@ -120,7 +122,7 @@ def test_codes_of_a_level_are_the_ids_of_the_next(kind):
 def test_a_document_that_the_row_cuts_off_does_not_end():
   batch = make_rows([(23, 0), (17, 1)])
   cut = batch.replace(ids_BS=batch.ids_BS.at[0, -1].set(7))
-  output = make(TWO).call(cut)
+  output = make(FORMS['rvq']).call(cut)
   assert int(output.top_codes.is_end_BP.sum()) == 1
 
 

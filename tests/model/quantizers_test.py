@@ -19,6 +19,15 @@ def make(variant):
   return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
 
 
+@functools.cache
+def compiled(model, **kwargs):
+  return jax.jit(functools.partial(model.apply, **kwargs))
+
+
+def apply(model, *args, **kwargs):
+  return compiled(model, **kwargs)(*args)
+
+
 advance = jax.jit(advance_collections)
 
 
@@ -31,15 +40,29 @@ def states(collections):
   return jax.tree.leaves(collections, is_leaf=lambda x: hasattr(x, 'hits_K'))
 
 
-all_variants = pytest.mark.parametrize('variant', VARIANTS)
-with_state = pytest.mark.parametrize('variant', WITH_STATE)
+# Others have their options: a code space and k-means in `rvq kmeans`, the unit
+# length of a code space in `vq cosine`, a single stage in `vq`.
+AT_NIGHT = ('vq code space', 'vq kmeans', 'rvq cosine', 'rvq of one stage')
+
+
+def each(variants):
+  return pytest.mark.parametrize(
+    'variant',
+    [
+      pytest.param(name, marks=[pytest.mark.nightly] * (name in AT_NIGHT))
+      for name in variants
+    ],
+  )
+
+
+all_variants, with_state = each(VARIANTS), each(WITH_STATE)
 
 
 @all_variants
 def test_codes_are_made_of_digits_and_lookup_gives_their_vectors(variant):
   model, variables = make(variant)
   sizes = model.config.stage_sizes
-  output = model.apply(variables, *inputs())
+  output = apply(model, variables, *inputs())
   codes, digits = np.asarray(output.codes_BP), np.asarray(output.digits_BPM)
   assert digits.shape == (*codes.shape, len(sizes))
   assert digits.dtype == codes.dtype == np.int32
@@ -48,7 +71,7 @@ def test_codes_are_made_of_digits_and_lookup_gives_their_vectors(variant):
   np.testing.assert_array_equal(codes, digits_lib.compose(digits, sizes))
   # The forward pass adds the entry as y + (entry - y), which rounds.
   np.testing.assert_allclose(
-    model.apply(variables, output.codes_BP, method='lookup'),
+    apply(model, variables, output.codes_BP, method='lookup'),
     output.vectors_BPD,
     atol=3e-6,
   )
@@ -64,7 +87,7 @@ def test_the_gradient_is_that_of_the_projections_alone(variant):
 
   def quantized(x):
     return jnp.sum(
-      weight * model.apply(variables, x, is_valid, row).vectors_BPD
+      weight * apply(model, variables, x, is_valid, row).vectors_BPD
     )
 
   def projected(x):
@@ -95,8 +118,8 @@ def test_the_gradient_is_that_of_the_projections_alone(variant):
 def test_evaluation_changes_nothing_and_training_only_the_sums(variant):
   model, variables = make(variant)
   assert ('vq' in variables) == (variant in WITH_STATE)
-  quiet = model.apply(variables, *inputs())
-  output, collections = model.apply(variables, *inputs(), mutable=['vq'])
+  quiet = apply(model, variables, *inputs())
+  output, collections = apply(model, variables, *inputs(), mutable='vq')
   assert_same(quiet, output)
   sums = {'hits_K', 'sum_KC', 'priority_R', 'candidate_RC'}
   before = states(variables.get('vq', {}))
@@ -107,7 +130,7 @@ def test_evaluation_changes_nothing_and_training_only_the_sums(variant):
       is_same = np.array_equal(getattr(old, name), getattr(new, name))
       assert is_same == (name not in sums), name
   # A second pass of the same step quantizes with the same codebook.
-  assert_same(quiet, model.apply(variables | collections, *inputs()))
+  assert_same(quiet, apply(model, variables | collections, *inputs()))
 
 
 @with_state
@@ -118,19 +141,20 @@ def test_empty_slots_change_no_bit(variant):
   # More empty slots, and an empty row.
   row_more = jnp.append(row, 99)
   (output, collections), (output_2, collections_2) = (
-    model.apply(variables, x, is_valid, row, mutable=['vq']) for x in (x, other)
+    apply(model, variables, x, is_valid, row, mutable='vq') for x in (x, other)
   )
   assert_same(collections, collections_2)
   assert_same(advance(collections), advance(collections_2))
   np.testing.assert_array_equal(
     output.vectors_BPD[is_valid], output_2.vectors_BPD[is_valid]
   )
-  _, collections_3 = model.apply(
+  _, collections_3 = apply(
+    model,
     variables,
     jnp.pad(other, ((0, 1), (0, 0), (0, 0)), constant_values=7.0),
     jnp.pad(is_valid, ((0, 1), (0, 0))),
     row_more,
-    mutable=['vq'],
+    mutable='vq',
   )
   assert_same(collections, collections_3)
   for state in states(collections):
@@ -144,11 +168,14 @@ def test_four_microbatches_make_the_state_of_the_batch(variant):
   apart = {'vq': variables['vq']}
   for seed in range(3):
     args = inputs(seed)
-    whole, together = model.apply(variables | together, *args, mutable=['vq'])
+    whole, together = apply(model, variables | together, *args, mutable='vq')
     codes = {}
     for row in (2, 0, 3, 1):
-      part, apart = model.apply(
-        variables | apart, *(x[row : row + 1] for x in args), mutable=['vq']
+      part, apart = apply(
+        model,
+        variables | apart,
+        *(x[row : row + 1] for x in args),
+        mutable='vq',
       )
       codes[row] = part.codes_BP[0]
     valid = np.asarray(args[1])
@@ -175,13 +202,13 @@ def test_only_the_direction_counts_with_cosine(variant):
   model, variables = make(variant)
   x, is_valid, row = inputs()
   scale = jnp.asarray(np.random.default_rng(2).uniform(0.1, 50, x.shape[:2]))
-  output = model.apply(variables, x, is_valid, row)
-  scaled = model.apply(variables, x * scale[..., None], is_valid, row)
+  output = apply(model, variables, x, is_valid, row)
+  scaled = apply(model, variables, x * scale[..., None], is_valid, row)
   np.testing.assert_array_equal(output.codes_BP, scaled.codes_BP)
   np.testing.assert_allclose(output.vectors_BPD, scaled.vectors_BPD, atol=2e-6)
   # Vectors of length 0 have finite gradients.
   grad = jax.grad(
-    lambda x: model.apply(variables, x, is_valid, row).vectors_BPD.sum()
+    lambda x: apply(model, variables, x, is_valid, row).vectors_BPD.sum()
   )(jnp.zeros_like(x))
   assert np.isfinite(grad).all()
 
@@ -190,7 +217,7 @@ def test_without_cosine_the_length_counts():
   model, variables = make('vq')
   x, is_valid, row = inputs()
   codes = [
-    model.apply(variables, scale * x, is_valid, row).codes_BP
+    apply(model, variables, scale * x, is_valid, row).codes_BP
     for scale in (0.1, 10.0)
   ]
   assert (codes[0] != codes[1]).any()
@@ -203,7 +230,7 @@ def test_a_codebook_learned_by_gradient_moves_to_its_vectors(variant):
   assert set(variables) == {'params'}
 
   def loss(params):
-    output = model.apply({'params': params}, *args)
+    output = apply(model, {'params': params}, *args)
     return jnp.sum(output.codebook_distance_BP), output
 
   before = None
@@ -216,21 +243,21 @@ def test_a_codebook_learned_by_gradient_moves_to_its_vectors(variant):
   # The commitment loss is the same number, and leaves the codebook alone.
   np.testing.assert_array_equal(output.codebook_distance_BP, output.distance_BP)
   still = jax.grad(
-    lambda p: model.apply({'params': p}, *args).distance_BP.sum()
+    lambda p: apply(model, {'params': p}, *args).distance_BP.sum()
   )(params)
   assert not any(np.any(g) for g in jax.tree.leaves(still))
   toward = jax.grad(
-    lambda x: model.apply(
-      {'params': params}, x, *args[1:]
+    lambda x: apply(
+      model, {'params': params}, x, *args[1:]
     ).codebook_distance_BP.sum()
   )(args[0])
   assert not np.any(toward)
 
 
-@pytest.mark.parametrize('variant', [*WITH_STATE, 'fsq'])
+@each([*WITH_STATE, 'fsq'])
 def test_no_other_codebook_learns_by_gradient(variant):
   model, variables = make(variant)
-  output = model.apply(variables, *inputs())
+  output = apply(model, variables, *inputs())
   assert not np.any(output.codebook_distance_BP)
   assert np.any(output.distance_BP) == (variant != 'fsq')
 
@@ -249,15 +276,15 @@ def test_forbidden_codes_are_never_chosen_and_protected_ones_never_moved(kind):
   start = first_stage(variables).codebook_KC
   entries = jnp.resize(start, (4, 5, 8))
   is_valid, row = jnp.ones((4, 5), bool), jnp.arange(4)
-  quiet = model.apply(variables, entries, is_valid, row)
+  quiet = apply(model, variables, entries, is_valid, row)
   assert set(np.ravel(quiet.digits_BPM[..., 0])) == {0, 2, 3, 5}
   chosen = set()
   for seed in range(8):
     rng = np.random.default_rng(seed)
     # Far from entry 0, which so is dead all the time.
     x = 5 * start[4] + rng.normal(size=(4, 5, 8)).astype(np.float32)
-    output, collections = model.apply(
-      variables, x, is_valid, row, mutable=['vq']
+    output, collections = apply(
+      model, variables, x, is_valid, row, mutable='vq'
     )
     variables = variables | advance(collections)
     chosen |= set(np.ravel(output.digits_BPM[..., 0]))

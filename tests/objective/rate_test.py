@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from abstractinator.model.quantizers import QUANTIZERS
 from abstractinator.objective import losses
 from tests.helpers.implementations import XLA
+from tests.helpers.jitted import jit
 from tests.helpers.tiny_pyramid import make_config
 
 KINDS = {
@@ -25,19 +26,20 @@ def quantizer_of(kind):
   quantizer = QUANTIZERS[kind](config, 16, XLA, jnp.float32)
   x = jax.random.normal(jax.random.key(1), (2, 6, 16))
   is_code = jnp.arange(6) < jnp.array([[6], [4]])
-  variables = quantizer.init(jax.random.key(0), x, is_code, jnp.arange(2))
+  variables = jit(quantizer.init)(jax.random.key(0), x, is_code, jnp.arange(2))
   return quantizer, variables, x, is_code
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_likeliest_digit_is_the_chosen_one(kind):
   quantizer, variables, x, is_code = quantizer_of(kind)
-  digits = quantizer.apply(variables, x, is_code, jnp.arange(2)).digits_BPM
-  soft = quantizer.apply(variables, x, 0.3, method='soft_digits')
+  output = jit(quantizer.apply)(variables, x, is_code, jnp.arange(2))
+  soft = jit(quantizer.apply, method='soft_digits')(variables, x, 0.3)
+  digits = np.asarray(output.digits_BPM)
   assert len(soft) == digits.shape[-1]
   for m, p in enumerate(soft):
-    np.testing.assert_allclose(jnp.sum(p, axis=-1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(jnp.argmax(p, axis=-1), digits[..., m])
+    np.testing.assert_allclose(np.sum(p, axis=-1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(np.argmax(p, axis=-1), digits[..., m])
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -50,6 +52,7 @@ def test_the_gradient_is_that_of_finite_differences(kind):
     for key, size in zip(keys, sizes, strict=True)
   )
 
+  @jax.jit
   def term(x):
     soft = quantizer.apply(variables, x, 2.0, method='soft_digits')
     return losses.rate_term(soft, logits, is_code)
@@ -74,10 +77,10 @@ def test_its_value_is_the_cost_less_the_entropy_of_the_mean():
 
 def test_predictions_get_no_gradient():
   quantizer, variables, x, is_code = quantizer_of('vq')
-  soft = quantizer.apply(variables, x, 1.0, method='soft_digits')
-  grads = jax.grad(lambda logits: losses.rate_term(soft, (logits,), is_code))(
-    jnp.zeros(soft[0].shape)
-  )
+  soft = jit(quantizer.apply, method='soft_digits')(variables, x, 1.0)
+  grads = jit(
+    jax.grad(lambda logits: losses.rate_term(soft, (logits,), is_code))
+  )(jnp.zeros(soft[0].shape))
   np.testing.assert_array_equal(grads, 0.0)
 
 
@@ -96,9 +99,10 @@ def test_it_lowers_the_cost_of_codes_of_a_source_whose_answer_is_known():
   scores = jax.random.normal(jax.random.key(0), (1, 5, 3))
   optimizer = optax.adam(0.05)
   state, step = optimizer.init(scores), jax.jit(jax.value_and_grad(term))
+  update = jax.jit(optimizer.update)
   for _ in range(300):
     value, grads = step(scores)
-    updates, state = optimizer.update(grads, state)
+    updates, state = update(grads, state)
     scores = optax.apply_updates(scores, updates)
   mean = np.asarray(jax.nn.softmax(scores).mean((0, 1)))
   np.testing.assert_allclose(mean, p, atol=0.01)

@@ -83,8 +83,14 @@ CASES = {
     'odd row': AttentionCase(30, size=71),
   },
 }
-# Steps are also tested without a window, and in bfloat16.
-AT_NIGHT = [('tpu', 'in steps')]
+# Steps are also tested without a window, and in bfloat16; a window beyond the
+# row is none.
+AT_NIGHT = [
+  ('tpu', 'in steps'),
+  ('tpu', 'to the end of a block'),
+  ('triton', 'to the end of a block'),
+  ('triton', 'beyond the row'),
+]
 EACH = [
   pytest.param(platform, name, marks=pytest.mark.nightly)
   if (platform, name) in AT_NIGHT
@@ -285,7 +291,10 @@ def test_is_the_same_on_many_devices():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize('window', [0, 127, 511, None])
+@pytest.mark.parametrize(
+  'window',
+  [511, None, *(pytest.param(x, marks=pytest.mark.nightly) for x in (0, 127))],
+)
 @pytest.mark.parametrize(
   ('implementation', 'platform'),
   [('pallas_tpu', 'tpu'), ('pallas_triton', 'cuda')],

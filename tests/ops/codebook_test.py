@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from abstractinator.ops import codebook
 from abstractinator.ops.nearest_code import nearest_code
+from tests.helpers import xla_flags
 
 SIZE, WIDTH, COUNT = 10, 3, 24
 NEVER = 10**6
@@ -337,7 +340,8 @@ def test_300_clusters_get_an_entry_of_their_own(kmeans_step):
     size, width, interval=10, after=20, decay=0.97, kmeans_step=kmeans_step
   )
 
-  @jax.jit
+  # Optimized: it runs for longer than it takes to compile.
+  @functools.partial(jax.jit, compiler_options=xla_flags.AS_USERS)
   def step(state, x, is_valid, name):
     code = nearest_code(x, state.codebook_KC, implementation='xla')
     return codebook.advance(codebook.observe(state, x, code, is_valid, name))

@@ -172,7 +172,18 @@ def in_words(name, threshold, min_length, max_length, row):
   return starts
 
 
-@pytest.fixture(scope='module', params=POLICIES, ids=str)
+# Rules and lengths that are above as well, at another threshold.
+AT_NIGHT = [POLICIES[i] for i in (6, 8, 12, 14)]
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(policy, marks=[pytest.mark.nightly] * (policy in AT_NIGHT))
+    for policy in POLICIES
+  ],
+  ids=str,
+)
 def setting(request):
   """Runs all tests on a setting before the next, which compiles anew."""
   return request.param

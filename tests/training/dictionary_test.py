@@ -9,6 +9,7 @@ import pytest
 
 from abstractinator.config import RunConfig
 from abstractinator.inference import load
+from abstractinator.runs import sharding
 from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.runs.sharding import make_mesh, shard_batch
 from abstractinator.runs.state import variables_of
@@ -86,15 +87,20 @@ def run(tmp_path_factory):
   """A run, its first state, and its directory with the state of step 1."""
   folder = tmp_path_factory.mktemp('dictionary')
   workdir = f'{folder}/run'
-  made = Run(config(folder), workdir)
-  state = made.start()
-  before = jax.device_get(state)
-  batches = made._train_batches(0)
-  with jax.set_mesh(made._mesh), Checkpointer(workdir, 1) as saver:
-    state, _ = made._step(state, shard_batch(next(batches), made._mesh))
-    position = {**batches.get_state(), **made._data_identity, 'metrics': None}
-    saver.save(1, state, position, made.config.to_dict())
-  return made, before, workdir
+  with pytest.MonkeyPatch.context() as patch:
+    # It compiles faster than for all devices, on which the last test counts.
+    patch.setattr(
+      sharding, 'make_mesh', lambda c: make_mesh(c, jax.devices()[:1])
+    )
+    made = Run(config(folder), workdir)
+    state = made.start()
+    before = jax.device_get(state)
+    batches = made._train_batches(0)
+    with jax.set_mesh(made._mesh), Checkpointer(workdir, 1) as saver:
+      state, _ = made._step(state, shard_batch(next(batches), made._mesh))
+      position = {**batches.get_state(), **made._data_identity, 'metrics': None}
+      saver.save(1, state, position, made.config.to_dict())
+    yield made, before, workdir
 
 
 def test_the_commonest_segments_of_the_training_text_have_codes(run):
