@@ -300,6 +300,12 @@ def get_top_lm() -> ml_collections.ConfigDict:
       # those of the segments so far before quantization, with a gradient to the
       # encoder; to go on after a code, its segment has to be decoded.
       inputs='codes',
+      # Prediction that the top LM builds on. 'none': it starts anew.
+      # 'entropy_model': it reads the state from which the entropy model
+      # predicts the first id of a segment, and the logits of the codes of a
+      # dictionary start as those of the first ids of their segments; one level
+      # only, with ends 'entropy'.
+      base='none',
       # True trains the expander of the last level on the codes that the top LM
       # predicts as well as on the true ones.
       expand=False,

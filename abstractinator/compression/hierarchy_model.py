@@ -234,7 +234,8 @@ def unsupported(config: RunConfig) -> str | None:
   if config.model.streams and top_lm is not None and top_lm.mode != 'discrete':
     return (
       f"model.top_lm.mode: got {top_lm.mode!r}, allowed: 'discrete' with"
-      " expander.conditioning 'top_lm' or top_lm.inputs 'segments'"
+      " expander.conditioning 'top_lm', top_lm.inputs 'segments' or top_lm.base"
+      " 'entropy_model'"
     )
   for number, level in enumerate(config.model.levels):
     largest = max(level.quantizer.stage_sizes)

@@ -291,8 +291,9 @@ class SegmentCoder:
     opens_B = lanes.active_B & (lanes.offset_B == 0)
     if lanes.stream is not None and opens_B.any():
       at_N = lanes.at_B[opens_B]
+      prior = None if lanes.ends is None else lanes.ends.prior
       lanes.stream, codes_PQ[at_N, 0] = self._top_lm.code(
-        lanes.stream, opens_B, codes_PQ[at_N, 0], coder
+        lanes.stream, opens_B, prior, codes_PQ[at_N, 0], coder
       )
 
   def _read(self, lanes: '_Lanes', x_BD: Array, ids_B: np.ndarray) -> Array:

@@ -22,8 +22,10 @@ from abstractinator.decoding import stream
 from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.decoding.stream import StreamState
 from abstractinator.evaluation.unigram import CodeCounts
+from abstractinator.model.entropy_model import Prior
+from abstractinator.model.top_lm import CodePrior
 from abstractinator.ops.cache import Cache
-from abstractinator.ops.digits import decompose, place_values
+from abstractinator.ops.digits import place_values
 from abstractinator.types import Array, PyTree
 
 # A table of counts serves for this part of the number of codes counted in it.
@@ -82,11 +84,12 @@ class _TopLM:
     return self.model.config.levels[-1].quantizer.stage_sizes
 
   @functools.partial(jax.jit, static_argnames='stage')
-  def digit(self, state_BY: Array, stage: int, ids_B: Array) -> Array:
+  def digit(
+    self, state_BY: Array, prior: CodePrior | None, stage: int, ids_B: Array
+  ) -> Array:
     """Returns frequencies of a digit, [B, K] int32, given those before it."""
     top_lm = self.model.bind(self.variables).top_lm
-    logits = top_lm.code_head(state_BY, decompose(ids_B, self.stage_sizes))
-    return logit_frequencies(logits[stage])
+    return logit_frequencies(top_lm.code_logits(state_BY, prior, ids_B)[stage])
 
 
 @flax.struct.dataclass
@@ -118,7 +121,7 @@ class CodeTopLM(_TopLM):
           self.stage_sizes,
           active_B,
           codes_N[at_N],
-          functools.partial(self.digit, state_BY),
+          functools.partial(self.digit, state_BY, None),
           coder,
         )
         found_N[at_N] = ids_B[active_B]
@@ -158,6 +161,7 @@ class StreamTopLM(_TopLM):
     self,
     state: StreamState,
     opens_B: np.ndarray,
+    prior: Prior | None,
     codes_N: np.ndarray,
     coder: RangeCoder,
   ) -> tuple[StreamState, np.ndarray]:
@@ -166,23 +170,27 @@ class StreamTopLM(_TopLM):
     Args:
       state: State after the ids before; its buffers are reused.
       opens_B: These lanes, [B] bool.
+      prior: Prediction of the next ids by the entropy model, [B]; None where it
+        does not run along.
       codes_N: Their codes.
       coder: Encoder or decoder.
 
     Returns:
       The state and the codes of these lanes.
     """
-    state = self._predict(state, opens_B)
-    table_of = functools.partial(self.digit, state.hidden_BY)
+    state = self._predict(state, opens_B, prior)
+    table_of = functools.partial(self.digit, state.hidden_BY, state.prior)
     codes_B = code_digits(self.stage_sizes, opens_B, codes_N, table_of, coder)
     return self._take(state, codes_B, opens_B), codes_B[opens_B]
 
   @functools.partial(jax.jit, donate_argnames='state')
-  def _predict(self, state: StreamState, opens_B: Array) -> StreamState:
+  def _predict(
+    self, state: StreamState, opens_B: Array, prior: Prior | None
+  ) -> StreamState:
     """Predicts the codes of the lanes that open a segment."""
     document_B = jnp.zeros(opens_B.shape, jnp.int32)
     pyramid = self.model.bind(self.variables)
-    return stream.predict(pyramid, state, document_B, opens_B)
+    return stream.predict(pyramid, state, document_B, opens_B, prior)
 
   @functools.partial(jax.jit, donate_argnames='state')
   def _take(

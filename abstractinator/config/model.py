@@ -49,6 +49,7 @@ class TopLMConfig(Section):
   d_model: Width
   stack: StackConfig
   inputs: Literal['codes', 'segments']
+  base: Literal['none', 'entropy_model']
   expand: bool
 
   def check(self) -> None:
@@ -110,6 +111,13 @@ class ModelConfig(Section):
       "any but 'dictionary' with a top_lm of mode 'continuous' or with expand"
       ' True, whose vectors are no entries of it',
     )
+    self.require(
+      self.top_lm is None
+      or self.top_lm.base == 'none'
+      or (len(self.levels) == 1 and top.expander.ends == 'entropy'),
+      'top_lm.base',
+      "'none' with more than one level or without expander.ends 'entropy'",
+    )
     if self.streams:
       for name, value, only in (
         ('pooling.num_queries', top.pooling.num_queries, 1),
@@ -118,8 +126,8 @@ class ModelConfig(Section):
         self.require(
           value == only,
           f'{last}.{name}',
-          f"{only} with expander.conditioning 'top_lm' or top_lm.inputs"
-          " 'segments'",
+          f"{only} with expander.conditioning 'top_lm', top_lm.inputs"
+          " 'segments' or top_lm.base 'entropy_model'",
         )
 
   @property
@@ -132,6 +140,7 @@ class ModelConfig(Section):
     return self.top_lm is not None and (
       self.levels[-1].expander.conditioning == 'top_lm'
       or self.top_lm.inputs == 'segments'
+      or self.top_lm.base == 'entropy_model'
     )
 
   def _check_upper_level(

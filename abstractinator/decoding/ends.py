@@ -36,6 +36,15 @@ class EntropyEnds:
   prior: Prior
 
 
+def no_prior(level: Abstractinator, batch_size: int) -> Prior:
+  """Returns the prior of rows, [B], before anything is predicted."""
+  vocab = level.num_ids + len(Special)
+  return Prior(
+    jnp.zeros((batch_size, level.config.d_model), level.dtype),
+    jnp.zeros((batch_size, vocab), jnp.float32),
+  )
+
+
 def start(level: Abstractinator, batch_size: int, capacity: int) -> EntropyEnds:
   """Returns the state at the beginning of documents, BOS already read.
 
@@ -49,10 +58,7 @@ def start(level: Abstractinator, batch_size: int, capacity: int) -> EntropyEnds:
       batch_size, capacity, level.dtype
     ),
     segmenter=segmentation_stream.initial_state(batch_size),
-    prior=Prior(
-      jnp.zeros((batch_size, level.config.d_model), level.dtype),
-      jnp.zeros((batch_size, level.num_ids + len(Special)), jnp.float32),
-    ),
+    prior=no_prior(level, batch_size),
   )
   zero_B = jnp.zeros((batch_size,), jnp.int32)
   bos_B = zero_B + level.num_ids + Special.BOS

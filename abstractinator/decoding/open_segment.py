@@ -24,8 +24,8 @@ from abstractinator.decoding.segments import Expanded, KnownIds
 from abstractinator.decoding.state import GenerationState
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
+from abstractinator.model.top_lm import CodePrior
 from abstractinator.model.vocabulary import Codebooks
-from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.sampling import Draws, draw_ids
 from abstractinator.types import Array, Special
 
@@ -75,9 +75,14 @@ def choose_codes(
 def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
   """Draws the codes of the next slot of the top level, [B, Q] int32."""
   draws = state.request.draws_of_top(len(pyramid.levels))
-  hidden_BY, number_B, codes = _last_code(pyramid, state, draws)
-  sizes = pyramid.config.levels[-1].quantizer.stage_sizes
-  count = min(NUM_CANDIDATES, sizes[0])
+  last = _last_code(pyramid, state, draws)
+  count = min(
+    NUM_CANDIDATES, pyramid.config.levels[-1].quantizer.stage_sizes[0]
+  )
+  hidden_NY, prior, *codes = jax.tree.map(
+    lambda x: jnp.repeat(x, count, axis=0),
+    (last.hidden_BY, last.prior, *last.codes),
+  )
   nats = []
 
   def choose(stage: int, logits_NK: Array) -> Array:
@@ -85,41 +90,54 @@ def _choose_top(pyramid: Pyramid, state: GenerationState) -> Array:
     nats.append(softmax_cross_entropy_with_integer_labels(logits_NK, digits_N))
     return digits_N
 
-  digits_NM = pyramid.top_lm.code_head.decode(
-    jnp.repeat(hidden_BY, count, axis=0), choose
-  )
-  last_N = digits_lib.compose(digits_NM, sizes)
+  last_N = pyramid.top_lm.draw_code(hidden_NY, prior, choose)
   return _choose(
     pyramid,
     len(pyramid.levels) - 1,
     state,
-    jnp.stack([*(jnp.repeat(x, count) for x in codes), last_N], axis=1),
+    jnp.stack([*codes, last_N], axis=1),
     sum(nats),
-    draws.fold(number_B).fold(1),
-    jnp.repeat(hidden_BY, count, axis=0),
+    draws.fold(last.number_B).fold(1),
+    hidden_NY,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastCode:
+  """Place of the last code of the next slot of the top level.
+
+  Attributes:
+    hidden_BY: State that it is predicted from, [B, Y].
+    prior: Prediction of the first id of its segment, [B]; None without
+      `top_lm.base`.
+    number_B: Its number in the document, [B] int32.
+    codes: Codes before it in the slot, drawn without regard to ids, [B] int32
+      each.
+  """
+
+  hidden_BY: Array
+  prior: CodePrior | None
+  number_B: Array
+  codes: tuple[Array, ...] = ()
 
 
 def _last_code(
   pyramid: Pyramid, state: GenerationState, draws: Draws
-) -> tuple[Array, Array, list[Array]]:
-  """Goes to the last code of the next slot of the top level.
-
-  Returns:
-    The state that it is predicted from, [B, Y]; its number in the document, [B]
-    int32; and the codes before it in the slot, drawn without regard to ids.
-  """
+) -> _LastCode:
+  """Goes to the last code of the next slot of the top level."""
   top, codes = state.top, list[Array]()
   batch, queries = top.forced_BQ.shape
   everywhere_B = jnp.ones((batch,), bool)
   if top.stream is not None:
+    rows = state.levels[-1].rows
     opened = stream.predict(
       pyramid,
       top.stream,
       jnp.zeros((batch,), jnp.int32),
       everywhere_B,
+      None if rows is None or rows.entropy is None else rows.entropy.prior,
     )
-    return opened.hidden_BY, opened.number_B, codes
+    return _LastCode(opened.hidden_BY, opened.prior, opened.number_B)
   top_lm, number_B = top.top_lm, top.number_B
   assert top_lm is not None, 'the pyramid has no top LM'
   for _ in range(queries - 1):
@@ -129,7 +147,7 @@ def _last_code(
     codes.append(codes_B)
     top_lm = top_codes.step(pyramid, top_lm, codes_B, everywhere_B)
     number_B = number_B + 1
-  return top_lm.hidden_BY, number_B, codes
+  return _LastCode(top_lm.hidden_BY, None, number_B, tuple(codes))
 
 
 def _choose_below(

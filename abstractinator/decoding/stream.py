@@ -13,11 +13,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from abstractinator.decoding import ends
 from abstractinator.decoding.prompt import LevelPrompt, below_of
 from abstractinator.decoding.segments import flat_spelling
 from abstractinator.model.attention import CodeKeyValues
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.level import Abstractinator
 from abstractinator.model.pyramid import Pyramid
+from abstractinator.model.top_lm import CodePrior
 from abstractinator.model.transformer import StepCodes
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.dictionary import Spelling
@@ -32,6 +35,8 @@ class StreamState:
     cache: KV cache of the top LM.
     hidden_BY: State after the last segment that it has read, from which the
       code of the open segment is predicted, [B, Y].
+    prior: Prediction of the first id of that segment, [B]; None without
+      `top_lm.base`.
     code_B: Code of the open segment, [B] int32.
     document_B: Document of the open segment, [B] int32; -1 before the first.
     number_B: Number of the open segment in its document, [B] int32.
@@ -48,6 +53,7 @@ class StreamState:
 
   cache: Cache
   hidden_BY: Array
+  prior: CodePrior | None
   code_B: Array
   document_B: Array
   number_B: Array
@@ -103,7 +109,8 @@ class StreamCodes:
     """
 
     def run(pyramid: Pyramid, state: StreamState) -> tuple[StreamState, Array]:
-      predicted = predict(pyramid, state, place.document_B, opens_B)
+      prior = None if place.entropy is None else place.entropy.prior
+      predicted = predict(pyramid, state, place.document_B, opens_B, prior)
       codes_B, is_over_B = self.choose(pyramid, predicted, place.slot_B)
       return take(pyramid, predicted, codes_B, opens_B), opens_B & is_over_B
 
@@ -150,6 +157,7 @@ def empty(pyramid: Pyramid, batch_size: int, capacity: int) -> StreamState:
   return StreamState(
     cache=top_lm.init_cache(batch_size, capacity),
     hidden_BY=top_lm.start_state(batch_size),
+    prior=pyramid.code_prior(ends.no_prior(level, batch_size)),
     code_B=zero_B,
     document_B=zero_B - 1,
     number_B=zero_B,
@@ -221,6 +229,7 @@ def predict(
   state: StreamState,
   document_B: Array,
   opens_B: Array,
+  prior: Prior | None,
 ) -> StreamState:
   """Reads the segments before, and predicts the codes of those that open.
 
@@ -230,9 +239,12 @@ def predict(
     document_B: Document of the next ids, [B] int32.
     opens_B: Rows whose next id opens a segment; the others keep their state,
       [B] bool.
+    prior: Prediction of the next ids by the entropy model, [B]; None where it
+      does not run along.
 
   Returns:
-    The state, `hidden_BY` that from which the new codes are predicted.
+    The state, `hidden_BY` and `prior` those from which the new codes are
+    predicted.
   """
   level, top_lm = pyramid.levels[-1], pyramid.top_lm
   if top_lm.config.inputs == 'segments':
@@ -253,6 +265,7 @@ def predict(
     state,
     cache=cache,
     hidden_BY=hidden_BY,
+    prior=None if prior is None else pyramid.code_prior(prior),
     document_B=jnp.where(opens_B, document_B, state.document_B),
     number_B=number_B,
     is_unread_B=state.is_unread_B & ~opens_B,

@@ -10,7 +10,7 @@ from abstractinator.decoding.loop import while_loop
 from abstractinator.decoding.prompt import LevelPrompt
 from abstractinator.decoding.stream import ChooseCodes, StreamState
 from abstractinator.model.pyramid import Pyramid
-from abstractinator.ops import digits as digits_lib
+from abstractinator.model.top_lm import CodePrior
 from abstractinator.ops.cache import Cache
 from abstractinator.ops.sampling import Draws, draw_bools, draw_ids
 from abstractinator.types import Array
@@ -200,7 +200,7 @@ def draw_streamed(state: TopState, draws: Draws) -> ChooseCodes:
     codes_B = jnp.where(
       is_forced_B,
       state.forced_BQ[:, 0],
-      draw_code(pyramid, opened.hidden_BY, of_code),
+      draw_code(pyramid, opened.hidden_BY, of_code, opened.prior),
     )
     return codes_B, is_over_B & (opened.number_B > 0) & ~is_forced_B
 
@@ -212,7 +212,12 @@ def draw_end(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:
   return draw_bools(draws.fold(0), pyramid.top_lm.end_logits(hidden_BY))
 
 
-def draw_code(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:
+def draw_code(
+  pyramid: Pyramid,
+  hidden_BY: Array,
+  draws: Draws,
+  prior: CodePrior | None = None,
+) -> Array:
   """Draws the codes after states of the top LM.
 
   A continuous top LM draws nothing: its code is the nearest one.
@@ -221,20 +226,21 @@ def draw_code(pyramid: Pyramid, hidden_BY: Array, draws: Draws) -> Array:
     pyramid: A bound pyramid with a top LM.
     hidden_BY: States of the top LM, [B, Y].
     draws: Random keys and filters of these codes.
+    prior: Prediction of the first ids of their segments, [B]; None without
+      `top_lm.base`.
 
   Returns:
     Codes, [B] int32.
   """
   if pyramid.top_lm.config.mode == 'continuous':
-    vectors_BUD = pyramid.top_lm.next_vector(hidden_BY)[:, None]
+    vectors_BUD = pyramid.top_lm.next_vector(hidden_BY, prior)[:, None]
     is_code_BU = jnp.ones(vectors_BUD.shape[:2], bool)
     row_B = jnp.arange(len(hidden_BY))
     nearest, _ = pyramid.nearest_codes(vectors_BUD, is_code_BU, row_B)
     return nearest.codes_BP[:, 0]
   # Number 0 is the draw of the end before the code.
-  digits_BM = pyramid.top_lm.code_head.decode(
+  return pyramid.top_lm.draw_code(
     hidden_BY,
+    prior,
     lambda stage, logits_BK: draw_ids(draws.fold(1 + stage), logits_BK),
   )
-  sizes = pyramid.config.levels[-1].quantizer.stage_sizes
-  return digits_lib.compose(digits_BM, sizes)

@@ -1,5 +1,6 @@
 """Pyramid: levels on top of each other, and a language model over top codes."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,10 +11,12 @@ from jax import lax
 
 from abstractinator.config import ModelConfig
 from abstractinator.model.compressor import Below, CompressorOutput
+from abstractinator.model.entropy_model import Prior
 from abstractinator.model.expander import ExpanderOutput
 from abstractinator.model.level import Abstractinator, LevelOutput
 from abstractinator.model.quantizers import QuantizerOutput, read_only
 from abstractinator.model.top_lm import (
+  CodePrior,
   CodeSequence,
   CodeSequenceOutput,
   CodeSequenceTransformer,
@@ -301,7 +304,26 @@ class Pyramid(nn.Module):
       )
       is_last_BS = codes.is_end_BP
       below = Below(codes.vectors_BPD, level.compressor.quantizer.codebooks())
+    prior = segmentation.at_starts(
+      compressed.prior, compressed.segments, compressed.is_valid_BP.shape[1]
+    )
+    codes = dataclasses.replace(codes, prior=self.code_prior(prior))
     return PyramidCodes(tuple(batches), tuple(outputs), codes)
+
+  def code_prior(self, prior: Prior) -> CodePrior | None:
+    """Turns predictions of the first ids of segments into those of codes.
+
+    Args:
+      prior: Predictions by the entropy model, [...].
+
+    Returns:
+      What the top LM builds on, [...]; None without `top_lm.base`.
+    """
+    top_lm = self.config.top_lm
+    if top_lm is None or top_lm.base == 'none':
+      return None
+    quantizer = self.levels[-1].compressor.quantizer
+    return CodePrior(prior.states, quantizer.first_id_logits(prior.logits))
 
   def nearest_codes(
     self, vectors_BUD: Array, is_code_BU: Array, row_B: Array

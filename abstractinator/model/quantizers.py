@@ -112,6 +112,18 @@ class Quantizer(nn.Module):
     """
     return None
 
+  def first_id_logits(self, logits_V: Array) -> Array | None:
+    """Returns what predictions of first ids say about the codes of segments.
+
+    Args:
+      logits_V: Logits of the first ids of segments, [..., V] float32.
+
+    Returns:
+      Log-probability of the id that the segment of each code opens with, 0
+      where it is open, [..., K] float32; None if codes do not tell it.
+    """
+    return None
+
   def soft_digits(self, x_BPD: Array, temperature: float) -> tuple[Array, ...]:
     """Assigns vectors to digits softly: softmax(-squared distance / t).
 
@@ -432,6 +444,9 @@ class DictionaryQuantizer(VectorQuantizer):
 
   def spell(self, codes_BP: Array) -> Array:
     return dictionary.spell(self.table.value, codes_BP)
+
+  def first_id_logits(self, logits_V: Array) -> Array:
+    return dictionary.first_id_logits(self.table.value, logits_V)
 
 
 class FiniteScalarQuantizer(Quantizer):

@@ -58,32 +58,38 @@ class CodeHead(nn.Module):
       layers.logits(sizes[m], self.dtype, name=f'logits_{m}') for m in stages
     ]
 
-  def __call__(self, x: Array, digits_M: Array) -> tuple[Array, ...]:
+  def __call__(
+    self, x: Array, digits_M: Array, base: Array | None = None
+  ) -> tuple[Array, ...]:
     """Computes the logits of every digit, given the true digits before it.
 
     Args:
       x: States, [..., Y].
       digits_M: Digits of the codes that follow, [..., M] int32.
+      base: Logits that those of stage 0 add to, [..., K] float32; None for 0.
 
     Returns:
       Logits of each stage, M arrays [..., K] float32; -inf where forbidden.
     """
-    return self._run(x, lambda m, _: digits_M[..., m])[0]
+    return self._run(x, lambda m, _: digits_M[..., m], base)[0]
 
-  def decode(self, x: Array, choose: ChooseDigit) -> Array:
+  def decode(
+    self, x: Array, choose: ChooseDigit, base: Array | None = None
+  ) -> Array:
     """Chooses codes, each digit given the digits chosen before it.
 
     Args:
       x: States, [..., Y].
       choose: Function that chooses the digits of a stage by their logits.
+      base: Logits that those of stage 0 add to, [..., K] float32; None for 0.
 
     Returns:
       Digits, [..., M] int32.
     """
-    return jnp.stack(self._run(x, choose)[1], axis=-1)
+    return jnp.stack(self._run(x, choose, base)[1], axis=-1)
 
   def _run(
-    self, x: Array, choose: ChooseDigit
+    self, x: Array, choose: ChooseDigit, base: Array | None
   ) -> tuple[tuple[Array, ...], list[Array]]:
     """Returns the logits and the chosen digits of each stage."""
     logits: list[Array] = []
@@ -91,6 +97,8 @@ class CodeHead(nn.Module):
     y, told = x, jnp.zeros((), self.dtype)
     for m, head in enumerate(self.logits):
       logits_K = head(y).astype(jnp.float32)
+      if m == 0 and base is not None:
+        logits_K += base
       if m == 0 and self.forbidden:
         logits_K = logits_K.at[..., jnp.array(self.forbidden)].set(-jnp.inf)
       logits.append(logits_K)
@@ -99,6 +107,23 @@ class CodeHead(nn.Module):
         told += self.told[m](digits[-1])
         y = nn.silu(self.mix[m](x + told))
     return tuple(logits), digits
+
+
+@flax.struct.dataclass
+class CodePrior:
+  """Prediction by the entropy model of the ids that open segments.
+
+  No gradient reaches the entropy model through it.
+
+  Attributes:
+    states: States that these ids are predicted from, [..., D].
+    logits: Log-probability of the id that the segment of each code opens with,
+      [..., K] float32, see `Quantizer.first_id_logits`; None where codes do not
+      tell it.
+  """
+
+  states: Array
+  logits: Array | None
 
 
 @flax.struct.dataclass
@@ -114,6 +139,8 @@ class CodeSequence:
       that the row cuts off has no such code.
     segments_BPD: Segments as vectors before quantization, [B, P, D], with a
       gradient to the encoder; None where there are only codes.
+    prior: Prediction of the first id of each segment, [B, P]; None without
+      `top_lm.base`.
   """
 
   codes_BP: Array
@@ -121,6 +148,7 @@ class CodeSequence:
   document_BP: Array
   is_end_BP: Array
   segments_BPD: Array | None = None
+  prior: CodePrior | None = None
 
 
 @flax.struct.dataclass
@@ -135,7 +163,8 @@ class CodeSequenceOutput:
       P, D] float32; None with mode 'discrete'.
     end_logits_BP: Log-odds that the document ends after the code, given it and
       the codes before it, [B, P] float32.
-    states_BPY: States from which the codes are predicted, [B, P, Y].
+    states_BPY: States after the codes before, from which the codes are
+      predicted, [B, P, Y].
   """
 
   logits: tuple[Array, ...] | None
@@ -165,6 +194,11 @@ class CodeSequenceTransformer(nn.Module):
   With 'segments' it reads the vectors of segments before quantization, and its
   gradient reaches the encoder: a code need not say what the decoded text tells.
 
+  With `base='entropy_model'` it builds on the entropy model, which has read all
+  ids before: the state that predicts the first id of a segment is added to the
+  one that predicts its code, and where codes tell the first ids of segments,
+  their logits are those of these ids plus a learned difference.
+
   Attributes:
     config: Mode and sizes.
     d_level: Width of the vectors of codes, D.
@@ -179,6 +213,8 @@ class CodeSequenceTransformer(nn.Module):
     project/kernel: Map from vectors to the stack, [D, Y].
     stack: Parameters of a `Stack`.
     start: State before the first code, [Y] float32.
+    prior/kernel: Map from the states of the entropy model, [D, Y]; with
+      `base='entropy_model'` only.
     code_head: Parameters of a `CodeHead`, with mode 'discrete' only.
     vector_head/kernel: Map from states to vectors, [Y, D], with mode
       'continuous' only.
@@ -201,6 +237,8 @@ class CodeSequenceTransformer(nn.Module):
     self.stack = Stack(c.stack, width, self.implementation, self.dtype)
     # As long as the states it stands for, which a norm makes.
     self.start = self.param('start', nn.initializers.normal(1.0), (width,))
+    if c.base == 'entropy_model':
+      self.prior = nn.Dense(width, use_bias=False, dtype=self.dtype)
     if c.mode == 'discrete':
       self.code_head = CodeHead(
         self.stage_sizes, self.forbidden, width, self.dtype
@@ -218,14 +256,12 @@ class CodeSequenceTransformer(nn.Module):
     assert read_BPD is not None, 'there are only codes'
     state_BPY = self.stack(self._embed(read_BPD), sequence.document_BP)
     before_BPY = self.before(state_BPY, sequence.document_BP)
-    is_discrete = self.config.mode == 'discrete'
+    is_discrete, prior = self.config.mode == 'discrete', sequence.prior
     return CodeSequenceOutput(
-      logits=self.code_head(
-        before_BPY, digits_lib.decompose(sequence.codes_BP, self.stage_sizes)
-      )
+      logits=self.code_logits(before_BPY, prior, sequence.codes_BP)
       if is_discrete
       else None,
-      vectors_BPD=None if is_discrete else self.next_vector(before_BPY),
+      vectors_BPD=None if is_discrete else self.next_vector(before_BPY, prior),
       end_logits_BP=self.end_logits(state_BPY),
       states_BPY=before_BPY,
     )
@@ -305,11 +341,56 @@ class CodeSequenceTransformer(nn.Module):
     """Computes log-odds that documents end after states, [..., Y] to [...]."""
     return self.end_head(state)[..., 0].astype(jnp.float32)
 
-  def next_vector(self, state: Array) -> Array:
+  def code_logits(
+    self, state: Array, prior: CodePrior | None, codes: Array
+  ) -> tuple[Array, ...]:
+    """Computes the logits of the digits of the codes after states.
+
+    Args:
+      state: States after the codes before, [..., Y].
+      prior: Prediction of the first ids of the segments, [...]; None without
+        `base`.
+      codes: The codes, [...] int32; a digit is given those before it.
+
+    Returns:
+      Logits of each digit, M arrays [..., K] float32.
+    """
+    return self.code_head(
+      self._informed(state, prior),
+      digits_lib.decompose(codes, self.stage_sizes),
+      None if prior is None else prior.logits,
+    )
+
+  def draw_code(
+    self, state: Array, prior: CodePrior | None, choose: ChooseDigit
+  ) -> Array:
+    """Chooses the codes after states, digit by digit.
+
+    Args:
+      state: States after the codes before, [..., Y].
+      prior: Prediction of the first ids of the segments, [...]; None without
+        `base`.
+      choose: Function that chooses the digits of a stage by their logits.
+
+    Returns:
+      Codes, [...] int32.
+    """
+    digits_M = self.code_head.decode(
+      self._informed(state, prior),
+      choose,
+      None if prior is None else prior.logits,
+    )
+    return digits_lib.compose(digits_M, self.stage_sizes)
+
+  def next_vector(
+    self, state: Array, prior: CodePrior | None = None
+  ) -> Array:
     """Predicts the vectors of the codes after states.
 
     Args:
-      state: States, [..., Y].
+      state: States after the codes before, [..., Y].
+      prior: Prediction of the first ids of the segments, [...]; None without
+        `base`.
 
     Returns:
       [..., D] float32.
@@ -319,7 +400,11 @@ class CodeSequenceTransformer(nn.Module):
     """
     if self.config.mode == 'discrete':
       raise ValueError("top_lm.mode: got 'discrete', allowed: 'continuous'")
-    return self.vector_head(state).astype(jnp.float32)
+    return self.vector_head(self._informed(state, prior)).astype(jnp.float32)
+
+  def _informed(self, state: Array, prior: CodePrior | None) -> Array:
+    """Adds what the entropy model knows to states, [..., Y]."""
+    return state if prior is None else state + self.prior(prior.states)
 
   def _embed(self, vectors: Array) -> Array:
     if self.config.inputs == 'segments':

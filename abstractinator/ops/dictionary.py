@@ -9,6 +9,7 @@ segments without a row.
 from collections.abc import Sequence
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -100,6 +101,24 @@ def spell(table_KL: Array, codes: Array) -> Array:
   is_open = (codes == len(table_KL))[..., None] | (ids == _UNUSED)
   ids = jnp.where(is_open, -1, ids)
   return jnp.concatenate([ids, jnp.full_like(ids[..., :1], -1)], axis=-1)
+
+
+def first_id_logits(table_KL: Array, logits_V: Array) -> Array:
+  """Returns the log-probability of the first id of the segment of each code.
+
+  Args:
+    table_KL: A table, [K, L] int32.
+    logits_V: Logits of first ids, [..., V] float32.
+
+  Returns:
+    [..., K + 1] float32: 0 for the escape, which tells no id, and a cost that
+    rules them out for rows without a segment.
+  """
+  first_K = table_KL[:, 0]
+  is_used_K = first_K != _UNUSED
+  logits_K = jax.nn.log_softmax(logits_V)[..., jnp.where(is_used_K, first_K, 0)]
+  logits_K = jnp.where(is_used_K, logits_K, -_WRONG_NATS)
+  return jnp.concatenate([logits_K, jnp.zeros_like(logits_K[..., :1])], axis=-1)
 
 
 @flax.struct.dataclass

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.ops.segmentation_rules import Known, Wishes, opens
-from abstractinator.types import Array, Segments
+from abstractinator.types import Array, PyTree, Segments
 
 
 def document_starts(document_BS: Array) -> Array:
@@ -115,6 +115,24 @@ def per_slot(x_BS: Array, segments: Segments, num_slots: int) -> Array:
 def per_slot_end(x_BS: Array, segments: Segments, num_slots: int) -> Array:
   """Takes the value at the last id of each segment, [B, P]; 0 if empty."""
   return _to_slots(x_BS, segments.is_end_BS, segments, num_slots)
+
+
+def at_starts(tree: PyTree, segments: Segments, num_slots: int) -> PyTree:
+  """Takes what arrays hold at the first id of each segment.
+
+  Args:
+    tree: Arrays, [B, S, ...].
+    segments: Division of the rows.
+    num_slots: Number of slots, P.
+
+  Returns:
+    Arrays, [B, P, ...]; arbitrary in empty slots.
+  """
+  shape_BS = segments.is_start_BS.shape
+  position_BS = jnp.broadcast_to(jnp.arange(shape_BS[1]), shape_BS)
+  at_BP = per_slot(position_BS, segments, num_slots)
+  row_B1 = jnp.arange(shape_BS[0])[:, None]
+  return jax.tree.map(lambda x: x[row_B1, at_BP], tree)
 
 
 def _to_slots(

@@ -30,7 +30,7 @@ BASE = {
   'expander.ends': 'entropy',
   'expander.conditioning': 'top_lm',
 }
-SEGMENTS = {'inputs': 'segments'}
+SEGMENTS = {'inputs': 'segments', 'base': 'entropy_model'}
 # Settings of the levels, and of the top LM.
 WIRINGS = {
   'all': ((BASE | {'expander.context': 'window'},), SEGMENTS),

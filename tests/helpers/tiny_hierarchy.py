@@ -86,11 +86,12 @@ def edited(config, *changes, top=None):
 def stream_config(bottom=None, *above, top=None):
   """Returns the config of a stream of codes; see `edited` for the arguments."""
   config = tiny_run.pyramid_config(1 + len(above))
+  base = 'none' if above else 'entropy_model'
   data = dataclasses.replace(config.data, sequence_length=ROW)
   bottom = BASE | {'expander.conditioning': 'top_lm'} | (bottom or {})
   return edited(
     dataclasses.replace(config, data=data),
     bottom,
     *above,
-    top={'inputs': 'segments'} | (top or {}),
+    top={'inputs': 'segments', 'base': base} | (top or {}),
   )

@@ -55,7 +55,7 @@ def make_values(levels=2):
       conditioning='top_lm',
     )
     level.quantizer.update(cosine=True, rate_temperature=0.5)
-    top_lm.inputs = 'segments'
+    top_lm.update(inputs='segments', base='entropy_model')
   top_lm.d_model = 16
   # A second level runs at night, on layers as a loop as well.
   top_lm.stack.update(num_layers=levels, num_heads=2, ffn_dim=32)

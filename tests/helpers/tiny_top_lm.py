@@ -59,6 +59,7 @@ def values(mode='discrete', form='regular', window=None):
   return {
     'mode': mode,
     'inputs': 'codes',
+    'base': 'none',
     'expand': False,
     'd_model': WIDTH,
     'stack': {
