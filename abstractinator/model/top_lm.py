@@ -382,9 +382,7 @@ class CodeSequenceTransformer(nn.Module):
     )
     return digits_lib.compose(digits_M, self.stage_sizes)
 
-  def next_vector(
-    self, state: Array, prior: CodePrior | None = None
-  ) -> Array:
+  def next_vector(self, state: Array, prior: CodePrior | None = None) -> Array:
     """Predicts the vectors of the codes after states.
 
     Args:

@@ -110,11 +110,15 @@ from tests.helpers.config_values import (
       ('model.top_lm.stack.num_heads', '3', 'd_model / num_heads even', '9)'),
     ),
     (
+      {'model.top_lm': TOP_LM | {'base': 'entropy_model'}},
+      ('model.top_lm.base', "'entropy_model'", "expander.ends 'entropy'"),
+    ),
+    (
       {'model.top_lm': TOP_LM | {'width': 6}},
       (
         'model.top_lm.width',
         'unknown setting',
-        'mode, d_model, stack, inputs, expand',
+        'mode, d_model, stack, inputs, base, expand',
       ),
     ),
     (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from abstractinator.ops.sampling import BITS_PER_NAT
 from abstractinator.runs.state import variables_of
 from abstractinator.types import EOS_ID, Batch
 from tests.helpers import tiny_run
+from tests.helpers.generation_rows import without_ends
 from tests.helpers.jitted import jit
 from tests.helpers.tiny_dictionary import KNOWN, LEVEL, SIZE, filled, text
 from tests.helpers.tiny_hierarchy import edited, louder, stream_config
@@ -144,3 +146,36 @@ def test_prompts_go_on_as_their_codes_spell(form, prompt, want, temperature):
     prompt, max_new_bytes=len(want), temperature=temperature
   )
   assert new == want
+
+
+def test_generated_codes_are_those_that_a_whole_call_finds_likeliest():
+  variables = without_ends(make('a stream')._variables)
+  # Random heads prefer the escape, which tells no id.
+  head = variables['params']['top_lm']['code_head']['logits_0']
+  head['kernel'] = 3 * head['kernel']
+  pyramid = TrainedPyramid(make('a stream').config, variables)
+  prompts = [b'the cat and ', b'dog ', b'a cat xylo ']
+  apply = jit(pyramid._model.apply)
+  num_known = num_open = 0
+  for prompt, (new,) in zip(
+    prompts,
+    pyramid.generate(prompts, max_new_bytes=52, temperature=0.0),
+    strict=True,
+  ):
+    ids_BS = np.array([[*prompt, *new][:52]], np.int32)
+    zeros_BS = np.zeros_like(ids_BS)
+    output = apply(variables, Batch(ids_BS, zeros_BS, zeros_BS[:, 0]))
+    likeliest = np.argmax(output.top_lm.logits[0][0], axis=-1)
+    segments = output.levels[0].compressed.segments
+    starts = np.flatnonzero(segments.is_start_BS[0])
+    # The last segment may be cut short.
+    for code, (start, stop) in zip(
+      likeliest, itertools.pairwise(starts), strict=False
+    ):
+      if start >= len(prompt):
+        num_open += code == ESCAPE
+        if code != ESCAPE:
+          assert CODE_OF[tuple(ids_BS[0, start:stop].tolist())] == code
+          num_known += 1
+  assert num_known > 8
+  assert num_open > 4

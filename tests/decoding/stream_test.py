@@ -17,6 +17,7 @@ from abstractinator.decoding.prompt import below_of
 from abstractinator.decoding.state import Request
 from abstractinator.evaluation.coded_rows import code_levels
 from abstractinator.model import pyramid as pyramid_lib
+from abstractinator.objective import losses
 from abstractinator.ops import code_rows, segmentation
 from abstractinator.types import Batch, Segments
 from tests.helpers import tiny_pyramid
@@ -233,3 +234,19 @@ def test_drawn_texts_do_not_depend_on_what_is_beside_them():
   other = continued(model, variables, [3, 4, 5], 12, temperature=1.0)
   assert other == text[:12]
   assert len(set(text)) > 4
+
+
+def test_the_top_lm_moves_no_entropy_model_that_it_builds_on():
+  model, variables = make('all')
+  batch = tiny_pyramid.make_batch([[(23, 0), (12, 1)]], 40)
+  rest = {k: v for k, v in variables.items() if k != 'params'}
+
+  def cost(params):
+    output = model.apply({'params': params, **rest}, batch)
+    return losses.top_lm_terms(output.top_lm, output.top_codes)['top_lm_code']
+
+  gradient = jit(jax.grad(cost))(variables['params'])
+  assert np.any(gradient['top_lm']['prior']['kernel'])
+  frozen = gradient['level_0']['compressor']['entropy_model']
+  for leaf in jax.tree.leaves(frozen):
+    assert not np.any(leaf)

@@ -57,6 +57,20 @@ def test_a_code_without_a_segment_spells_nothing():
   assert find(empty, padded([(7,), (0,)])).tolist() == [3, 3]
 
 
+def test_codes_open_with_the_id_that_the_entropy_model_predicts():
+  rng = np.random.default_rng(2)
+  known = [(0, 1), (0, 2, 3), (4,), (3, 3)]
+  table = jnp.asarray(dictionary.table_of(known, 5, LONGEST))
+  logits = rng.normal(size=(2, 3, 6)).astype(np.float32)
+  got = jax.jit(dictionary.first_id_logits)(table, logits)
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  for code, ids in enumerate(sorted(known)):
+    np.testing.assert_allclose(got[..., code], log_p[..., ids[0]], atol=1e-6)
+  # A row without a segment, then the escape.
+  assert (got[..., 4] < -20).all()
+  assert (got[..., 5] == 0).all()
+
+
 INDEX = np.array([[0, 0, 0, 1, 2, 2, -1], [0, 1, 1, 1, 1, 1, 2]])
 
 
