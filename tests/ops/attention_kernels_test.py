@@ -165,14 +165,17 @@ ORACLE = jit(value_and_pullback(reference.attention))
 
 
 def rounding_of_scores(q, k):
-  """Half the distance between float32 numbers at the largest score.
+  """Share of itself by which the rounding of scores may move a weight.
 
-  A weight is exp(score - maximum): a score that is off by so much makes a
-  weight off by the same share of itself, in the kernel as in the reference.
+  A sum of products is off by half the distance between float32 numbers at the
+  sum of their magnitudes, in the kernel as in the reference, which add in
+  different orders. A weight is exp(score - maximum), so that what a score is off
+  by is what a weight is off by, as a share of itself.
   """
   k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
-  scores = np.einsum('bihd,bjhd->bhij', q, k) * q.shape[-1] ** -0.5
-  return np.spacing(np.abs(scores).max().astype(np.float32)) / 2
+  sums = np.einsum('bihd,bjhd->bhij', np.abs(q), np.abs(k))
+  largest = np.float32(sums.max() * q.shape[-1] ** -0.5)
+  return 2 * (np.spacing(largest) / 2)
 
 
 def hold(platform, case, arrays, dtype='float32', rounding=0.0):
