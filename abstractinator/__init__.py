@@ -20,7 +20,7 @@ _DEFINED_IN = {
   'CodeSequenceTransformer': 'model.top_lm',
   'Codes': 'codes.codes',
   'DecoderOnlyExpanderRVQ': 'model.expander',
-  'DictionaryQuantizer': 'model.quantizers',
+  'DictionaryQuantizer': 'model.dictionary_quantizer',
   'EntropyModel': 'model.entropy_model',
   'FiniteScalarQuantizer': 'model.quantizers',
   'LearnedQueryAttention': 'model.pooling',

@@ -8,11 +8,11 @@ of state, 18.6 GFLOP a step. Segments have about 8 bytes and one of 16 codes.
 
 import ml_collections
 
-from configs import default
+from configs import learned
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
+  config = learned.get_config()
   (level,) = config.model.levels
   level.entropy_model.num_layers = 6
   level.segmentation.target_length = 8.0

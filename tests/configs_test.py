@@ -18,8 +18,8 @@ NAMES = config_file.names()
 # configs that differ in kernels only trace the same.
 AT_NIGHT = (
   'default',
-  'dictionary',
   'frozen_level0',
+  'learned',
   'low_rate',
   'mla_pallas',
   'mla_xla',

@@ -7,6 +7,7 @@ from jax import lax
 
 from abstractinator.config import LevelConfig
 from abstractinator.model import layers
+from abstractinator.model.dictionary_quantizer import DictionaryQuantizer
 from abstractinator.model.entropy_model import (
   EntropyCache,
   EntropyModel,
@@ -15,11 +16,8 @@ from abstractinator.model.entropy_model import (
   predictive_entropy_bits,
 )
 from abstractinator.model.pooling import LearnedQueryAttention
-from abstractinator.model.quantizers import (
-  QUANTIZERS,
-  DictionaryQuantizer,
-  QuantizerOutput,
-)
+from abstractinator.model.quantizer_kinds import QUANTIZERS
+from abstractinator.model.quantizers import QuantizerOutput
 from abstractinator.model.transformer import Stack
 from abstractinator.model.vocabulary import Codebooks
 from abstractinator.ops import (

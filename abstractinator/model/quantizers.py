@@ -2,9 +2,8 @@
 
 `VectorQuantizer` takes the nearest entry of a codebook,
 `ResidualVectorQuantizer` one entry of each of several codebooks, and
-`FiniteScalarQuantizer` rounds each dimension. `DictionaryQuantizer` looks
-segments up. A code of M stages is one number whose digits are the choices of
-the stages; see `ops.digits`.
+`FiniteScalarQuantizer` rounds each dimension. A code of M stages is one number
+whose digits are the choices of the stages; see `ops.digits`.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abstractinator.config import QuantizerConfig
-from abstractinator.ops import codebook, dictionary, fsq, stage_logits
+from abstractinator.ops import codebook, fsq, stage_logits
 from abstractinator.ops import digits as digits_lib
 from abstractinator.ops.implementation import Implementations
 from abstractinator.ops.nearest_code import nearest_code
@@ -410,45 +409,6 @@ class ResidualVectorQuantizer(Quantizer):
 _sum = functools.partial(functools.reduce, operator.add)
 
 
-class DictionaryQuantizer(VectorQuantizer):
-  """Dictionary: common segments own a code each, all others share the last.
-
-  Codes follow from ids and do not learn; their entries are embeddings.
-
-  Collections:
-    vq: `table`, the segments of all codes but the last, [K - 1, L] int32; see
-      `ops.dictionary` and `training.dictionary`, which fills it.
-  """
-
-  def setup(self) -> None:
-    super().setup()
-    self.table = self.variable(
-      'vq',
-      'table',
-      dictionary.empty_table,
-      self.config.codebook_size - 1,
-      self.max_length,
-    )
-
-  def look_up(self, ids_BPL: Array) -> QuantizerOutput:
-    """Returns the codes of segments, given their ids as `dictionary.find`."""
-    codes_BP = dictionary.find(self.table.value, ids_BPL)
-    zeros_BP = jnp.zeros(codes_BP.shape, jnp.float32)
-    return QuantizerOutput(
-      codes_BP=codes_BP,
-      digits_BPM=codes_BP[..., None],
-      vectors_BPD=self.lookup(codes_BP),
-      distance_BP=zeros_BP,
-      codebook_distance_BP=zeros_BP,
-    )
-
-  def spell(self, codes_BP: Array) -> Array:
-    return dictionary.spell(self.table.value, codes_BP)
-
-  def first_id_logits(self, logits_V: Array) -> Array:
-    return dictionary.first_id_logits(self.table.value, logits_V)
-
-
 class FiniteScalarQuantizer(Quantizer):
   """Finite scalar quantizer: each of C = M dimensions is rounded to few levels.
 
@@ -506,9 +466,3 @@ class FiniteScalarQuantizer(Quantizer):
 
 
 # By `quantizer.kind`.
-QUANTIZERS: dict[str, type[Quantizer]] = {
-  'vq': VectorQuantizer,
-  'rvq': ResidualVectorQuantizer,
-  'fsq': FiniteScalarQuantizer,
-  'dictionary': DictionaryQuantizer,
-}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abstractinator.config import QuantizerConfig
-from abstractinator.model.quantizers import QUANTIZERS
+from abstractinator.model.quantizer_kinds import QUANTIZERS
 from configs import default
 from tests.helpers.implementations import XLA
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstractinator.model.quantizers import QUANTIZERS, read_only
+from abstractinator.model.quantizer_kinds import QUANTIZERS
+from abstractinator.model.quantizers import read_only
 from tests.helpers import tiny_quantizer
 from tests.helpers.implementations import XLA
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from abstractinator.model.quantizers import QUANTIZERS
+from abstractinator.model.quantizer_kinds import QUANTIZERS
 from abstractinator.objective import losses
 from tests.helpers.implementations import XLA
 from tests.helpers.jitted import jit

@@ -169,8 +169,8 @@ def rounding_of_scores(q, k):
 
   A sum of products is off by half the distance between float32 numbers at the
   sum of their magnitudes, in the kernel as in the reference, which add in
-  different orders. A weight is exp(score - maximum), so that what a score is off
-  by is what a weight is off by, as a share of itself.
+  different orders. A weight is exp(score - maximum): what a score is off by, a
+  weight is off by as a share of itself.
   """
   k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
   sums = np.einsum('bihd,bjhd->bhij', np.abs(q), np.abs(k))

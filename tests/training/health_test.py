@@ -105,6 +105,17 @@ def test_evaluation(name, value, tag):
   assert not health.eval_alarms(CONFIG, 99, held_out, SANE)
 
 
+def test_a_dictionary_has_more_to_spell_in_other_text():
+  values = tiny.get_config()
+  (level,) = values.model.levels
+  level.segmentation.rule, level.quantizer.kind = 'space', 'dictionary'
+  held_out = SANE | changed('expander_bits_per_byte', 2.6)
+  assert not health.eval_alarms(config_of(values), 100, held_out, SANE)
+  held_out = SANE | changed('entropy_model_bits_per_byte', 3.2)
+  found = health.eval_alarms(config_of(values), 100, held_out, SANE)
+  assert raised(found) == ['validation_drift']
+
+
 def test_of_several_levels_each_has_its_own():
   config = config_of(tiny_2level.get_config())
   sane = ByLevel(({'bytes_per_segment': 2.0}, {'bytes_per_segment': 4.0}))
