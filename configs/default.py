@@ -543,6 +543,7 @@ def get_config() -> ml_collections.ConfigDict:
   # much at this price, see docs/results.md.
   level.quantizer.kind = 'dictionary'
   level.quantizer.codebook_size = 4096
+  level.quantizer.cosine = True
   level.expander.context = 'window'
   level.expander.window = 64
   level.expander.ends = 'entropy'

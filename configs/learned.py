@@ -20,7 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
   # Few codes, which are cheap, and simple enough to be told by the bytes soon.
   level.quantizer.kind = 'vq'
   level.quantizer.codebook_size = 64
-  level.quantizer.cosine = True
   level.quantizer.rate_temperature = 0.2
   # What the entropy model knows of the next byte says little about such codes.
   config.model.top_lm.base = 'none'

@@ -216,9 +216,7 @@ def _exploding(config: RunConfig, train: Summary) -> list[Alarm]:
   ]
 
 
-def _drift(
-  config: RunConfig, held_out: Summary, train: Summary
-) -> list[Alarm]:
+def _drift(config: RunConfig, held_out: Summary, train: Summary) -> list[Alarm]:
   """Compares the bits per byte of held-out text with those of training."""
   first = level_prefix(0, len(held_out.levels))
   there, here = held_out.flattened(), train.flattened()
