@@ -404,7 +404,8 @@ def get_settings() -> ml_collections.ConfigDict:
       # Implementation of each op; 'auto' chooses by the platform. The tables of
       # docs/kernels.md say which platform supports which.
       implementation=dict(
-        # 'auto', 'reference', 'xla', 'pallas', 'pallas_interpret' or 'cudnn'.
+        # 'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn' or
+        # 'mosaic_gpu' (for Hopper GPUs, not yet measured).
         attention='auto',
         # 'auto', 'reference', 'xla', 'pallas' (equal bits in every run, on GPU
         # too) or 'pallas_interpret'.

@@ -212,6 +212,7 @@ def implementations(problem: Problem, *, has_oracle: bool) -> list[str]:
     if device in can.platforms
     and problem.dtype in can.dtypes
     and name != 'pallas_interpret'
+    and (name != 'mosaic_gpu' or _is_hopper())
     and (has_oracle or name != ORACLE)
   ]
   if problem.op == 'attention' and has_oracle:
@@ -219,6 +220,10 @@ def implementations(problem: Problem, *, has_oracle: bool) -> list[str]:
   if problem.op == 'attention' and device == 'gpu' and 'cudnn' in names:
     names.append('jax.nn cudnn')
   return names
+
+
+def _is_hopper() -> bool:
+  return jax.devices()[0].compute_capability == '9.0'
 
 
 def compile_programs(problem: Problem, names: Sequence[str]) -> _Programs:

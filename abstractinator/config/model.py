@@ -19,7 +19,13 @@ class ImplementationConfig(Section):
   """
 
   attention: Literal[
-    'auto', 'reference', 'xla', 'pallas', 'pallas_interpret', 'cudnn'
+    'auto',
+    'reference',
+    'xla',
+    'pallas',
+    'pallas_interpret',
+    'mosaic_gpu',
+    'cudnn',
   ]
   segment_pool: Literal[
     'auto', 'reference', 'xla', 'pallas', 'pallas_interpret'

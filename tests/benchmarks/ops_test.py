@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -33,6 +35,17 @@ def test_every_op_is_held_and_timed(op, tmp_path):
     assert row['forward x'] == pytest.approx(ratio)
     assert row['roofline'] > 0
     assert ('both ms' in row) == (op != 'nearest_code')
+
+
+@pytest.mark.parametrize('capability', ['8.0', '9.0'])
+def test_kernels_for_hopper_are_timed_on_hopper_alone(monkeypatch, capability):
+  problem = ops.make_problem('attention', 'B1 S4 H1 A2 W2', 'bfloat16')
+  device = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(jax, 'devices', lambda: [device])
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  names = ops.implementations(problem, has_oracle=True)
+  assert {'xla', 'pallas_triton', 'cudnn'} < set(names)
+  assert ('mosaic_gpu' in names) == (capability == '9.0')
 
 
 def twice(wrong):

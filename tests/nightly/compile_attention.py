@@ -1,10 +1,11 @@
 """Compiles attention, or a training step, for chips that are not at hand.
 
     python tests/nightly/compile_attention.py v5e-4 kernels
+    python tests/nightly/compile_attention.py h100x1 kernels mosaic_gpu
 
-Prints a line of JSON for each program. `kernels` compiles many shapes, `long`
-compiles the one whose cycles are counted, and the name of a config compiles its
-training step.
+Prints a line of JSON for each program. `kernels` compiles many shapes, of the
+types that the implementation takes, `long` compiles the one whose cycles are
+counted, and the name of a config compiles its training step.
 """
 
 import functools
@@ -20,6 +21,7 @@ import jax
 
 from abstractinator.cli import config_file
 from abstractinator.ops.attention import attention
+from abstractinator.ops.attention.api import IMPLEMENTATIONS
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 
@@ -72,14 +74,17 @@ def step(name, chip):
   return run.step, (state, Batch(ids_BS, ids_BS, chip.array((1,), 'int32')))
 
 
-def main(topology, what):
-  chip = OneChip(topology)
+def main(topology, what, implementation=None):
+  chip = OneChip(topology, implementation)
   about = {'topology': topology}
   if what not in ('kernels', 'long'):
     found = chip.compile(*step(what, chip))
     print(json.dumps(about | {'program': what} | found), flush=True)
     return
+  dtypes = IMPLEMENTATIONS[chip.implementation].dtypes
   for shape in {'kernels': KERNELS, 'long': (LONG,)}[what]:
+    if shape[-1] not in dtypes:
+      continue
     found = chip.compile(*program(shape, chip))
     rows, size, heads, *_ = shape
     found['square bytes'] = 4 * rows * heads[0] * size**2

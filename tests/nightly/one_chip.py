@@ -10,11 +10,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-# Implementation that is kernels, and target of the custom calls in a program,
-# by platform.
+# Implementations that are kernels, and the targets of their custom calls, by
+# platform; the first is the one that stands for the platform.
 _KERNELS = {
-  'tpu': ('pallas_tpu', 'tpu_custom_call'),
-  'gpu': ('pallas_triton', '__gpu$xla.gpu.triton'),
+  'tpu': {'pallas_tpu': 'tpu_custom_call'},
+  'gpu': {
+    'pallas_triton': '__gpu$xla.gpu.triton',
+    'mosaic_gpu': 'mosaic_gpu_v2',
+  },
 }
 
 
@@ -27,16 +30,20 @@ class OneChip:
     array: Function from shape and type to an abstract array on the chip.
   """
 
-  def __init__(self, name: str):
+  def __init__(self, name: str, implementation: str | None = None):
     """Sets up the chip.
 
     Args:
       name: Name of a slice in `planning.topology`, such as 'v5e-4'.
+      implementation: Name of the kernels; by default those that stand for the
+        platform.
     """
     chips = topology.parse(name)
     self._mesh = Mesh(np.array(topology.devices(chips)[:1]), ('data',))
     self.platform = chips.platform
-    self.implementation, self._target = _KERNELS[chips.platform]
+    kernels = _KERNELS[chips.platform]
+    self.implementation = implementation or next(iter(kernels))
+    self._target = kernels[self.implementation]
     self.array = functools.partial(
       jax.ShapeDtypeStruct, sharding=NamedSharding(self._mesh, PartitionSpec())
     )

@@ -41,7 +41,7 @@ def test_issue_cycles_of_the_forward_pass(tmp_path):
   over the means at the beginning and end of a row add at most 16 bundles per
   tile.
   """
-  compile_for('v5e-4', 'long', tmp_path, script=SCRIPT)
+  compile_for('v5e-4', 'long', dump=tmp_path, script=SCRIPT)
   (file,) = (
     path
     for path in tmp_path.glob('*schedule-analysis_final_bundles.txt')

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from abstractinator.ops.attention import (
   attention,
   cudnn,
+  pallas_mosaic_gpu,
   pallas_tpu,
   pallas_triton,
   reference,
@@ -26,11 +29,23 @@ KERNELS = {
   'triton': functools.partial(
     pallas_triton.attention, interpret=PLATFORM != 'gpu'
   ),
+  'mosaic_gpu': functools.partial(
+    pallas_mosaic_gpu.attention,
+    interpret=PLATFORM != 'gpu'
+    and InterpretGPUParams(
+      detect_races=True,
+      # With fewer, a wait for one copy would stand for waits for others.
+      num_tma_threads_per_device=32,
+      uninitialized_memory='nan',
+    ),
+  ),
   # Without a GPU, XLA computes in place of cuDNN.
   'cudnn': functools.partial(
     cudnn.attention, implementation='cudnn' if PLATFORM == 'gpu' else 'xla'
   ),
 }
+# The units that multiply matrices take no float32, unlike the interpreter.
+NO_FLOAT32 = ('cudnn', 'mosaic_gpu') if PLATFORM == 'gpu' else ('cudnn',)
 SIZE = 290
 # Values and gradients in bfloat16, relative to the largest number of the
 # reference. With sums in bfloat16, gradients would be off by 8e-3; with a
@@ -48,6 +63,7 @@ class AttentionCase:
     widths: Width of a key and of a value.
     size: Number of ids of a row.
     in_steps: Whether a program for TPU meets one block per step.
+    kinds: Kinds of rows, see `make_groups`; empty for all.
   """
 
   window: int | None
@@ -55,8 +71,11 @@ class AttentionCase:
   widths: tuple[int, int] = (6, 4)
   size: int = SIZE
   in_steps: bool = False
+  kinds: tuple[str, ...] = ()
 
 
+# Kinds of rows for an interpreter that takes a tenth of a second for a block.
+FEW = 'padded', 'mixed'
 # By platform: blocks of ids are of 128 on TPU, and of 64 on GPU.
 CASES = {
   'tpu': {
@@ -78,31 +97,42 @@ CASES = {
     'no window': AttentionCase(None, (2, 1, 2)),
     'short row': AttentionCase(3, size=5),
   },
+  'mosaic_gpu': {
+    'holes': AttentionCase(65, (2, 2, 1), size=130, kinds=('holes',)),
+    'itself': AttentionCase(0, size=70, kinds=FEW),
+    'one more': AttentionCase(1, (1, 1, 1), size=70, kinds=FEW),
+    'to the end of a block': AttentionCase(63, size=130, kinds=FEW),
+    'beyond a block': AttentionCase(65, (2, 2, 1), size=200, kinds=FEW),
+    'beyond the row': AttentionCase(500, (2, 1, 1), (32, 24), 140, kinds=FEW),
+    'wide': AttentionCase(33, (1, 1, 1), (100, 128), 70, kinds=FEW),
+    'no window': AttentionCase(None, (2, 1, 2), size=200, kinds=FEW),
+    'short row': AttentionCase(3, size=5),
+  },
   'cudnn': {
     'beyond a block': AttentionCase(129, (2, 2, 1)),
     'odd row': AttentionCase(30, size=71),
   },
 }
 # Steps are also tested without a window, and in bfloat16; a window beyond the
-# row is none.
+# row is none. Mosaic GPU shares its arithmetic with Triton, and its interpreter
+# is slow.
 AT_NIGHT = [
   ('tpu', 'in steps'),
   ('tpu', 'to the end of a block'),
   ('triton', 'to the end of a block'),
   ('triton', 'beyond the row'),
+  *(('mosaic_gpu', name) for name in CASES['mosaic_gpu'] if name != 'holes'),
 ]
+night = functools.partial(pytest.param, marks=pytest.mark.nightly)
 EACH = [
-  pytest.param(platform, name, marks=pytest.mark.nightly)
-  if (platform, name) in AT_NIGHT
-  else (platform, name)
+  night(platform, name) if (platform, name) in AT_NIGHT else (platform, name)
   for platform, cases in CASES.items()
   for name in cases
-  # cuDNN takes no float32.
-  if platform != 'cudnn'
+  if platform not in NO_FLOAT32
 ]
 
 
-def make_groups(size):
+def make_groups(size, kinds=()):
   """[B, S] groups, a row for each way in which ids may fall into groups."""
   rng = np.random.default_rng(0)
   position = np.arange(size)
@@ -120,12 +150,12 @@ def make_groups(size):
     'decreasing': documents[::-1],
     'mixed': rng.integers(-1, 3, size),
   }
-  return np.stack(list(rows.values())).astype(np.int32)
+  return np.stack([rows[kind] for kind in kinds or rows]).astype(np.int32)
 
 
 def make_inputs(case, seed=0):
   rng = np.random.default_rng(seed)
-  rows = len(make_groups(case.size))
+  rows = len(make_groups(case.size, case.kinds))
   heads, key_heads, value_heads = case.heads
   of_keys, of_values = case.widths
   return tuple(
@@ -189,8 +219,11 @@ def hold(platform, case, arrays, dtype='float32', rounding=0.0):
     rounding: Share that is added to the tolerances.
   """
   arrays = [jnp.asarray(x, dtype) for x in arrays]
-  group = make_groups(case.size)
-  got = compiled(platform, case)(*arrays, group)
+  group = make_groups(case.size, case.kinds)
+  got = jax.block_until_ready(compiled(platform, case)(*arrays, group))
+  if platform == 'mosaic_gpu' and PLATFORM != 'gpu':
+    # Of the last kernel; all have the same copies and waits.
+    assert not interpret_pallas_call.get_races().races_found
   window = case.size if case.window is None else case.window
   exact = [x.astype(jnp.float32) for x in arrays]
   want = ORACLE(*exact, group, window=window)
@@ -213,7 +246,7 @@ def test_agrees_with_the_reference(platform, name):
   q, k, v, grad = make_inputs(case)
   out, *grads = hold(platform, case, (q, k, v, grad))
   # Results and gradients of ids without a group are exactly 0.
-  is_out = make_groups(case.size) < 0
+  is_out = make_groups(case.size, case.kinds) < 0
   for x in (out, *grads):
     np.testing.assert_array_equal(x[is_out], 0)
   # Large scores make weights close to 0 and 1.
@@ -232,6 +265,12 @@ def test_agrees_with_the_reference(platform, name):
     ('tpu', 'beyond a block'),
     ('tpu', 'in steps'),
     ('triton', 'beyond a block'),
+    # On a GPU all cases, as float32 is not tested there.
+    *(
+      night('mosaic_gpu', name)
+      for name in CASES['mosaic_gpu']
+      if name == 'beyond a block' or (PLATFORM == 'gpu' and name != 'itself')
+    ),
     ('cudnn', 'beyond a block'),
     ('cudnn', 'odd row'),
   ],
@@ -247,13 +286,14 @@ def test_agrees_with_the_reference_in_bfloat16(platform, name):
     ('tpu', 'beyond a block'),
     ('tpu', 'no window, in steps'),
     ('triton', 'beyond a block'),
+    *([] if 'mosaic_gpu' in NO_FLOAT32 else [night('mosaic_gpu', 'holes')]),
   ],
 )
 def test_gradients_hold_numerically_and_are_the_same_twice(platform, name):
   case = CASES[platform][name]
   run = compiled(platform, case)
   *args, grad = (jnp.asarray(x, 'float32') for x in make_inputs(case))
-  group = make_groups(case.size)
+  group = make_groups(case.size, case.kinds)
   first, second = (run(*args, grad, group) for _ in range(2))
   for a, b in zip(first, second, strict=True):
     np.testing.assert_array_equal(a, b)
@@ -280,7 +320,7 @@ def test_is_the_same_on_many_devices():
   q, k, v, grad = (jnp.asarray(x[:8], 'float32') for x in make_inputs(case))
   run = functools.partial(attention, implementation='pallas_interpret')
   both = functools.partial(value_and_pullback(run), window=case.window)
-  args = q, k, v, grad, make_groups(case.size)[:8]
+  args = q, k, v, grad, make_groups(case.size, case.kinds)[:8]
   alone = jit(both)(*args)
   mesh = jax.make_mesh(
     (2, 2, 2),
@@ -324,8 +364,15 @@ def test_lowers_without_the_device(implementation, platform, window):
     assert text.count(target[platform]) == 3
 
 
-@pytest.mark.parametrize('implementation', ['pallas_tpu', 'pallas_triton'])
-def test_what_it_cannot_take_is_an_error(implementation):
+@pytest.mark.parametrize(
+  ('implementation', 'dtype', 'widest'),
+  [
+    ('pallas_tpu', 'float32', 256),
+    ('pallas_triton', 'float32', 256),
+    ('mosaic_gpu', 'bfloat16', 128),
+  ],
+)
+def test_what_it_cannot_take_is_an_error(implementation, dtype, widest):
   def run(dtype, width, heads=1):
     shape = jax.ShapeDtypeStruct((1, 300, heads, width), dtype)
     shared = jax.ShapeDtypeStruct((1, 300, 1, width), dtype)
@@ -338,12 +385,15 @@ def test_what_it_cannot_take_is_an_error(implementation):
     )
 
   with pytest.raises(
-    NotImplementedError, match=rf"'{implementation}': got float64, allowed: fl"
+    NotImplementedError,
+    match=rf"'{implementation}': got float64, allowed: {dtype}, ",
   ):
     with jax.enable_x64(True):
       run('float64', 64)
-  with pytest.raises(NotImplementedError, match=r'got heads 264 wide, .* 256'):
-    run('float32', 264)
+  with pytest.raises(
+    NotImplementedError, match=rf'got heads {widest + 8} wide, .* {widest}'
+  ):
+    run(dtype, widest + 8)
   if implementation == 'pallas_tpu':
     with pytest.raises(NotImplementedError, match=r'128 heads .* 64 MiB'):
       run('float32', 256, heads=128)

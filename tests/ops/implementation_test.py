@@ -59,8 +59,9 @@ def test_there_is_a_kernel_for_each_platform(op):
   [
     ('cpu', 'attention', 'pallas', 'auto, reference, xla, pallas_interpret'),
     ('cpu', 'attention', 'cudnn', 'auto, reference, xla, pallas_interpret'),
+    ('tpu', 'attention', 'mosaic_gpu', 'auto, .*pallas, pallas_interpret'),
     ('tpu', 'attention', 'cudnn', 'auto, .*pallas, pallas_interpret'),
-    ('gpu', 'attention', 'halo', 'auto, .*pallas, pallas_interpret, cudnn'),
+    ('gpu', 'attention', 'halo', 'auto, .*pallas_interpret, mosaic_gpu, cudnn'),
     ('cpu', 'segment_pool', 'pallas', 'auto, reference, xla, .*interpret'),
     ('cpu', 'segment_cross', 'xla', 'auto, reference, gather, halo'),
     ('tpu', 'nearest_code', 'pallas', 'auto, reference, xla'),

@@ -1,6 +1,7 @@
 """Causal self-attention: one contract for all implementations."""
 
 import functools
+from typing import Any
 
 import chex
 
@@ -19,6 +20,14 @@ from abstractinator.ops.support import (
   supported,
 )
 from abstractinator.types import Array
+
+
+def _mosaic_gpu(*args: Array, **kwargs: Any) -> Array:
+  # Imported by those who use it: it takes a while, and not every jax has it.
+  from abstractinator.ops.attention import pallas_mosaic_gpu
+
+  return pallas_mosaic_gpu.attention(*args, **kwargs)
+
 
 _LINEAR = 'S (window + block) H (A + E), S H (A + E) memory'
 IMPLEMENTATIONS = {
@@ -62,6 +71,18 @@ IMPLEMENTATIONS = {
     cost='as `pallas_tpu`, slow',
     note='the kernels of `pallas_tpu`, interpreted, for debugging',
     dtypes=TPU_DTYPES,
+  ),
+  'mosaic_gpu': Implementation(
+    _mosaic_gpu,
+    cost=_LINEAR,
+    note=(
+      'not measured: the arithmetic of `pallas_triton` through Mosaic GPU, for'
+      ' Hopper alone; no float32. Heads are at most 128 wide, padded to a'
+      ' multiple of 16'
+    ),
+    platforms=('gpu',),
+    dtypes=('bfloat16', 'float16'),
+    is_reproducible_on=NOT_ON_GPU,
   ),
   'cudnn': Implementation(
     cudnn.attention,

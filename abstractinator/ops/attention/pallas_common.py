@@ -135,12 +135,14 @@ def _key_group(group: Array) -> Array:
   return jnp.where(group < 0, -2, group)
 
 
-def require_width(op: str, *arrays: Array) -> None:
-  """Raises NotImplementedError if [B, S, G, X] heads are wider than 256."""
+def require_width(
+  op: str, *arrays: Array, name: str = 'pallas', widest: int = _MAX_WIDTH
+) -> None:
+  """Raises NotImplementedError if [B, S, G, X] heads are too wide."""
   width = max(x.shape[3] for x in arrays)
-  if width > _MAX_WIDTH:
+  if width > widest:
     raise NotImplementedError(
-      f"{op} by 'pallas': got heads {width} wide, allowed: at most {_MAX_WIDTH}"
+      f'{op} by {name!r}: got heads {width} wide, allowed: at most {widest}'
     )
 
 

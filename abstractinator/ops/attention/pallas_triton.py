@@ -1,21 +1,20 @@
 """Attention by kernels for GPU, on [B, S, H, width] as it comes."""
 
-import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from abstractinator.ops.attention import pallas_triton_kernels
+from abstractinator.ops.attention import pallas_gpu_kernels
 from abstractinator.ops.attention.pallas_common import (
   BlockLayout,
   cost_estimate,
+  dot,
   flash_attention,
   require_width,
-  visible_blocks,
 )
+from abstractinator.ops.attention.pallas_gpu_kernels import GpuKernels, Program
 from abstractinator.ops.attention.shapes import pad_ids
 from abstractinator.types import Array
 
@@ -60,70 +59,42 @@ def attention(
   return flash_attention(q, k, v, group, kernels)[:, :size]
 
 
-@dataclasses.dataclass(frozen=True)
-class _TritonKernels:
-  """Kernels for GPU, implementing `pallas_common.Kernels`.
+class _TritonKernels(GpuKernels):
+  """Kernels for GPU through Triton.
 
-  Vectors are [B, S, heads, width], groups [B, S] and numbers [B, H, S]. The
-  grid is over heads, blocks of ids and rows: heads, which lie side by side in
-  memory, are read one after the other.
+  The grid is over heads, blocks of ids and rows: heads, which lie side by side
+  in memory, are read one after the other.
   """
 
-  layout: BlockLayout
-  heads: int
-  interpret: bool
-
-  def limits(self, group):
-    return visible_blocks(group, self.layout.block, self.layout.window)
-
-  def out_shapes(self, q, v):
-    batch, size, heads, _ = q.shape
-    return (
-      jax.ShapeDtypeStruct((batch, size, heads, v.shape[3]), v.dtype),
-      jax.ShapeDtypeStruct((batch, heads, size), jnp.float32),
-    )
-
-  def call(self, kernel, limit, *, own, near, outputs):
-    """Implements `Kernels.call` by loops over the near blocks of a row.
-
-    An output that heads share is the sum of float32 parts, one of each head.
-    """
-    layout = self.layout
-    arrays = limit, *own, *near
-    parts = [self._per_head(x) for x in outputs]
-    batch, size = own[0].shape
+  def launch(self, kernel, arrays, num_own, outputs):
+    """Implements `GpuKernels.launch` by loops over near blocks of a row."""
+    layout, (batch, size) = self.layout, arrays[1].shape
     reach = min(size, (layout.window or size) + layout.block)
-    results = pl.pallas_call(
-      functools.partial(getattr(pallas_triton_kernels, kernel), layout=layout),
-      out_shape=parts,
+    return pl.pallas_call(
+      functools.partial(
+        _run,
+        kernel=getattr(pallas_gpu_kernels, kernel),
+        layout=layout,
+        num_own=num_own,
+        widths=[
+          x.shape[3] if x.ndim == 4 else None for x in (*arrays, *outputs)
+        ],
+      ),
+      out_shape=outputs,
       grid=(self.heads, size // layout.block, batch),
       in_specs=[
-        self._spec(limit, is_row=True),
-        *(self._spec(x) for x in own),
-        *(self._spec(x, is_row=True) for x in near),
+        self._spec(x, is_row=not 0 < i <= num_own) for i, x in enumerate(arrays)
       ],
-      out_specs=[self._spec(x) for x in parts],
+      out_specs=[self._spec(x) for x in outputs],
       compiler_params=plt.CompilerParams(
         num_warps=_NUM_WARPS, num_stages=_NUM_STAGES
       ),
       cost_estimate=cost_estimate(
-        kernel, layout, batch * self.heads * size * reach, (*arrays, *parts)
+        kernel, layout, batch * self.heads * size * reach, (*arrays, *outputs)
       ),
       interpret=self.interpret,
       name=f'attention_{kernel}',
     )(*arrays)
-    return [
-      jnp.sum(part, axis=2, keepdims=True).astype(x.dtype)
-      if part.shape != x.shape
-      else part
-      for part, x in zip(results, outputs, strict=True)
-    ]
-
-  def _per_head(self, x):
-    if x.ndim < 4 or x.shape[2] == self.heads:
-      return jax.ShapeDtypeStruct(x.shape, x.dtype)
-    shape = *x.shape[:2], self.heads, x.shape[3]
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   def _spec(self, x, *, is_row=False):
     """Returns the part of limits, groups, numbers or vectors for a program.
@@ -140,8 +111,71 @@ class _TritonKernels:
     if x.ndim == 3:
       return pl.BlockSpec((None, None, ids), lambda h, i, b: (b, h, place(i)))
     is_shared = x.shape[2] < self.heads
-    width = max(_MIN_BLOCK, pl.next_power_of_2(x.shape[3]))
     return pl.BlockSpec(
-      (None, ids, None, width),
+      (None, ids, None, _tile_width(x.shape[3])),
       lambda h, i, b: (b, place(i), 0 if is_shared else h, 0),
     )
+
+
+def _run(*refs, kernel, layout, num_own, widths):
+  """Runs one program of a kernel.
+
+  Its references to near blocks reach over a whole row; nothing is read before
+  it is asked for.
+  """
+  (limit_ref, _), (group_ref, _), *rest = zip(refs, widths, strict=True)
+  own, near = rest[: num_own - 1], rest[num_own - 1 : -2]
+  outputs, index = rest[-2:], pl.program_id(1)
+
+  def part(ref, width):
+    return ref if width is None else _tile(ref, width)
+
+  def near_parts(near_index):
+    at = pl.ds(near_index * layout.block, layout.block)
+    return [part(ref.at[at], width) for ref, width in near]
+
+  def put(number, value):
+    ref, width = outputs[number]
+    _put(ref, value, width)
+
+  kernel(
+    Program(
+      layout=layout,
+      index=index,
+      limit=limit_ref[index],
+      group=group_ref[...],
+      own=[part(*pair) for pair in own],
+      near=near_parts,
+      product=_product,
+      put=put,
+      value_width=_tile_width(layout.value_width),
+    )
+  )
+
+
+def _tile_width(width):
+  return max(_MIN_BLOCK, pl.next_power_of_2(width))
+
+
+def _product(x, y, contracting, total):
+  product = dot(x, y, contracting)
+  return product if total is None else total + product
+
+
+def _is_inside(shape, width):
+  return None if shape[1] == width else (jnp.arange(shape[1]) < width)[None]
+
+
+def _tile(ref, width):
+  """Returns a tile, with zeros beyond the width of a head."""
+  mask = _is_inside(ref.shape, width)
+  return plt.load(ref, mask=mask, other=None if mask is None else 0)
+
+
+def _put(ref, value, width):
+  """Writes numbers, or a tile up to the width of a head."""
+  value = value.astype(ref.dtype)
+  if width is None:
+    ref[...] = value
+  else:
+    plt.store(ref, value, mask=_is_inside(ref.shape, width))
