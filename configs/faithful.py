@@ -1,12 +1,11 @@
-"""Codes that carry the text: residual codes, from which bytes come back.
+"""Codes that carry the text: a dictionary of pairs of bytes.
 
     python train.py --config=configs/faithful.py
 
-Hardware: 2 CPU cores, under 15 minutes. Parameters: 944,832. Expect: 9.33 MB of
-state, 11.1 GFLOP a step. A segment of about 4.5 bytes has a code of three
-stages of 512 entries, 6 bits a byte at most. The expander sees its own segment
-and its code alone, and so does the encoder: codes decode side by side, and what
-they do not say is lost.
+Hardware: 2 CPU cores, under 15 minutes. Parameters: 3,038,912. Expect: 30.5 MB
+of state, 27.3 GFLOP a step. A segment has two bytes and a code of 13 bits, 6.5
+bits/byte before the top LM predicts it; 99.9% of held-out bytes come back from
+codes alone.
 """
 
 import ml_collections
@@ -15,14 +14,13 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_settings()
-  config.max_steps = 2000
-  config.data.batch_size = 8
-  config.optimizer.kind = 'muon'
-  config.optimizer.learning_rate = 1e-2
+  config = default.get_config()
   (level,) = config.model.levels
-  level.encoder_context = 'segment'
-  level.quantizer.kind = 'rvq'
-  level.quantizer.depth = 3
-  level.quantizer.codebook_size = 512
+  level.segmentation.rule = 'stride'
+  level.segmentation.threshold = 2.0
+  level.segmentation.target_length = None
+  level.segmentation.max_length = 2
+  # Every document may begin a segment of its own.
+  level.segmentation.capacity_length = 1.86
+  level.quantizer.codebook_size = 8192
   return config

@@ -20,6 +20,7 @@ AT_NIGHT = (
   'default',
   'frozen_level0',
   'learned',
+  'learned_faithful',
   'low_rate',
   'mla_pallas',
   'mla_xla',
