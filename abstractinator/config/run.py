@@ -267,6 +267,7 @@ class RunConfig(Section):
         and levels[-1].freeze,
         'objective',
         "'all' without frozen model.levels and a model.top_lm of mode"
-        " 'discrete' that has expand False and inputs 'codes'",
+        " 'discrete' that has expand False, inputs 'codes', base 'none' and no"
+        " expander.conditioning 'top_lm'",
       )
       self.require(bool(self.data.train), 'data.train', 'a directory of codes')

@@ -463,6 +463,3 @@ class FiniteScalarQuantizer(Quantizer):
       [p @ jnp.arange(p.shape[-1], dtype=p.dtype) for p in probabilities], -1
     )
     return self.to_model(fsq.values(digits_BPM, self.config.levels))
-
-
-# By `quantizer.kind`.

@@ -122,7 +122,7 @@ CONFIGS = {
   ),
   'a stream, ends by a head': lambda: stream_config(
     {'expander.base': 'none', 'expander.ends': 'head'},
-    top={'inputs': 'codes'},
+    top={'inputs': 'codes', 'base': 'none'},
   ),
   'a stream over two levels': lambda: stream_config(
     {'expander.conditioning': 'none'},

@@ -123,7 +123,7 @@ from tests.helpers.config_values import (
     ),
     (
       {'objective': 'top_lm', 'model.top_lm': TOP_LM},
-      ('objective', "'top_lm'", 'without frozen model.levels'),
+      ('objective', "'top_lm'", 'without frozen model.levels', "base 'none'"),
     ),
     (
       {'loss.gaussian': 1.0},
