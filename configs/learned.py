@@ -3,10 +3,10 @@
     python train.py --config=configs/learned.py
 
 Hardware: 2 CPU cores, under 10 minutes. Parameters: 1,728,512. Expect: 14.7 MB
-of state, 16.4 GFLOP a step. It differs from the main job in its codes alone:
-entries of the codebook are moving averages of the segments that they stand for,
-and 64 of them keep the kinds of words, not the words. The dictionary of the
-main job is the bar for it.
+of state, 16.4 GFLOP a step. It differs from the main job in its codes, and its
+top LM does not build on the entropy model. Entries of the codebook are moving
+averages of the segments that they stand for, and 64 of them keep the kinds of
+words, not the words. The dictionary of the main job is the bar for it.
 """
 
 import ml_collections
