@@ -17,6 +17,7 @@ NAMES = config_file.names()
 # Parts and settings of these are in the others, in other sizes; on a CPU,
 # configs that differ in kernels only trace the same.
 AT_NIGHT = (
+  'base',
   'default',
   'frozen_level0',
   'learned',

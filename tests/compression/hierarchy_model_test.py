@@ -134,6 +134,8 @@ CONFIGS = {
   'a stream of a dictionary': lambda: stream_config(tiny_dictionary.LEVEL),
 }
 NIGHTLY = (
+  # Two levels come back below, and codes of a top LM are coded in streams too.
+  'two levels of two digits, a top LM',
   'segment',
   'full',
   'a base',

@@ -133,7 +133,7 @@ def test_one_compilation_a_bucket(lone):
   lone.generate(b'a', **DRAWN)
   assert new_programs() == [2, 2]
   # What is remembered has its own size: of longer texts, a byte costs the same.
-  lone.generate(b'a', **DRAWN | {'max_new_bytes': 500})
+  lone.generate(b'a', **DRAWN | {'max_new_bytes': 90})
   assert new_programs() == [3, 2]
 
 

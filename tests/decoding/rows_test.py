@@ -43,10 +43,9 @@ WIRINGS = {
   'segment-entropy-mla': ('segment', 'entropy', 0, MLA),
   'full-head-code_dim': ('full', 'head', 0, {'expander__code_dim': 6}),
 }
-# Each context, way to end, form and kind of code is in one of these.
+# Each context, way to end, form and number of codes is in one of these.
 ALWAYS = (
   'segment-head',
-  'full-entropy',
   'window-entropy-queries',
   'full-head-mla',
 )

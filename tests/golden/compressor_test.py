@@ -6,6 +6,8 @@ path. Blocks are the original's around our attention and SwiGLU, as in
 `golden_attention`; the entropy model has its own tests.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ from tests.helpers.golden_parts import (
   in_order,
 )
 from tests.helpers.golden_quantizers import module, state_of
+from tests.helpers.jitted import jit_to_numpy
 
 pytestmark = pytest.mark.usefixtures('rounded_tables')
 
@@ -114,14 +117,21 @@ def quantized(golden, p, pooled_BUD):
   return model.apply({'vq': state}, pooled_BUD, everything, rows), depth
 
 
+def compiled(part, golden, *args):
+  """Runs a part with the parameters of the file, as numpy arrays."""
+  return jit_to_numpy(functools.partial(part, golden, parameters(golden)))(
+    *args
+  )
+
+
 @pytest.mark.golden('c10_*')
 def test_golden_states(golden, monkeypatch):
   is_real, want = golden.arrays['aux/valid'], golden.arrays['out/hidden_states']
   if has_inverted_mask(golden):
     with pytest.raises(AssertionError, match='Mismatched elements'):
-      close(states(golden, parameters(golden))[is_real], want[is_real], VALUE)
+      close(compiled(states, golden)[is_real], want[is_real], VALUE)
   use_their_mask(golden, monkeypatch)
-  close(states(golden, parameters(golden))[is_real], want[is_real], VALUE)
+  close(compiled(states, golden)[is_real], want[is_real], VALUE)
 
 
 @pytest.mark.golden('c10_*')
@@ -143,7 +153,7 @@ def test_golden_divisions(golden):
 @pytest.mark.golden('c10_*')
 def test_golden_pooled_vectors(golden):
   hidden_BSD = jnp.asarray(golden.arrays['out/hidden_states'])
-  got = pooled(golden, parameters(golden), hidden_BSD)
+  got = compiled(pooled, golden, hidden_BSD)
   close(got, golden.arrays['out/pre_vq_embeddings'], VALUE)
   is_valid = golden.arrays['out/valid_mask']
   np.testing.assert_array_equal(np.abs(got).max(-1) > 0, is_valid)
@@ -153,7 +163,7 @@ def test_golden_pooled_vectors(golden):
 def test_golden_codes_and_vectors(golden):
   """Codes of segments; empty slots have a padding code in the original."""
   pooled_BUD = jnp.asarray(golden.arrays['out/pre_vq_embeddings'])
-  output, _ = quantized(golden, parameters(golden), pooled_BUD)
+  output, _ = compiled(quantized, golden, pooled_BUD)
   is_valid = golden.arrays['out/valid_mask']
   codes = np.asarray(output.codes_BP)[is_valid]
   np.testing.assert_array_equal(

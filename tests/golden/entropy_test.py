@@ -39,6 +39,7 @@ from tests.helpers.golden_parts import (
   with_one,
 )
 from tests.helpers.implementations import XLA
+from tests.helpers.jitted import jit
 
 # Absolute tolerances of values and of gradients.
 VALUE, GRADIENT = 2e-5, 2e-4
@@ -317,10 +318,14 @@ def test_golden_predictive_entropies(golden):
 @pytest.mark.golden('c09_entropy_*')
 def test_golden_streaming(golden):
   """Rows without padding, the last ids one at a time."""
-  p, x = arrays_of(golden)
-  states = stream_blocks(blocks_of(golden, p, 'layers'), x)
-  y = stream_blocks(blocks_of(golden, p, 'gauss_extra_layers'), states)
-  got = np.array(bits(golden, predict(golden, p, states, y), x))
+
+  @jit
+  def streamed(p, x):
+    states = stream_blocks(blocks_of(golden, p, 'layers'), x)
+    y = stream_blocks(blocks_of(golden, p, 'gauss_extra_layers'), states)
+    return bits(golden, predict(golden, p, states, y), x)
+
+  got = np.array(streamed(*arrays_of(golden)))
   want = golden.arrays['out/stream_bits_nopad']
   if heads_config(golden).source == 'gaussian':
     # A step of the original does not know the prediction of the one before.
@@ -336,13 +341,15 @@ def test_golden_streaming(golden):
 def test_golden_categorical_entropies(golden):
   """The original gives NaN under filters; `out_nansafe` has right numbers."""
   logits = jnp.asarray(golden.arrays['in/logits'])
+  # Filters are arguments: one compilation.
+  filtered_entropy = jit(_filtered_entropy)
   quirks = 0
   for name, want in golden.group('out_nansafe').items():
     t, top_p, k = (float(x.split('=')[1]) for x in name.split('|'))
     filters = dict(top_k=int(k), top_p=top_p)
     as_is = golden.arrays[f'out/{name}']
     quirks += int(np.isnan(as_is).any())
-    entropy = functools.partial(_filtered_entropy, logits, **filters)
+    entropy = functools.partial(filtered_entropy, logits, **filters)
     if t == 0:
       # The original takes it for 1; ours keeps the most likely id alone.
       close(entropy(temperature=0.0), np.zeros(len(logits)), VALUE, name)

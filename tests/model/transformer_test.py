@@ -30,7 +30,16 @@ ATTENTION = {
 LENGTHS = ((3, 9, 7), (15,), (1, 1))
 
 forms = pytest.mark.parametrize('form', ATTENTION)
-windows = pytest.mark.parametrize('window', [None, WINDOW])
+# Masks are made alike for both forms.
+forms_and_windows = pytest.mark.parametrize(
+  ('form', 'window'),
+  [
+    ('mla', None),
+    ('regular', WINDOW),
+    pytest.param('mla', WINDOW, marks=pytest.mark.nightly),
+    pytest.param('regular', None, marks=pytest.mark.nightly),
+  ],
+)
 
 
 def make_stack(
@@ -106,8 +115,7 @@ def hold_gradient(function, *args):
   np.testing.assert_allclose(got, want, rtol=5e-3)
 
 
-@forms
-@windows
+@forms_and_windows
 @pytest.mark.parametrize('is_padded', [False, True])
 def test_implementations_give_the_same(form, window, is_padded):
   x, document = make_rows()
@@ -129,8 +137,7 @@ def test_implementations_give_the_same(form, window, is_padded):
     assert np.abs(b).max() > 1e-3
 
 
-@forms
-@windows
+@forms_and_windows
 def test_an_id_reads_no_later_id_nor_another_document(form, window):
   x, document = make_rows()
   stack = compiled(form, window)
@@ -149,8 +156,7 @@ def test_an_id_reads_no_later_id_nor_another_document(form, window):
     assert not np.delete(moved, row, axis=0).any()
 
 
-@forms
-@windows
+@forms_and_windows
 def test_gradients_hold_numerically(form, window):
   x, document = make_rows()
   stack = compiled(form, window, num_layers=1)
@@ -167,8 +173,7 @@ def streamed(stack, x, document, first):
   return stream(stack, x, document, first, cache)
 
 
-@forms
-@windows
+@forms_and_windows
 @pytest.mark.parametrize('first', [(0, 0, 0), (5, 11, 1), (19, 2, 2)])
 def test_streaming_gives_what_the_whole_row_gives(form, window, first):
   """Rows of unequal lengths, several documents, far past the window."""
@@ -183,8 +188,7 @@ def test_streaming_gives_what_the_whole_row_gives(form, window, first):
   assert cache.group_BW.shape == (len(LENGTHS), slots)
 
 
-@forms
-@windows
+@forms_and_windows
 def test_rows_that_are_not_active_stay_as_they_are(form, window):
   x, document = make_rows()
   stack = compiled(form, window)
@@ -270,8 +274,15 @@ def compiled_cross(form, implementation, lookback):
   )
 
 
-@forms
-@pytest.mark.parametrize('lookback', [0, 2])
+@pytest.mark.parametrize(
+  ('form', 'lookback'),
+  [
+    ('mla', 2),
+    ('regular', 0),
+    pytest.param('mla', 0, marks=pytest.mark.nightly),
+    pytest.param('regular', 2, marks=pytest.mark.nightly),
+  ],
+)
 @pytest.mark.parametrize('is_padded', [False, True])
 def test_cross_attention_in_both_implementations(form, lookback, is_padded):
   rng = np.random.default_rng(2)
