@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from abstractinator.model.entropy_model import EntropyModel
 from abstractinator.types import NUM_BYTES
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init
 
 
 def make(config):
@@ -24,7 +24,7 @@ def make(config):
     jnp.dtype('float32'),
   )
   zeros = jnp.zeros((1, 4), jnp.int32)
-  initial = jit(module.init)(jax.random.key(0), zeros, zeros)
+  initial = init(module, jax.random.key(0), zeros, zeros)
   scaled = jax.tree_util.tree_map_with_path(
     lambda path, x: x * 20 if 'head' in str(path) else x, initial
   )

@@ -16,7 +16,7 @@ from abstractinator.model.level import Abstractinator
 from abstractinator.types import EOS_ID, NUM_BYTES, PAD_ID, Batch
 from tests.helpers.greedy_lanes import decode_segments
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit, jit_to_numpy
+from tests.helpers.jitted import init, jit_to_numpy
 
 _DEFAULT = pathlib.Path(__file__).parents[2] / 'configs' / 'default.py'
 
@@ -102,7 +102,7 @@ def _make_variables(config: LevelConfig) -> dict[str, Any]:
   model = Abstractinator(config, NUM_BYTES, XLA, jnp.float32)
   zeros = jnp.zeros((1, 8), jnp.int32)
   variables = dict(
-    jit(model.init)(jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))
+    init(model, jax.random.key(0), Batch(zeros, zeros, zeros[:, 0]))
   )
   # Initial predictions are nearly uniform; these are not, so that entropies
   # jump and greedy ids and lengths differ.

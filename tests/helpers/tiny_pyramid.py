@@ -14,7 +14,7 @@ from abstractinator.decoding.pyramid import AbstractinatorPyramid
 from abstractinator.objective import metrics
 from abstractinator.types import EOS_ID, NUM_BYTES, PAD_ID, Batch
 from tests.helpers.implementations import XLA, XLA_CONFIG
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init
 
 _DEFAULT = runpy.run_path(
   str(pathlib.Path(__file__).parents[2] / 'configs' / 'default.py')
@@ -109,7 +109,7 @@ def make_variables(config: ModelConfig, size=16):
   """Returns variables whose predictions are far from uniform."""
   zeros = jnp.zeros((1, size), jnp.int32)
   batch = Batch(zeros, zeros, zeros[:, 0])
-  variables = dict(jit(make_model(config).init)(jax.random.key(0), batch))
+  variables = dict(init(make_model(config), jax.random.key(0), batch))
 
   def louder(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator='/')

@@ -12,7 +12,7 @@ from abstractinator.config import TopLMConfig
 from abstractinator.model.top_lm import CodeSequence, CodeSequenceTransformer
 from abstractinator.objective import losses
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit, jit_to_numpy
+from tests.helpers.jitted import init, jit_to_numpy
 
 D_LEVEL, WIDTH, SLOTS, WINDOW = 6, 16, 12, 3
 # Codes of one stage, of three, and of one that leaves two digits out.
@@ -114,7 +114,7 @@ class TopLM:
       XLA,
       jnp.float32,
     )
-    self.initial = jit(self.model.init)(jax.random.key(1), make_sequence(kind))
+    self.initial = init(self.model, jax.random.key(1), make_sequence(kind))
     self.variables = jax.tree_util.tree_map_with_path(
       lambda path, x: (
         15 * x if 'logits' in str(path) or 'end_head' in str(path) else x

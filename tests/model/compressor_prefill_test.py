@@ -16,7 +16,7 @@ import pytest
 from abstractinator.model.compressor import SegmentCompressor
 from abstractinator.types import NUM_BYTES
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit, jit_to_numpy
+from tests.helpers.jitted import init, jit_to_numpy
 
 SIZE, ROWS = 40, 215
 # Margin of entropies and code distances that decide; their errors are below a
@@ -94,7 +94,7 @@ class Compared:
     self.config = config
     module = SegmentCompressor(config, NUM_BYTES, XLA, jnp.float32)
     zeros = jnp.zeros((1, 8), jnp.int32)
-    variables = jit(module.init)(jax.random.key(0), zeros, zeros, zeros[:, 0])
+    variables = init(module, jax.random.key(0), zeros, zeros, zeros[:, 0])
     # Initial predictions are nearly uniform; these differ.
     params = jax.tree_util.tree_map_with_path(
       lambda path, x: x * 20 if 'head' in str(path) else x, variables['params']

@@ -12,7 +12,7 @@ from abstractinator.model.top_lm import CodeSequenceOutput
 from abstractinator.objective import losses
 from abstractinator.ops import digits as digits_lib
 from tests.helpers import tiny_pyramid, tiny_quantizer
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init, jit
 
 SIZE = 40
 KINDS = {
@@ -35,7 +35,7 @@ def expanding(kind, mode='discrete', lower=()):
 @pytest.mark.parametrize('variant', ['vq code space', 'rvq code space', 'fsq'])
 def test_the_mean_vector_is_that_of_all_codes(variant):
   model = tiny_quantizer.model(**tiny_quantizer.VARIANTS[variant])
-  variables = jit(model.init)(jax.random.key(0), *tiny_quantizer.inputs())
+  variables = init(model, jax.random.key(0), *tiny_quantizer.inputs())
   sizes = model.config.stage_sizes
   rng = np.random.default_rng(0)
   probabilities = tuple(

@@ -13,7 +13,7 @@ from abstractinator.types import NUM_BYTES, Batch, Special
 from tests.helpers import tiny_pyramid
 from tests.helpers.compiled_pyramid import FORMS, SIZE, TWO, make, make_rows
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init, jit
 
 
 def paths(tree):
@@ -41,8 +41,7 @@ def test_a_single_level_starts_as_it_does_without_a_pyramid(top_lm):
   pyramid = tiny_pyramid.make_model(config)
   batch = make_rows([(23, 0), (12, 1)])
   want, found = (
-    dict(jit(model.init)(jax.random.key(0), batch))
-    for model in (alone, pyramid)
+    dict(init(model, jax.random.key(0), batch)) for model in (alone, pyramid)
   )
   assert ('top_lm' in found['params']) == (top_lm is not None)
   for name, variables in want.items():

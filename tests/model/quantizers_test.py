@@ -10,13 +10,14 @@ import pytest
 from abstractinator.model.pyramid import advance_collections
 from abstractinator.ops import digits as digits_lib
 from tests.helpers import tiny_quantizer
+from tests.helpers.jitted import init
 from tests.helpers.tiny_quantizer import VARIANTS, WITH_STATE, inputs
 
 
 @functools.cache
 def make(variant):
   model = tiny_quantizer.model(**VARIANTS[variant])
-  return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
+  return model, dict(init(model, jax.random.key(0), *inputs()))
 
 
 @functools.cache

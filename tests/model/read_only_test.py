@@ -10,6 +10,7 @@ from abstractinator.model.quantizer_kinds import QUANTIZERS
 from abstractinator.model.quantizers import read_only
 from tests.helpers import tiny_quantizer
 from tests.helpers.implementations import XLA
+from tests.helpers.jitted import init
 
 
 class Owner(nn.Module):
@@ -44,7 +45,7 @@ def make(variant):
   predicted = tiny_quantizer.inputs(seed=1)[0]
   owner = Owner(config)
   args = (x, is_valid, row, predicted)
-  return owner, jax.jit(owner.init)(jax.random.key(0), *args), args
+  return owner, init(owner, jax.random.key(0), *args), args
 
 
 @VARIANTS

@@ -8,12 +8,13 @@ import pytest
 from abstractinator.model.pyramid import advance_collections
 from abstractinator.ops import stage_logits as stage_logits_lib
 from tests.helpers import tiny_quantizer
+from tests.helpers.jitted import init
 from tests.helpers.tiny_quantizer import WIDTH, inputs
 
 
 def make(**changes):
   model = tiny_quantizer.model(kind='rvq', **changes)
-  return model, dict(jax.jit(model.init)(jax.random.key(0), *inputs()))
+  return model, dict(init(model, jax.random.key(0), *inputs()))
 
 
 def stage_logits(quantizer, x, digits, **options):

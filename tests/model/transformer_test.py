@@ -16,7 +16,7 @@ from abstractinator.model.transformer import (
   TransformerBlock,
 )
 from tests.helpers.implementations import BY_NAME, XLA
-from tests.helpers.jitted import jit, jit_to_numpy
+from tests.helpers.jitted import init, jit, jit_to_numpy
 from tests.helpers.relative_error import relative_error
 from tests.helpers.remembering import remember_and_cross
 from tests.helpers.streams import stream
@@ -63,7 +63,7 @@ def make_rows(seed=0):
 def variables_of(form, num_layers):
   """Returns variables, which depend on the form and number of blocks only."""
   stack = make_stack(form, WINDOW, num_layers=num_layers)
-  return jit(stack.init)(jax.random.key(1), *make_rows())
+  return init(stack, jax.random.key(1), *make_rows())
 
 
 class Compiled:

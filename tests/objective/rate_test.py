@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 from abstractinator.model.quantizer_kinds import QUANTIZERS
 from abstractinator.objective import losses
 from tests.helpers.implementations import XLA
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init, jit
 from tests.helpers.tiny_pyramid import make_config
 
 KINDS = {
@@ -26,7 +26,7 @@ def quantizer_of(kind):
   quantizer = QUANTIZERS[kind](config, 16, XLA, jnp.float32)
   x = jax.random.normal(jax.random.key(1), (2, 6, 16))
   is_code = jnp.arange(6) < jnp.array([[6], [4]])
-  variables = jit(quantizer.init)(jax.random.key(0), x, is_code, jnp.arange(2))
+  variables = init(quantizer, jax.random.key(0), x, is_code, jnp.arange(2))
   return quantizer, variables, x, is_code
 
 

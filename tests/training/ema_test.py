@@ -16,6 +16,7 @@ from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
 from tests.helpers import many_processes
+from tests.helpers.jitted import init
 
 
 def make_config(**data) -> RunConfig:
@@ -36,7 +37,7 @@ def test_the_average_follows_the_parameters():
   program = make_program(make_config(), 'cpu', total_steps=4)
   ids = np.arange(8 * 32, dtype=np.int32).reshape(8, 32) % 256
   batch = Batch(ids, np.zeros_like(ids), np.arange(8, dtype=np.int32))
-  state = jax.jit(program.init)(jax.random.key(0))
+  state = init(program, jax.random.key(0))
   expected = jax.device_get(state.params)
   step = jax.jit(program.step)
   for _ in range(3):

@@ -11,7 +11,7 @@ from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import Batch
 from configs import entropy_pretrain, tiny
-from tests.helpers.jitted import jit
+from tests.helpers.jitted import init, jit
 
 STEPS = 20
 
@@ -32,7 +32,7 @@ def losses(config, attention):
     data=dataclasses.replace(config.data, batch_size=2, sequence_length=96),
   )
   program = make_program(config, 'cpu', total_steps=10_000)
-  state = jit(program.init)(jax.random.key(0))
+  state = init(program, jax.random.key(0))
   step = jit(program.step)
   rng = np.random.default_rng(0)
   found = []

@@ -11,6 +11,7 @@ from abstractinator.config import RunConfig
 from abstractinator.training.program import make_program
 from abstractinator.types import EOS_ID, Batch
 from configs import tiny
+from tests.helpers.jitted import init
 
 STEPS, ROWS, SIZE = 30, 4, 64
 TEXT = b'the rain in spain stays mainly in the plain; so they say. '
@@ -53,7 +54,7 @@ def test_thirty_steps_lower_the_loss_of_the_expander(changes):
     level.quantizer[name] = value
   config = RunConfig.from_dict(json.loads(values.to_json_best_effort()))
   program = make_program(config, 'cpu', STEPS)
-  state = jax.jit(program.init)(jax.random.key(0))
+  state = init(program, jax.random.key(0))
   step = jax.jit(program.step, donate_argnums=0)
   values = []
   for batch in batches():
