@@ -224,6 +224,20 @@ def test_wrong_command_is_one_line_and_changes_nothing(
   assert not workdir.exists()
 
 
+def test_a_run_keeps_programs_where_a_flag_says(tmp_path, capsys):
+  file = tmp_path / 'file'
+  file.write_text('')
+  first, *_ = _refused(
+    capsys,
+    f'--config={ROOT}/configs/tiny.py',
+    f'--config.data.train={tmp_path}/absent',
+    f'--workdir={tmp_path}/run',
+    f'--compilation_cache_dir={file}/programs',
+  )
+  assert first.startswith('compiled programs: not kept (')
+  assert str(file) in first
+
+
 def test_help_says_where_the_settings_are():
   code, out, err = _run('--help')
   assert (code, err) == (0, '')

@@ -184,9 +184,22 @@ def be_quiet() -> None:
   logging.disable(logging.WARNING)
 
 
+def prepare() -> None:
+  """Silences libraries and keeps compiled programs for the next command.
+
+  It must come before jax is imported.
+  """
+  be_quiet()
+  from abstractinator.runs import compilation_cache
+
+  line = compilation_cache.use()
+  if line is not None:
+    say(line)
+
+
 def load(args: argparse.Namespace) -> 'TrainedPyramid':
   """Opens the pyramid of `workdir` and `--step`, as `inference.load` does."""
-  be_quiet()
+  prepare()
   say(f'loading {args.workdir}')
   from abstractinator.inference import load
 

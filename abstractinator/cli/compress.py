@@ -67,7 +67,7 @@ def open_model(
     is_hierarchy: Whether all levels predict it, not the entropy model alone.
     candidates: Number of codes of a top segment from which an encoder chooses.
   """
-  common.be_quiet()
+  common.prepare()
   common.say(f'loading {args.workdir}')
   from abstractinator.compression.byte_model import ByteModel
   from abstractinator.compression.hierarchy_model import HierarchyModel

@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> str:
   """Restores a file that `compress` wrote, byte for byte."""
   common.require_new(args.out, force=args.force)
   content = common.read_bytes(args.file)
-  common.be_quiet()
+  common.prepare()
   from abstractinator.compression import codec, container
 
   try:

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
   """Measures a run on held-out or other documents."""
-  common.be_quiet()
+  common.prepare()
   common.say(f'loading {args.workdir}')
   from abstractinator.evaluation.evaluate import evaluate
   from abstractinator.evaluation.evaluator import Evaluator

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
   """Writes a trained model to a directory that can be shared."""
-  common.be_quiet()
+  common.prepare()
   from abstractinator.runs import exported
 
   exported.require_room(args.dir, force=args.force)

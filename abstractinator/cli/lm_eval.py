@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> str:
     raise ValueError(
       f'--include_path: got {args.include_path!r}, allowed: a directory'
     )
-  common.be_quiet()
+  common.prepare()
   common.say(f'loading {args.workdir}')
   import lm_eval
   from lm_eval.utils import make_table

@@ -77,8 +77,9 @@ _FLAGS: dict[str, dict] = {
   '--compilation_cache_dir': {
     'metavar': 'DIR',
     'type': os.path.expanduser,
-    'help': 'directory in which compiled programs are kept for later runs;'
-    ' default: JAX_COMPILATION_CACHE_DIR, and no cache without that',
+    'help': 'directory in which compiled programs are kept for later runs, or'
+    " '' for none; default: JAX_COMPILATION_CACHE_DIR, and without that, for a"
+    " run of one process, a directory in the user's cache directory",
   },
   allocator.OFF: {
     'action': 'store_true',
@@ -114,8 +115,6 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
   from abstractinator.runs import processes
   from abstractinator.training import report
 
-  if args.compilation_cache_dir is not None:
-    jax.config.update('jax_compilation_cache_dir', args.compilation_cache_dir)
   if args.resume_step is not None and args.resume_from is None:
     raise ValueError(
       f'--resume_step: got {args.resume_step}, allowed: only with --resume_from'
@@ -185,7 +184,7 @@ def _start(
     settings: Settings of the run.
     held: Context that holds the lock of the directory of the run.
   """
-  from abstractinator.runs import processes
+  from abstractinator.runs import compilation_cache, processes
   from abstractinator.runs import workdir as workdirs
   from abstractinator.runs.lock import Lock
   from abstractinator.training.loop import Run
@@ -201,6 +200,11 @@ def _start(
     profile = Profile.parse(args.profile_steps)
   processes.join(args.coordinator_address, args.num_processes, args.process_id)
   processes.require_device()
+  # Of several processes jax lets one write, and the others may not see it.
+  if args.compilation_cache_dir is not None or processes.is_alone():
+    kept = compilation_cache.use(args.compilation_cache_dir)
+    if kept is not None and processes.is_main():
+      common.say(kept)
   now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
   workdir = args.workdir or processes.agree(os.path.join('runs', now))
   for name, text in (

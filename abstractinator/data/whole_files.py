@@ -13,7 +13,9 @@ TEMPORARY = '.abstractinator-'
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
-def write_whole(path: str, content: bytes, *, is_new: bool = False) -> None:
+def write_whole(
+  path: str, content: bytes, *, is_new: bool = False, is_synced: bool = True
+) -> None:
   """Writes a file that appears whole or not at all.
 
   Args:
@@ -21,6 +23,8 @@ def write_whole(path: str, content: bytes, *, is_new: bool = False) -> None:
     content: Bytes of the file.
     is_new: Whether a file that is there by now is an error; it is replaced
       otherwise.
+    is_synced: Whether to wait for the disk. Without that a file may have lost
+      content after a failure of power.
 
   Raises:
     OSError: If it cannot be written; then an old file is unchanged.
@@ -30,9 +34,10 @@ def write_whole(path: str, content: bytes, *, is_new: bool = False) -> None:
     temporary = os.path.join(folder, 'content')
     with open(temporary, 'wb') as file:
       file.write(content)
-      file.flush()
-      # Else the file might be renamed before its content is on the disk.
-      os.fsync(file.fileno())
+      if is_synced:
+        file.flush()
+        # Else the file might be renamed before its content is on the disk.
+        os.fsync(file.fileno())
     if is_new:
       _link(temporary, path)
     else:

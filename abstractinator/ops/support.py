@@ -1,7 +1,9 @@
 """Implementations of an op and their limits; `docs/kernels.md` has them."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from abstractinator.types import Array
 
@@ -30,6 +32,22 @@ class Implementation:
   platforms: tuple[str, ...] = PLATFORMS
   dtypes: tuple[str, ...] = ('float32', 'bfloat16', 'float16')
   is_reproducible_on: tuple[str, ...] = PLATFORMS
+
+
+def kernel(module: str, name: str) -> Callable[..., Array]:
+  """Returns a function of a module that is imported at the first call.
+
+  The import of Pallas takes longer than that of all other ops.
+
+  Args:
+    module: Dotted name of the module.
+    name: Name of the function.
+  """
+
+  def function(*args: Any, **kwargs: Any) -> Array:
+    return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+  return function
 
 
 def supported(

@@ -183,7 +183,7 @@ def _read_state(
     raise_damaged(manager.directory, step, detail, error)
   saved = checksums.by_path(metadata.tree)
   saved = {name: leaf for name, leaf in saved.items() if is_wanted(name)}
-  require_same_leaves(str(path), saved, checksums.by_path(abstract))
+  checksums.require_same_leaves(str(path), saved, checksums.by_path(abstract))
   default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -205,28 +205,6 @@ def _read_state(
     if record['arrays'].get(name) != checksum:
       raise_damaged(manager.directory, step, f'state: wrong checksum of {name}')
   return restored
-
-
-def require_same_leaves(
-  path: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> None:
-  """Raises ValueError, naming one, if saved arrays differ from wanted ones.
-
-  Args:
-    path: Path of the arrays, for the message.
-    saved: Arrays that are there, with shapes and dtypes, by name.
-    wanted: Arrays that should be there.
-  """
-  for name in {**wanted, **saved}:
-    if name not in saved:
-      raise ValueError(f'{path}: {name} is not in the checkpoint')
-    if name not in wanted:
-      raise ValueError(f'{path}: {name} is in the checkpoint but not wanted')
-    got, want = (
-      f'{x.dtype}{list(x.shape)}' for x in (saved[name], wanted[name])
-    )
-    if got != want:
-      raise ValueError(f'{path}: {name} is {got} in the checkpoint, not {want}')
 
 
 def _read_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

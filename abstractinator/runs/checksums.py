@@ -1,4 +1,4 @@
-"""Checksums of arrays and of JSON values."""
+"""Names, shapes and checksums of arrays, and checksums of JSON values."""
 
 import json
 import zlib
@@ -19,6 +19,28 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in leaves
   }
+
+
+def require_same_leaves(
+  path: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  """Raises ValueError, naming one, if saved arrays differ from wanted ones.
+
+  Args:
+    path: Path of the arrays, for the message.
+    saved: Arrays that are there, with shapes and dtypes, by name.
+    wanted: Arrays that should be there.
+  """
+  for name in {**wanted, **saved}:
+    if name not in saved:
+      raise ValueError(f'{path}: {name} is not in the checkpoint')
+    if name not in wanted:
+      raise ValueError(f'{path}: {name} is in the checkpoint but not wanted')
+    got, want = (
+      f'{x.dtype}{list(x.shape)}' for x in (saved[name], wanted[name])
+    )
+    if got != want:
+      raise ValueError(f'{path}: {name} is {got} in the checkpoint, not {want}')
 
 
 def of_json(values: Any) -> int:

@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from abstractinator.config import RunConfig
 from abstractinator.data.whole_files import write_whole
-from abstractinator.runs import checkpoint, checksums, metric_lines, workdir
+from abstractinator.runs import checksums, metric_lines, workdir
 from abstractinator.types import PyTree
 
 WEIGHTS, CARD, METRICS, CONFIG = FILES = workdir.EXPORTED
@@ -198,7 +198,7 @@ def restore_variables(
       if tuple(name.split('/')[1 : len(place) + 1]) == place
     }
   wanted = checksums.by_path(abstract_variables)
-  checkpoint.require_same_leaves(
+  checksums.require_same_leaves(
     path,
     found,
     {

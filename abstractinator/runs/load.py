@@ -14,7 +14,6 @@ from abstractinator.config import ImplementationConfig, RunConfig
 from abstractinator.decoding.pyramid import make_model
 from abstractinator.objective.objectives import OBJECTIVES
 from abstractinator.runs import (
-  checkpoint,
   checksums,
   exported,
   hub,
@@ -107,7 +106,12 @@ def open_source(source: str, step: int | None = None) -> Source:
 
 def _reader(path: str) -> ModuleType:
   """Returns the module that reads a model: of checkpoints, or exported."""
-  return exported if workdir.is_exported(path) else checkpoint
+  if workdir.is_exported(path):
+    return exported
+  # The import of Orbax takes a third of a second.
+  from abstractinator.runs import checkpoint
+
+  return checkpoint
 
 
 def read_trained(

@@ -9,6 +9,7 @@ import pytest
 
 from abstractinator.cli import common
 from abstractinator.cli.main import main
+from abstractinator.runs import compilation_cache
 
 
 def test_a_new_file_is_like_any_other(tmp_path):
@@ -131,3 +132,12 @@ def test_libraries_log_errors_only(caplog, monkeypatch):
   finally:
     logging.disable(logging.NOTSET)
   assert caplog.messages == ['shown']
+
+
+def test_a_command_says_where_compiled_programs_are(capsys, monkeypatch):
+  monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '3')
+  lines = ['kept in DIR', None]
+  monkeypatch.setattr(compilation_cache, 'use', lambda: lines.pop(0))
+  common.prepare()
+  common.prepare()
+  assert capsys.readouterr().err == 'kept in DIR\n'

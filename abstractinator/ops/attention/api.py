@@ -1,35 +1,29 @@
 """Causal self-attention: one contract for all implementations."""
 
 import functools
-from typing import Any
 
 import chex
 
-from abstractinator.ops.attention import (
-  cudnn,
-  pallas_tpu,
-  pallas_triton,
-  reference,
-  xla,
-)
+from abstractinator.ops.attention import cudnn, reference, xla
 from abstractinator.ops.shards import over_shards
 from abstractinator.ops.support import (
   NOT_ON_GPU,
   TPU_DTYPES,
   Implementation,
+  kernel,
   supported,
 )
 from abstractinator.types import Array
 
-
-def _mosaic_gpu(*args: Array, **kwargs: Any) -> Array:
-  # Imported by those who use it: it takes a while, and not every jax has it.
-  from abstractinator.ops.attention import pallas_mosaic_gpu
-
-  return pallas_mosaic_gpu.attention(*args, **kwargs)
-
-
 _LINEAR = 'S (window + block) H (A + E), S H (A + E) memory'
+_pallas_tpu = kernel('abstractinator.ops.attention.pallas_tpu', 'attention')
+_pallas_triton = kernel(
+  'abstractinator.ops.attention.pallas_triton', 'attention'
+)
+# Not every jax has it.
+_mosaic_gpu = kernel(
+  'abstractinator.ops.attention.pallas_mosaic_gpu', 'attention'
+)
 IMPLEMENTATIONS = {
   'reference': Implementation(
     reference.attention,
@@ -45,7 +39,7 @@ IMPLEMENTATIONS = {
     ),
   ),
   'pallas_tpu': Implementation(
-    pallas_tpu.attention,
+    _pallas_tpu,
     cost=_LINEAR,
     note=(
       '`pallas` on TPU: blocks of 128 or 256 ids; heads lie side by side in the'
@@ -57,7 +51,7 @@ IMPLEMENTATIONS = {
     dtypes=TPU_DTYPES,
   ),
   'pallas_triton': Implementation(
-    pallas_triton.attention,
+    _pallas_triton,
     cost=_LINEAR,
     note=(
       '`pallas` on GPU: blocks of 64 ids by Triton; blocks of other groups are'
@@ -67,7 +61,7 @@ IMPLEMENTATIONS = {
     platforms=('gpu',),
   ),
   'pallas_interpret': Implementation(
-    functools.partial(pallas_tpu.attention, interpret=True),
+    functools.partial(_pallas_tpu, interpret=True),
     cost='as `pallas_tpu`, slow',
     note='the kernels of `pallas_tpu`, interpreted, for debugging',
     dtypes=TPU_DTYPES,

@@ -7,21 +7,23 @@ import chex
 import jax.numpy as jnp
 from jax import lax
 
-from abstractinator.ops.segment_pool import (
-  pallas_tpu,
-  pallas_triton,
-  reference,
-  xla,
-)
+from abstractinator.ops.segment_pool import reference, xla
 from abstractinator.ops.shards import over_shards
 from abstractinator.ops.support import (
   NOT_ON_GPU,
   TPU_DTYPES,
   Implementation,
+  kernel,
   supported,
 )
 from abstractinator.types import Array
 
+_pallas_tpu = kernel(
+  'abstractinator.ops.segment_pool.pallas_tpu', 'segment_pool'
+)
+_pallas_triton = kernel(
+  'abstractinator.ops.segment_pool.pallas_triton', 'segment_pool'
+)
 IMPLEMENTATIONS = {
   'reference': Implementation(
     reference.segment_pool,
@@ -38,7 +40,7 @@ IMPLEMENTATIONS = {
     is_reproducible_on=NOT_ON_GPU,
   ),
   'pallas_tpu': Implementation(
-    pallas_tpu.segment_pool,
+    _pallas_tpu,
     cost='144 S Q H E on the matrix unit',
     note=(
       '`pallas` on TPU: one-hot products in one pass over the ids, forward and'
@@ -48,7 +50,7 @@ IMPLEMENTATIONS = {
     dtypes=TPU_DTYPES,
   ),
   'pallas_triton': Implementation(
-    pallas_triton.segment_pool,
+    _pallas_triton,
     cost='32 S Q H E on the matrix unit',
     note=(
       '`pallas` on GPU: a program of Triton for 32 slots of a head reads their'
@@ -59,7 +61,7 @@ IMPLEMENTATIONS = {
     platforms=('gpu',),
   ),
   'pallas_interpret': Implementation(
-    functools.partial(pallas_tpu.segment_pool, interpret=True),
+    functools.partial(_pallas_tpu, interpret=True),
     cost='as `pallas_tpu`, slow',
     note='the kernels of `pallas_tpu`, interpreted, for debugging',
     dtypes=TPU_DTYPES,
