@@ -54,7 +54,7 @@ def test_lines_of_jsonl_are_documents(tmp_path):
     (b'["text"]', 'has no string "text"'),
     (b'{"txt": "a"}', 'has no string "text"'),
     (b'{"text": 3}', 'has no string "text"'),
-    (b'[' * 2000, 'is nested too deeply'),
+    (b'[' * 100_000, 'is nested too deeply'),
     (b'{"text": ' + b'[' * 100_000, 'is nested too deeply'),
     (b'{"text": "a"', "Expecting ',' delimiter"),
     (b'{"text": "\xff"}', "can't decode byte 0xff"),
