@@ -231,7 +231,7 @@ class Preemption:
 
   Processes agree on a step at which all of them stop. Where jax connects
   several processes it handles the signal; for a process that is alone, this
-  class does. A second signal ends the process at once.
+  class does, and says so at once. A second signal ends the process.
   """
 
   def __init__(self) -> None:
@@ -250,6 +250,8 @@ class Preemption:
 
   def _hear(self, *unused: object) -> None:
     self._is_told = True
+    # The signal may come while a line is written to the buffered stream.
+    os.write(2, b'\nSIGTERM: stopping after this step, then saving\n')
     self._unhook()
 
   def _unhook(self) -> None:

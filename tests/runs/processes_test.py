@@ -241,12 +241,13 @@ def test_a_cluster_is_recognized(environment, calls, monkeypatch):
   assert made == calls
 
 
-def test_a_process_alone_hears_of_the_signal_once():
+def test_a_process_alone_hears_of_the_signal_once(capfd):
   before = signal.getsignal(signal.SIGTERM)
   with processes.Preemption() as preemption:
     assert not preemption.reached(1)
     signal.raise_signal(signal.SIGTERM)
     assert preemption.reached(2)
+    assert 'SIGTERM: stopping after this step' in capfd.readouterr().err
     # The next one would end the process.
     assert signal.getsignal(signal.SIGTERM) is before
   with processes.Preemption():
