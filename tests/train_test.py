@@ -395,7 +395,8 @@ def test_broken_loss_stops_the_run_and_says_which_term(settings, tmp_path):
   last = err.splitlines()[-1]
   assert re.search(r'step \d+: (loss_\w+|gradient_norm) is (nan|inf)', last)
   assert 'there is no earlier checkpoint; start anew' in last
-  assert f'python train.py --config=resume:{workdir} --workdir=NEW' in last
+  command = f'python {ROOT}/train.py'
+  assert f'{command} --config=resume:{workdir} --workdir=NEW' in last
   assert last.endswith('--config.optimizer.learning_rate=500')
   assert not (workdir / 'checkpoints' / str(_STEPS)).exists()
 

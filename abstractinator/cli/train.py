@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from abstractinator.training.profile import Profile
 
 EXAMPLE = 'abstractinator train --config=tiny --config.max_steps=100'
-# Status of a process that SIGTERM ends, so that a scheduler starts it again.
+# Status of a process that SIGTERM or Ctrl-C stops; schedulers start it again.
 _PREEMPTED = 143
 # Time that other processes need to end after a fault of this one.
 _GRACE_SECONDS = 2.0
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> str | Iterator[str]:
       # All that a user can mend is an OSError by now: this needs a traceback.
       raise RuntimeError(str(error)) from error
     except processes.Preempted as stop:
-      resume = f'abstractinator train --workdir={training.workdir}'
+      resume = f'{report.command()} --workdir={training.workdir}'
       line = f'{stop}; resume it: {resume}' if processes.is_main() else None
       raise common.Stop(_PREEMPTED, line) from stop
   if not processes.is_main():

@@ -227,40 +227,46 @@ def together() -> Iterator[None]:
 
 
 class Preemption:
-  """Handler of SIGTERM, by which schedulers announce that they stop a run.
+  """Handler of SIGTERM, by which schedulers stop a run, and of Ctrl-C.
 
   Processes agree on a step at which all of them stop. Where jax connects
-  several processes it handles the signal; for a process that is alone, this
-  class does, and says so at once. A second signal ends the process.
+  several processes it handles SIGTERM; for a process that is alone, this class
+  handles both signals, and says so at once. A second one ends the process.
+
+  Attributes:
+    is_told: Whether to stop. Of several processes, all have the same value, and
+      it changes in `reached` alone.
   """
 
   def __init__(self) -> None:
-    self._is_told = False
-    self._before: Any = None
+    self.is_told = False
+    self._before: dict[int, Any] = {}
 
   def __enter__(self) -> Self:
+    self.is_told = False
     # Another handler would replace the one that jax installs.
     if not jax.distributed.is_initialized():
       with contextlib.suppress(ValueError):  # not the main thread
-        self._before = signal.signal(signal.SIGTERM, self._hear)
+        for number in (signal.SIGTERM, signal.SIGINT):
+          self._before[number] = signal.signal(number, self._hear)
     return self
 
   def __exit__(self, *unused: object) -> None:
     self._unhook()
 
-  def _hear(self, *unused: object) -> None:
-    self._is_told = True
+  def _hear(self, number: int, unused: object) -> None:
+    self.is_told = True
     # The signal may come while a line is written to the buffered stream.
-    os.write(2, b'\nSIGTERM: stopping after this step, then saving\n')
+    line = 'stopping after this step or batch, then saving; again: at once'
+    os.write(2, f'\n{signal.Signals(number).name}: {line}\n'.encode())
     self._unhook()
 
   def _unhook(self) -> None:
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
-      self._before = None
+    while self._before:
+      signal.signal(*self._before.popitem())
 
   def reached(self, step: int) -> bool:
     """Tells whether to stop at this step; must be called after every step."""
     if jax.distributed.is_initialized():
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._is_told
+      self.is_told = multihost_utils.reached_preemption_sync_point(step)
+    return self.is_told

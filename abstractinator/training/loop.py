@@ -67,6 +67,9 @@ class Run:
     # Position in the data, and metrics since the last log line.
     self._next_row = 0
     self._begun: dict[str, Any] | None = None
+    # What was due at the step of the checkpoint, but left to this process.
+    self._postponed: set[str] = set()
+    self._preemption = processes.Preemption()
     # A line about a learning rate that rises again, on a longer run.
     self._rise: str | None = None
     # A line about the dictionary that was counted, if any.
@@ -224,6 +227,7 @@ class Run:
     try:
       self._next_row = position['next_row']
       self._begun = position['metrics']
+      self._postponed = set(position.get('postponed', ()))
       there = {name: position[name] for name in self._data_identity}
     except KeyError as error:
       raise ValueError(
@@ -267,16 +271,21 @@ class Run:
     c, step = self.config, int(state.step)
     batches = self._train_batches(self._next_row)
     report = self._reporter(state)
-    preemption = processes.Preemption()
     held_out: Summary | None = None
     with (
       jax.set_mesh(self._mesh),
       report.writer,
       Checkpointer(self.workdir, c.max_to_keep, 'eval/loss_total') as saver,
-      preemption,
+      self._preemption,
       profile,
     ):
       pending: Metrics | None = None
+      if self._postponed:
+        report.pause()
+        held_out = self._interrupt(
+          self._postponed, step, state, batches, report, saver
+        )
+        report.resume()
       while step < self.total_steps:
         with report.steps.input(), _reading():
           batch = sharding.shard_batch(next(batches), self._mesh)
@@ -291,8 +300,7 @@ class Run:
           report.add(step, pending)
         step, pending = step + 1, new
         profile.after(step, new)
-        is_told = preemption.reached(step) and step < self.total_steps
-        due = self._due(step, is_told)
+        due = self._due(step, self._preemption.reached(step))
         if not due:
           continue
         report.add(step, pending)
@@ -300,8 +308,6 @@ class Run:
         report.pause()
         found = self._interrupt(due, step, state, batches, report, saver)
         held_out = found or held_out
-        if is_told:
-          raise processes.Preempted(f'stopped at step {step}, saved')
         report.resume()
     report.progress.close()
     return held_out
@@ -327,41 +333,66 @@ class Run:
     report: Reporter,
     saver: Checkpointer,
   ) -> Summary | None:
-    """Logs, evaluates and saves if due; returns held-out metrics, if any."""
+    """Logs, evaluates and saves if due; returns held-out metrics, if any.
+
+    Raises:
+      processes.Preempted: If the run was told to stop; it is saved. A stop
+        before the end of an evaluation postpones all else that is due: the
+        resumed process begins with it.
+    """
     summary = report.steps.summary()
-    held_out, tags = None, None
+    found, tags = None, None
+    postponed: set[str] = set()
+    if 'eval' in due:
+      try:
+        with report.steps.apart('eval'):
+          found = self._evaluate(state, step, report)
+      except processes.Preempted:
+        postponed = due - {'save'}
+        # The checkpoint that postponed it may be the one resumed from.
+        is_saved = checkpoint.latest_step(self.workdir) == step
+        due = set() if is_saved else {'save'}
     if due & {'log', 'save'}:
       with processes.together():
         if 'log' in due:
           report.log(step, summary)
         saver.check()
-    if 'eval' in due:
-      with report.steps.apart('eval'):
-        found = self._evaluate(state, step, report)
-        with processes.together():
-          tags = report.evaluated(step, found, summary)
-        held_out = found.summary
+    if found is not None:
+      with processes.together():
+        tags = report.evaluated(step, found, summary)
     if 'save' in due:
       with report.steps.apart('checkpoint'):
         position = {
           **batches.get_state(),
           **self._data_identity,
           'metrics': report.steps.to_json(),
+          'postponed': sorted(postponed),
         }
         saver.save(step, state, position, self.config.to_dict(), metrics=tags)
-    return held_out
+    is_stop = self._preemption.is_told and 'save' in due
+    if postponed or (is_stop and step < self.total_steps):
+      raise processes.Preempted(f'stopped at step {step}, saved')
+    return None if found is None else found.summary
 
   def _evaluate(
     self, state: TrainState, step: int, report: Reporter
   ) -> Evaluation:
-    """Computes held-out metrics, of more rows at the end of the run."""
+    """Computes held-out metrics, of more rows at the end of the run.
+
+    Raises:
+      processes.Preempted: If the run is told to stop before the last batch.
+    """
     limit = self._evaluation_limit(step)
     total = self._num_batches(limit)
-    report.progress.evaluated(0, total)
+
+    def after_batch(done: int) -> None:
+      if self._preemption.is_told and done < total:
+        raise processes.Preempted
+      report.progress.evaluated(step, done, total)
+
+    after_batch(0)
     return self._held_out.evaluate(
-      averaged_variables_of(state),
-      limit,
-      lambda done: report.progress.evaluated(done, total),
+      averaged_variables_of(state), limit, after_batch
     )
 
   def _evaluation_limit(self, step: int) -> int | None:
@@ -388,7 +419,8 @@ class Run:
     report = Reporter(
       self.config,
       self.workdir,
-      int(state.step),
+      # Lines of a step at which something is postponed are written anew.
+      int(state.step) - bool(self._postponed),
       self.total_steps,
       devices,
       begun=self._begun,

@@ -78,22 +78,28 @@ class Progress:
     batches = self._batches_after(step - 1)
     self._set_line(parts, batches, at_once=step >= self._total_steps)
 
-  def evaluated(self, done: int, total: int) -> None:
+  def evaluated(self, step: int, done: int, total: int) -> None:
     """Takes the state after a batch of an evaluation, while steps are paused.
 
     Args:
+      step: Optimizer steps done in the run.
       done: Batches done; 0 is shown at once, since compilation may follow.
       total: Batches of the evaluation.
     """
     if not self._enabled:
       return
+    self._step = step
     if done <= 1:
       # The first batch includes compilation; time counts from its end.
       self._batches.pause()
     if done:
       self._batches.count()
     parts = [f'step {self._step}/{self._total_steps}']
-    parts.append(f'evaluating, batch {done}/{total}')
+    parts.append(
+      f'evaluating, batch {done}/{total}'
+      if self._batches.has_begun
+      else 'compiling the evaluation'
+    )
     batches = self._batches_after(self._step) + total - done
     self._set_line(parts, batches, at_once=not done)
     # At the end of a run the last step counts, not this.
@@ -177,11 +183,15 @@ class Progress:
 
 
 class _Rate:
-  """Mean time of what is counted, without the first one and without pauses."""
+  """Mean time of what is counted, without the first one and without pauses.
+
+  Attributes:
+    has_begun: Whether one was counted.
+  """
 
   def __init__(self, clock: Callable[[], float]):
     self._clock = clock
-    self._has_begun = False
+    self.has_begun = False
     self._since: float | None = None
     self._seconds, self._number = 0.0, 0
 
@@ -191,7 +201,7 @@ class _Rate:
     if self._since is not None:
       self._seconds += now - self._since
       self._number += 1
-    self._since, self._has_begun = now, True
+    self._since, self.has_begun = now, True
 
   def pause(self) -> None:
     """Stops the clock."""
@@ -199,7 +209,7 @@ class _Rate:
 
   def resume(self) -> None:
     """Starts the clock again, if it has run."""
-    self._since = self._clock() if self._has_begun else None
+    self._since = self._clock() if self.has_begun else None
 
   def seconds(self) -> float | None:
     """Returns the seconds of one; None before one was counted."""

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class Reporter:
     Args:
       config: Config of the run.
       workdir: Directory of the run.
-      step: Optimizer steps done before this process began.
+      step: Latest step whose metrics an earlier process has written.
       total_steps: Number of optimizer steps of the run.
       devices: All devices of the run.
       begun: Metrics of steps since the last log line of an earlier process;
@@ -149,6 +150,13 @@ class Reporter:
     return tags
 
 
+def command() -> str:
+  """Returns the command of a user that trains: `train.py` or the program's."""
+  started = sys.argv[0]
+  is_script = started.endswith('train.py')
+  return f'python {started}' if is_script else 'abstractinator train'
+
+
 def after_divergence(workdir: str, config: RunConfig) -> str:
   """Returns what to do after a loss that is not finite.
 
@@ -161,12 +169,12 @@ def after_divergence(workdir: str, config: RunConfig) -> str:
   new = f'--workdir=NEW --config.optimizer.learning_rate={rate}'
   if len(steps) < 2:
     return (
-      'there is no earlier checkpoint; start anew with another setting: python'
-      f' train.py --config=resume:{workdir} {new}'
+      'there is no earlier checkpoint; start anew with another setting:'
+      f' {command()} --config=resume:{workdir} {new}'
     )
   return (
     f'from the latest checkpoint, {steps[-1]}, the same step fails again; go on'
-    ' from an earlier one with another setting: python train.py'
+    f' from an earlier one with another setting: {command()}'
     f' --resume_from={workdir} --resume_step={steps[-2]} {new}'
   )
 

@@ -125,13 +125,6 @@ class StepMetrics:
     """Returns the means so far; see `metrics.summarize`."""
     return Summary() if self.total is None else metrics.summarize(self.total)
 
-  def bytes_per_second(self) -> float:
-    """Returns bytes trained on per second; the first step does not count."""
-    if self.total is None:
-      return 0.0
-    num_bytes = metrics.num_bytes(self.total) - self._untimed_bytes
-    return num_bytes / max(self._elapsed(), 1e-9)
-
   def step_seconds(self) -> float | None:
     """Returns the mean seconds of a step, without the first step of a process.
 
@@ -140,14 +133,20 @@ class StepMetrics:
     return self._elapsed() / self._num_steps if self._num_steps else None
 
   def times(self) -> dict[str, float]:
-    """Returns seconds by name: of a step, of waiting for data, kept apart."""
+    """Returns seconds by name: of a step, of waiting for data, kept apart.
+
+    `bytes_per_second` is there, too. All but those kept apart need a step, and
+    the first one of a process, which includes the compilation, does not count.
+    """
     times = {f'{name}_seconds': value for name, value in self._apart.items()}
-    if self._num_steps:
+    if self.total is not None and self._num_steps:
       elapsed = max(self._elapsed(), 1e-9)
+      num_bytes = metrics.num_bytes(self.total) - self._untimed_bytes
       times['step_seconds'] = elapsed / self._num_steps
       times['input_wait_seconds'] = self._input_seconds / self._num_steps
       times['input_wait_fraction'] = self._input_seconds / elapsed
-    return times | {'bytes_per_second': self.bytes_per_second()}
+      times['bytes_per_second'] = num_bytes / elapsed
+    return times
 
   def shown(self) -> dict[str, float]:
     """Returns the values of the progress line by label.
@@ -160,6 +159,7 @@ class StepMetrics:
   def _current(self) -> dict[str, float]:
     summary = self.summary()
     levels, whole = summary.levels, summary.whole
+    times = self.times()
     places = [
       ('loss', whole, 'loss_total'),
       ('total bpb', whole, 'total_bits_per_byte'),
@@ -173,11 +173,7 @@ class StepMetrics:
         (f'expander bpb {number}', of_level, 'expander_bits_per_byte')
         for number, of_level in enumerate(levels[:_MAX_SHOWN_LEVELS])
       ]
-    return {
-      **_found(places),
-      'bytes/s': self.bytes_per_second(),
-      **_found(last),
-    }
+    return _found([*places, ('bytes/s', times, 'bytes_per_second'), *last])
 
 
 def _found(

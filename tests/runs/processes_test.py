@@ -242,17 +242,21 @@ def test_a_cluster_is_recognized(environment, calls, monkeypatch):
 
 
 def test_a_process_alone_hears_of_the_signal_once(capfd):
-  before = signal.getsignal(signal.SIGTERM)
-  with processes.Preemption() as preemption:
-    assert not preemption.reached(1)
-    signal.raise_signal(signal.SIGTERM)
-    assert preemption.reached(2)
-    assert 'SIGTERM: stopping after this step' in capfd.readouterr().err
-    # The next one would end the process.
-    assert signal.getsignal(signal.SIGTERM) is before
-  with processes.Preemption():
-    assert signal.getsignal(signal.SIGTERM) is not before
-  assert signal.getsignal(signal.SIGTERM) is before
+  both = signal.SIGTERM, signal.SIGINT
+  before = [signal.getsignal(number) for number in both]
+  preemption = processes.Preemption()
+  for number in both:
+    with preemption:
+      assert not preemption.reached(1)
+      signal.raise_signal(number)
+      assert preemption.reached(2)
+      line = f'{number.name}: stopping after this step or batch'
+      assert line in capfd.readouterr().err
+      # The next one would end the process.
+      assert [signal.getsignal(number) for number in both] == before
+  with preemption:
+    assert signal.getsignal(signal.SIGTERM) is not before[0]
+  assert [signal.getsignal(number) for number in both] == before
 
 
 def test_a_process_alone_agrees_with_itself():

@@ -2,14 +2,19 @@
 
 import json
 import os
+import pathlib
+import signal
 from unittest import mock
 
 import pytest
 
 from abstractinator.config import RunConfig
+from abstractinator.runs import checkpoint, metric_lines, processes
 from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.training.loop import Run
+from abstractinator.training.progress import Progress
 from configs import entropy_pretrain, tiny
+from tests.helpers.many_processes import assert_same_state, metrics
 
 
 @pytest.fixture
@@ -46,6 +51,45 @@ def test_a_file_that_shrinks_is_told_in_a_line(run, name, hint, tmp_path):
   assert message.startswith(f'{tmp_path}/{name}: has changed: ')
   assert hint.replace('DIR', str(tmp_path)) in message
   assert '\n' not in message
+
+
+def test_an_evaluation_is_broken_off_and_done_by_the_next_process(
+  run, monkeypatch, tmp_path
+):
+  run.config.__dict__.update(eval_interval=2, eval_batches=2)
+  run.config.__dict__.update(final_eval_batches=2)
+  whole, run.workdir = run.workdir, str(tmp_path / 'whole')
+  held_out = run.train(run.start())
+  whole, run.workdir = run.workdir, whole
+
+  def train_until_a_signal():
+    evaluated = Progress.evaluated
+
+    def raise_signal(self, step, done, total):
+      evaluated(self, step, done, total)
+      if done == 0:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(Progress, 'evaluated', raise_signal)
+      step = checkpoint.latest_step(run.workdir) or 2
+      with pytest.raises(processes.Preempted, match=f'at step {step}, saved'):
+        run.train(run.start())
+    assert checkpoint.latest_step(run.workdir) == step
+    assert metric_lines.last_step(run.workdir) in (None, step - 2)
+
+  train_until_a_signal()
+  # The next process is stopped in the same evaluation, the one after it is
+  # killed before it has another checkpoint.
+  train_until_a_signal()
+  with monkeypatch.context() as patch:
+    patch.setattr(run, '_step', mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      run.train(run.start())
+  assert metric_lines.last_step(run.workdir) == 2
+  assert run.train(run.start()) == held_out
+  assert metrics(run.workdir) == metrics(whole)
+  assert_same_state(pathlib.Path(run.workdir), pathlib.Path(whole), 4)
 
 
 def test_a_mistake_in_the_program_stays_one(run, monkeypatch):

@@ -73,13 +73,13 @@ def test_lines_of_a_log_file_fit_into_80_columns():
   assert 80 - len('  a long label 1 1.000') < len(last) <= 80
 
 
-def evaluate(progress, clock, seconds_per_batch, total, compilation=0.0):
+def evaluate(progress, clock, step, seconds_per_batch, total, compilation=0.0):
   progress.pause()
-  progress.evaluated(0, total)
+  progress.evaluated(step, 0, total)
   clock.now += compilation
   for done in range(1, total + 1):
     clock.now += seconds_per_batch
-    progress.evaluated(done, total)
+    progress.evaluated(step, done, total)
   progress.resume()
 
 
@@ -104,7 +104,7 @@ def test_time_left_does_not_jump_after_an_evaluation():
     if step > 1:
       found.append(seconds_left(stream))
     if step % 20 == 0 and step < 100:
-      evaluate(progress, clock, 3.0, 4, compilation=90.0 * (step == 20))
+      evaluate(progress, clock, step, 3.0, 4, compilation=90.0 * (step == 20))
   # Each step takes 6 s off, and the 4 batches 12 s more.
   expected = [
     6 * (100 - step) + 3 * batches_after(step - 1) for step in range(2, 101)
@@ -118,13 +118,17 @@ def test_batches_of_an_evaluation_are_counted():
   for step in (1, 2):
     clock.now += 10.0
     progress.update(step, {})
-  evaluate(progress, clock, 6.0, 3, compilation=50.0)
+  evaluate(progress, clock, 2, 6.0, 3, compilation=50.0)
+  evaluate(progress, clock, 2, 6.0, 1)
   assert stream.getvalue().splitlines()[2:] == [
     # Before one is measured, a batch counts as half a step of 10 s.
-    '35s left  step 2/4  evaluating, batch 0/3',
+    '35s left  step 2/4  compiling the evaluation',
     '30s left  step 2/4  evaluating, batch 1/3',
     '26s left  step 2/4  evaluating, batch 2/3',
     '20s left  step 2/4  evaluating, batch 3/3',
+    # What is compiled stays so.
+    '26s left  step 2/4  evaluating, batch 0/1',
+    '20s left  step 2/4  evaluating, batch 1/1',
   ]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -140,6 +141,15 @@ def test_after_divergence(steps, parts, tmp_path):
   assert line.endswith(f'--config.optimizer.learning_rate={rate:g}')
   for part in parts:
     assert part.replace('DIR', str(tmp_path)) in line
+
+
+def test_a_command_is_named_as_it_was_started(monkeypatch):
+  for started, command in (
+    ('../train.py', 'python ../train.py'),
+    ('/usr/bin/abstractinator', 'abstractinator train'),
+  ):
+    monkeypatch.setattr(sys, 'argv', [started])
+    assert report.command() == command
 
 
 def test_after_a_fault(tmp_path):

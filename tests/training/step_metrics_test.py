@@ -94,11 +94,14 @@ def test_the_progress_line_shows_levels_and_the_whole():
   def shown(levels, whole):
     mean = lambda x: Mean(np.float32(x), np.float32(1))  # noqa: E731
     steps = StepMetrics()
-    steps.add(
-      ByLevel(levels, whole).apply(
-        lambda x: {name: mean(value) for name, value in x.items()}
-      )
+    found = ByLevel(levels, whole).apply(
+      lambda x: {name: mean(value) for name, value in x.items()}
     )
+    steps.add(found)
+    # The first step, which is compiled, has no speed.
+    assert 'bytes/s' not in steps.shown()
+    assert 'bytes_per_second' not in steps.times()
+    steps.add(found)
     return steps.shown()
 
   level = {'entropy_model_bits_per_byte': 2.0, 'expander_bits_per_byte': 1.0}
