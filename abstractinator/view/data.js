@@ -29,6 +29,7 @@ class Level {
     this.begin = begin;
     this.rule = of.rule;
     this.numCodes = of.numCodes;
+    this.escape = of.escape;
     this.queries = of.queries;
     this.codes = numbers(of.codes);
     this.shortBits = numbers(of.short);
@@ -82,7 +83,12 @@ class Level {
   }
 
   key(segment) {
-    return Array.from(this.codesOf(segment)).join('·');
+    return Array.from(this.codesOf(segment), (code) => this.label(code)).join('·');
+  }
+
+  // Returns what stands for a code: * for that of all segments without an entry.
+  label(code) {
+    return code === this.escape ? '*' : String(code);
   }
 
   // Returns a multiple of the golden ratio: similar codes get distant hues.

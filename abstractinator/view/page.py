@@ -110,9 +110,13 @@ def _data(
 
 
 def _level(level: InspectedLevel, config: LevelConfig) -> dict[str, object]:
+  quantizer = config.quantizer
+  has_escape = quantizer.kind == 'dictionary'
   return {
     'rule': config.segmentation.rule,
-    'numCodes': config.quantizer.num_codes,
+    'numCodes': quantizer.num_codes,
+    # See `ops.dictionary`.
+    'escape': quantizer.num_codes - 1 if has_escape else None,
     'queries': config.pooling.num_queries,
     'lengths': _packed(level.lengths_P),
     'codes': _packed(level.codes_PQ),

@@ -41,6 +41,7 @@ function describeRun() {
   byId('accuracy').textContent =
     `${percent(given.byteAccuracy)} of bytes come back from codes alone, ` +
     `${percent(given.forcedAccuracy)} given the true ones before.`;
+  byId('escape').hidden = levels[0].escape === null;
 }
 
 function fact(list, name, value, className = '') {
@@ -60,6 +61,9 @@ function describeSegment(now) {
   const chip = element('span', 'chip', of.keys[now.segment]);
   chip.style.setProperty('--hue', of.hue(now.segment).toFixed(0));
   fact(list, of.queries > 1 ? 'codes' : 'code', chip);
+  if (of.codes[now.segment] === of.escape) {
+    fact(list, '*', `code ${of.escape}: not in the dictionary, the expander spells it`);
+  }
   fact(list, 'bytes', `${from} to ${Math.max(Math.min(to, text.length) - 1, from)}`);
   fact(list, 'text', visible(bytesBetween(from, to)), 'text');
   const got = decodedOf(now.level, now.segment);
@@ -83,7 +87,8 @@ function idTable(now) {
   const table = element('table', '');
   table.append(tableRow('th', [now.level ? 'code' : 'byte', 'entropy', 'cost', 'p given code']));
   for (let i = of.first[now.segment]; i < of.first[now.segment + 1]; i++) {
-    const name = now.level ? levels[now.level - 1].codes[i] : showId(idAt(i));
+    const under = levels[now.level - 1];
+    const name = under ? under.label(under.codes[i]) : showId(idAt(i));
     const p = 2 ** (-of.bits.given[i] / 100);
     const row = tableRow('td', [
       name,

@@ -110,6 +110,25 @@ def test_all_levels_stand_over_the_text(open_page, num_levels):
   assert str(len(seen.levels[0].lengths_P)) in rows[-1]
 
 
+def test_the_escape_of_a_dictionary_is_no_number(open_page):
+  text = b'one two one six '
+  browser = open_page(text, 2, dictionary=3, row_size=ROW)
+  # Codes are counted as they first appear, so that 2 is the last of 3.
+  bars = [bar(browser, 0, number) for number in range(4)]
+  assert [x.get_attribute('textContent') for x in bars] == ['0', '1', '0', '*']
+  point(browser, bars[3])
+  about = 'code 2: not in the dictionary, the expander spells it'
+  assert (facts(browser)['code'], facts(browser)['*']) == ('*', about)
+  point(browser, bars[1])
+  assert '*' not in facts(browser)
+  point(browser, bar(browser, 1, 1))
+  assert texts(browser, '#segment td.text') == ['0', '*']
+  (escape,) = all_of(browser, '#escape')
+  assert escape.is_displayed()
+  browser = open_page(text, row_size=ROW)
+  assert not all_of(browser, '#escape')[0].is_displayed()
+
+
 def test_every_byte_is_shown(open_page):
   browser = open_page(TEXT, row_size=ROW)
   shown = texts(browser, '.line .cell')

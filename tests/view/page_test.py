@@ -12,11 +12,11 @@ from tests.view import tiny_inspection
 ABOUT = dict(name='text.txt', run='runs/a', step=3)
 
 
-def make_page(text, num_levels=1, **what):
+def make_page(text, num_levels=1, dictionary=None, **what):
   queries = what.get('queries', 1)
   return page(
     tiny_inspection.make(text, num_levels, **what),
-    tiny_inspection.configs(num_levels, queries),
+    tiny_inspection.configs(num_levels, queries, dictionary),
     **ABOUT,
   )
 

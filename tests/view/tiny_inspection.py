@@ -14,18 +14,24 @@ from abstractinator.view.inspection import InspectedLevel, Inspection
 from configs import default
 
 
-def configs(num_levels: int, queries: int = 1) -> list[LevelConfig]:
+def configs(
+  num_levels: int, queries: int = 1, dictionary: int | None = None
+) -> list[LevelConfig]:
   """Returns configs of levels of 65536 codes.
 
   Args:
     num_levels: Number of levels.
     queries: Codes of a segment of the first level.
+    dictionary: Codes of the first level, of a dictionary; None for others.
   """
   found = []
   for number in range(num_levels):
     level = default.get_upper_level() if number else default.get_level()
     level.quantizer.codebook_size = 65536
     level.pooling.num_queries = 1 if number else queries
+    if dictionary is not None and not number:
+      level = default.get_config().model.levels[0]
+      level.quantizer.codebook_size = dictionary
     found.append(LevelConfig.from_dict(json.loads(level.to_json_best_effort())))
   return found
 
