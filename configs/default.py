@@ -364,9 +364,10 @@ def get_settings() -> ml_collections.ConfigDict:
 
   config.data = ml_collections.ConfigDict(
     dict(
-      # Training documents: comma-separated globs and data sets; empty for the
-      # sources of Python's standard library. '0.7:GLOBS;0.3:GLOBS' mixes
-      # corpora by weight. A comma or semicolon in a path is written '?'.
+      # Training documents: comma-separated globs, and data sets 'hf:NAME';
+      # empty for the sources of Python's standard library.
+      # '0.7:GLOBS;0.3:GLOBS' mixes corpora by weight. A comma or semicolon in a
+      # path is written '?'.
       train='',
       # Held-out files, as globs; empty to hold out a fraction of the training
       # documents.

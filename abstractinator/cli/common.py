@@ -48,7 +48,8 @@ def at_least(least: int) -> Callable[[str], int]:
 _ARGUMENTS: dict[str, dict[str, Any]] = {
   'workdir': {
     'type': os.path.expanduser,
-    'help': 'directory of the run or of an exported model, or hf:NAME',
+    'help': 'directory of the run or of an exported model, or hf:NAME for a'
+    ' model on the Hugging Face Hub',
   },
   '--step': {
     'type': int,

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs='+',
     metavar='RUN',
     type=os.path.expanduser,
-    help='directories of trained runs or of exported models, or hf:NAME, at'
-    ' least two; to train a flat model beside a config there is python -m'
-    ' abstractinator.benchmarks.compare',
+    help='directories of trained runs or of exported models, or hf:NAME for'
+    ' models on the Hugging Face Hub, at least two; to train a flat model'
+    ' beside a config there is python -m abstractinator.benchmarks.compare',
   )
   parser.add_argument(
     '--csv',

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=['-'],
     type=os.path.expanduser,
     help='file with the text, after the directory of another run to show beside'
-    ' the first one; default: no other run, and -, for standard input',
+    ' the first one, at the same --step; default: no other run, and -, for'
+    ' standard input',
   )
   common.add(parser, '--step', '--force')
   parser.add_argument(

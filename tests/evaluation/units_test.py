@@ -1,5 +1,7 @@
 """Figures as text, with their units."""
 
+import re
+
 import pytest
 
 from abstractinator.evaluation import units
@@ -52,6 +54,12 @@ def test_figures_of_levels_and_stages_have_their_names():
     ('level1: codes in use, stage1', '25.00%'),
     ('level1: codes in use, stage2', '50.00%'),
   ]
+
+
+def test_a_meaning_needs_no_other_row():
+  for members in units.MEANINGS.values():
+    for name, (_, about) in members.items():
+      assert not re.search(r'\b(of the same|of them|the two)\b', about), name
 
 
 def test_figures_of_a_run_of_codes_are_those_of_its_top_lm():
