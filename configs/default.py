@@ -461,8 +461,9 @@ def get_settings() -> ml_collections.ConfigDict:
       # `top_lm.expand`.
       top_lm_expander=0.02,
       # Steps after which the next level starts to learn, and the top LM after
-      # the last level; 0 trains all from the start. All parts must start within
-      # the run, and no level may be frozen.
+      # the last level; 0 trains all from the start, and no level may be frozen
+      # otherwise. In a run that ends before the last one starts, all get equal
+      # parts of it, and it says so.
       curriculum_steps=0,
       # True stops a level when the next one starts; False while
       # curriculum_steps is 0.

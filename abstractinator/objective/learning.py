@@ -1,5 +1,6 @@
 """Rules by which parts of a model learn: frozen parts, and a curriculum."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -150,21 +151,21 @@ class Learning:
     return any(keys[: len(place)] == place for place in self._frozen)
 
 
-def require_time(config: RunConfig, total_steps: int) -> None:
-  """Checks that every level and the top LM learn before a run ends.
+def fitting(config: RunConfig, total_steps: int) -> RunConfig:
+  """Returns a config in whose curriculum all levels and the top LM learn.
 
   Args:
     config: Config of the run.
-    total_steps: Number of optimizer steps of the run.
-
-  Raises:
-    ValueError: If the run ends before the last of them starts to learn.
+    total_steps: Number of optimizer steps of the run. If it ends before the
+      last of them starts to learn, all get equal parts of it.
   """
-  steps = config.loss.curriculum_steps
-  joins = steps * (len(config.model.levels) - (config.model.top_lm is None))
-  if joins and joins >= total_steps:
-    raise ValueError(
-      f'loss.curriculum_steps: got {steps}, allowed: so few that all learn'
-      f' within the run ({total_steps} steps); or a longer run by num_epochs or'
-      ' max_steps'
-    )
+  loss, top_lm = config.loss, config.model.top_lm
+  joins = len(config.model.levels) - (top_lm is None)
+  if loss.curriculum_steps * joins < total_steps:
+    return config
+  steps = total_steps // (joins + 1)
+  stops = loss.curriculum_stops and steps > 0
+  loss = dataclasses.replace(
+    loss, curriculum_steps=steps, curriculum_stops=stops
+  )
+  return dataclasses.replace(config, loss=loss)

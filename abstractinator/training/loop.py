@@ -12,7 +12,7 @@ import jax
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import Evaluation, HeldOut
-from abstractinator.objective.learning import require_time
+from abstractinator.objective.learning import fitting
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import (
   allocator,
@@ -75,8 +75,10 @@ class Run:
     # A line about the dictionary that was counted, if any.
     self._counted: str | None = None
     self._open_data()
+    # What trains: the config of the run, whose curriculum may be too long.
+    self._fitting = fitting(config, self.total_steps)
     program = self._program = make_program(
-      config, self._mesh.devices.flat[0].platform, self.total_steps
+      self._fitting, self._mesh.devices.flat[0].platform, self.total_steps
     )
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(program.init, key)
@@ -102,7 +104,6 @@ class Run:
     c = self.config
     self._train_rows, self._validation_rows = open_rows(c)
     self.total_steps = self._num_steps(c)
-    require_time(c, self.total_steps)
     self._data_identity = {
       'train': self._train_rows.identity(),
       'validation': self._validation_rows.identity(),
@@ -417,7 +418,7 @@ class Run:
     """Opens the reports of this process and describes the run in a line."""
     devices = list(self._mesh.devices.flat)
     report = Reporter(
-      self.config,
+      self._fitting,
       self.workdir,
       # Lines of a step at which something is postponed are written anew.
       int(state.step) - bool(self._postponed),
@@ -440,20 +441,33 @@ class Run:
     memory = allocator.note()
     if memory is not None:
       report.progress.message(memory)
-    optimizer = self.config.optimizer
-    warmup_steps = warmup_of(optimizer, self.total_steps)
-    if warmup_steps < optimizer.warmup_steps:
-      steps = self.total_steps
-      limit = 'max_steps' if steps == self.config.max_steps else 'num_epochs'
-      report.progress.message(
-        f'optimizer.warmup_steps: shortened from {optimizer.warmup_steps} to'
-        f' {warmup_steps} of {steps} steps; raise {limit}'
-      )
-    for line in (self._rise, self._counted):
+    for line in (*self._shortened(), self._rise, self._counted):
       if line is not None:
         report.progress.message(line)
     report.progress.message('compiling the training step')
     return report
+
+  def _shortened(self) -> Iterator[str]:
+    """Yields a line for each setting that does not fit into the run."""
+    c, steps = self.config, self.total_steps
+    limit = 'max_steps' if steps == c.max_steps else 'num_epochs'
+    for name, wanted, got in (
+      (
+        'optimizer.warmup_steps',
+        c.optimizer.warmup_steps,
+        warmup_of(c.optimizer, steps),
+      ),
+      (
+        'loss.curriculum_steps',
+        c.loss.curriculum_steps,
+        self._fitting.loss.curriculum_steps,
+      ),
+    ):
+      if got < wanted:
+        yield (
+          f'{name}: shortened from {wanted} to {got} of {steps} steps; raise'
+          f' {limit}'
+        )
 
 
 @contextlib.contextmanager

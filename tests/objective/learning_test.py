@@ -1,15 +1,16 @@
 """Rules by which frozen parts and the levels of a curriculum learn."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from abstractinator.config import LossConfig
+from abstractinator.config import LossConfig, RunConfig
 from abstractinator.objective.by_level import ByLevel
-from abstractinator.objective.learning import Learning
-from configs import default
+from abstractinator.objective.learning import Learning, fitting
+from configs import default, tiny_2level
 from tests.helpers import tiny_pyramid
 
 INTERVAL = 10
@@ -67,6 +68,21 @@ def test_without_a_top_lm_the_last_level_learns_to_the_end():
   for step, expected in ((9, [2.0, 0.0]), (99, [0.0, 2.0])):
     found = learning.learned(TERMS, jnp.int32(step))
     assert [x['end'] for x in found.levels] == expected
+
+
+@pytest.mark.parametrize(
+  ('total_steps', 'interval'), [(1401, 700), (1400, 466), (40, 13), (2, 0)]
+)
+def test_a_curriculum_fits_into_the_run(total_steps, interval):
+  values = json.loads(tiny_2level.get_config().to_json_best_effort())
+  config = RunConfig.from_dict(values)
+  fits = fitting(config, total_steps)
+  assert fits.loss.curriculum_steps == interval
+  assert fits.loss.curriculum_stops == (interval > 0)
+  assert (fits is config) == (interval == 700)
+  # The last of three parts learns before the end.
+  learning = Learning(fits.model, fits.loss)
+  assert ends(learning.learned(TERMS, jnp.int32(total_steps - 1)))['t'] == 2.0
 
 
 def test_without_an_interval_everything_learns():

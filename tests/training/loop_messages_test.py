@@ -1,5 +1,7 @@
 """Messages of a run before its first step."""
 
+import dataclasses
+
 from abstractinator.runs import allocator
 from abstractinator.training.loop import Run
 from configs import tiny
@@ -40,6 +42,12 @@ def test_a_run_says_what_it_is_and_that_it_compiles(
   run._reporter(run.start()).writer.close()
   *_, warmup, last = capsys.readouterr().err.splitlines()
   assert warmup.endswith(' 3 of 6 steps; raise num_epochs')
+  # A run of several levels says the same of its curriculum.
+  loss = dataclasses.replace(run.config.loss, curriculum_steps=9)
+  run.config = dataclasses.replace(run.config, loss=loss)
+  assert list(run._shortened())[1:] == [
+    'loss.curriculum_steps: shortened from 9 to 0 of 6 steps; raise num_epochs'
+  ]
 
 
 def test_the_batches_of_evaluations_to_come(tmp_path):
