@@ -74,5 +74,11 @@ def test_files_import_downward_and_stay_short(path):
       assert code_lines(node) <= MAX_FUNCTION_LINES, node.name
 
 
+def test_files_of_tests_stay_short():
+  files = (ROOT / 'tests').rglob('*.py')
+  sizes = {path: len(path.read_text().splitlines()) for path in files}
+  assert [path for path, size in sizes.items() if size > MAX_FILE_LINES] == []
+
+
 def test_an_upward_import_is_found():
   assert upward('abstractinator.ops.rope', 'from abstractinator import model')

@@ -1,8 +1,7 @@
-"""Commands of `abstractinator`."""
+"""The program: help, input, output and errors of all commands."""
 
 import argparse
 import io
-import json
 import os
 import re
 import shlex
@@ -13,227 +12,11 @@ import numpy as np
 import pytest
 
 import abstractinator
-from abstractinator import inference
-from abstractinator.cli import generate
 from abstractinator.cli import main as main_module
-from abstractinator.cli.common import show
 from abstractinator.cli.main import main
 from abstractinator.codes.codes import Codes
-from abstractinator.runs.lock import Lock
 from tests.helpers import tiny_run
-
-# Lines of a command on standard error.
-WAITS = 'loading RUN\n82,048 parameters of step 3, compiling\n'
-TEXT = 'Grüße: ein Text, geteilt.\nZweite Zeile\x00'.encode()
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp('run')
-  tiny_run.save(path, tiny_run.config())
-  return str(path)
-
-
-@pytest.fixture(scope='module')
-def pyramid(workdir):
-  return abstractinator.load(workdir)
-
-
-@pytest.fixture
-def file(tmp_path):
-  path = tmp_path / 'text.txt'
-  path.write_bytes(TEXT)
-  return str(path)
-
-
-def test_segment_prints_the_text_divided(workdir, pyramid, file, capsys):
-  segments = list(map(show, pyramid.segment(TEXT)))
-  assert main(['segment', workdir, file]) == 0
-  assert capsys.readouterr() == (
-    '|'.join(segments) + '\n',
-    WAITS.replace('RUN', workdir),
-  )
-  assert main(['segment', workdir, file, '--separator=<>']) == 0
-  assert capsys.readouterr().out == '<>'.join(segments) + '\n'
-
-
-def test_segment_as_json(workdir, pyramid, tmp_path, capsys):
-  data = bytes(range(256)) + np.random.default_rng(0).bytes(300)
-  path = tmp_path / 'any'
-  path.write_bytes(data)
-  assert main(['segment', workdir, str(path), '--json']) == 0
-  segments = list(map(show, pyramid.segment(data)))
-  assert json.loads(capsys.readouterr().out) == segments
-  assert '\\xff' in ''.join(segments)
-
-
-def test_reconstruct_prints_text_and_accuracy(workdir, pyramid, file, capsys):
-  result = pyramid.reconstruct(TEXT)
-  assert main(['reconstruct', workdir, file]) == 0
-  out = capsys.readouterr().out
-  assert out.startswith(show(result.text) + '\n')
-  # The codes of this run have 6 bits, one for each segment.
-  assert result.num_codes == len(pyramid.encode(TEXT).codes_N)
-  rate = 6 * result.num_codes / len(TEXT)
-  *figures, last = out.splitlines()[-5:]
-  lines = dict(re.split('  +', line, maxsplit=1) for line in figures)
-  assert last.startswith('codes are lossy: ')
-  assert lines['bytes right, from codes alone'] == f'{result.byte_accuracy:.2%}'
-  assert lines['segments'] == (
-    f'{result.num_segments} of {len(TEXT)} bytes,'
-    f' {result.bytes_per_segment:.2f} bytes/segment'
-  )
-  assert lines['codes'] == (
-    f'{result.num_codes} of 6 bits, at most {rate:.3f} bits/byte'
-  )
-  assert main(['reconstruct', workdir, file, '--json']) == 0
-  assert json.loads(capsys.readouterr().out) == {
-    'text': show(result.text),
-    'byte_accuracy': result.byte_accuracy,
-    'teacher_forced_byte_accuracy': result.teacher_forced_byte_accuracy,
-    'num_bytes': len(TEXT),
-    'num_segments': result.num_segments,
-    'bytes_per_segment': result.bytes_per_segment,
-    'num_codes': result.num_codes,
-    'code_capacity_bits_per_byte': pytest.approx(rate),
-    'exact': result.exact,
-  }
-
-
-def test_generate_prints_what_python_returns(workdir, pyramid, capsys):
-  options = ['--max_bytes=20', '--temperature=0.9', '--seed=5']
-  kwargs = {'max_new_bytes': 20, 'temperature': 0.9, 'seed': 5}
-  ((text,),) = pyramid.generate(b'ab', **kwargs)
-  assert main(['generate', workdir, '--prompt=ab', *options]) == 0
-  assert capsys.readouterr().out == 'ab' + show(text) + '\n'
-  args = ['generate', workdir, '--prompt=ab', '--prompt=c\udcff', *options]
-  assert main([*args, '--num_samples=2', '--json']) == 0
-  samples = pyramid.generate([b'ab', b'c\xff'], **kwargs, num_samples=2)
-  assert json.loads(capsys.readouterr().out) == [
-    {'prompt': prompt, 'texts': list(map(show, texts))}
-    for prompt, texts in zip(['ab', 'c\\xff'], samples, strict=True)
-  ]
-  assert samples[0][0] == text
-
-
-def test_prompts_from_standard_input(workdir, monkeypatch, capsys):
-  data = io.BytesIO(b'ab')
-  monkeypatch.setattr(sys, 'stdin', type('', (), {'buffer': data}))
-  args = ['--max_bytes=20', '--temperature=0.9', '--seed=5']
-  assert main(['generate', workdir, '--prompt_file=-', *args]) == 0
-  from_stdin = capsys.readouterr().out
-  assert from_stdin.startswith('ab')
-  assert main(['generate', workdir, '--prompt=ab', *args]) == 0
-  assert capsys.readouterr().out == from_stdin
-
-
-def test_a_character_may_begin_in_the_prompt():
-  class Pyramid:
-    def stream(self, prompt):
-      assert prompt == b'a\xc3'
-      yield from (b'\xbcb', b'\xe2\x82', b'\xac', b'\xff\xe2')
-
-  shown = list(generate._stream(Pyramid(), b'a\xc3', {}))
-  assert ''.join(shown) == 'aüb€\\xff\\xe2\n'
-
-
-@pytest.mark.parametrize('name', ['codes.npz', 'codes.parquet'])
-def test_codes_go_to_files_and_back(
-  workdir, pyramid, file, name, tmp_path, capsys
-):
-  path, out = (str(tmp_path / x) for x in (name, 'back'))
-  assert main(['encode', workdir, file, f'--out={path}']) == 0
-  codes = pyramid.encode(TEXT)
-  (read,) = abstractinator.read_codes(path)
-  np.testing.assert_array_equal(read.codes_N, codes.codes_N)
-  np.testing.assert_array_equal(read.count_B, codes.count_B)
-  capsys.readouterr()
-  assert main(['decode', workdir, path, '--json']) == 0
-  decoded = pyramid.decode(codes)
-  assert json.loads(capsys.readouterr().out) == [show(decoded)]
-  assert main(['decode', workdir, path, f'--out={out}']) == 0
-  with open(out, 'rb') as written:
-    assert written.read() == decoded
-  capsys.readouterr()
-  for args in (['encode', workdir, file], ['decode', workdir, path]):
-    assert main([*args, f'--out={out}']) == 2
-    assert f'{out}: exists, allowed: ' in capsys.readouterr().err
-  assert main(['encode', workdir, file]) == 0
-  printed = capsys.readouterr().out
-  assert list(map(int, printed.split())) == codes.codes_N.tolist()
-
-
-@pytest.mark.parametrize('name', ['codes.npz', 'codes.parquet'])
-def test_files_hold_codes_of_several_texts(name, tmp_path):
-  path = str(tmp_path / name)
-  parts = [
-    Codes(np.arange(6), np.array([1, 2]), 1),
-    Codes(np.zeros(0, np.int32), np.zeros(0, np.int32), 1),
-    Codes(np.arange(4) + 9, np.array([2]), 1),
-  ]
-  abstractinator.write_codes(path, parts)
-  for want, got in zip(parts, abstractinator.read_codes(path), strict=True):
-    assert got.level == 1
-    assert got.codes_N.tolist() == want.codes_N.tolist()
-    assert got.count_B.tolist() == want.count_B.tolist()
-
-
-def test_texts_together_are_as_each_alone(pyramid):
-  texts = [TEXT, TEXT * 3, b'x']
-  codes = pyramid.encode_all(texts)
-  for text, of_text in zip(texts, codes, strict=True):
-    alone = pyramid.encode(text)
-    assert of_text.codes_N.tolist() == alone.codes_N.tolist()
-    assert of_text.count_B.tolist() == alone.count_B.tolist()
-  decoded = pyramid.decode_all(codes)
-  assert decoded == [pyramid.decode(x) for x in codes]
-  together = pyramid.reconstruct_all(texts)
-  assert together == [pyramid.reconstruct(text) for text in texts]
-  assert [x.text for x in together] == decoded
-
-
-def test_view_writes_a_page_once(workdir, pyramid, file, tmp_path, capsys):
-  page = tmp_path / 'page.html'
-  assert main(['view', workdir, file, '--html', str(page)]) == 0
-  segments = pyramid.inspect(TEXT).levels[0].lengths_P
-  (line,) = capsys.readouterr().out.splitlines()
-  assert line.startswith(
-    f'{page}: {len(TEXT)} bytes in {len(segments)} segments, '
-  )
-  content = page.read_bytes()
-  assert main(['view', workdir, file, '--html', str(page)]) == 2
-  assert 'exists, allowed: ' in capsys.readouterr().err
-  assert page.read_bytes() == content
-  for data in (b'text.txt', f'"run":"{workdir}","step":3'.encode()):
-    assert data in content
-
-
-def test_view_sets_a_run_beside_another(
-  workdir, pyramid, file, tmp_path, monkeypatch, capsys
-):
-  # The same pyramid for both, so that nothing is compiled twice.
-  loaded = []
-  monkeypatch.setattr(
-    inference, 'load', lambda *args: loaded.append(args) or pyramid
-  )
-  other, page = 'OTHER', tmp_path / 'page.html'
-  args = ['view', workdir, other, file, '--html', str(page)]
-  assert main(args) == 0
-  assert loaded == [(workdir, None), (other, None)]
-  (line,) = capsys.readouterr().out.splitlines()
-  assert line.count(f'{len(TEXT)} bytes in ') == 2
-  left, right = page.read_bytes().split(b'<iframe ')[1:]
-  for path, frame in ((workdir, left), (other, right)):
-    assert f'&quot;run&quot;:&quot;{path}&quot;'.encode() in frame
-
-
-def test_a_page_of_a_file_whose_name_is_not_utf8(workdir, tmp_path):
-  path = os.path.join(os.fsencode(tmp_path), b'a\xff.txt')
-  with open(path, 'wb') as file:
-    file.write(TEXT)
-  page = tmp_path / 'page.html'
-  assert main(['view', workdir, os.fsdecode(path), '--html', str(page)]) == 0
-  assert b'a\\\\xff.txt' in page.read_bytes()
+from tests.helpers.tiny_run import TEXT, WAITS
 
 
 def test_a_file_is_replaced_by_force_alone(
@@ -256,15 +39,6 @@ def test_a_file_is_replaced_by_force_alone(
   assert read.codes_N.tolist() == pyramid.encode(TEXT).codes_N.tolist()
   # A directory is never replaced.
   assert main(['view', workdir, file, f'--html={tmp_path}', '--force']) == 2
-
-
-def test_generation_without_a_top_lm_says_that_it_repeats(workdir, capsys):
-  args = ['generate', workdir, '--prompt=ab', '--max_bytes=4']
-  line = 'no top LM, so the last code of the prompt repeats; train a config'
-  assert main(args) == 0
-  assert line in capsys.readouterr().err
-  assert main([*args, '--entropy_model_only']) == 0
-  assert line not in capsys.readouterr().err
 
 
 def run(*args, stdin=TEXT, **env):
@@ -409,19 +183,6 @@ def test_a_platform_that_is_not_there(workdir, tmp_path, command, platform):
   assert f"'{platform}'" in line
   assert "pip install 'abstractinator[cuda13]'" in line
   assert (process.returncode, process.stdout) == (2, b'')
-
-
-def test_two_processes_do_not_encode_into_one_directory(
-  workdir, file, tmp_path, capsys
-):
-  out = str(tmp_path / 'codes')
-  args = ['encode', workdir, f'--data={file}', f'--out={out}']
-  with Lock(out):
-    assert main(args) == 2
-    assert f'{out}: process {os.getpid()} on ' in capsys.readouterr().err
-  assert not os.path.exists(out)
-  assert main(args) == 0
-  assert sorted(os.listdir(out)) == ['00000.parquet', 'manifest.json']
 
 
 def test_home_directory_in_paths(workdir, file, monkeypatch, capsys):

@@ -16,6 +16,10 @@ from abstractinator.runs.checkpointer import Checkpointer
 from abstractinator.runs.state import initial_state, variables_of
 from configs import tiny, tiny_2level
 
+TEXT = 'Grüße: ein Text, geteilt.\nZweite Zeile\x00'.encode()
+# Lines of a command on standard error, about the run RUN of `config`.
+WAITS = 'loading RUN\n82,048 parameters of step 3, compiling\n'
+
 
 def config(lookback=0, context='segment', queries=1, ends='head') -> RunConfig:
   c = tiny.get_config()
