@@ -1,7 +1,7 @@
 """All settings of a run, as frozen dataclasses that are checked when built.
 
-The dataclasses have no defaults: `configs/default.py` documents every setting
-and gives it a value, and the other config files edit those values.
+`configs/default.py` documents every setting and gives it a value, and the other
+config files edit those values. See `Section` for what a new setting needs.
 `cli.config_file` reads a config file and builds the `RunConfig`.
 """
 

@@ -1,6 +1,7 @@
 """Settings of a whole run: data, model, objective, optimizer and devices."""
 
 import dataclasses
+import importlib.metadata
 from typing import Annotated, Any, Literal, Self
 
 from abstractinator.config.model import ModelConfig
@@ -18,6 +19,7 @@ from abstractinator.config.section import (
   positive_float,
 )
 
+_VERSION = importlib.metadata.version('abstractinator')
 # Equal to `types.NUM_BYTES`, whose import of jax would slow down every command
 # that reads a config.
 _NUM_BYTES = 256
@@ -168,18 +170,30 @@ class RunConfig(Section):
     self._check_frozen_levels()
     self._check_objective()
 
+  def stored(self) -> dict[str, Any]:
+    """Returns what a run stores: `to_dict`, and the version that wrote it."""
+    return {'version': _VERSION, **self.to_dict()}
+
   @classmethod
   def from_stored(cls, values: Any, source: str) -> Self:
-    """Builds a config from what `to_dict` returned and a run has stored.
+    """Builds a config from what `stored` returned.
 
     Raises:
       ValueError: If a setting is missing, unknown or not allowed; the message
-        begins with `source`, the path that the values were read from.
+        begins with `source`, the path that the values were read from, and names
+        the version that reads them if that is another one.
     """
+    version = _VERSION
+    if isinstance(values, dict):
+      values = dict(values)
+      version = values.pop('version', _VERSION)
     try:
       return cls.from_dict(values)
     except ValueError as error:
-      raise ValueError(f'{source}: {error}') from None
+      hint = ''
+      if version != _VERSION:
+        hint = f'; install abstractinator {version!s:.40}, which wrote it'
+      raise ValueError(f'{source}: {error}{hint}') from None
 
   def _check_lengths(self) -> None:
     rows = self.data.batch_size

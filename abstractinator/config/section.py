@@ -66,7 +66,12 @@ Fraction = Annotated[float, Limit(lambda x: 0 <= x < 1, '0 <= value < 1')]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A group of settings: typed fields without defaults, checked when built."""
+  """A group of settings: typed fields, checked when built.
+
+  Fields have no defaults, so that config files name every setting. A field that
+  is added after a release, at the end, has one if models that were trained
+  before can be read: the value with which they are as they were.
+  """
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
@@ -88,7 +93,8 @@ class Section:
     """Returns a section built from plain values.
 
     Args:
-      values: Value of each field of the section; a nested section is a mapping.
+      values: Value of each field of the section, but for fields with a default;
+        a nested section is a mapping.
       path: Path of the section in the whole config, for error messages.
 
     Raises:
@@ -98,7 +104,7 @@ class Section:
     prefix = f'{path}.' if path else ''
     is_group = isinstance(values, Mapping)
     _require(is_group, path or 'config', values, 'a group of settings')
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
       if key not in fields:
         name = str(key) if str(key).isidentifier() else repr(key)
@@ -107,12 +113,17 @@ class Section:
         raise ValueError(
           f'{prefix}{name}: unknown setting, allowed: {", ".join(near)}'
         )
-    missing = [prefix + name for name in fields if name not in values]
+    missing = [
+      prefix + name
+      for name, field in fields.items()
+      if name not in values and field.default is dataclasses.MISSING
+    ]
     if missing:
       raise ValueError(f'missing settings: {", ".join(missing)}')
     converted = {
-      name: _convert(annotation, values[name], prefix + name)
-      for name, annotation in fields.items()
+      name: _convert(field.type, values[name], prefix + name)
+      for name, field in fields.items()
+      if name in values
     }
     try:
       return cls(**converted)

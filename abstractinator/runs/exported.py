@@ -1,7 +1,7 @@
 """Trained models in folders of their own, which are read in place of runs.
 
     DIR/model.safetensors   parameters and collections by path
-    DIR/config.json         config of the run
+    DIR/config.json         config of the run, and the version that wrote it
     DIR/README.md           model card
     DIR/metrics.jsonl       figures on held-out text, in one line
 
@@ -81,7 +81,7 @@ def write(
   host['params'] = jax.tree.map(
     lambda x: x.astype(jnp.dtype(dtype)), host['params']
   )
-  arrays, settings = checksums.by_path(host), config.to_dict()
+  arrays, settings = checksums.by_path(host), config.stored()
   record = checksums.sealed(
     {
       'step': line['step'],

@@ -109,7 +109,7 @@ def claim(workdir: str, config: RunConfig) -> None:
   """
   try:
     os.makedirs(workdir, exist_ok=True)
-    text = json.dumps(config.to_dict(), indent=2) + '\n'
+    text = json.dumps(config.stored(), indent=2) + '\n'
     write_whole(_config_path(workdir), text.encode())
   except OSError as error:
     raise ValueError(

@@ -369,7 +369,7 @@ class Run:
           'metrics': report.steps.to_json(),
           'postponed': sorted(postponed),
         }
-        saver.save(step, state, position, self.config.to_dict(), metrics=tags)
+        saver.save(step, state, position, self.config.stored(), metrics=tags)
     is_stop = self._preemption.is_told and 'save' in due
     if postponed or (is_stop and step < self.total_steps):
       raise processes.Preempted(f'stopped at step {step}, saved')

@@ -10,7 +10,8 @@ import typing
 import pytest
 
 from abstractinator import config as config_lib
-from abstractinator.config import RunConfig
+from abstractinator.config import HealthConfig, RunConfig
+from abstractinator.config.section import NonNegativeInt
 from abstractinator.runs import workdir as workdirs
 from tests.helpers.config_values import (
   DEFAULT,
@@ -89,6 +90,29 @@ def test_a_config_survives_its_own_dictionary():
   assert RunConfig.from_dict(config.to_dict()) == config
   assert config.model.levels[0].segmentation.target_length == 4.5
   assert config.data.validation == ''
+
+
+def test_a_setting_added_after_a_release_is_as_before_in_older_runs():
+  @dataclasses.dataclass(frozen=True)
+  class Newer(HealthConfig):
+    grace: NonNegativeInt = 0
+
+  old = HealthConfig(alarms=True, after_steps=3).to_dict()
+  assert Newer.from_dict(old) == Newer(True, 3, 0)
+  assert Newer.from_dict(old | {'grace': 7}).grace == 7
+  with pytest.raises(ValueError, match=r'missing settings: after_steps$'):
+    Newer.from_dict({'alarms': True})
+
+
+def test_what_another_version_wrote_names_it_if_it_is_refused():
+  stored = RunConfig.from_dict(values()).stored()
+  version = stored['version']
+  for other, hint in ((version, ''), ('9.9', '; install abstractinator 9.9,')):
+    stored['version'] = other
+    assert RunConfig.from_stored(stored, 'PATH').stored()['version'] == version
+    with pytest.raises(ValueError, match=f'PATH: new: unknown.*{hint}') as info:
+      RunConfig.from_stored(stored | {'new': 1}, 'PATH')
+    assert ('install' in str(info.value)) == bool(hint)
 
 
 def test_latent_attention_needs_no_even_heads():

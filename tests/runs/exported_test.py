@@ -53,7 +53,7 @@ def test_what_was_written_is_read(config, variables, folder):
   assert sorted(os.listdir(folder)) == sorted(exported.FILES)
   assert (folder / exported.CARD).read_text() == 'ü'
   step, values = exported.read_config(str(folder), STEP)
-  assert (step, values) == (STEP, json.loads(json.dumps(config.to_dict())))
+  assert (step, values) == (STEP, json.loads(json.dumps(config.stored())))
   target = abstract(variables)
   assert_equal(exported.restore_variables(str(folder), target), variables)
   found = read_trained(str(folder))
