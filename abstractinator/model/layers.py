@@ -32,7 +32,19 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     """Normalises vectors, [..., D] to [..., D]."""
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    return _rms_norm(x, scale).astype(self.dtype)
+    return (
+      _rms_norm(_several_rows(x), scale).reshape(x.shape).astype(self.dtype)
+    )
+
+
+def _several_rows(x: Array) -> Array:
+  """Cuts a lone row, [1, S, D], into eight of S / 8 if they come out even.
+
+  XLA sums the gradient of the scale 40 times slower over one row than over
+  eight on CPU, where a step of a single row of 4096 ids loses a tenth by it.
+  """
+  is_lone = x.ndim == 3 and len(x) == 1 and x.shape[1] % 8 == 0
+  return x.reshape(8, -1, x.shape[-1]) if is_lone else x
 
 
 @jax.checkpoint

@@ -23,6 +23,24 @@ def test_a_norm_is_computed_in_float32_and_given_in_the_compute_type(dtype):
   )
 
 
+def test_a_lone_row_is_normalised_as_its_vectors_are():
+  rng = np.random.default_rng(0)
+  x_SD = jnp.asarray(rng.normal(size=(24, 4)), jnp.float32)
+  weight_SD = jnp.asarray(rng.normal(size=(24, 4)), jnp.float32)
+
+  def loss(scale, x):
+    y = layers.RMSNorm(jnp.float32).apply({'params': {'scale': scale}}, x)
+    assert y.shape == x.shape
+    return (y.reshape(24, 4) * weight_SD).sum()
+
+  scale = jnp.arange(1.0, 5.0)
+  grads = jax.grad(loss, (0, 1))
+  of_vectors = grads(scale, x_SD)
+  of_row = grads(scale, x_SD[None])
+  np.testing.assert_allclose(of_row[0], of_vectors[0], rtol=1e-5)
+  np.testing.assert_allclose(of_row[1][0], of_vectors[1], rtol=1e-5)
+
+
 def test_a_norm_of_zeros_is_zero_with_a_finite_gradient():
   norm = layers.RMSNorm(jnp.float32)
   params = {'params': {'scale': jnp.ones(4)}}
