@@ -2,7 +2,7 @@
 
     python train.py
 
-Hardware: 2 CPU cores, under 6 minutes. Parameters: 2,384,896. Expect: 22.8 MB
+Hardware: 2 CPU cores, 4 minutes. Parameters: 2,384,896. Expect: 22.8 MB
 of state, 18.5 GFLOP a step. On held-out documents it prints what the bytes cost
 without codes (the entropy model) and with codes paid for (the total), in
 bits/byte, and how many bytes come back from codes alone.
