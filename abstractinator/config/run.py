@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import re
 from typing import Annotated, Any, Literal, Self
 
 from abstractinator.config.model import ModelConfig
@@ -20,6 +21,7 @@ from abstractinator.config.section import (
 )
 
 _VERSION = importlib.metadata.version('abstractinator')
+_IS_VERSION = re.compile(r'[\w.+-]{1,40}', re.ASCII)
 # Equal to `types.NUM_BYTES`, whose import of jax would slow down every command
 # that reads a config.
 _NUM_BYTES = 256
@@ -191,8 +193,9 @@ class RunConfig(Section):
       return cls.from_dict(values)
     except ValueError as error:
       hint = ''
-      if version != _VERSION:
-        hint = f'; install abstractinator {version!s:.40}, which wrote it'
+      is_version = isinstance(version, str) and _IS_VERSION.fullmatch(version)
+      if is_version and version != _VERSION:
+        hint = f'; install abstractinator {version}, which wrote it'
       raise ValueError(f'{source}: {error}{hint}') from None
 
   def _check_lengths(self) -> None:

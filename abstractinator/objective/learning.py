@@ -169,3 +169,29 @@ def fitting(config: RunConfig, total_steps: int) -> RunConfig:
     loss, curriculum_steps=steps, curriculum_stops=stops
   )
   return dataclasses.replace(config, loss=loss)
+
+
+def require_same_curriculum(
+  old: RunConfig, old_steps: int, new: RunConfig, new_steps: int
+) -> None:
+  """Checks that a run of another length has the curriculum it began with.
+
+  Otherwise a level that has stopped could learn again.
+
+  Args:
+    old: Config that the run began with.
+    old_steps: Number of optimizer steps it would have taken.
+    new: Config of the run now.
+    new_steps: Number of its optimizer steps.
+
+  Raises:
+    ValueError: If levels start to learn at other steps.
+  """
+  before = fitting(old, old_steps).loss.curriculum_steps
+  now = fitting(new, new_steps).loss.curriculum_steps
+  if now != before:
+    raise ValueError(
+      f'max_steps, num_epochs: got {new_steps} steps, with which'
+      f' loss.curriculum_steps is {now}, allowed: as many that it stays'
+      f' {before}; start anew in another directory'
+    )

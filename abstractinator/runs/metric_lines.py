@@ -54,6 +54,17 @@ def last_step(workdir: str | os.PathLike[str]) -> int | None:
   return max((line['step'] for line in read(workdir)), default=None)
 
 
+def has(workdir: str | os.PathLike[str], step: int, name: str) -> bool:
+  """Returns whether a line of a step has a scalar of that name.
+
+  Raises:
+    ValueError: See `read`.
+  """
+  if not os.path.exists(path_of(workdir)):
+    return False
+  return any(x['step'] == step and name in x for x in read(workdir))
+
+
 def drop_after(workdir: str | os.PathLike[str], step: int) -> None:
   """Drops the lines of steps after `step`, and a half-written last line.
 

@@ -248,7 +248,11 @@ class Preemption:
     if not jax.distributed.is_initialized():
       with contextlib.suppress(ValueError):  # not the main thread
         for number in (signal.SIGTERM, signal.SIGINT):
-          self._before[number] = signal.signal(number, self._hear)
+          before = signal.getsignal(number)
+          # Ctrl-C is not for a job in the background, which ignores it. None
+          # stands for a handler that Python could not install again.
+          if before not in (signal.SIG_IGN, None):
+            self._before[number] = signal.signal(number, self._hear)
     return self
 
   def __exit__(self, *unused: object) -> None:
@@ -257,7 +261,7 @@ class Preemption:
   def _hear(self, number: int, unused: object) -> None:
     self.is_told = True
     # The signal may come while a line is written to the buffered stream.
-    line = 'stopping after this step or batch, then saving; again: at once'
+    line = 'stopping after this step or batch, then saving; again: no waiting'
     os.write(2, f'\n{signal.Signals(number).name}: {line}\n'.encode())
     self._unhook()
 

@@ -12,7 +12,7 @@ import jax
 from abstractinator.config import RunConfig
 from abstractinator.data import pipeline
 from abstractinator.evaluation.held_out import Evaluation, HeldOut
-from abstractinator.objective.learning import fitting
+from abstractinator.objective.learning import fitting, require_same_curriculum
 from abstractinator.objective.metrics import Metrics, Summary
 from abstractinator.runs import (
   allocator,
@@ -181,7 +181,13 @@ class Run:
         f' than the {restored.step} of the checkpoint in {source}'
       )
     self._go_on_at(restored.data_position, source)
+    if is_done and metric_lines.has(source, restored.step, 'eval/loss_total'):
+      self._postponed.clear()
     old = RunConfig.from_stored(restored.config, source)
+    if source == self.workdir:
+      require_same_curriculum(
+        old, self._num_steps(old), self.config, self.total_steps
+      )
     self._rise = rise_of_longer_run(
       old.optimizer,
       self.config.optimizer,
@@ -444,7 +450,8 @@ class Run:
     for line in (*self._shortened(), self._rise, self._counted):
       if line is not None:
         report.progress.message(line)
-    report.progress.message('compiling the training step')
+    if not self._postponed:
+      report.progress.message('compiling the training step')
     return report
 
   def _shortened(self) -> Iterator[str]:

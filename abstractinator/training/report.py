@@ -1,7 +1,9 @@
 """Reports of a run: metric files, alarms, progress and the closing summary."""
 
 import functools
+import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -153,8 +155,10 @@ class Reporter:
 def command() -> str:
   """Returns the command of a user that trains: `train.py` or the program's."""
   started = sys.argv[0]
-  is_script = started.endswith('train.py')
-  return f'python {started}' if is_script else 'abstractinator train'
+  is_script = os.path.basename(started) == 'train.py'
+  if is_script:
+    return f'python {shlex.quote(started)}'
+  return 'abstractinator train'
 
 
 def after_divergence(workdir: str, config: RunConfig) -> str:

@@ -9,7 +9,11 @@ import pytest
 
 from abstractinator.config import LossConfig, RunConfig
 from abstractinator.objective.by_level import ByLevel
-from abstractinator.objective.learning import Learning, fitting
+from abstractinator.objective.learning import (
+  Learning,
+  fitting,
+  require_same_curriculum,
+)
 from configs import default, tiny_2level
 from tests.helpers import tiny_pyramid
 
@@ -21,6 +25,11 @@ def weights(interval, stops):
   values = default.get_config().loss.to_dict()
   values |= {'curriculum_steps': interval, 'curriculum_stops': stops}
   return LossConfig.from_dict(values)
+
+
+def two_levels():
+  values = json.loads(tiny_2level.get_config().to_json_best_effort())
+  return RunConfig.from_dict(values)
 
 
 def make_learning(interval, stops, num_levels=2, top_lm='discrete'):
@@ -74,8 +83,7 @@ def test_without_a_top_lm_the_last_level_learns_to_the_end():
   ('total_steps', 'interval'), [(1401, 700), (1400, 466), (40, 13), (2, 0)]
 )
 def test_a_curriculum_fits_into_the_run(total_steps, interval):
-  values = json.loads(tiny_2level.get_config().to_json_best_effort())
-  config = RunConfig.from_dict(values)
+  config = two_levels()
   fits = fitting(config, total_steps)
   assert fits.loss.curriculum_steps == interval
   assert fits.loss.curriculum_stops == (interval > 0)
@@ -83,6 +91,16 @@ def test_a_curriculum_fits_into_the_run(total_steps, interval):
   # The last of three parts learns before the end.
   learning = Learning(fits.model, fits.loss)
   assert ends(learning.learned(TERMS, jnp.int32(total_steps - 1)))['t'] == 2.0
+
+
+def test_a_run_of_another_length_has_the_curriculum_it_began_with():
+  config = two_levels()
+  require_same_curriculum(config, 3000, config, 6000)
+  require_same_curriculum(config, 1000, config, 1001)
+  with pytest.raises(
+    ValueError, match=r'got 3000 steps, .*_steps is 700, allowed: .* stays 333;'
+  ):
+    require_same_curriculum(config, 1000, config, 3000)
 
 
 def test_without_an_interval_everything_learns():

@@ -62,32 +62,34 @@ def test_an_evaluation_is_broken_off_and_done_by_the_next_process(
   held_out = run.train(run.start())
   whole, run.workdir = run.workdir, whole
 
-  def train_until_a_signal():
+  def train_until_a_signal(at):
     evaluated = Progress.evaluated
 
     def raise_signal(self, step, done, total):
       evaluated(self, step, done, total)
-      if done == 0:
+      if (step, done) == (at, 0):
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
       patch.setattr(Progress, 'evaluated', raise_signal)
-      step = checkpoint.latest_step(run.workdir) or 2
-      with pytest.raises(processes.Preempted, match=f'at step {step}, saved'):
+      with pytest.raises(processes.Preempted, match=f'at step {at}, saved'):
         run.train(run.start())
-    assert checkpoint.latest_step(run.workdir) == step
-    assert metric_lines.last_step(run.workdir) in (None, step - 2)
+    assert checkpoint.latest_step(run.workdir) == at
+    assert metric_lines.last_step(run.workdir) == (at - 2 or None)
 
-  train_until_a_signal()
+  train_until_a_signal(2)
   # The next process is stopped in the same evaluation, the one after it is
   # killed before it has another checkpoint.
-  train_until_a_signal()
+  train_until_a_signal(2)
   with monkeypatch.context() as patch:
     patch.setattr(run, '_step', mock.Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
       run.train(run.start())
   assert metric_lines.last_step(run.workdir) == 2
+  train_until_a_signal(4)
   assert run.train(run.start()) == held_out
+  # Nothing is left to do, and nothing is done again.
+  assert run.train(run.start()) is None
   assert metrics(run.workdir) == metrics(whole)
   assert_same_state(pathlib.Path(run.workdir), pathlib.Path(whole), 4)
 
