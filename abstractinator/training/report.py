@@ -155,8 +155,7 @@ class Reporter:
 def command() -> str:
   """Returns the command of a user that trains: `train.py` or the program's."""
   started = sys.argv[0]
-  is_script = os.path.basename(started) == 'train.py'
-  if is_script:
+  if os.path.basename(started) == 'train.py':
     return f'python {shlex.quote(started)}'
   return 'abstractinator train'
 

@@ -11,9 +11,7 @@ DATA = b'A text that repeats, a text that repeats. ' * 9
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp('run')
-  tiny_run.save(path, tiny_run.config())
-  return str(path)
+  return tiny_run.saved(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')

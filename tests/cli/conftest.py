@@ -8,9 +8,7 @@ from tests.helpers import tiny_run
 
 @pytest.fixture(scope='session')
 def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp('run')
-  tiny_run.save(path, tiny_run.config())
-  return str(path)
+  return tiny_run.saved(tmp_path_factory)
 
 
 @pytest.fixture(scope='session')

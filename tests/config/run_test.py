@@ -107,7 +107,13 @@ def test_a_setting_added_after_a_release_is_as_before_in_older_runs():
 def test_what_another_version_wrote_names_it_if_it_is_refused():
   stored = RunConfig.from_dict(values()).stored()
   version = stored['version']
-  for other, hint in ((version, ''), ('9.9', '; install abstractinator 9.9,')):
+  for other, hint in (
+    (version, ''),
+    ('9.9', '; install abstractinator 9.9,'),
+    (None, ''),
+    (['9.9'], ''),
+    ('9\n\x1b[2J', ''),
+  ):
     stored['version'] = other
     assert RunConfig.from_stored(stored, 'PATH').stored()['version'] == version
     with pytest.raises(ValueError, match=f'PATH: new: unknown.*{hint}') as info:

@@ -17,9 +17,7 @@ from tests.helpers import tiny_run
 
 @pytest.fixture(scope='module')
 def evaluator(tmp_path_factory):
-  path = tmp_path_factory.mktemp('run')
-  tiny_run.save(path, tiny_run.config())
-  return open_run(str(path))
+  return open_run(tiny_run.saved(tmp_path_factory))
 
 
 def test_both_continuations_are_priced_after_the_prompt(evaluator):

@@ -66,6 +66,13 @@ def save(
       checkpointer.save(step, state, {'next_index': step}, run_config.to_dict())
 
 
+def saved(tmp_path_factory) -> str:
+  """Returns the directory of a run of `config()` with random parameters."""
+  path = tmp_path_factory.mktemp('run')
+  save(path, config())
+  return str(path)
+
+
 @functools.cache
 def _abstract_state(run_config: RunConfig):
   init = functools.partial(

@@ -259,6 +259,17 @@ def test_a_process_alone_hears_of_the_signal_once(capfd):
   assert [signal.getsignal(number) for number in both] == before
 
 
+def test_a_signal_that_is_ignored_stays_so():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with processes.Preemption() as preemption:
+      signal.raise_signal(signal.SIGINT)
+      assert not preemption.reached(1)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_process_alone_agrees_with_itself():
   assert processes.agree('runs/ä') == 'runs/ä'
   processes.require_equal('data', 'x')
